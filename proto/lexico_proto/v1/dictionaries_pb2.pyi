@@ -1,0 +1,71 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class RegisterRequest(_message.Message):
+    __slots__ = ("header", "data")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    header: RegisterHeader
+    data: bytes
+    def __init__(self, header: _Optional[_Union[RegisterHeader, _Mapping]] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class RegisterHeader(_message.Message):
+    __slots__ = ("digest", "artefact_bytes")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ARTEFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    artefact_bytes: int
+    def __init__(self, digest: _Optional[bytes] = ..., artefact_bytes: _Optional[int] = ...) -> None: ...
+
+class RegisterResponse(_message.Message):
+    __slots__ = ("added",)
+    ADDED_FIELD_NUMBER: _ClassVar[int]
+    added: bool
+    def __init__(self, added: _Optional[bool] = ...) -> None: ...
+
+class FetchRequest(_message.Message):
+    __slots__ = ("digest",)
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    def __init__(self, digest: _Optional[bytes] = ...) -> None: ...
+
+class FetchResponse(_message.Message):
+    __slots__ = ("artefact_bytes", "data")
+    ARTEFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    artefact_bytes: int
+    data: bytes
+    def __init__(self, artefact_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class ListRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListResponse(_message.Message):
+    __slots__ = ("dictionaries",)
+    DICTIONARIES_FIELD_NUMBER: _ClassVar[int]
+    dictionaries: _containers.RepeatedCompositeFieldContainer[DictionaryInfo]
+    def __init__(self, dictionaries: _Optional[_Iterable[_Union[DictionaryInfo, _Mapping]]] = ...) -> None: ...
+
+class DictionaryInfo(_message.Message):
+    __slots__ = ("digest", "artefact_bytes", "model", "layers", "kv_heads", "head_dim", "shared")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    ARTEFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    LAYERS_FIELD_NUMBER: _ClassVar[int]
+    KV_HEADS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    artefact_bytes: int
+    model: str
+    layers: int
+    kv_heads: int
+    head_dim: int
+    shared: bool
+    def __init__(self, digest: _Optional[bytes] = ..., artefact_bytes: _Optional[int] = ..., model: _Optional[str] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., shared: _Optional[bool] = ...) -> None: ...

@@ -1,0 +1,55 @@
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class MatchRequest(_message.Message):
+    __slots__ = ("page_keys",)
+    PAGE_KEYS_FIELD_NUMBER: _ClassVar[int]
+    page_keys: _containers.RepeatedScalarFieldContainer[bytes]
+    def __init__(self, page_keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+
+class MatchResponse(_message.Message):
+    __slots__ = ("leading", "present")
+    LEADING_FIELD_NUMBER: _ClassVar[int]
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    leading: int
+    present: _containers.RepeatedScalarFieldContainer[bool]
+    def __init__(self, leading: _Optional[int] = ..., present: _Optional[_Iterable[bool]] = ...) -> None: ...
+
+class GetRequest(_message.Message):
+    __slots__ = ("page_keys", "groups")
+    PAGE_KEYS_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    page_keys: _containers.RepeatedScalarFieldContainer[bytes]
+    groups: int
+    def __init__(self, page_keys: _Optional[_Iterable[bytes]] = ..., groups: _Optional[int] = ...) -> None: ...
+
+class GetResponse(_message.Message):
+    __slots__ = ("frame", "miss")
+    FRAME_FIELD_NUMBER: _ClassVar[int]
+    MISS_FIELD_NUMBER: _ClassVar[int]
+    frame: FramePart
+    miss: Miss
+    def __init__(self, frame: _Optional[_Union[FramePart, _Mapping]] = ..., miss: _Optional[_Union[Miss, _Mapping]] = ...) -> None: ...
+
+class FramePart(_message.Message):
+    __slots__ = ("page", "group", "frame_bytes", "data")
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    GROUP_FIELD_NUMBER: _ClassVar[int]
+    FRAME_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DATA_FIELD_NUMBER: _ClassVar[int]
+    page: int
+    group: int
+    frame_bytes: int
+    data: bytes
+    def __init__(self, page: _Optional[int] = ..., group: _Optional[int] = ..., frame_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
+
+class Miss(_message.Message):
+    __slots__ = ("page",)
+    PAGE_FIELD_NUMBER: _ClassVar[int]
+    page: int
+    def __init__(self, page: _Optional[int] = ...) -> None: ...
