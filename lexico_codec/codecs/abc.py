@@ -1,0 +1,82 @@
+"""What a codec is: one file, one class, `encode` beside `decode`, one id for its bytes."""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from dataclasses import asdict, dataclass
+from typing import Any, ClassVar
+
+from torch import Tensor
+
+from lexico_codec.dictionary import DictionarySet
+from lexico_codec.geometry import Geometry
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where in a model and a sequence a layer group lies."""
+
+    first_layer: int
+    """Counted in the whole model: indexes the dictionary set."""
+    first_token: int
+    """Position in the sequence."""
+
+
+@dataclass(frozen=True)
+class Codec(ABC):
+    """Turns a layer group into bytes and back.
+
+    A codec's configuration is its dataclass fields, plain JSON values; it is part of the namespace.
+    Bytes that change are a new codec, never a new meaning of an old id.
+    """
+
+    name: ClassVar[str]
+    """Name by which users choose it."""
+    codec_id: ClassVar[int]
+    """Number in frame headers."""
+    needs_dictionary: ClassVar[bool]
+
+    def config_json(self) -> str:
+        """Configuration as canonical JSON: sorted keys, no spaces."""
+        return json.dumps(self._config(), sort_keys=True, separators=(",", ":"))
+
+    def _config(self) -> dict[str, Any]:
+        return asdict(self)
+
+    @abstractmethod
+    def sink_tokens(self, first_token: int, tokens: int) -> int:
+        """How many leading tokens of a page that starts at `first_token` are stored exact."""
+
+    @abstractmethod
+    def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
+        """About how many bytes one layer of one page takes."""
+
+    @abstractmethod
+    def encode(
+        self, group: Tensor, place: Place, dictionary: DictionarySet | None
+    ) -> bytes | bytearray | memoryview:
+        """The body of a frame.
+
+        Args:
+            group: `[layers, 2, tokens, kv_heads, head_dim]`, contiguous, finite; keys first.
+            place: where the group lies.
+            dictionary: the set that the spec names; None for a codec without one.
+        """
+
+    @abstractmethod
+    def decode(
+        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+    ) -> None:
+        """Fills `out` from a body.
+
+        Args:
+            body: what `encode` gave, its checksum verified.
+            place: where the group lies.
+            dictionary: as for `encode`.
+            out: `[layers, 2, tokens, kv_heads, head_dim]`, of any strides, on any device; the
+                caller's own.
+
+        Raises:
+            DamagedFrame: the body is none that `encode` makes for this shape.
+        """

@@ -1,0 +1,186 @@
+"""lexico: the paper's code (arXiv 2412.08890).
+
+Per layer one universal dictionary for keys and one for values; each vector becomes at most s atoms
+found by Orthogonal Matching Pursuit, stored as int16 indices and FP8 E4M3 coefficients: 3 s + 2
+bytes a vector. The two are the number of atoms and the power of two that keeps outliers from
+saturating, in place of the paper's row offset.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import ClassVar
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from torch import Tensor
+
+from lexico_codec.codecs.abc import Codec, Place
+from lexico_codec.dictionary import DictionarySet
+from lexico_codec.geometry import Geometry
+from lexico_codec.kernels import Codes, encode, reconstruct
+from lexico_codec.quantise import LEAST_EXPONENT, from_e4m3, to_e4m3
+from lexico_codec.tensors import bytes_of, tensor_from
+from lexico_proto.errors import (
+    ConfigurationError,
+    DamagedFrame,
+    DictionaryMismatch,
+    UnknownDictionary,
+)
+
+SINK_TOKENS = 4
+"""Leading tokens of a sequence that stay exact: attention sinks (arXiv 2309.17453)."""
+
+
+@dataclass(frozen=True)
+class LexicoCodec(Codec):
+    """Body: sinks, then counts, exponents, indices and coefficients, each for all vectors of the
+    group.
+    """
+
+    name: ClassVar[str] = "lexico"
+    codec_id: ClassVar[int] = 2
+    needs_dictionary: ClassVar[bool] = True
+
+    sparsity: int = 8
+    """Most atoms a vector (s)."""
+    tolerance: float | None = None
+    """Stop at this relative error (delta), or None to always use s atoms."""
+
+    def __post_init__(self) -> None:
+        whole = isinstance(self.sparsity, int) and not isinstance(self.sparsity, bool)
+        if not whole or not 1 <= self.sparsity <= 255:
+            raise ConfigurationError(f"lexico: sparsity={self.sparsity!r} is no integer in 1..255")
+        if self.tolerance is not None and not (
+            isinstance(self.tolerance, int | float) and 0 < self.tolerance < 1
+        ):
+            raise ConfigurationError(f"lexico: tolerance={self.tolerance!r} is not in (0, 1)")
+
+    def sink_tokens(self, first_token: int, tokens: int) -> int:
+        """Those of the first four tokens of the sequence that lie in the page."""
+        return max(0, min(SINK_TOKENS - first_token, tokens))
+
+    def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
+        """3 s + 2 bytes a vector."""
+        return tokens * 2 * geometry.kv_heads * (3 * self.sparsity + 2)
+
+    def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
+        """Codes every vector of the group but the sinks'."""
+        layers, dim = group.shape[0], group.shape[-1]
+        atoms, starts = _set_for(dictionary, place, layers, dim).stack(
+            place.first_layer, layers, group.device
+        )
+        tables = [atoms[start:end] for start, end in pairwise(starts)]
+        sinks = self.sink_tokens(place.first_token, group.shape[2])
+        counts, exponents, indices, coefficients = [], [], [], []
+        for vectors, table in zip(group.flatten(0, 1), tables, strict=True):
+            rows = vectors[sinks:].reshape(-1, dim).float()
+            codes = encode(rows, table, self.sparsity, self.tolerance)
+            fp8, exponent = to_e4m3(codes.coefficients)
+            used = torch.arange(codes.indices.shape[1], device=rows.device) < codes.counts[:, None]
+            counts.append(codes.counts.to(torch.uint8))
+            exponents.append(exponent)
+            indices.append(codes.indices[used].to(torch.int16))  # N <= 16384 fits
+            coefficients.append(fp8[used])
+        sections = [group[:, :, :sinks], *(torch.cat(part) for part in (counts, exponents))]
+        sections += [torch.cat(part) for part in (indices, coefficients)]
+        return b"".join(bytes_of(section) for section in sections)
+
+    def decode(
+        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+    ) -> None:
+        """Reconstructs the group into `out`: sinks exact, the rest as sums of atoms."""
+        layers, _, tokens, heads, dim = out.shape
+        sinks = self.sink_tokens(place.first_token, tokens)
+        exact_bytes = 2 * layers * sinks * heads * dim * out.element_size()
+        rows = (tokens - sinks) * heads
+        if len(body) < exact_bytes:
+            raise DamagedFrame(f"lexico body of {len(body)} bytes: sinks alone are {exact_bytes}")
+        exact = tensor_from(body[:exact_bytes], out.dtype, (layers, 2, sinks, heads, dim))
+        table, starts = _set_for(dictionary, place, layers, dim).stack(
+            place.first_layer, layers, out.device
+        )
+        codes = _parse(body[exact_bytes:], starts, rows, self.sparsity, out.device)
+        most = torch.finfo(out.dtype).max
+        with torch.no_grad():
+            # A sum of atoms may pass the largest float16, which must not become infinity.
+            dense = reconstruct(codes, table).clamp_(-most, most)
+            out[:, :, :sinks].copy_(exact)
+            out[:, :, sinks:].copy_(dense.view(layers, 2, tokens - sinks, heads, dim))
+
+
+def _set_for(
+    dictionary: DictionarySet | None, place: Place, layers: int, dim: int
+) -> DictionarySet:
+    """The set, if it has dictionaries for the group."""
+    if dictionary is None:
+        raise UnknownDictionary("codec lexico: no dictionary set was given")
+    end = place.first_layer + layers
+    if dictionary.head_dim != dim or end > dictionary.layers:
+        raise DictionaryMismatch(
+            f"a dictionary set of {dictionary.layers} layers, head_dim {dictionary.head_dim} for "
+            f"layers up to {end}, head_dim {dim}"
+        )
+    return dictionary
+
+
+def _parse(
+    body: memoryview, starts: Sequence[int], rows: int, sparsity: int, device: torch.device
+) -> Codes:
+    """Codes of every table's vectors, every length checked before it is used.
+
+    Args:
+        body: what follows the sinks.
+        starts: row of the stacked dictionaries where each table begins, and their end.
+        rows: vectors a table.
+        sparsity: most atoms a vector.
+        device: where the codes go.
+
+    Returns:
+        Codes of `tables * rows` vectors, indices into the stacked dictionaries.
+    """
+    tables = len(starts) - 1
+    vectors = tables * rows
+    nonzeros, rest = divmod(len(body) - 2 * vectors, 3)
+    if nonzeros < 0 or rest:
+        raise DamagedFrame(f"lexico body of {len(body)} bytes does not hold {vectors} vectors")
+    counts = np.frombuffer(body, np.uint8, vectors)
+    if int(counts.sum(dtype=np.int64)) != nonzeros or int(counts.max(initial=0)) > sparsity:
+        raise DamagedFrame("lexico counts do not add up to the codes that follow")
+    exponents = np.frombuffer(body, np.int8, vectors, offset=vectors)
+    indices = np.frombuffer(body, "<i2", nonzeros, offset=2 * vectors)
+    coefficients = np.frombuffer(body, np.uint8, nonzeros, offset=2 * vectors + 2 * nonzeros)
+    if int(indices.min(initial=0)) < 0 or bool(((coefficients & 0x7F) == 0x7F).any()):
+        raise DamagedFrame("lexico code with a negative index or a coefficient that is no number")
+    if int(exponents.min(initial=0)) < LEAST_EXPONENT:
+        raise DamagedFrame("lexico exponent that no float32 has")
+    index, fp8 = _padded(counts, indices, coefficients)
+    by_table = index.reshape(tables, -1)
+    if bool((by_table.max(axis=1, initial=0) >= np.diff(starts)).any()):
+        raise DamagedFrame("lexico index beyond a dictionary")
+    stacked = (by_table + np.array(starts[:-1], np.int32)[:, None]).reshape(index.shape)
+    return Codes(
+        indices=torch.from_numpy(stacked).to(device),
+        coefficients=from_e4m3(
+            torch.from_numpy(fp8).to(device), torch.tensor(exponents, device=device)
+        ),
+        counts=torch.tensor(counts, dtype=torch.int32, device=device),
+    )
+
+
+def _padded(
+    counts: npt.NDArray[np.uint8],
+    indices: npt.NDArray[np.int16],
+    coefficients: npt.NDArray[np.uint8],
+) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
+    """Ragged codes as rectangles `[vectors, width]`, zeros after a row's last atom."""
+    rows, width = len(counts), int(counts.max(initial=0))
+    if rows * width == len(indices):  # every row full: the usual case at fixed s
+        return indices.reshape(rows, width), coefficients.reshape(rows, width).copy()
+    used = np.arange(width) < counts[:, None]
+    index, fp8 = np.zeros((rows, width), np.int16), np.zeros((rows, width), np.uint8)
+    index[used], fp8[used] = indices, coefficients
+    return index, fp8

@@ -1,0 +1,59 @@
+"""Page keys: equal keys mean equal prefixes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from lexico_codec.spec import DIGEST_BYTES, CacheSpec
+from lexico_proto.errors import TokenCountMismatch
+
+TokenIds = Sequence[int] | npt.NDArray[np.integer]
+
+
+def token_array(token_ids: TokenIds) -> npt.NDArray[np.uint32]:
+    """Token ids as little-endian uint32, `[tokens]`.
+
+    Raises:
+        TokenCountMismatch: not one-dimensional, not integers, or outside 0..2^32-1.
+    """
+    try:
+        ids = np.asarray(token_ids)
+    except ValueError as error:  # rows of different lengths
+        raise TokenCountMismatch("token ids must be a flat sequence of integers") from error
+    if ids.size == 0:
+        return np.empty(0, dtype="<u4")
+    if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):
+        raise TokenCountMismatch("token ids must be a flat sequence of integers")
+    if int(ids.min()) < 0 or int(ids.max()) >= 1 << 32:
+        raise TokenCountMismatch("token ids must lie in 0..2^32-1")
+    return ids.astype("<u4")
+
+
+def page_keys(spec: CacheSpec, token_ids: TokenIds) -> list[bytes]:
+    """Keys of every full page of a sequence.
+
+    A page's key is BLAKE2b-256(parent key, token ids of the page as little-endian uint32); the
+    first parent is the namespace. The chain makes a key stand for the whole prefix, and for all
+    that the namespace binds.
+
+    Args:
+        spec: what the pages belong to.
+        token_ids: the sequence from position 0; tokens after the last full page count for nothing.
+
+    Returns:
+        `len(token_ids) // spec.page_tokens` keys of 32 bytes.
+    """
+    ids = token_array(token_ids)
+    parent = spec.namespace
+    keys: list[bytes] = []
+    for page in range(len(ids) // spec.page_tokens):
+        tokens = ids[page * spec.page_tokens : (page + 1) * spec.page_tokens]
+        digest = hashlib.blake2b(parent, digest_size=DIGEST_BYTES, person=b"lexico-page")
+        digest.update(tokens.tobytes())
+        parent = digest.digest()
+        keys.append(parent)
+    return keys

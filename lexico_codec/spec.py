@@ -1,0 +1,175 @@
+"""What must agree before two caches are interchangeable, and how a page is cut into groups."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import struct
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Final
+
+from lexico_codec.codecs import Codec, codec_from_config
+from lexico_codec.geometry import MAX_KV_HEADS, MAX_LAYERS, Geometry
+from lexico_proto.errors import InvalidInput, ShapeMismatch, TokenCountMismatch
+
+DIGEST_BYTES: Final = 32
+"""Length of a weights fingerprint, a dictionary digest, a namespace and a page key."""
+
+FRAME_TARGET_BYTES: Final = 1 << 20
+"""Encoded size a layer group aims at: Redis and gRPC both move 1 MiB pieces fastest."""
+
+DEFAULT_PAGE_TOKENS: Final = 64
+"""Tokens a page: a sparse page of an 8B model is then one frame of about 1 MiB, and the tail that
+fills no page, which a node prefills itself, is 32 tokens long on average."""
+MAX_PAGE_TOKENS: Final = 4096
+MAX_GROUPS: Final = 64
+"""Frames of one page: what the store takes in one transaction."""
+MAX_LORA_BYTES: Final = 256
+
+
+@dataclass(frozen=True)
+class Shard:
+    """The slice of the whole model that one tensor- or pipeline-parallel rank holds."""
+
+    first_layer: int
+    total_layers: int
+    first_head: int
+    total_heads: int
+
+    @classmethod
+    def whole(cls, geometry: Geometry) -> Shard:
+        """The shard of a model that one process holds."""
+        return cls(0, geometry.layers, 0, geometry.kv_heads)
+
+
+@dataclass(frozen=True)
+class CacheSpec:
+    """Identity of a family of pages, but for the tenant: the server knows that from the caller."""
+
+    weights: bytes
+    """Fingerprint of the model's weights, 32 bytes."""
+    geometry: Geometry
+    codec: Codec
+    dictionary: bytes = b""
+    """Digest of the dictionary set, 32 bytes; empty for a codec without one."""
+    page_tokens: int = DEFAULT_PAGE_TOKENS
+    group_layers: int = 0
+    """Layers in one frame; 0 chooses what makes frames of about 1 MiB."""
+    lora: str = ""
+    """Identity of the adapter; empty for none."""
+    shard: Shard = field(default=None)  # type: ignore[assignment]
+
+    def __post_init__(self) -> None:
+        if self.shard is None:
+            object.__setattr__(self, "shard", Shard.whole(self.geometry))
+        if len(self.weights) != DIGEST_BYTES:
+            raise InvalidInput(f"spec: weights must be a digest of {DIGEST_BYTES} bytes")
+        if len(self.dictionary) != (DIGEST_BYTES if self.codec.needs_dictionary else 0):
+            wants = "a dictionary digest" if self.codec.needs_dictionary else "no dictionary"
+            raise InvalidInput(f"spec: codec {self.codec.name} takes {wants}")
+        if not 1 <= self.page_tokens <= MAX_PAGE_TOKENS:
+            raise TokenCountMismatch(
+                f"spec: page_tokens={self.page_tokens} is outside 1..{MAX_PAGE_TOKENS}"
+            )
+        if len(self.lora.encode()) > MAX_LORA_BYTES:
+            raise InvalidInput(f"spec: lora identity is longer than {MAX_LORA_BYTES} bytes")
+        shard, geometry = self.shard, self.geometry
+        if not (0 <= shard.first_layer <= shard.total_layers - geometry.layers) or not (
+            0 <= shard.first_head <= shard.total_heads - geometry.kv_heads
+        ):
+            raise ShapeMismatch("spec: the shard does not hold the geometry's layers and heads")
+        if shard.total_layers > MAX_LAYERS or shard.total_heads > MAX_KV_HEADS:
+            raise ShapeMismatch(
+                f"spec: a model of {shard.total_layers} layers and {shard.total_heads} heads: at "
+                f"most {MAX_LAYERS} and {MAX_KV_HEADS}"
+            )
+        if self.group_layers == 0:
+            object.__setattr__(self, "group_layers", self._default_group_layers())
+        if not 1 <= self.group_layers <= geometry.layers:
+            raise ShapeMismatch(
+                f"spec: group_layers={self.group_layers} is outside 1..{geometry.layers}"
+            )
+        if self.groups > MAX_GROUPS:
+            raise ShapeMismatch(
+                f"spec: group_layers={self.group_layers} makes {self.groups} frames a page: at "
+                f"most {MAX_GROUPS}, so give more layers to a group"
+            )
+
+    def _default_group_layers(self) -> int:
+        layer = self.codec.encoded_bytes(self.geometry, self.page_tokens)
+        wanted = round(self.geometry.layers * layer / FRAME_TARGET_BYTES)
+        frames = min(max(1, wanted), self.geometry.layers, MAX_GROUPS)
+        return math.ceil(self.geometry.layers / frames)
+
+    @cached_property
+    def namespace(self) -> bytes:
+        """BLAKE2b-256 of all of it, 32 bytes: the parent of the first page's key."""
+        parts = (
+            self.weights,
+            self.lora.encode(),
+            self.geometry.canonical(),
+            struct.pack("<IIII", *vars(self.shard).values()),
+            self.codec.name.encode(),
+            self.codec.config_json().encode(),
+            self.dictionary,
+            struct.pack("<II", self.page_tokens, self.group_layers),
+        )
+        digest = hashlib.blake2b(digest_size=DIGEST_BYTES, person=b"lexico-namespace")
+        for part in parts:  # length-prefixed, so that no two specs run together to the same bytes
+            digest.update(struct.pack("<Q", len(part)))
+            digest.update(part)
+        return digest.digest()
+
+    @property
+    def groups(self) -> int:
+        """Frames of a page."""
+        return math.ceil(self.geometry.layers / self.group_layers)
+
+    def group_range(self, group: int) -> range:
+        """Layers of one group, counted within the shard."""
+        first = group * self.group_layers
+        return range(first, min(first + self.group_layers, self.geometry.layers))
+
+    def group_shape(self, group: int) -> tuple[int, int, int, int, int]:
+        """`(layers, 2, page_tokens, kv_heads, head_dim)`; index 0 of the second axis is keys."""
+        g = self.geometry
+        return (len(self.group_range(group)), 2, self.page_tokens, g.kv_heads, g.head_dim)
+
+    def group_bytes(self, group: int) -> int:
+        """Bytes of one group before encoding."""
+        return math.prod(self.group_shape(group)) * self.geometry.itemsize
+
+    @property
+    def page_bytes(self) -> int:
+        """Bytes of one page before encoding."""
+        return self.page_tokens * self.geometry.token_bytes
+
+
+def make_spec(
+    *,
+    weights: bytes,
+    geometry: Geometry,
+    codec: str,
+    codec_config: str = "{}",
+    dictionary: bytes = b"",
+    page_tokens: int = DEFAULT_PAGE_TOKENS,
+    group_layers: int = 0,
+    lora: str = "",
+    shard: Shard | None = None,
+) -> CacheSpec:
+    """A `CacheSpec` from the plain values that travel.
+
+    Raises:
+        UnknownCodec, InvalidInput, ShapeMismatch, TokenCountMismatch: naming the field.
+    """
+    return CacheSpec(
+        weights=weights,
+        geometry=geometry,
+        codec=codec_from_config(codec, codec_config),
+        dictionary=dictionary,
+        page_tokens=page_tokens,
+        group_layers=group_layers,
+        lora=lora,
+        shard=shard or Shard.whole(geometry),
+    )

@@ -1,0 +1,79 @@
+"""Tensors as bytes and bytes as tensors, without copies."""
+
+from __future__ import annotations
+
+import math
+from typing import Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lexico_proto.errors import ShapeMismatch
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """The tensor's elements as flat bytes: a view where it is contiguous and on the CPU, else a
+    copy.
+    """
+    flat = tensor.detach().to("cpu").contiguous().view(torch.uint8).reshape(-1)
+    return flat.numpy().data
+
+
+def tensor_from(
+    data: bytes | bytearray | memoryview, dtype: torch.dtype, shape: tuple[int, ...]
+) -> Tensor:
+    """A tensor over `data`, read-only by convention.
+
+    Args:
+        data: exactly the bytes of the shape.
+        dtype: element type.
+        shape: dimensions.
+
+    Raises:
+        ShapeMismatch: `data` has another length.
+    """
+    needed = math.prod(shape) * dtype.itemsize
+    view = memoryview(data).cast("B")
+    if len(view) != needed:
+        raise ShapeMismatch(f"{len(view)} bytes for a tensor {shape} of {dtype}: needs {needed}")
+    if needed == 0:
+        return torch.empty(shape, dtype=dtype)
+    flat = torch.from_numpy(np.asarray(_Shared(view)))
+    if flat.data_ptr() % dtype.itemsize == 0:
+        return flat.view(dtype).reshape(shape)
+    return flat.clone().view(dtype).reshape(shape)
+
+
+class _Shared:
+    """Bytes as an array that claims to be writable.
+
+    torch warns of every read-only buffer, once a call; silencing that is not safe among threads.
+    Nothing here writes.
+    """
+
+    def __init__(self, view: memoryview) -> None:
+        self._array = np.frombuffer(view, np.uint8)  # keeps the memory alive
+        interface = dict(self._array.__array_interface__)
+        interface["data"] = (interface["data"][0], False)
+        self.__array_interface__ = interface
+
+
+def all_finite(tensor: Tensor) -> bool:
+    """Whether no element is NaN or infinite.
+
+    A sum in the tensor's own dtype shows both at the speed of memory; where the sum itself
+    overflows, the exponent bits of every element are looked at.
+    """
+    if bool(torch.isfinite(tensor.sum())):
+        return True
+    bits, exponent = _EXPONENTS[tensor.dtype]
+    return not bool(((tensor.view(bits) & exponent) == exponent).any())
+
+
+_EXPONENTS: Final = {
+    torch.float32: (torch.int32, 0x7F800000),
+    torch.float16: (torch.int16, 0x7C00),
+    torch.bfloat16: (torch.int16, 0x7F80),
+}
+"""dtype → integers of its width, and the exponent bits that are all set in NaN and infinity."""

@@ -1,0 +1,153 @@
+"""Key and value vectors of a model over a text, and how much attention each got, for training.
+
+The text is cut into windows of several lengths, so that keys of early and late positions are both
+seen. Each window is one forward pass from an empty cache; what lands in the cache (keys after their
+rotation) is appended, as fp16, to one file a dictionary. The first tokens of a window are left out:
+as attention sinks they are stored exact.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Final
+
+import numpy as np
+import torch
+
+from lexico_codec.dictionary import PARTS, Part, canonical_json, write_atomically
+from lexico_codec.training.importance import recorded_importance
+from lexico_proto.errors import ConfigurationError, InvalidInput, Unsupported
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+SINK_TOKENS: Final = 4
+"""Leading tokens of each window that are not sampled."""
+WINDOW_LENGTHS: Final = (2048, 1024, 1024)
+"""Tokens a window, in turn."""
+
+_PROGRESS: Final = "progress.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Samples:
+    """Where the vectors of one model over one text lie, or will lie."""
+
+    folder: Path
+    windows: tuple[tuple[int, ...], ...]
+    """Token ids of each window."""
+    layers: int
+    kv_heads: int
+    head_dim: int
+
+    @property
+    def rows(self) -> int:
+        """Vectors a dictionary: tokens that are no sinks, times heads."""
+        return self.rows_of(len(self.windows))
+
+    def rows_of(self, windows: int) -> int:
+        """Vectors a dictionary that the first windows give."""
+        return sum(len(w) - SINK_TOKENS for w in self.windows[:windows]) * self.kv_heads
+
+    @property
+    def corpus_digest(self) -> str:
+        """BLAKE2b-256 of the windows' token ids, as hex."""
+        digest = hashlib.blake2b(digest_size=32)
+        for window in self.windows:
+            digest.update(np.asarray([len(window), *window], dtype="<u4").tobytes())
+        return digest.hexdigest()
+
+    def path(self, layer: int, part: Part) -> Path:
+        """File of one dictionary's vectors: fp16 `[rows, head_dim]`, row-major, no header."""
+        return self.folder / f"{layer:02d}.{part}.f16"
+
+    def energy_path(self, layer: int) -> Path:
+        """File of a layer's attention energies: fp32 `[rows]`, see `importance`."""
+        return self.folder / f"{layer:02d}.energy.f32"
+
+    def finished(self) -> int:
+        """Windows that are on disk."""
+        try:
+            done = json.loads((self.folder / _PROGRESS).read_text())["windows"]
+        except FileNotFoundError:
+            return 0
+        except (OSError, ValueError, KeyError, TypeError) as e:
+            raise ConfigurationError(f"{self.folder / _PROGRESS}: cannot read ({e})") from e
+        return int(done)
+
+
+def cut_windows(
+    text: str,
+    tokenizer: PreTrainedTokenizerBase,
+    tokens: int,
+    lengths: Sequence[int] = WINDOW_LENGTHS,
+) -> tuple[tuple[int, ...], ...]:
+    """The first `tokens` tokens of a text as windows whose lengths take turns.
+
+    `<unk>`, the mark of tokenised WikiText for a word it dropped, is left out.
+
+    Raises:
+        InvalidInput: the text does not fill one window.
+    """
+    cleaned = text.replace(" <unk>", "").replace("<unk>", "")
+    ids = tokenizer(cleaned, add_special_tokens=False, verbose=False)["input_ids"][:tokens]
+    windows, at = [], 0
+    for length in itertools.cycle(lengths):
+        if at + length > len(ids):
+            break
+        windows.append(tuple(ids[at : at + length]))
+        at += length
+    if not windows:
+        raise InvalidInput(f"text: {len(ids)} tokens do not fill a window of {lengths[0]}")
+    return tuple(windows)
+
+
+def sample(model: PreTrainedModel, samples: Samples) -> Iterator[int]:
+    """Dumps the windows that are not on disk yet, yielding the tokens of each as it is finished.
+
+    A run that was cut short goes on with the window it had not finished.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+        InvalidInput: the model gives NaN or infinity, or values beyond fp16.
+        Unsupported: attention that does not go through the interface of transformers.
+    """
+    done = samples.finished()
+    samples.folder.mkdir(parents=True, exist_ok=True)
+    for index, window in enumerate(samples.windows[done:], start=done):
+        offset = 2 * samples.head_dim * samples.rows_of(index)
+        with torch.inference_mode(), recorded_importance(model) as energy:
+            ids = torch.tensor([window], device=model.device)
+            cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
+        for layer, part in itertools.product(range(samples.layers), PARTS):
+            states = cache.layers[layer].keys if part == "key" else cache.layers[layer].values
+            block = states[0, :, SINK_TOKENS:].transpose(0, 1).half().cpu()  # [T, G, m]
+            if not bool(block.isfinite().all()):
+                raise InvalidInput(f"layer {layer} {part}: NaN, infinity or beyond fp16")
+            _write_at(samples.path(layer, part), offset, block.numpy().tobytes())
+        for layer in range(samples.layers):
+            if layer not in energy:
+                raise Unsupported(f"layer {layer}: its attention cannot be watched")
+            flat = energy[layer][:, SINK_TOKENS:].T.contiguous().cpu()  # [T, G]
+            _write_at(
+                samples.energy_path(layer), 4 * samples.rows_of(index), flat.numpy().tobytes()
+            )
+        write_atomically(
+            samples.folder / _PROGRESS, canonical_json({"windows": index + 1}).encode()
+        )
+        yield len(window)
+
+
+def _write_at(path: Path, offset: int, data: bytes) -> None:
+    try:
+        path.touch()
+        with path.open("r+b") as f:
+            f.seek(offset)
+            f.write(data)
+    except OSError as e:
+        raise ConfigurationError(f"{path}: cannot write ({e.strerror or e})") from e

@@ -1,0 +1,78 @@
+"""Specs as protobuf messages and back."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from lexico_codec.geometry import Geometry, Pairing, Rope
+from lexico_codec.spec import CacheSpec, Shard, make_spec
+from lexico_proto.errors import InvalidInput
+from lexico_proto.v1 import types_pb2 as pb
+
+_DTYPES: Final[dict[str, pb.DType]] = {
+    "float32": pb.DTYPE_FLOAT32,
+    "float16": pb.DTYPE_FLOAT16,
+    "bfloat16": pb.DTYPE_BFLOAT16,
+}
+_PAIRINGS: Final[dict[Pairing, pb.RopePairing]] = {
+    "half": pb.ROPE_PAIRING_HALF,
+    "interleaved": pb.ROPE_PAIRING_INTERLEAVED,
+}
+
+
+def spec_to_wire(spec: CacheSpec) -> pb.CacheSpec:
+    """The message that stands for a spec."""
+    geometry, rope = spec.geometry, spec.geometry.rope
+    message = pb.Geometry(
+        layers=geometry.layers,
+        kv_heads=geometry.kv_heads,
+        head_dim=geometry.head_dim,
+        dtype=_DTYPES[geometry.dtype],
+    )
+    if rope is not None:
+        message.rope.CopyFrom(
+            pb.Rope(inv_freq=rope.inv_freq, pairing=_PAIRINGS[rope.pairing], scale=rope.scale)
+        )
+    return pb.CacheSpec(
+        weights=spec.weights,
+        lora=spec.lora,
+        geometry=message,
+        shard=pb.Shard(**vars(spec.shard)),
+        codec=spec.codec.name,
+        codec_config=spec.codec.config_json(),
+        dictionary=spec.dictionary,
+        page_tokens=spec.page_tokens,
+        group_layers=spec.group_layers,
+    )
+
+
+def spec_from_wire(message: pb.CacheSpec) -> CacheSpec:
+    """The spec that a message stands for.
+
+    Raises:
+        InvalidInput and its subclasses, UnknownCodec: naming the field that cannot be used.
+    """
+    geometry = message.geometry
+    dtype = next((name for name, code in _DTYPES.items() if code == geometry.dtype), None)
+    if dtype is None:
+        raise InvalidInput(f"spec: dtype code {geometry.dtype} is unknown")
+    rope = None
+    if geometry.HasField("rope"):
+        pairing = next((n for n, code in _PAIRINGS.items() if code == geometry.rope.pairing), None)
+        if pairing is None:
+            raise InvalidInput(f"spec: rope pairing code {geometry.rope.pairing} is unknown")
+        rope = Rope(tuple(geometry.rope.inv_freq), pairing, geometry.rope.scale)
+    if message.group_layers == 0:
+        raise InvalidInput("spec: group_layers must be given on the wire")
+    shard = message.shard
+    return make_spec(
+        weights=message.weights,
+        geometry=Geometry(geometry.layers, geometry.kv_heads, geometry.head_dim, dtype, rope),
+        codec=message.codec,
+        codec_config=message.codec_config,
+        dictionary=message.dictionary,
+        page_tokens=message.page_tokens,
+        group_layers=message.group_layers,
+        lora=message.lora,
+        shard=Shard(shard.first_layer, shard.total_layers, shard.first_head, shard.total_heads),
+    )
