@@ -1,0 +1,94 @@
+"""Checks of a caller's arguments, the same for every backend. Each raises InvalidInput."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+from lexico_proto.errors import InvalidInput
+
+if TYPE_CHECKING:
+    import numpy as np
+    import numpy.typing as npt
+
+    BytesLike = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
+
+KEY_BYTES: Final = 32
+"""Length of a page key."""
+MAX_DIGEST_BYTES: Final = 64
+"""Longest scope and longest dictionary digest: what BLAKE2b takes as a key."""
+MAX_FRAMES: Final = 64
+"""Frames (layer groups) of one page."""
+MAX_FRAME_BYTES: Final = 64 << 20
+MAX_META_BYTES: Final = 1 << 20
+MAX_DICTIONARY_BYTES: Final = 64 << 20
+MAX_TTL_S: Final = 10 * 365 * 86400.0
+"""Ten years: far below where a server's expiry in milliseconds overflows."""
+
+
+def check_scope(scope: bytes) -> None:
+    """A tenant's scope is 1..64 bytes."""
+    if not isinstance(scope, bytes) or not 1 <= len(scope) <= MAX_DIGEST_BYTES:
+        raise InvalidInput(f"scope must be 1..{MAX_DIGEST_BYTES} bytes: {_shape(scope)}")
+
+
+def check_key(key: bytes) -> None:
+    """A page key is 32 bytes."""
+    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
+        raise InvalidInput(f"page key must be {KEY_BYTES} bytes: {_shape(key)}")
+
+
+def check_digest(digest: bytes) -> None:
+    """A dictionary digest is 1..64 bytes."""
+    if not isinstance(digest, bytes) or not 1 <= len(digest) <= MAX_DIGEST_BYTES:
+        raise InvalidInput(
+            f"dictionary digest must be 1..{MAX_DIGEST_BYTES} bytes: {_shape(digest)}"
+        )
+
+
+def check_group(group: int) -> None:
+    """A layer group's index is below `MAX_FRAMES`."""
+    if not 0 <= group < MAX_FRAMES:
+        raise InvalidInput(f"group {group} is not in 0..{MAX_FRAMES - 1}")
+
+
+def checked_ttl_ms(ttl_s: float) -> int:
+    """Time to live in whole milliseconds, at least 1."""
+    if not (math.isfinite(ttl_s) and 0 < ttl_s <= MAX_TTL_S):
+        raise InvalidInput(f"ttl_s is {ttl_s}: give seconds in (0, {MAX_TTL_S:.0f}]")
+    return max(1, round(ttl_s * 1000))
+
+
+def checked_frames(frames: Sequence[BytesLike]) -> list[memoryview]:
+    """Views of the frames, as unsigned bytes and without a copy."""
+    if not 1 <= len(frames) <= MAX_FRAMES:
+        raise InvalidInput(f"a page has 1..{MAX_FRAMES} frames, not {len(frames)}")
+    return [checked_view(frame, f"frame {i}", MAX_FRAME_BYTES) for i, frame in enumerate(frames)]
+
+
+def checked_meta(meta: bytes) -> bytes:
+    """A page's meta, which may be empty."""
+    if not isinstance(meta, bytes) or len(meta) > MAX_META_BYTES:
+        raise InvalidInput(f"meta must be at most {MAX_META_BYTES} bytes: {_shape(meta)}")
+    return meta
+
+
+def checked_view(data: BytesLike, what: str, most: int) -> memoryview:
+    """`data` as a flat view of 1..`most` unsigned bytes, without a copy."""
+    try:
+        buffer: Any = data  # numpy's arrays are buffers, but say so to type checkers from 3.12 on
+        view = memoryview(buffer).cast("B")
+    except (TypeError, ValueError, BufferError) as error:
+        raise InvalidInput(
+            f"{what} is not a contiguous buffer of bytes: {type(data).__name__}"
+        ) from error
+    if not 1 <= view.nbytes <= most:
+        raise InvalidInput(f"{what} has {view.nbytes} bytes, not 1..{most}")
+    return view
+
+
+def _shape(value: object) -> str:
+    """Type and length of a value, never its content."""
+    size = f" of {len(value)}" if isinstance(value, bytes | bytearray | str) else ""
+    return f"got {type(value).__name__}{size}"

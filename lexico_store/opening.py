@@ -1,0 +1,110 @@
+"""From a URL to a store."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from lexico_proto.errors import ConfigurationError
+from lexico_store.address import Address, parse_address, parse_bytes
+from lexico_store.embedded import DEFAULT_MAXMEMORY, EmbeddedServer
+from lexico_store.memory import DEFAULT_MAX_BYTES, MemoryStore
+from lexico_store.settings import StoreSettings
+from lexico_store.store import PageStore
+
+
+def open_store(url: str, settings: StoreSettings | None = None) -> PageStore:
+    """The store at `url`. A server that runs elsewhere is not spoken to yet: `ping` does that.
+
+        memory://                   this process alone; ?maxmemory=1gb
+        embedded://                 a server started as our child, gone when the store is closed;
+                                    ?maxmemory=2gb &server=auto, path, wheel or /path/of/binary
+        embedded:///dir             the same, its socket and log in /dir
+        redis://user:password@host:6379/0   Redis or Valkey
+        rediss://...                the same over TLS; ?ssl_ca_certs= &ssl_certfile= &ssl_keyfile=
+        unix:///path.sock?db=0      Redis or Valkey on a unix socket; unix://:password@/path.sock
+
+    Raises:
+        ConfigurationError: the URL cannot be used, or a package or binary that it needs is not
+            installed.
+        StoreUnavailable: an embedded server does not start.
+    """
+    address = parse_address(url, _OPTIONS)
+    return _BUILDERS[address.scheme](address, settings or StoreSettings())
+
+
+def _open_memory(address: Address, _: StoreSettings) -> PageStore:
+    address.path_refused("memory://?maxmemory=1gb")
+    bound = address.options.get("maxmemory")
+    return MemoryStore(parse_bytes(bound, "maxmemory") if bound else DEFAULT_MAX_BYTES)
+
+
+def start_embedded(url: str, settings: StoreSettings) -> EmbeddedServer:
+    """Starts the server that an `embedded://` URL describes.
+
+    Raises:
+        ConfigurationError, StoreUnavailable: see `open_store`.
+    """
+    return _start(parse_address(url, _OPTIONS), settings)
+
+
+def _start(address: Address, settings: StoreSettings) -> EmbeddedServer:
+    if address.host or address.username or address.password:
+        raise ConfigurationError(
+            "an embedded store's URL is embedded:// or, with three slashes, embedded:///dir"
+        )
+    bound = address.options.get("maxmemory")
+    return EmbeddedServer(
+        Path(address.path) if address.path.strip("/") else None,
+        maxmemory=parse_bytes(bound, "maxmemory") if bound else DEFAULT_MAXMEMORY,
+        server=address.options.get("server", "auto"),
+        start_timeout_s=settings.start_timeout_s,
+    )
+
+
+def _open_embedded(address: Address, settings: StoreSettings) -> PageStore:
+    server = _start(address, settings)
+    local = Address(scheme="unix", path=str(server.socket_path))
+    try:
+        return _open_redis(local, settings, on_close=server.close)
+    except BaseException:
+        server.close()
+        raise
+
+
+def _open_redis(
+    address: Address, settings: StoreSettings, on_close: Callable[[], None] | None = None
+) -> PageStore:
+    if address.scheme == "unix":
+        if address.host or not address.path.strip("/"):
+            raise ConfigurationError(
+                "a unix store's URL has the form unix:///path.sock, with three slashes"
+            )
+    elif not address.host:
+        raise ConfigurationError(f"store URL ({address.scheme}): no host; write redis://host:6379")
+    try:
+        # Here and not above: memory:// must work without redis-py, and redis-py takes a while to
+        # import.
+        from lexico_store.redis_pool import build_pool
+        from lexico_store.redis_store import RedisStore
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            f"{address.scheme}:// needs {error.name}: pip install 'lexico-offload[store]'"
+        ) from error
+    return RedisStore(build_pool(address, settings), settings, on_close)
+
+
+_TLS_OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
+
+SCHEMES: Final[dict[str, tuple[Callable[[Address, StoreSettings], PageStore], frozenset[str]]]] = {
+    "memory": (_open_memory, frozenset({"maxmemory"})),
+    "embedded": (_open_embedded, frozenset({"maxmemory", "server"})),
+    "redis": (_open_redis, frozenset({"db"})),
+    "rediss": (_open_redis, frozenset({"db"}) | _TLS_OPTIONS),
+    "unix": (_open_redis, frozenset({"db"})),
+}
+"""Every scheme: what builds its store, and the query parameters that it takes."""
+
+_BUILDERS: Final = {scheme: build for scheme, (build, _) in SCHEMES.items()}
+_OPTIONS: Final = {scheme: options for scheme, (_, options) in SCHEMES.items()}

@@ -1,0 +1,67 @@
+"""What a failure of Redis means to our callers: the one place that knows redis-py's exceptions."""
+
+from __future__ import annotations
+
+from typing import Final
+
+from redis import exceptions as redis_exceptions
+
+from lexico_proto.errors import (
+    Busy,
+    ConfigurationError,
+    InternalError,
+    LexicoError,
+    StoreUnavailable,
+)
+
+REFUSED: Final = (
+    redis_exceptions.AuthenticationError,  # WRONGPASS, NOAUTH, invalid password
+    redis_exceptions.AuthenticationWrongNumberOfArgsError,  # a user name, to a server before 6.0
+    redis_exceptions.AuthorizationError,
+    redis_exceptions.NoPermissionError,  # NOPERM: the ACL user may not use our commands or keys
+)
+"""The server is well but does not want us. These subclass ConnectionError: ask for them first."""
+
+UNAVAILABLE: Final = (
+    redis_exceptions.ConnectionError,  # refused, reset, closed in the middle; LOADING
+    redis_exceptions.TimeoutError,  # no answer; the connection is closed: no stale reply
+    redis_exceptions.ReadOnlyError,  # a replica, or a failover in progress
+    redis_exceptions.ClusterDownError,  # CLUSTERDOWN, MASTERDOWN
+    redis_exceptions.TryAgainError,  # a slot on the move
+    redis_exceptions.InvalidResponse,  # not Redis's protocol; the connection is closed
+    OSError,
+)
+"""A later call may succeed."""
+
+UNAVAILABLE_PREFIXES: Final = (
+    "MISCONF",  # cannot save, so refuses to write
+    "NOREPLICAS",  # too few replicas to accept a write
+    "BUSY",  # a script of someone's runs too long
+)
+"""First words of replies that redis-py has no class for."""
+
+_COMMAND_PREFIX: Final = "caused error: "
+"""redis-py puts the failed command of a pipeline, and this, in front of the server's words."""
+
+
+def as_lexico(error: Exception, doing: str) -> LexicoError:
+    """Our error for one of redis-py's. Raise it `from` the original.
+
+    Args:
+        doing: the operation, for the message: "commit".
+    """
+    if isinstance(error, REFUSED):
+        return ConfigurationError(
+            f"the page store refuses us ({doing}): check the URL's user and password, and its ACL"
+        )
+    if isinstance(error, redis_exceptions.OutOfMemoryError):
+        return Busy(
+            f"the page store is full ({doing}): raise maxmemory, or set the policy volatile-lru"
+        )
+    reply = str(error).rpartition(_COMMAND_PREFIX)[2][:200]
+    text = f"{type(error).__name__}: {reply}"
+    if isinstance(error, UNAVAILABLE) or reply.partition(" ")[0] in UNAVAILABLE_PREFIXES:
+        return StoreUnavailable(f"the page store does not answer ({doing}): {text}")
+    if isinstance(error, redis_exceptions.ResponseError) and "DB index" in reply:
+        return ConfigurationError(f"the page store has no such database: {text}")
+    return InternalError(f"the page store answered with an error ({doing}): {text}")

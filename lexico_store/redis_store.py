@@ -1,0 +1,186 @@
+"""The store in a Redis or Valkey server (Redis 6 and later).
+
+The server should have `maxmemory` set, with a volatile- policy: pages and leases expire and may be
+evicted, dictionary sets do not and may not.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from importlib import resources
+from typing import Any, Final
+
+import redis
+from redis.commands.core import Script
+
+from lexico_proto.errors import Busy, StoreUnavailable
+from lexico_store import keys
+from lexico_store.redis_errors import as_lexico
+from lexico_store.redis_pool import PACK_CUTOFF_BYTES
+from lexico_store.settings import StoreSettings
+from lexico_store.store import PageStore, StoredPage
+
+Command = tuple[bytes | memoryview | str | int, ...]
+
+READ_WINDOW: Final = 64
+"""Most frames asked for in one go. Replies that wait for us count against the server's maxmemory,
+and would evict the very pages that we reload."""
+
+
+class RedisStore(PageStore):
+    """Pages as Redis hashes. Opened by `open_store`.
+
+    Args:
+        pool: connections, of which this store becomes the owner.
+        on_close: called once, after the connections are closed: ends a server that is ours.
+    """
+
+    def __init__(
+        self,
+        pool: redis.ConnectionPool,
+        settings: StoreSettings,
+        on_close: Callable[[], None] | None = None,
+    ) -> None:
+        self._pool = pool
+        self._client = redis.Redis(connection_pool=pool)
+        self._max_calls = settings.max_connections
+        self._slots = threading.BoundedSemaphore(self._max_calls)
+        self._slot_wait_s = settings.timeout_s
+        self._on_close = on_close
+        self._close_lock = threading.Lock()
+        self._closed = False
+        self._acquire_script = self._script("acquire.lua")
+        self._release_script = self._script("release.lua")
+
+    def _script(self, name: str) -> Script:
+        text = resources.files("lexico_store").joinpath("lua", name).read_text()
+        return self._client.register_script(text)
+
+    def ping(self) -> None:
+        self._run("ping", [("PING",)])
+
+    def close(self) -> None:
+        with self._close_lock:
+            if self._closed:
+                return
+            self._closed = True
+        self._wait_for_calls()
+        self._pool.disconnect()
+        if self._on_close is not None:
+            self._on_close()
+
+    def _wait_for_calls(self) -> None:
+        """Lets other threads' calls end, for one timeout at most; then cuts them off."""
+        deadline = time.monotonic() + self._slot_wait_s
+        taken = 0
+        while taken < self._max_calls and self._slots.acquire(
+            timeout=max(0.0, deadline - time.monotonic())
+        ):
+            taken += 1
+        for _ in range(taken):
+            self._slots.release()
+
+    def _present(self, names: Sequence[str]) -> list[bool]:
+        return [bool(n) for n in self._run("present", [("EXISTS", name) for name in names])]
+
+    def _commit(self, name: str, frames: list[memoryview], meta: bytes, ttl_ms: int) -> None:
+        fields: list[bytes | memoryview | str | int] = [keys.META_FIELD, meta]
+        for group, frame in enumerate(frames):
+            fields += [keys.group_field(group), _payload(frame)]
+        self._run(
+            "commit",
+            [("DEL", name), ("HSET", name, *fields), ("PEXPIRE", name, ttl_ms)],
+            atomic=True,
+        )
+
+    def _read(self, names: Sequence[str], group: int) -> list[bytes | None]:
+        field = keys.group_field(group)
+        frames: list[bytes | None] = []
+        for start in range(0, len(names), READ_WINDOW):
+            window = names[start : start + READ_WINDOW]
+            frames += self._run("read", [("HGET", name, field) for name in window])
+        return frames
+
+    def _read_page(self, name: str) -> StoredPage | None:
+        found: dict[bytes, bytes] = self._run("read_page", [("HGETALL", name)])[0]
+        meta = found.pop(keys.META_FIELD.encode(), None)
+        frames = [found.get(keys.group_field(i).encode()) for i in range(len(found))]
+        whole = [frame for frame in frames if frame is not None]
+        if meta is None or not whole or len(whole) != len(frames):
+            return None
+        return StoredPage(whole, meta)
+
+    def _meta(self, name: str) -> bytes | None:
+        found: bytes | None = self._run("meta", [("HGET", name, keys.META_FIELD)])[0]
+        return found
+
+    def _touch(self, names: Sequence[str], ttl_ms: int) -> list[bool]:
+        return [bool(n) for n in self._run("touch", [("PEXPIRE", n, ttl_ms) for n in names])]
+
+    def _discard(self, names: Sequence[str]) -> None:
+        self._run("discard", [("UNLINK", name) for name in names])
+
+    def _acquire(self, name: str, token: bytes, ttl_ms: int) -> bool:
+        with self._guard("lease"):
+            return bool(self._acquire_script(keys=[name], args=[token, ttl_ms]))
+
+    def _release(self, name: str, token: bytes) -> bool:
+        with self._guard("release"):
+            return bool(self._release_script(keys=[name], args=[token]))
+
+    def _put_dictionary(
+        self, name: str, listing: str, digest: bytes, chunks: list[memoryview]
+    ) -> None:
+        fields: list[bytes | memoryview | str | int] = []
+        for i, chunk in enumerate(chunks):
+            fields += [keys.chunk_field(i), _payload(chunk)]
+        size = sum(chunk.nbytes for chunk in chunks)
+        fields += [keys.CHUNK_COUNT_FIELD, len(chunks), keys.SIZE_FIELD, size]
+        self._run(
+            "put_dictionary",
+            [("DEL", name), ("HSET", name, *fields), ("SADD", listing, digest)],
+            atomic=True,
+        )
+
+    def _get_dictionary(self, name: str) -> bytes | None:
+        # One HGETALL, not one HGET a chunk: a put in between would give pieces of two versions.
+        found: dict[bytes, bytes] = self._run("get_dictionary", [("HGETALL", name)])[0]
+        try:
+            count = int(found[keys.CHUNK_COUNT_FIELD.encode()])
+            size = int(found[keys.SIZE_FIELD.encode()])
+            data = b"".join([found[keys.chunk_field(i).encode()] for i in range(count)])
+        except (KeyError, ValueError):
+            return None
+        return data if len(data) == size else None
+
+    def _list_dictionaries(self, listing: str) -> list[bytes]:
+        return list(self._run("list_dictionaries", [("SMEMBERS", listing)])[0])
+
+    def _run(self, doing: str, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
+        """The replies to `commands`, in one round trip; within one MULTI if `atomic`."""
+        with self._guard(doing), self._client.pipeline(transaction=atomic) as pipeline:
+            for command in commands:
+                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
+            return pipeline.execute()
+
+    @contextmanager
+    def _guard(self, doing: str) -> Iterator[None]:
+        """Waits for a free connection, and lets out none of redis-py's exceptions."""
+        if not self._slots.acquire(timeout=self._slot_wait_s):
+            raise Busy(f"all connections to the page store are in use ({doing}): retry later")
+        try:
+            if self._closed:
+                raise StoreUnavailable(f"the page store is closed ({doing})")
+            yield
+        except (redis.RedisError, OSError) as error:
+            raise as_lexico(error, doing) from error
+        finally:
+            self._slots.release()
+
+
+def _payload(view: memoryview) -> bytes | memoryview:
+    """Small values by copy, to share a send: redis-py sends every memoryview on its own."""
+    return view if view.nbytes > PACK_CUTOFF_BYTES else bytes(view)

@@ -1,0 +1,212 @@
+"""What a page store is. The contract suite (tests/contract/store_suite.py) is its definition."""
+
+from __future__ import annotations
+
+import secrets
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from types import TracebackType
+from typing import TYPE_CHECKING, Final, NamedTuple, Self
+
+from lexico_proto.errors import InvalidInput
+from lexico_store import checks
+from lexico_store import keys as keyspace
+from lexico_store.lease import Lease
+
+if TYPE_CHECKING:
+    from lexico_store.checks import BytesLike
+
+CHUNK_BYTES: Final = 1 << 20
+"""Bytes of one stored piece of a dictionary set: where Redis and the sockets are fastest."""
+_TOKEN_BYTES: Final = 16
+MAX_OWNER_BYTES: Final = 64
+
+
+class StoredPage(NamedTuple):
+    """One whole page: its frames in the order of their layer groups, and its meta."""
+
+    frames: list[bytes]
+    meta: bytes
+
+
+class PageStore(ABC):
+    """Encoded pages, leases and dictionary sets of many tenants.
+
+    Calls block and may come from many threads at once. `scope` is the digest of the *authenticated*
+    tenant (1..64 bytes); tenants never see each other's pages. `key` is a page key of 32 bytes.
+    Times are in seconds.
+
+    Every call may raise, and raises nothing else:
+        InvalidInput: an argument that can never work (empty frame, wrong key length, ttl_s <= 0).
+        StoreUnavailable: the store cannot be reached, died, is loading or read-only, timed out, or
+            is closed.
+        Busy: the store's memory bound is reached and nothing may be evicted, or all connections are
+            in use.
+        ConfigurationError: the store refuses our password, or the user's rights do not suffice.
+        InternalError: anything else, a defect of ours.
+
+    This class checks arguments and builds names; a backend fills in the underscored methods, which
+    may trust both.
+    """
+
+    def present(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
+        """For each key, whether its page is there now. One round trip."""
+        names = _page_names(scope, keys)
+        return self._present(names) if names else []
+
+    def commit(
+        self, scope: bytes, key: bytes, frames: Sequence[BytesLike], meta: bytes, ttl_s: float
+    ) -> None:
+        """Stores a page whole: until this is done readers see the former page, or none.
+
+        Idempotent: the same page may be committed again, also after an error that left its fate
+            open.
+
+        Args:
+            frames: 1..64 contiguous buffers of 1 byte..64 MiB, best about 1 MiB; not copied on the
+                way to Redis, so they must not change until the call returns.
+            meta: at most 1 MiB, may be empty.
+            ttl_s: the page expires whole after this time; it may be evicted, whole, before.
+        """
+        checks.check_scope(scope)
+        checks.check_key(key)
+        views = checks.checked_frames(frames)
+        ttl_ms = checks.checked_ttl_ms(ttl_s)
+        self._commit(keyspace.page(scope, key), views, checks.checked_meta(meta), ttl_ms)
+
+    def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
+        """Layer group `group` of many pages, in order; None for a page or group that is not there.
+
+        Two calls may fall on either side of a new commit of the page: `read_page` is for all groups
+        at one moment.
+        """
+        checks.check_group(group)
+        names = _page_names(scope, keys)
+        return self._read(names, group) if names else []
+
+    def read_page(self, scope: bytes, key: bytes) -> StoredPage | None:
+        """All of one page as of one moment, or None."""
+        checks.check_scope(scope)
+        checks.check_key(key)
+        return self._read_page(keyspace.page(scope, key))
+
+    def meta(self, scope: bytes, key: bytes) -> bytes | None:
+        """The meta that the page was committed with, or None if the page is not there."""
+        checks.check_scope(scope)
+        checks.check_key(key)
+        return self._meta(keyspace.page(scope, key))
+
+    def touch(self, scope: bytes, keys: Sequence[bytes], ttl_s: float) -> list[bool]:
+        """Lets pages expire `ttl_s` from now; False for those not there (it never revives)."""
+        ttl_ms = checks.checked_ttl_ms(ttl_s)
+        names = _page_names(scope, keys)
+        return self._touch(names, ttl_ms) if names else []
+
+    def discard(self, scope: bytes, keys: Sequence[bytes]) -> None:
+        """Removes pages; those not there are passed over."""
+        names = _page_names(scope, keys)
+        if names:
+            self._discard(names)
+
+    def lease(
+        self, scope: bytes, key: bytes, ttl_s: float, owner: bytes | None = None
+    ) -> Lease | None:
+        """The page's single-flight lease for `ttl_s`, or None while another holds it.
+
+        `owner` (1..64 bytes) names who asks: the same owner gets a lease again that it holds, as
+        one who starts anew after a crash needs. By default every call is an owner of its own.
+        """
+        checks.check_scope(scope)
+        checks.check_key(key)
+        name = keyspace.lease(scope, key)
+        token = secrets.token_bytes(_TOKEN_BYTES) if owner is None else owner
+        if not 1 <= len(token) <= MAX_OWNER_BYTES:
+            raise InvalidInput(f"lease: an owner has 1..{MAX_OWNER_BYTES} bytes, not {len(token)}")
+        if not self._acquire(name, token, checks.checked_ttl_ms(ttl_s)):
+            return None
+        return Lease(token, lambda held: self._release(name, held))
+
+    def put_dictionary(self, scope: bytes, digest: bytes, data: BytesLike) -> None:
+        """Stores a dictionary set (up to 64 MiB) whole, not to expire or be evicted. Idempotent."""
+        checks.check_scope(scope)
+        checks.check_digest(digest)
+        view = checks.checked_view(data, "dictionary", checks.MAX_DICTIONARY_BYTES)
+        chunks = [view[i : i + CHUNK_BYTES] for i in range(0, view.nbytes, CHUNK_BYTES)]
+        self._put_dictionary(
+            keyspace.dictionary(scope, digest), keyspace.dictionary_listing(scope), digest, chunks
+        )
+
+    def get_dictionary(self, scope: bytes, digest: bytes) -> bytes | None:
+        """The dictionary set, or None if any part is missing. The caller checks the digest."""
+        checks.check_scope(scope)
+        checks.check_digest(digest)
+        return self._get_dictionary(keyspace.dictionary(scope, digest))
+
+    def list_dictionaries(self, scope: bytes) -> list[bytes]:
+        """Digests of the tenant's dictionary sets, sorted."""
+        checks.check_scope(scope)
+        return sorted(self._list_dictionaries(keyspace.dictionary_listing(scope)))
+
+    @abstractmethod
+    def ping(self) -> None:
+        """Returns if the store answers, else raises."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Lets go of connections and our server. Idempotent; later calls raise StoreUnavailable."""
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self.close()
+
+    @abstractmethod
+    def _present(self, names: Sequence[str]) -> list[bool]: ...
+
+    @abstractmethod
+    def _commit(self, name: str, frames: list[memoryview], meta: bytes, ttl_ms: int) -> None: ...
+
+    @abstractmethod
+    def _read(self, names: Sequence[str], group: int) -> list[bytes | None]: ...
+
+    @abstractmethod
+    def _read_page(self, name: str) -> StoredPage | None: ...
+
+    @abstractmethod
+    def _meta(self, name: str) -> bytes | None: ...
+
+    @abstractmethod
+    def _touch(self, names: Sequence[str], ttl_ms: int) -> list[bool]: ...
+
+    @abstractmethod
+    def _discard(self, names: Sequence[str]) -> None: ...
+
+    @abstractmethod
+    def _acquire(self, name: str, token: bytes, ttl_ms: int) -> bool: ...
+
+    @abstractmethod
+    def _release(self, name: str, token: bytes) -> bool: ...
+
+    @abstractmethod
+    def _put_dictionary(
+        self, name: str, listing: str, digest: bytes, chunks: list[memoryview]
+    ) -> None: ...
+
+    @abstractmethod
+    def _get_dictionary(self, name: str) -> bytes | None: ...
+
+    @abstractmethod
+    def _list_dictionaries(self, listing: str) -> list[bytes]: ...
+
+
+def _page_names(scope: bytes, keys: Sequence[bytes]) -> list[str]:
+    checks.check_scope(scope)
+    for key in keys:
+        checks.check_key(key)
+    return [keyspace.page(scope, key) for key in keys]
