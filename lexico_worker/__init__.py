@@ -1,0 +1,1 @@
+"""Ray workers that encode pages and commit them to the store."""

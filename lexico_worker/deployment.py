@@ -1,0 +1,136 @@
+"""The Encoder deployment of Ray Serve: a thin process around `PageEncoder`.
+
+Ray may run a call again after a death, so a call must be idempotent: `PageEncoder` is. Work runs in
+a thread pool: the replica's loop stays free for health checks and cancellation.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+from ray import serve
+
+from lexico_proto.errors import InternalError, LexicoError
+from lexico_store import open_store
+from lexico_worker.config import EncoderConfig
+from lexico_worker.page_encoder import PageDone, PageEncoder, PageJob
+
+_log = logging.getLogger(__name__)
+
+STUCK_S = 900.0
+"""A layer group that takes longer means a stuck device or store: the replica is then unhealthy."""
+
+Failure = tuple[str, str]
+"""Reason and message of an error of our tree: errors cross processes as plain strings."""
+
+
+class Encoder:
+    """Encodes pages that arrive as references into shared memory, and commits them itself."""
+
+    def __init__(self, config: EncoderConfig) -> None:
+        cores = len(os.sched_getaffinity(0))
+        torch.set_num_threads(config.threads or max(1, cores // config.max_replicas))
+        device = "cuda" if config.num_gpus and torch.cuda.is_available() else "cpu"
+        self._store = open_store(config.store_url)
+        self._pages = PageEncoder(
+            self._store,
+            page_ttl_s=config.page_ttl_s,
+            lease_ttl_s=config.lease_ttl_s,
+            device=device,
+            dictionary_cache_bytes=config.dictionary_cache_bytes,
+        )
+        self._pool = ThreadPoolExecutor(config.ongoing_per_replica, thread_name_prefix="encode")
+        self._running: dict[int, float] = {}
+        _log.info("encoder=up device=%s threads=%d", device, torch.get_num_threads())
+
+    async def encode(self, job: PageJob, page: npt.NDArray[np.uint8]) -> PageDone | Failure:
+        """Encodes and commits one page.
+
+        Args:
+            job: which page.
+            page: its raw bytes; passed as a top-level ObjectRef, it arrives as a read-only view
+                of shared memory.
+
+        Returns:
+            What was done, or reason and message of an error of our tree.
+        """
+        cancelled = threading.Event()
+        loop = asyncio.get_running_loop()
+        work = loop.run_in_executor(self._pool, self._encode, job, page, cancelled)
+        try:
+            return await asyncio.shield(work)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    def _encode(
+        self, job: PageJob, page: npt.NDArray[np.uint8], cancelled: threading.Event
+    ) -> PageDone | Failure:
+        thread = threading.get_ident()
+
+        def progress() -> None:
+            self._running[thread] = time.monotonic()
+
+        progress()
+        try:
+            return self._pages.encode_page(job, page, cancelled, progress)
+        except LexicoError as error:
+            return error.reason, error.message
+        except Exception:  # noqa: BLE001 - the caller must hear of it, and only the log see why
+            _log.exception("page=%s failed", job.page_key.hex()[:16])
+            return InternalError.reason, "the encoder failed; its log has the traceback"
+        finally:
+            del self._running[thread]
+
+    async def check_health(self) -> None:
+        """Raises where a layer group takes too long: Serve then replaces the replica.
+
+        The store is not asked: a store that is down is no reason to restart encoders.
+        """
+        now = time.monotonic()
+        oldest = max((now - started for started in list(self._running.values())), default=0.0)
+        if oldest > STUCK_S:
+            raise RuntimeError(f"a layer group has been in work for {oldest:.0f} s")
+
+    async def pid(self) -> int:
+        """Process id, for tests that kill it and benchmarks that weigh it."""
+        return os.getpid()
+
+    async def __del__(self) -> None:
+        self._pool.shutdown(wait=False, cancel_futures=True)
+        self._store.close()
+
+
+def encoder_app(config: EncoderConfig) -> Any:
+    """The Encoder as a bound Serve deployment, to be passed to the ingress."""
+    scaling: dict[str, Any] = {"num_replicas": config.min_replicas}
+    if config.max_replicas > config.min_replicas:
+        scaling = {
+            "autoscaling_config": {
+                "min_replicas": config.min_replicas,
+                "max_replicas": config.max_replicas,
+                "target_ongoing_requests": config.ongoing_per_replica,
+                "upscale_delay_s": 2.0,
+                "downscale_delay_s": 60.0,
+            }
+        }
+    deployment = serve.deployment(
+        name="Encoder",
+        max_ongoing_requests=config.ongoing_per_replica,
+        max_queued_requests=config.queued_per_handle,
+        ray_actor_options={"num_cpus": config.num_cpus, "num_gpus": config.num_gpus or 0},
+        health_check_period_s=5,
+        health_check_timeout_s=30,
+        graceful_shutdown_timeout_s=30,
+        **scaling,
+    )
+    return deployment(Encoder).bind(config)

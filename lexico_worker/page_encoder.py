@@ -1,0 +1,208 @@
+"""A page from raw groups to the store: plain Python, no Ray."""
+
+from __future__ import annotations
+
+import logging
+import secrets
+import threading
+import time
+from collections import OrderedDict
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from enum import Enum
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from lexico_codec.dictionary import DictionarySet, find_builtin
+from lexico_codec.frame import Arena
+from lexico_codec.pages import encode_group
+from lexico_codec.spec import CacheSpec
+from lexico_codec.tensors import tensor_from
+from lexico_proto.errors import Cancelled, ShapeMismatch, UnknownDictionary
+from lexico_store import PageStore
+from lexico_store.scopes import SHARED_SCOPE
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class PageJob:
+    """One page to encode and commit."""
+
+    scope: bytes
+    """Digest of the caller's tenant."""
+    spec: CacheSpec
+    page: int
+    """Index of the page in its sequence."""
+    page_key: bytes
+    owner: bytes = field(default_factory=lambda: secrets.token_bytes(16))
+    """Who holds the page's lease: the job, so that a second attempt takes over from a dead one."""
+
+
+class Outcome(Enum):
+    """What became of a page."""
+
+    STORED = "stored"
+    PRESENT = "present"
+    IN_PROGRESS = "in-progress"
+
+
+@dataclass(frozen=True)
+class PageDone:
+    """A page's outcome and what it took."""
+
+    outcome: Outcome
+    stored_bytes: int = 0
+    encode_s: float = 0.0
+    commit_s: float = 0.0
+
+
+class PageEncoder:
+    """Encodes pages and commits them whole. Safe to call from several threads, and again with the
+    same page.
+    """
+
+    def __init__(
+        self,
+        store: PageStore,
+        *,
+        page_ttl_s: float,
+        lease_ttl_s: float,
+        device: torch.device | str = "cpu",
+        dictionary_cache_bytes: int = 1 << 30,
+    ) -> None:
+        """
+        Args:
+            store: where pages go and dictionary sets come from.
+            page_ttl_s: seconds a page lives.
+            lease_ttl_s: seconds after which another encoder may take a page over.
+            device: where vectors are coded.
+            dictionary_cache_bytes: dictionary sets kept in memory.
+        """
+        self._store = store
+        self._page_ttl_s = page_ttl_s
+        self._lease_ttl_s = lease_ttl_s
+        self._device = torch.device(device)
+        self._threads = threading.local()
+        self._dictionaries = _DictionaryCache(store, dictionary_cache_bytes)
+
+    def encode_page(
+        self,
+        job: PageJob,
+        raw: npt.NDArray[np.uint8],
+        cancelled: threading.Event | None = None,
+        progress: Callable[[], None] | None = None,
+    ) -> PageDone:
+        """Encodes every group of a page and commits the page in one transaction.
+
+        Running it again is harmless: a page that is there is left alone, and one that another
+        encoder holds the lease of is left to that encoder.
+
+        Args:
+            job: which page.
+            raw: the page's bytes, `spec.page_bytes` long: its layer groups one after another.
+            cancelled: looked at between groups; set, it ends the work with nothing written.
+            progress: called before each group, so that slow work can be told from stuck work.
+
+        Raises:
+            ShapeMismatch, NonFiniteCache, UnknownDictionary, DictionaryMismatch: the page cannot be
+            encoded. StoreUnavailable, Busy: the store does not take it.
+            Cancelled: the caller went away.
+        """
+        spec = job.spec
+        if len(raw) != spec.page_bytes:
+            raise ShapeMismatch(f"page {job.page}: {len(raw)} bytes, needs {spec.page_bytes}")
+        if self._store.present(job.scope, [job.page_key])[0]:
+            return PageDone(Outcome.PRESENT)
+        dictionary = None
+        if spec.codec.needs_dictionary:
+            dictionary = self._dictionaries.get(job.scope, spec.dictionary)
+        lease = self._store.lease(job.scope, job.page_key, self._lease_ttl_s, job.owner)
+        if lease is None:
+            return PageDone(Outcome.IN_PROGRESS)
+        with lease:
+            if self._store.present(job.scope, [job.page_key])[0]:  # another was faster
+                return PageDone(Outcome.PRESENT)
+            started = time.perf_counter()
+            arena, frames, start = self._arena(), [], 0
+            for group in range(spec.groups):
+                if cancelled is not None and cancelled.is_set():
+                    raise Cancelled(f"page {job.page}: the caller went away")
+                if progress is not None:
+                    progress()
+                if group:  # a slow encoder must not lose the page in the middle of it
+                    self._store.lease(job.scope, job.page_key, self._lease_ttl_s, job.owner)
+                end = start + spec.group_bytes(group)
+                tensor = tensor_from(
+                    raw[start:end].data, spec.geometry.torch_dtype, spec.group_shape(group)
+                ).to(self._device)
+                frames.append(
+                    encode_group(spec, job.page_key, job.page, group, tensor, dictionary, arena)
+                )
+                start = end
+            encoded = time.perf_counter()
+            self._store.commit(job.scope, job.page_key, frames, b"", self._page_ttl_s)
+            committed = time.perf_counter()
+        return PageDone(
+            Outcome.STORED,
+            stored_bytes=sum(map(len, frames)),
+            encode_s=encoded - started,
+            commit_s=committed - encoded,
+        )
+
+    def _arena(self) -> Arena:
+        """This thread's memory for the frames of a page."""
+        if not hasattr(self._threads, "arena"):
+            self._threads.arena = Arena()
+        arena: Arena = self._threads.arena
+        arena.reset()
+        return arena
+
+
+class _DictionaryCache:
+    """Dictionary sets by tenant and digest, least recently used first out."""
+
+    def __init__(self, store: PageStore, max_bytes: int) -> None:
+        self._store = store
+        self._max = max_bytes
+        self._sets: OrderedDict[tuple[bytes, bytes], DictionarySet] = OrderedDict()
+        self._lock = threading.Lock()
+
+    def get(self, scope: bytes, digest: bytes) -> DictionarySet:
+        """The set, from memory or the store.
+
+        Raises:
+            UnknownDictionary: neither the tenant nor the operator registered it.
+        """
+        with self._lock:  # held while loading: a set is read once, however many pages want it
+            for owner in (scope, SHARED_SCOPE):
+                if (owner, digest) in self._sets:
+                    self._sets.move_to_end((owner, digest))
+                    return self._sets[owner, digest]
+            owner, dictionary = self._load(scope, digest)
+            self._sets[owner, digest] = dictionary
+            while len(self._sets) > 1 and sum(map(_held_bytes, self._sets.values())) > self._max:
+                self._sets.popitem(last=False)
+            _log.info("dictionary=%s loaded", digest.hex()[:16])
+            return dictionary
+
+    def _load(self, scope: bytes, digest: bytes) -> tuple[bytes, DictionarySet]:
+        for owner in (scope, SHARED_SCOPE):
+            data = self._store.get_dictionary(owner, digest)
+            if data is not None:
+                dictionary = DictionarySet.load(data)
+                if dictionary.digest == digest:
+                    return owner, dictionary
+        built_in = find_builtin(digest)
+        if built_in is None:
+            raise UnknownDictionary(
+                f"dictionary set {digest.hex()[:16]} is not registered: register it first"
+            )
+        return SHARED_SCOPE, built_in
+
+
+def _held_bytes(dictionary: DictionarySet) -> int:
+    """Memory of a set: the artefact in float16, and the atoms again in float32."""
+    return 3 * len(dictionary.to_bytes())

@@ -1,0 +1,236 @@
+"""A Ray of our own on this machine: loopback alone, with a token and a folder of its own."""
+
+from __future__ import annotations
+
+import logging
+import os
+import secrets
+import shutil
+import signal
+import tempfile
+import threading
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lexico_proto.errors import ConfigurationError
+
+_log = logging.getLogger(__name__)
+
+_PREFIX: Final = "lx-ray-"
+_MAX_SOCKET_PATH: Final = 107  # sun_path, less its final zero
+_LONGEST_SOCKET: Final = (
+    f"/{_PREFIX}12345678/r/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
+)
+_REMOVE_S: Final = 5.0
+_LEFTOVER_GRACE_S: Final = 3.0
+_VITAL: Final = ("gcs_server", "raylet")
+
+
+@dataclass(frozen=True)
+class RayConfig:
+    """Which Ray to use."""
+
+    address: str = ""
+    """Address of a running cluster, which brings its own token; empty starts Ray here, on loopback.
+    """
+    num_cpus: int = 0
+    """CPUs that a Ray started here may hand out; 0 takes all."""
+    object_store_bytes: int = 1 << 30
+    """Shared memory for pages in flight: at least 2.5 times what the ingress admits, or Ray spills
+    to disk.
+    """
+
+
+class RayRuntime:
+    """Starts or joins Ray; `stop` ends what was started.
+
+    Ray listens on every address by default, writes a token into the user's home, and keeps its
+    session, with spilled pages, in a folder that everyone may read. Here it is told, before it is
+    imported, to stay on 127.0.0.1, to take a token from a file that only this user reads, and to
+    keep its session beside that file.
+    """
+
+    def __init__(self, config: RayConfig) -> None:
+        self._config = config
+        self._folder: Path | None = None
+        self._started = False
+
+    @property
+    def started(self) -> bool:
+        """Whether Ray is up through this runtime."""
+        return self._started
+
+    def start(self) -> None:
+        """Initialises Ray in this process. Handlers of SIGTERM that this process has stay.
+
+        Raises:
+            ConfigurationError: Ray is in use in this process already, does not start, or has no
+                folder short enough for its sockets.
+        """
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray runs workers at nice 15: beside any busy process, ingress and encoders would starve.
+        os.environ.setdefault("RAY_worker_niceness", "0")
+        # Replicas tell their own story; Ray's warning about accelerators on CPU-only nodes is none
+        # of ours.
+        os.environ.setdefault("RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO", "0")
+        # Serve's threads here outlive a Ray that died, and their next call would start another one.
+        os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
+        # Below Python, Ray answers SIGTERM with a stack trace and the end of the process.
+        os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
+        if not self._config.address:
+            self._keep_to_ourselves()
+        try:
+            self._init()
+        except BaseException:
+            self._remove_folder()
+            raise
+
+    def lost(self) -> str:
+        """The Ray processes started here that are gone, without which nothing works; empty while
+        all run, and in a joined cluster.
+        """
+        if not self._started or self._folder is None:
+            return ""
+        from ray._private import worker
+
+        node = worker._global_node
+        dead: set[str] = {name for name, _ in node.dead_processes()} if node is not None else set()
+        return " and ".join(name for name in _VITAL if name in dead)
+
+    def stop(self) -> None:
+        """Leaves Ray; ends it where it was started here. Idempotent."""
+        if self._started:
+            self._started = False
+            import ray
+
+            ray.shutdown()
+        if self._folder is not None:
+            _end_leftovers(self._folder)
+        self._remove_folder()
+
+    def _init(self) -> None:
+        import ray
+
+        if ray.is_initialized():
+            raise ConfigurationError("Ray is in use in this process already")
+        options: dict[str, Any] = {
+            "namespace": "lexico",
+            "logging_level": logging.WARNING,
+            "log_to_driver": False,
+        }
+        if self._config.address:
+            options["address"] = self._config.address
+        else:
+            options.update(
+                address="local",
+                _node_ip_address="127.0.0.1",
+                # A folder in ours: Ray lets everyone into the one that it is given.
+                _temp_dir=f"{self._folder}/r",
+                include_dashboard=False,
+                object_store_memory=self._config.object_store_bytes,
+                num_cpus=self._config.num_cpus or None,
+            )
+        try:
+            with _sigterm_kept():
+                ray.init(**options)
+        except (OSError, ValueError, RuntimeError) as error:
+            ray.shutdown()
+            raise ConfigurationError(f"Ray does not start: {error}") from error
+        self._started = True
+        _log.info("ray=up version=%s", ray.__version__)
+
+    def _keep_to_ourselves(self) -> None:
+        # Undocumented, and the only switch that keeps every listener of a single node on 127.0.0.1.
+        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        os.environ["RAY_AUTH_MODE"] = "token"
+        self._folder = _make_folder()
+        path = self._folder / "token"
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.token_hex(32))
+        os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
+
+    def _remove_folder(self) -> None:
+        if self._folder is None:
+            return
+        folder, self._folder = self._folder, None
+        # Ray's agents outlive `ray.shutdown` by a moment, in which they write their logs again.
+        deadline = time.monotonic() + _REMOVE_S
+        while folder.exists() and time.monotonic() < deadline:
+            shutil.rmtree(folder, ignore_errors=True)
+            time.sleep(0.05)
+
+
+def _end_leftovers(folder: Path) -> None:
+    """Ends Ray's processes that outlive its orderly end: agents whose raylet died stay on for ever.
+
+    They are known by the token file in `folder`, which no other Ray has in its environment.
+    """
+    token = f"RAY_AUTH_TOKEN_PATH={folder}/token".encode()
+    deadline = time.monotonic() + _LEFTOVER_GRACE_S
+    while leftovers := [pid for pid in _ray_processes() if token in _proc_file(pid, "environ")]:
+        if time.monotonic() > deadline:
+            for pid in leftovers:
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
+            return
+        time.sleep(0.05)
+
+
+def _ray_processes() -> list[int]:
+    """Process ids of everything that calls itself a part of Ray."""
+    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
+    return [pid for pid in pids if _proc_file(pid, "cmdline").startswith(b"ray::")]
+
+
+def _proc_file(pid: int, name: str) -> bytes:
+    """A file of /proc, empty where the process is gone or not ours."""
+    try:
+        return Path(f"/proc/{pid}/{name}").read_bytes()
+    except OSError:
+        return b""
+
+
+def _make_folder() -> Path:
+    """A folder that only this user enters (mode 700), short enough for Ray's sockets in it.
+
+    Raises:
+        ConfigurationError: the folder for temporary files has too long a path.
+    """
+    most = _MAX_SOCKET_PATH - len(_LONGEST_SOCKET)
+    for place in (tempfile.gettempdir(), "/tmp"):
+        if len(os.fsencode(place)) <= most and os.access(place, os.W_OK):
+            return Path(tempfile.mkdtemp(prefix=_PREFIX, dir=place))
+    raise ConfigurationError(
+        f"TMPDIR {tempfile.gettempdir()}: too long for Ray's sockets, which leave it {most} bytes, "
+        "and /tmp cannot be written; give a shorter one"
+    )
+
+
+@contextmanager
+def _sigterm_kept() -> Iterator[None]:
+    """Keeps this process's handler of SIGTERM while Ray starts.
+
+    `ray.init` installs one that raises SystemExit, in the middle of its own start: half of Ray
+    would be left, which nothing then ends. Without a handler of ours, Ray's is better than none.
+    """
+    ours = signal.getsignal(signal.SIGTERM)
+    in_main = threading.current_thread() is threading.main_thread()
+    if ours in (signal.SIG_DFL, None) or not in_main:
+        yield
+        return
+    install = signal.signal
+
+    def install_others(number: int, handler: Any) -> Any:
+        return ours if number == signal.SIGTERM else install(number, handler)
+
+    signal.signal = install_others  # type: ignore[assignment]
+    try:
+        yield
+    finally:
+        signal.signal = install
+        signal.signal(signal.SIGTERM, ours)  # Ray's C++ may have taken it below Python
