@@ -1,0 +1,1 @@
+"""gRPC services: offload (ingress, inside Ray), reload and dictionaries (no Ray)."""

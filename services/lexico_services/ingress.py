@@ -1,0 +1,282 @@
+"""Takes the bytes of pages and hands each page to an encoder: the logic of Put, without gRPC and
+without Ray.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Sequence
+from dataclasses import dataclass, field
+from itertools import pairwise
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lexico_codec.keys import page_keys
+from lexico_codec.spec import DIGEST_BYTES, CacheSpec
+from lexico_codec.upload import PageAssembler
+from lexico_proto.errors import (
+    DeadlineExpired,
+    InvalidInput,
+    LexicoError,
+    PageKeyMismatch,
+    StreamTooLong,
+    TokenCountMismatch,
+)
+from lexico_services.admission import ByteBudget
+from lexico_services.config import OffloadConfig
+from lexico_worker.page_encoder import PageDone, PageJob
+
+_log = logging.getLogger(__name__)
+
+MAX_CHAIN_PAGES: Final = 1 << 16
+"""Pages of one sequence: bounds the hashing that one header can ask for."""
+MAX_GROUP_BYTES: Final = 63 << 20
+"""Raw bytes of a layer group, so that its frame fits the store's cap."""
+
+Buffer = npt.NDArray[np.uint8]
+
+
+class EncoderPool(Protocol):
+    """Where pages are encoded: Ray in production, a thread in tests."""
+
+    async def place(self, page: Buffer) -> Any:
+        """Copies a page to where encoders read it, and returns a reference; the buffer is used
+        again.
+        """
+
+    def encode(self, job: PageJob, placed: Any) -> Awaitable[PageDone]:
+        """Encodes and commits a page. Cancelling the awaitable cancels the work."""
+
+
+@dataclass(frozen=True)
+class Upload:
+    """What a caller announces before the bytes."""
+
+    scope: bytes
+    spec: CacheSpec
+    token_ids: Sequence[int]
+    """From position 0 to the end of the last page sent."""
+    pages: Sequence[int]
+    """Indices of the pages sent, ascending."""
+    keys: Sequence[bytes]
+    """Key of each of those pages."""
+
+    def check(self) -> None:
+        """Whether tokens, pages and keys fit together.
+
+        Raises:
+            InvalidInput, TokenCountMismatch, PageKeyMismatch: naming what does not.
+        """
+        pages, spec = self.pages, self.spec
+        if not pages or len(pages) != len(self.keys):
+            raise InvalidInput(f"{len(pages)} pages with {len(self.keys)} page keys")
+        if len(self.token_ids) > MAX_CHAIN_PAGES * spec.page_tokens:
+            raise InvalidInput(f"more than {MAX_CHAIN_PAGES} pages in one sequence")
+        if max(map(spec.group_bytes, range(spec.groups))) > MAX_GROUP_BYTES:
+            raise InvalidInput(
+                f"a layer group over {MAX_GROUP_BYTES} bytes: use fewer page_tokens or group_layers"
+            )
+        if any(later <= earlier for earlier, later in pairwise(pages)):
+            raise InvalidInput("page indices must ascend")
+        needed = (pages[-1] + 1) * spec.page_tokens
+        if len(self.token_ids) != needed:
+            raise TokenCountMismatch(
+                f"{len(self.token_ids)} token ids; pages up to {pages[-1]} of {spec.page_tokens} "
+                f"tokens need {needed}"
+            )
+        known = page_keys(spec, self.token_ids)
+        for page, key in zip(pages, self.keys, strict=True):
+            if len(key) != DIGEST_BYTES or known[page] != key:
+                raise PageKeyMismatch(
+                    f"the key of page {page} is not the one that its namespace and tokens give"
+                )
+
+
+@dataclass(frozen=True)
+class PageEnd:
+    """What follows the bytes of a page."""
+
+    page: int
+    checksum: int
+    """XXH3-64 of the page's bytes."""
+
+
+@dataclass
+class Seconds:
+    """Time by stage, summed over the pages of one Put."""
+
+    receive: float = 0.0
+    place: float = 0.0
+    encoder: float = 0.0
+    encode: float = 0.0
+    commit: float = 0.0
+
+
+@dataclass
+class Report:
+    """What became of the pages of one Put."""
+
+    pages: dict[int, PageDone | None] = field(default_factory=dict)
+    """None for a page that was received and not waited for."""
+    seconds: Seconds = field(default_factory=Seconds)
+
+
+class Ingress:
+    """Receives pages within a budget of bytes. For one event loop."""
+
+    def __init__(self, encoders: EncoderPool, config: OffloadConfig) -> None:
+        """
+        Args:
+            encoders: where pages go.
+            config: bounds.
+        """
+        self._encoders = encoders
+        self._config = config
+        self.budget = ByteBudget(config.max_inflight_bytes)
+        self._background: set[asyncio.Task[None]] = set()
+
+    async def put(
+        self,
+        upload: Upload,
+        parts: AsyncIterator[memoryview | PageEnd],
+        *,
+        wait_committed: bool = True,
+    ) -> Report:
+        """Receives every page of an upload and has it encoded and committed.
+
+        At most `pages_ahead` pages wait for encoders while the next is received, and never more
+        than the budget gave. Pages that were committed before a failure stay: each is whole.
+
+        Args:
+            upload: what is coming; checked before a byte is read.
+            parts: the bytes of each page, at most `PIECE_BYTES` at a time, and its end.
+            wait_committed: False answers once every byte is received.
+
+        Raises:
+            StreamTruncated, StreamTooLong, StreamDamaged: the bytes are not those announced.
+            DeadlineExpired: the caller sent nothing for `idle_s`.
+            Busy: over the budget, or no encoder takes more.
+            LexicoError: as `PageEncoder.encode_page`.
+        """
+        await asyncio.to_thread(upload.check)  # hashing a long sequence would hold up every caller
+        spec, report = upload.spec, Report()
+        want = min(len(upload.pages), self._config.pages_ahead + 1)
+        units = self.budget.take(spec.page_bytes, want)
+        tasks: list[asyncio.Task[PageDone]] = []
+        handed_over = False
+        try:
+            stream = _PageStream(parts, self._config.idle_s)
+            buffer = np.empty(spec.page_bytes, np.uint8)
+            for page, key in zip(upload.pages, upload.keys, strict=True):
+                # With n pages' room, n - 1 may be in encoders while this one is received.
+                await _all_but(tasks, units - 1)
+                placed = [await self._receive(stream, page, buffer, report)]
+                job = PageJob(upload.scope, spec, page, key)
+                tasks.append(asyncio.create_task(self._encode(job, placed, report)))
+                del placed
+            await stream.expect_end()
+            if wait_committed:
+                await _all_but(tasks, 0)
+                report.pages = {p: t.result() for p, t in zip(upload.pages, tasks, strict=True)}
+            else:
+                report.pages = dict.fromkeys(upload.pages)
+                handed_over = True
+                self._finish_later(tasks, units * spec.page_bytes)
+            return report
+        finally:
+            if not handed_over:
+                await _cancel(tasks)
+                self.budget.give_back(units * spec.page_bytes)
+
+    async def close(self) -> None:
+        """Waits for pages that nobody waits for."""
+        await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def _receive(self, stream: _PageStream, page: int, buffer: Buffer, report: Report) -> Any:
+        started = time.perf_counter()
+        await stream.fill(page, buffer.data)
+        received = time.perf_counter()
+        ref = await self._encoders.place(buffer)
+        report.seconds.receive += received - started
+        report.seconds.place += time.perf_counter() - received
+        return ref
+
+    async def _encode(self, job: PageJob, placed: list[Any], report: Report) -> PageDone:
+        started = time.perf_counter()
+        try:
+            done = await self._encoders.encode(job, placed[0])
+        finally:
+            placed.clear()  # a task's exception would keep the page in shared memory alive
+        report.seconds.encoder += time.perf_counter() - started
+        report.seconds.encode += done.encode_s
+        report.seconds.commit += done.commit_s
+        return done
+
+    def _finish_later(self, tasks: list[asyncio.Task[PageDone]], size: int) -> None:
+        async def finish() -> None:
+            try:
+                for result in await asyncio.gather(*tasks, return_exceptions=True):
+                    if isinstance(result, LexicoError):
+                        _log.warning("page lost reason=%s", result.reason)
+                    elif isinstance(result, BaseException):
+                        _log.error("page lost", exc_info=result)
+            finally:
+                self.budget.give_back(size)
+
+        task = asyncio.create_task(finish())
+        self._background.add(task)
+        task.add_done_callback(self._background.discard)
+
+
+class _PageStream:
+    """Pages out of parts. A page counts once its end agrees with its bytes in length and sum."""
+
+    def __init__(self, parts: AsyncIterator[memoryview | PageEnd], idle_s: float) -> None:
+        self._parts = parts
+        self._idle_s = idle_s
+
+    async def fill(self, page: int, target: memoryview) -> None:
+        assembler = PageAssembler(page, target)
+        while (part := await self._next()) is not None:
+            if isinstance(part, PageEnd):
+                assembler.end(part.page, part.checksum)
+                return
+            assembler.add(part)
+        assembler.cut()
+
+    async def expect_end(self) -> None:
+        if await self._next() is not None:
+            raise StreamTooLong("the upload carries more than its pages")
+
+    async def _next(self) -> memoryview | PageEnd | None:
+        try:
+            async with asyncio.timeout(self._idle_s):
+                return await anext(self._parts, None)
+        except TimeoutError:
+            raise DeadlineExpired(
+                f"no data for {self._idle_s:g} s: the upload is given up, its room is needed"
+            ) from None
+
+
+async def _all_but(tasks: Sequence[asyncio.Task[PageDone]], running: int) -> None:
+    """Waits until at most `running` tasks are not done; raises the first failure of the others."""
+    while True:
+        pending = []
+        for task in tasks:
+            if task.done():
+                task.result()
+            else:
+                pending.append(task)
+        if len(pending) <= running:
+            return
+        await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
+
+
+async def _cancel(tasks: Sequence[asyncio.Task[PageDone]]) -> None:
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,83 @@
+"""Lifecycle of a gRPC server: options, health, reflection, start and drain."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import grpc
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
+from grpc_reflection.v1alpha import reflection
+
+from lexico_codec.upload import MESSAGE_BYTES
+from lexico_proto.errors import ConfigurationError
+from lexico_services.config import ListenConfig
+
+_log = logging.getLogger(__name__)
+
+_OPTIONS = (
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.so_reuseport", 0),  # else a second server would silently share the port
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.keepalive_time_ms", 30_000),  # a peer that vanished is noticed, its calls are ended
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.http2.max_pings_without_data", 0),  # also where its stream stands still
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 10_000),
+)
+
+
+class GrpcServer:
+    """A grpc.aio server with standard health and reflection."""
+
+    def __init__(
+        self,
+        listen: ListenConfig,
+        register: Callable[[grpc.aio.Server], None],
+        services: Sequence[str],
+    ) -> None:
+        """
+        Args:
+            listen: where to listen.
+            register: adds the servicers.
+            services: full names of the services, for health and reflection.
+        """
+        self._listen = listen
+        self._register = register
+        self._services = services
+        self._server: grpc.aio.Server | None = None
+        self._health: Any = None
+        self.port = 0
+
+    async def start(self) -> None:
+        """Binds and serves; `port` is then the port taken.
+
+        Raises:
+            ConfigurationError: the address is taken or cannot be bound.
+        """
+        server = grpc.aio.server(options=_OPTIONS)
+        self._health = health_aio.HealthServicer()
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        self._register(server)
+        names = (*self._services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
+        reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
+        try:
+            self.port = server.add_insecure_port(self._listen.target)
+        except RuntimeError as error:
+            raise ConfigurationError(f"cannot listen on {self._listen.target}: {error}") from error
+        await server.start()
+        for name in ("", *names):
+            await self._health.set(name, health_pb2.HealthCheckResponse.SERVING)
+        self._server = server
+        _log.info("listening=%s port=%d", self._listen.host, self.port)
+
+    async def drain(self) -> None:
+        """Turns not serving, refuses new calls, lets running ones end in `drain_s`. Idempotent."""
+        if self._server is None:
+            return
+        server, self._server = self._server, None
+        await self._health.enter_graceful_shutdown()
+        await server.stop(self._listen.drain_s)
+        _log.info("drained port=%d", self.port)

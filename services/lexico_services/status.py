@@ -1,0 +1,42 @@
+"""Our errors as gRPC statuses: the one way out of every call."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, Final
+
+import grpc
+
+from lexico_proto.errors import REASON_METADATA_KEY, InternalError, LexicoError
+
+_log = logging.getLogger(__name__)
+
+STATUS_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code in grpc.StatusCode}
+"""Canonical integer → grpc.StatusCode."""
+
+
+@asynccontextmanager
+async def translated(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
+    """Ends the call with the status and reason of an error of our tree that leaves the block.
+
+    Anything else that leaves it is a defect of ours: the caller sees INTERNAL, the log has the
+    traceback.
+    """
+    try:
+        yield
+    except (asyncio.CancelledError, grpc.aio.AbortError):
+        raise
+    except LexicoError as error:
+        await _abort(context, error)
+    except Exception:  # noqa: BLE001 - the caller must hear of it, and only the log see why
+        _log.exception("a call failed")
+        await _abort(context, InternalError("a defect of the server; its log has the traceback"))
+
+
+async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: LexicoError) -> None:
+    await context.abort(
+        STATUS_CODES[error.status], error.message, ((REASON_METADATA_KEY, error.reason),)
+    )
