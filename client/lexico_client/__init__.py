@@ -1,0 +1,46 @@
+"""What inference nodes import to share their prompt caches.
+
+`Client` and `AsyncClient` match, offload and load pages of any engine's cache; `lexico_client.hf`
+does it for Hugging Face models (it imports transformers, so it is imported by its name). Errors are
+those of `lexico_proto.errors`.
+"""
+
+from lexico_client._async_client import AsyncClient, Wait
+from lexico_client._grpc import GrpcTransport
+from lexico_client._load import PageView, Target
+from lexico_client._memory import InMemoryTransport
+from lexico_client._offload import PageSource
+from lexico_client._results import (
+    DictionaryEntry,
+    Loaded,
+    LoadSeconds,
+    Match,
+    PageOutcome,
+    PutReport,
+    PutSeconds,
+)
+from lexico_client._settings import Timeouts
+from lexico_client._sync_client import Client
+from lexico_client._transport import Transport
+from lexico_proto.errors import LexicoError
+
+__all__ = [
+    "AsyncClient",
+    "Client",
+    "DictionaryEntry",
+    "GrpcTransport",
+    "InMemoryTransport",
+    "LexicoError",
+    "LoadSeconds",
+    "Loaded",
+    "Match",
+    "PageOutcome",
+    "PageSource",
+    "PageView",
+    "PutReport",
+    "PutSeconds",
+    "Target",
+    "Timeouts",
+    "Transport",
+    "Wait",
+]

@@ -1,0 +1,292 @@
+"""The client that inference nodes use, on their event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Final, Literal, Self
+
+import platformdirs
+
+from lexico_client._deadline import Budget, Clock, may_retry, pause, settled, with_retry
+from lexico_client._dictionaries import DictionaryShelf, register_messages
+from lexico_client._grpc import GrpcTransport
+from lexico_client._load import PrefixLoader, Target
+from lexico_client._match import match_pages
+from lexico_client._offload import PageOffer, PageSource, put_missing
+from lexico_client._results import (
+    DictionaryEntry,
+    Loaded,
+    LoadSeconds,
+    Match,
+    PutReport,
+    entry_of,
+)
+from lexico_client._settings import Timeouts, check_seconds
+from lexico_client._transport import Transport
+from lexico_codec.dictionary import DictionarySet
+from lexico_codec.keys import TokenIds, page_keys, token_array
+from lexico_codec.spec import CacheSpec
+from lexico_proto.errors import (
+    ConfigurationError,
+    InvalidInput,
+    LexicoError,
+    TokenCountMismatch,
+)
+from lexico_proto.v1 import offload_pb2 as offload_pb
+
+Wait = Literal["committed", "received"]
+"""When an offload answers: every page is in the store, or every byte is with the service."""
+
+_DURABILITY: Final[dict[str, offload_pb.Durability]] = {
+    "committed": offload_pb.DURABILITY_COMMITTED,
+    "received": offload_pb.DURABILITY_RECEIVED,
+}
+
+
+class AsyncClient:
+    """Shares the caches of one node. Use it as an async context manager, on one event loop.
+
+    Caller's memory is read and written in worker threads, and never after the call has ended, not
+    even where the call was cancelled.
+    """
+
+    def __init__(
+        self,
+        *,
+        reload: str | None = None,
+        offload: str | None = None,
+        token: str | None = None,
+        dictionaries_dir: str | os.PathLike[str] | None = None,
+        timeouts: Timeouts | None = None,
+        threads: int = 2,
+        transport: Transport | None = None,
+    ) -> None:
+        """Connects nothing yet.
+
+        Args:
+            reload: `host:port` of Reload and Dictionaries.
+            offload: `host:port` of Offload; None for a node that only reloads.
+            token: bearer token that names the tenant.
+            dictionaries_dir: where dictionary sets are kept; by default in the user's cache folder.
+            timeouts: seconds for each kind of call, where the call does not give its own.
+            threads: loads and offloads whose memory is worked on at the same time.
+            transport: in place of gRPC and its addresses, for tests.
+
+        Raises:
+            ConfigurationError: an address or number that cannot be used, or neither address nor
+                transport.
+        """
+        if transport is None:
+            if reload is None:
+                raise ConfigurationError("reload=None: where are pages matched and loaded?")
+            transport = GrpcTransport(reload, offload, token)
+        elif not (reload is offload is token is None):
+            raise ConfigurationError("give addresses and token, or a transport, not both")
+        if threads < 1:
+            raise ConfigurationError(f"threads={threads}: at least 1")
+        if dictionaries_dir is None:
+            dictionaries_dir = Path(platformdirs.user_cache_dir("lexico-offload")) / "dictionaries"
+        self._timeouts = timeouts or Timeouts()
+        self._transport = transport
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="lexico-client")
+        self._shelf = DictionaryShelf(
+            transport, Path(dictionaries_dir), self._executor, self._timeouts.dictionaries
+        )
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    async def close(self) -> None:
+        """Ends calls that still run, closes channels and threads. May be called more than once."""
+        await self._shelf.close()
+        await self._transport.close()
+        self._executor.shutdown(wait=True)
+
+    async def match(
+        self, spec: CacheSpec, token_ids: TokenIds, *, timeout: float | None = None
+    ) -> Match:
+        """Asks which full pages of a sequence are stored.
+
+        Args:
+            spec: what the pages belong to.
+            token_ids: the sequence from position 0.
+            timeout: seconds, in place of `Timeouts.match`.
+
+        Raises:
+            TokenCountMismatch: `token_ids` is no flat sequence of token ids.
+            LexicoError: the service could not answer.
+        """
+        budget = self._budget("match", timeout, self._timeouts.match)
+        async with budget.bound():
+            return await match_pages(self._transport, spec, page_keys(spec, token_ids), budget)
+
+    async def offload(
+        self,
+        spec: CacheSpec,
+        token_ids: TokenIds,
+        source: PageSource,
+        *,
+        pages: int | None = None,
+        wait: Wait = "committed",
+        timeout: float | None = None,
+    ) -> PutReport:
+        """Sends the pages that the service lacks.
+
+        Args:
+            spec: what the pages belong to.
+            token_ids: the sequence from position 0.
+            source: gives the cache of one layer group of one page at a time; called in a worker
+                thread, perhaps twice for the same group. What it returns must not change until this
+                call has ended.
+            pages: leading pages that the source holds; by default every full page of the sequence.
+            wait: "committed" for an answer when the pages are stored, "received" when they are
+                received.
+            timeout: seconds, in place of `Timeouts.offload`.
+
+        Raises:
+            TokenCountMismatch: `token_ids` is no flat sequence, or too short for `pages`.
+            ShapeMismatch, NonFiniteCache: what the source gave cannot be offloaded.
+            UnknownDictionary: the spec's set is not registered: register it and call again.
+            LexicoError: the service refused, or could not take the pages.
+        """
+        if wait not in _DURABILITY:
+            raise InvalidInput(f"wait={wait!r}: {' or '.join(_DURABILITY)}")
+        ids, keys = token_array(token_ids), page_keys(spec, token_ids)
+        if pages is not None and not 0 <= pages <= len(keys):
+            raise TokenCountMismatch(
+                f"pages={pages}: {len(ids)} token ids make {len(keys)} pages of {spec.page_tokens}"
+            )
+        offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait])
+        budget = self._budget("offload", timeout, self._timeouts.offload)
+        put = partial(
+            put_missing, self._transport, self._executor, offer, budget, self._timeouts.match
+        )
+        async with budget.bound():
+            try:
+                return await put()
+            except LexicoError as error:
+                if not may_retry(error) or not await pause(budget):
+                    raise
+            return await put()  # from the match again: the first try may have stored some
+
+    async def load(
+        self,
+        spec: CacheSpec,
+        token_ids: TokenIds,
+        target: Target,
+        *,
+        timeout: float | None = None,
+    ) -> Loaded:
+        """Brings as much of the sequence's prefix as the service can give.
+
+        Whatever happens to the service, the network or the stored bytes makes the prefix shorter,
+        down to a miss, and is named in the result; it is never raised.
+
+        Args:
+            spec: what the pages belong to.
+            token_ids: the sequence from position 0. Loads at most its full pages: leave out the
+                last token of a prompt, which the model must see itself.
+            target: called once in a worker thread with the number of pages to come, 1 or more;
+                gives a function `(page, group)` → the tensor to fill there,
+                `spec.group_shape(group)` of the geometry's dtype, any strides, any device. From the
+                first page on that was not loaded, their content is undefined.
+            timeout: seconds, in place of `Timeouts.load`.
+
+        Raises:
+            TokenCountMismatch: `token_ids` is no flat sequence of token ids.
+            ShapeMismatch: a tensor of the target's does not fit the spec.
+        """
+        keys = page_keys(spec, token_ids)
+        budget = self._budget("load", timeout, self._timeouts.load)
+        clock = Clock()
+        matched, dictionary = Match(0, 0, (), ()), None
+        try:
+            async with budget.bound():
+                matched = await match_pages(
+                    self._transport, spec, keys, budget, self._timeouts.match
+                )
+                match_seconds = clock.lap()
+                if matched.pages and spec.codec.needs_dictionary:
+                    dictionary = await self._shelf.get(spec.dictionary)
+        except LexicoError as error:
+            seconds = LoadSeconds(total=clock.total())
+            return Loaded(0, 0, matched.pages, error, 0, seconds)
+        dictionary_seconds = clock.lap()
+        if matched.pages == 0:
+            seconds = LoadSeconds(clock.total(), match_seconds, dictionary_seconds)
+            return Loaded(0, 0, 0, None, 0, seconds)
+        loop = asyncio.get_running_loop()
+        view = await settled(loop.run_in_executor(self._executor, target, matched.pages))
+        leading, idle = keys[: matched.pages], self._timeouts.idle
+        loader = PrefixLoader(spec, leading, view, dictionary, self._executor, idle)
+        await loader.run(self._transport, budget)
+        return Loaded(
+            tokens=loader.pages * spec.page_tokens,
+            pages=loader.pages,
+            matched_pages=matched.pages,
+            reason=loader.reason,
+            bytes_received=loader.bytes_received,
+            seconds=LoadSeconds(
+                clock.total(), match_seconds, dictionary_seconds, loader.decode_seconds
+            ),
+        )
+
+    async def register_dictionary(
+        self, dictionary: DictionarySet, *, timeout: float | None = None
+    ) -> bool:
+        """Makes a dictionary set known to the service; False where it was.
+
+        Raises:
+            LexicoError: the service refused it or could not answer.
+        """
+        budget = self._budget("register", timeout, self._timeouts.dictionaries)
+        self._shelf.keep(dictionary)
+        async with budget.bound():
+            response = await with_retry(
+                budget,
+                lambda: self._transport.register(register_messages(dictionary), budget.left()),
+            )
+        return response.added
+
+    async def fetch_dictionary(self, digest: bytes) -> DictionarySet:
+        """The dictionary set of that digest: from memory, from disk, else from the service.
+
+        Raises:
+            InvalidInput: no digest of 32 bytes.
+            UnknownDictionary: the service has none of that digest.
+            LexicoError: the service could not give it.
+        """
+        return await self._shelf.get(digest)
+
+    async def keep_dictionary(self, dictionary: DictionarySet) -> None:
+        """Keeps a set that the caller has, so that a load need not fetch it."""
+        self._shelf.keep(dictionary)
+
+    async def list_dictionaries(self, *, timeout: float | None = None) -> list[DictionaryEntry]:
+        """Dictionary sets that the service has for this tenant.
+
+        Raises:
+            LexicoError: the service could not answer.
+        """
+        budget = self._budget("list", timeout, self._timeouts.dictionaries)
+        async with budget.bound():
+            response = await with_retry(
+                budget, lambda: self._transport.list_dictionaries(budget.left())
+            )
+        return [entry_of(info) for info in response.dictionaries]
+
+    def _budget(self, what: str, timeout: float | None, usual: float) -> Budget:
+        return Budget(what, usual if timeout is None else check_seconds("timeout", timeout))

@@ -1,0 +1,128 @@
+"""One budget of time for a whole operation, and the one retry that fits into it."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from typing import Final, TypeVar
+
+from lexico_proto.errors import DeadlineExpired, EncoderLost, LexicoError, Unavailable
+
+T = TypeVar("T")
+
+BACKOFF_SECONDS: Final = 0.05
+"""Mean pause before the retry."""
+
+
+class Budget:
+    """Seconds that an operation may still take; they run from when it is built, in a running
+    loop."""
+
+    def __init__(self, what: str, seconds: float) -> None:
+        self.what = what
+        self._seconds = seconds
+        self._end = asyncio.get_running_loop().time() + seconds
+
+    def left(self) -> float:
+        """Seconds left.
+
+        Raises:
+            DeadlineExpired: none.
+        """
+        left = self._end - asyncio.get_running_loop().time()
+        if left <= 0:
+            raise self._expired()
+        return left
+
+    @asynccontextmanager
+    async def bound(self) -> AsyncIterator[None]:
+        """Ends what runs inside when the budget does.
+
+        Raises:
+            DeadlineExpired: it did.
+        """
+        try:
+            async with asyncio.timeout_at(self._end):
+                yield
+        except TimeoutError as error:
+            raise self._expired() from error
+
+    def _expired(self) -> DeadlineExpired:
+        return DeadlineExpired(f"{self.what}: no answer within {self._seconds:g} s")
+
+
+class Clock:
+    """Seconds since it was made, and since the last lap."""
+
+    def __init__(self) -> None:
+        self._start = self._lap = time.perf_counter()
+
+    def total(self) -> float:
+        """Seconds since it was made."""
+        return time.perf_counter() - self._start
+
+    def lap(self) -> float:
+        """Seconds since the last lap."""
+        now = time.perf_counter()
+        seconds, self._lap = now - self._lap, now
+        return seconds
+
+
+def may_retry(error: LexicoError) -> bool:
+    """Whether the same call may go through a moment later.
+
+    `Unavailable`: a replica went away, and another may be there. Not `EncoderLost`: the service has
+    tried the page twice already.
+    """
+    return isinstance(error, Unavailable) and not isinstance(error, EncoderLost)
+
+
+async def pause(budget: Budget) -> bool:
+    """Waits before a retry; False where the budget has no room for one."""
+    seconds = BACKOFF_SECONDS * (0.5 + random.random())
+    if budget.left() <= 2 * seconds:
+        return False
+    await asyncio.sleep(seconds)
+    return True
+
+
+async def with_retry(budget: Budget, attempt: Callable[[], Awaitable[T]]) -> T:
+    """The attempt's result, made once more where the service was not there.
+
+    Args:
+        budget: time for both.
+        attempt: one idempotent call.
+    """
+    try:
+        return await attempt()
+    except LexicoError as error:
+        if not may_retry(error) or not await pause(budget):
+            raise
+    return await attempt()
+
+
+async def finished(future: asyncio.Future[T]) -> None:
+    """Waits for work in a thread, even while cancelled; what it raised is left alone.
+
+    A thread cannot be stopped, and this one reads or writes the caller's memory: nothing may return
+    before it ends. It works on one layer group, so the wait is short.
+    """
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait([future])
+        except asyncio.CancelledError as error:
+            cancelled = error
+    if not future.cancelled():
+        future.exception()  # marked as seen
+    if cancelled is not None:
+        raise cancelled
+
+
+async def settled(future: asyncio.Future[T]) -> T:
+    """Result of work in a thread, waited for as in `finished`."""
+    await finished(future)
+    return future.result()

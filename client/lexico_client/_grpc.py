@@ -1,0 +1,184 @@
+"""The transport over gRPC."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from contextlib import aclosing
+from typing import Any, Final
+
+import grpc
+import grpc.aio
+
+from lexico_client._errors import translated
+from lexico_client._transport import check_size
+from lexico_client._upload_end import UploadEnd
+from lexico_codec.upload import MESSAGE_BYTES
+from lexico_proto.errors import ConfigurationError
+from lexico_proto.v1 import dictionaries_pb2 as dictionaries
+from lexico_proto.v1 import offload_pb2 as offload
+from lexico_proto.v1 import reload_pb2 as reload
+from lexico_proto.v1.dictionaries_pb2_grpc import DictionariesStub
+from lexico_proto.v1.offload_pb2_grpc import OffloadStub
+from lexico_proto.v1.reload_pb2_grpc import ReloadStub
+
+_EOF: Final = vars(grpc.aio)["EOF"]  # grpc-stubs does not know it
+_OPTIONS: Final = (
+    ("grpc.max_send_message_length", MESSAGE_BYTES),
+    ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    # A dead peer is noticed in the middle of a call; an idle channel stays silent, since servers
+    # refuse pings that come too often.
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 10_000),
+    ("grpc.keepalive_permit_without_calls", 0),
+    ("grpc.initial_reconnect_backoff_ms", 200),
+    ("grpc.max_reconnect_backoff_ms", 5_000),
+    # Caches travel inside the cluster: a web proxy in the environment is not for them.
+    ("grpc.enable_http_proxy", 0),
+    # Channels of one process to one address do not share a connection, nor an event loop.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+
+class GrpcTransport:
+    """Channels to the service, opened when first used and bound to the event loop of that
+    moment."""
+
+    def __init__(self, reload: str, offload: str | None = None, token: str | None = None) -> None:
+        """
+        Args:
+            reload: `host:port` of Reload and Dictionaries.
+            offload: `host:port` of Offload; None for a node that only reloads.
+            token: bearer token that names the tenant.
+        """
+        self._reload = _checked("reload", reload)
+        self._offload = None if offload is None else _checked("offload", offload)
+        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
+        self._channels: dict[str, grpc.aio.Channel] = {}
+
+    async def match(self, request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
+        """Reload.Match."""
+        check_size(request, "match")
+        stub = self._reload_stub()
+        matched: reload.MatchResponse = await self._unary("match", stub.Match, request, timeout)
+        return matched
+
+    def get(
+        self, request: reload.GetRequest, timeout: float
+    ) -> AsyncGenerator[reload.GetResponse, None]:
+        """Reload.Get."""
+        check_size(request, "get")
+        return self._stream("get", self._reload_stub().Get, request, timeout)
+
+    async def put(
+        self, messages: AsyncGenerator[offload.PutRequest, None], timeout: float
+    ) -> offload.PutResponse:
+        """Offload.Put."""
+        if self._offload is None:
+            raise ConfigurationError("this client has no offload address: it can only reload")
+        stub = OffloadStub(self._channel(self._offload))
+        answer: offload.PutResponse = await self._upload("put", stub.Put, messages, timeout)
+        return answer
+
+    async def register(
+        self, messages: AsyncGenerator[dictionaries.RegisterRequest, None], timeout: float
+    ) -> dictionaries.RegisterResponse:
+        """Dictionaries.Register."""
+        register = self._dictionaries_stub().Register
+        answer: dictionaries.RegisterResponse = await self._upload(
+            "register", register, messages, timeout
+        )
+        return answer
+
+    def fetch(
+        self, request: dictionaries.FetchRequest, timeout: float
+    ) -> AsyncGenerator[dictionaries.FetchResponse, None]:
+        """Dictionaries.Fetch."""
+        return self._stream("fetch", self._dictionaries_stub().Fetch, request, timeout)
+
+    async def list_dictionaries(self, timeout: float) -> dictionaries.ListResponse:
+        """Dictionaries.List."""
+        request = dictionaries.ListRequest()
+        listed: dictionaries.ListResponse = await self._unary(
+            "list", self._dictionaries_stub().List, request, timeout
+        )
+        return listed
+
+    async def close(self) -> None:
+        """Closes the channels."""
+        while self._channels:
+            _, channel = self._channels.popitem()
+            with translated("close"):
+                await channel.close(None)
+
+    def _reload_stub(self) -> Any:
+        return ReloadStub(self._channel(self._reload))
+
+    def _dictionaries_stub(self) -> Any:
+        return DictionariesStub(self._channel(self._reload))
+
+    def _channel(self, address: str) -> grpc.aio.Channel:
+        channel = self._channels.get(address)
+        if channel is None:
+            channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
+            self._channels[address] = channel
+        return channel
+
+    async def _unary(
+        self, name: str, method: Callable[..., Any], request: object, timeout: float
+    ) -> Any:
+        with translated(name):
+            return await method(request, timeout=timeout, metadata=self._metadata)
+
+    async def _stream(
+        self, name: str, method: Callable[..., Any], request: object, timeout: float
+    ) -> AsyncGenerator[Any, None]:
+        call = method(request, timeout=timeout, metadata=self._metadata)
+        try:
+            while True:
+                with translated(name):
+                    message = await call.read()
+                if message is _EOF:
+                    return
+                yield message
+        finally:
+            call.cancel()  # nothing where it has ended
+
+    async def _upload(
+        self,
+        name: str,
+        method: Callable[..., Any],
+        messages: AsyncGenerator[Any, None],
+        timeout: float,
+    ) -> Any:
+        # Written here and not by gRPC's own request iterator, which swallows what the iterator
+        # raises.
+        call = method(timeout=timeout, metadata=self._metadata)
+        end = UploadEnd(call)
+        try:
+            async with aclosing(messages):
+                if await self._write(name, call, messages):
+                    with translated(name):
+                        await call.done_writing()
+            with translated(name):
+                return await end.answer()
+        finally:
+            call.cancel()
+
+    async def _write(self, name: str, call: Any, messages: AsyncIterable[Any]) -> bool:
+        """Sends every message; False where the service ended the call before that."""
+        async for message in messages:
+            check_size(message, name)
+            try:
+                await call.write(message)
+            except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
+                return False  # the call itself knows why; what a failed write says is not it
+        return True
+
+
+def _checked(name: str, address: str) -> str:
+    host, _, port = address.rpartition(":")
+    unix = address.startswith("unix:") and len(address) > len("unix:")
+    if not unix and not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
+        raise ConfigurationError(f"{name}={address!r}: an address is host:port or unix:path")
+    return address

@@ -1,0 +1,218 @@
+"""Frames off the wire and into the caller's memory."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from concurrent.futures import Executor
+from contextlib import aclosing
+from dataclasses import dataclass
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lexico_client._deadline import Budget, finished, may_retry, pause
+from lexico_client._frames import Frame, FrameAssembler
+from lexico_client._transport import Transport
+from lexico_codec.dictionary import DictionarySet
+from lexico_codec.pages import decode_group
+from lexico_codec.spec import CacheSpec
+from lexico_proto.errors import (
+    DeadlineExpired,
+    InternalError,
+    LexicoError,
+    ShapeMismatch,
+    Unavailable,
+)
+from lexico_proto.v1 import reload_pb2 as reload
+
+_log = logging.getLogger(__name__)
+
+PageView = Callable[[int, int], Tensor]
+"""`(page, group)` → where that group goes: `spec.group_shape(group)`, any strides, any device."""
+Target = Callable[[int], PageView]
+"""`(pages)` → the views of that many pages; allocates, if the caller wants to."""
+
+_TRAILER_SECONDS: Final = 0.25
+"""How long the end of a stream is waited for once all of its frames are there."""
+
+
+class PrefixLoader:
+    """Loads as many leading pages as come whole and sound.
+
+    Frames come group by group and are decoded in a worker thread, one at a time, while the next is
+    received. The first bad page ends the prefix; pages before it go on. Nothing here outlives
+    `run`: when it returns or raises, no thread writes to the caller's memory any more.
+    """
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        page_keys: Sequence[bytes],
+        view: PageView,
+        dictionary: DictionarySet | None,
+        executor: Executor,
+        idle: float,
+    ) -> None:
+        self.reason: LexicoError | None = None
+        self.bytes_received = 0
+        self.decode_seconds = 0.0
+        self._spec = spec
+        self._keys = page_keys
+        self._view = view
+        self._dictionary = dictionary
+        self._executor = executor
+        self._idle = idle
+        self._wanted = len(page_keys)
+        self._decoded = [0] * len(page_keys)  # leading groups of each page that are in place
+        self._running: tuple[Frame, asyncio.Future[_Decoded]] | None = None
+        self._caller_error: Exception | None = None
+
+    @property
+    def pages(self) -> int:
+        """Leading pages of which every group is in place."""
+        for page, groups in enumerate(self._decoded[: self._wanted]):
+            if groups < self._spec.groups:
+                return page
+        return self._wanted
+
+    async def run(self, transport: Transport, budget: Budget) -> None:
+        """Receives and decodes until the prefix is there or cannot grow; see `reason` then.
+
+        Raises:
+            ShapeMismatch: a view of the caller's does not fit the spec.
+            Exception: whatever else the caller's view raised.
+        """
+        try:
+            async with budget.bound():
+                try:
+                    await self._attempt(transport, budget)
+                except LexicoError as error:
+                    if not may_retry(error) or not await pause(budget):
+                        raise
+                    await self._attempt(transport, budget)
+        except LexicoError as error:
+            self.reason = self.reason or error
+        finally:
+            await self._settle()
+        if self._caller_error is not None:
+            raise self._caller_error
+        if self.pages == len(self._keys):
+            self.reason = None
+
+    async def _attempt(self, transport: Transport, budget: Budget) -> None:
+        if self._wanted == 0:
+            return
+        assembler = FrameAssembler(self._spec, self._wanted)
+        request = reload.GetRequest(page_keys=self._keys[: self._wanted], groups=self._spec.groups)
+        async with aclosing(transport.get(request, budget.left())) as stream:
+            while self._wanted > 0 and not assembler.complete:
+                message = await self._next(stream)
+                if message is None:
+                    raise InternalError("get: the stream ended before its last frame")
+                frame = assembler.accept(message)
+                if assembler.pages < self._wanted:
+                    gone = Unavailable(f"page {assembler.pages} is no longer in the store")
+                    self._end(assembler.pages, gone)
+                if frame is not None:
+                    self.bytes_received += len(frame.data)
+                    await self._settle()
+                    self._start(frame)
+            if assembler.complete:
+                await _end_of(stream)
+        await self._settle()
+
+    async def _next(
+        self, stream: AsyncGenerator[reload.GetResponse, None]
+    ) -> reload.GetResponse | None:
+        try:
+            async with asyncio.timeout(self._idle):
+                return await anext(stream, None)
+        except TimeoutError as error:
+            raise DeadlineExpired(f"get: nothing came for {self._idle:g} s") from error
+
+    def _end(self, page: int, reason: LexicoError) -> None:
+        """The prefix ends before `page`."""
+        if page < self._wanted:
+            self._wanted, self.reason = page, reason
+
+    def _start(self, frame: Frame) -> None:
+        if frame.page < self._wanted and frame.group == self._decoded[frame.page]:
+            loop = asyncio.get_running_loop()
+            future = loop.run_in_executor(self._executor, self._decode, frame)
+            self._running = frame, future
+
+    async def _settle(self) -> None:
+        """Waits for the frame that is being decoded, and takes note of how it went."""
+        if self._running is None:
+            return
+        (frame, future), self._running = self._running, None
+        try:
+            await finished(future)
+        finally:
+            decoded = future.result()
+            self.decode_seconds += decoded.seconds
+            if decoded.caller_error is not None:
+                self._caller_error, self._wanted = decoded.caller_error, 0
+            elif decoded.error is not None:
+                self._end(frame.page, decoded.error)
+            else:
+                self._decoded[frame.page] = frame.group + 1
+
+    def _decode(self, frame: Frame) -> _Decoded:
+        """In the worker thread; never raises."""
+        started = time.perf_counter()
+        page, group, error = frame.page, frame.group, None
+        try:
+            out = self._checked_view(page, group)
+        except Exception as own:  # noqa: BLE001 - the caller's, whatever it is: `run` raises it
+            return _Decoded(0.0, None, own)
+        try:
+            # Engines allocate under inference_mode, and such tensors may be written only under it.
+            with torch.inference_mode(out.is_inference()):
+                key, data = self._keys[page], frame.data
+                decode_group(self._spec, key, page, group, data, out, self._dictionary)
+                if out.is_cuda:
+                    torch.cuda.current_stream(out.device).synchronize()
+        except LexicoError as refused:
+            error = refused
+        except Exception as defect:  # noqa: BLE001 - whatever a frame does to a codec is a miss
+            _log.exception("decode failed page=%d group=%d", page, group)
+            error = InternalError(f"page {page} group {group} could not be decoded")
+            error.__cause__ = defect
+        return _Decoded(time.perf_counter() - started, error, None)
+
+    def _checked_view(self, page: int, group: int) -> Tensor:
+        out = self._view(page, group)
+        if not isinstance(out, Tensor):
+            raise TypeError(f"the view of page {page} group {group} is no torch.Tensor")
+        shape, dtype = self._spec.group_shape(group), self._spec.geometry.torch_dtype
+        if out.shape != shape or out.dtype != dtype:
+            raise ShapeMismatch(
+                f"the view of page {page} group {group} is {tuple(out.shape)} of {out.dtype}, "
+                f"needs {shape} of {dtype}"
+            )
+        return out
+
+
+@dataclass(frozen=True)
+class _Decoded:
+    """How decoding one frame went."""
+
+    seconds: float
+    error: LexicoError | None
+    """The frame cannot be used."""
+    caller_error: Exception | None
+    """The caller's view cannot."""
+
+
+async def _end_of(stream: AsyncGenerator[reload.GetResponse, None]) -> None:
+    """Lets the service end the call itself, so that it does not count as cancelled."""
+    try:
+        async with asyncio.timeout(_TRAILER_SECONDS):
+            await anext(stream, None)
+    except (TimeoutError, LexicoError) as error:
+        _log.debug("every frame is there, but the stream did not end well: %s", error)

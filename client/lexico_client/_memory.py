@@ -1,0 +1,209 @@
+"""The service in memory: for tests of engines, and for trying the client without a server."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing
+
+from lexico_client._transport import check_size
+from lexico_codec.dictionary import MAX_ARTEFACT_BYTES, DictionarySet
+from lexico_codec.keys import page_keys
+from lexico_codec.pages import encode_group
+from lexico_codec.spec import CacheSpec
+from lexico_codec.tensors import tensor_from
+from lexico_codec.upload import PIECE_BYTES, PageAssembler
+from lexico_codec.wire import spec_from_wire
+from lexico_proto.errors import (
+    InvalidInput,
+    PageKeyMismatch,
+    StreamTooLong,
+    StreamTruncated,
+    TokenCountMismatch,
+    UnknownDictionary,
+)
+from lexico_proto.v1 import dictionaries_pb2 as dictionaries
+from lexico_proto.v1 import offload_pb2 as offload
+from lexico_proto.v1 import reload_pb2 as reload
+
+
+class InMemoryTransport:
+    """A transport that encodes, keeps and gives pages in this process. One tenant, no expiry, no
+    bound.
+
+    Encoding blocks the event loop: this is no server.
+    """
+
+    def __init__(self) -> None:
+        self.pages: dict[bytes, list[bytes]] = {}
+        """Page key → the page's frames, group by group. Tests may damage them."""
+        self.dictionaries: dict[bytes, DictionarySet] = {}
+        """Digest → registered set."""
+
+    async def match(self, request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
+        """Which pages are kept."""
+        check_size(request, "match")
+        present = [key in self.pages for key in request.page_keys]
+        return reload.MatchResponse(leading=[*present, False].index(False), present=present)
+
+    async def get(
+        self, request: reload.GetRequest, timeout: float
+    ) -> AsyncGenerator[reload.GetResponse, None]:
+        """Frames, group by group; a page that is not kept, or of other groups, is a Miss."""
+        check_size(request, "get")
+        pages = len(request.page_keys)
+        for group in range(request.groups):
+            for page, key in enumerate(request.page_keys[:pages]):
+                frames = self.pages.get(key, [])
+                if len(frames) != request.groups:
+                    pages = page
+                    yield reload.GetResponse(miss=reload.Miss(page=page))
+                    break
+                for piece in _pieces(page, group, frames[group]):
+                    yield reload.GetResponse(frame=piece)
+
+    async def put(
+        self, messages: AsyncGenerator[offload.PutRequest, None], timeout: float
+    ) -> offload.PutResponse:
+        """Checks, encodes and keeps the pages, each as soon as it is whole."""
+        async with aclosing(messages):
+            first = await anext(messages, None)
+            if first is None or first.WhichOneof("part") != "header":
+                raise InvalidInput("put: the first message must be the header")
+            spec = _checked_spec(first.header)
+            dictionary = None
+            if spec.codec.needs_dictionary:
+                dictionary = self._dictionary(spec.dictionary)
+            results = []
+            for page, key in zip(first.header.pages, first.header.page_keys, strict=True):
+                data = memoryview(bytearray(spec.page_bytes))
+                await _fill(messages, page, data)
+                frames, start = [], 0
+                for group in range(spec.groups):
+                    end = start + spec.group_bytes(group)
+                    shape, dtype = spec.group_shape(group), spec.geometry.torch_dtype
+                    tensor = tensor_from(data[start:end], dtype, shape)
+                    frames.append(bytes(encode_group(spec, key, page, group, tensor, dictionary)))
+                    start = end
+                results.append(self._keep(page, key, frames))
+            if await anext(messages, None) is not None:
+                raise StreamTooLong("put: the upload carries more than its pages")
+        return offload.PutResponse(pages=results)
+
+    async def register(
+        self, messages: AsyncGenerator[dictionaries.RegisterRequest, None], timeout: float
+    ) -> dictionaries.RegisterResponse:
+        """Keeps a set."""
+        async with aclosing(messages):
+            first = await anext(messages, None)
+            if first is None or first.WhichOneof("part") != "header":
+                raise InvalidInput("register: the first message must be the header")
+            if first.header.artefact_bytes > MAX_ARTEFACT_BYTES:
+                raise InvalidInput(f"register: {first.header.artefact_bytes} bytes are too many")
+            stream = _ByteStream(messages)
+            data = await stream.take(first.header.artefact_bytes)
+            await stream.expect_end()
+        dictionary = DictionarySet.load(bytes(data))
+        if dictionary.digest != first.header.digest:
+            raise InvalidInput("register: the digest is not the artefact's")
+        added = self.dictionaries.setdefault(dictionary.digest, dictionary) is dictionary
+        return dictionaries.RegisterResponse(added=added)
+
+    async def fetch(
+        self, request: dictionaries.FetchRequest, timeout: float
+    ) -> AsyncGenerator[dictionaries.FetchResponse, None]:
+        """A kept set."""
+        data = self._dictionary(request.digest).to_bytes()
+        for start in range(0, len(data), PIECE_BYTES):
+            piece = data[start : start + PIECE_BYTES]
+            yield dictionaries.FetchResponse(artefact_bytes=len(data), data=piece)
+
+    async def list_dictionaries(self, timeout: float) -> dictionaries.ListResponse:
+        """The sets kept."""
+        infos = [
+            dictionaries.DictionaryInfo(
+                digest=digest,
+                artefact_bytes=len(kept.to_bytes()),
+                model=kept.info.model,
+                layers=kept.layers,
+                kv_heads=kept.info.kv_heads,
+                head_dim=kept.head_dim,
+            )
+            for digest, kept in self.dictionaries.items()
+        ]
+        return dictionaries.ListResponse(dictionaries=infos)
+
+    async def close(self) -> None:
+        """Keeps everything: another client may use it next."""
+
+    def _dictionary(self, digest: bytes) -> DictionarySet:
+        if digest not in self.dictionaries:
+            raise UnknownDictionary(f"no dictionary set {digest.hex()[:16]} is registered")
+        return self.dictionaries[digest]
+
+    def _keep(self, page: int, key: bytes, frames: list[bytes]) -> offload.PageResult:
+        if self.pages.setdefault(key, frames) is not frames:
+            return offload.PageResult(page=page, outcome=offload.PAGE_OUTCOME_PRESENT)
+        return offload.PageResult(
+            page=page, outcome=offload.PAGE_OUTCOME_STORED, stored_bytes=sum(map(len, frames))
+        )
+
+
+async def _fill(messages: AsyncIterator[offload.PutRequest], page: int, target: memoryview) -> None:
+    assembler = PageAssembler(page, target)
+    while (message := await anext(messages, None)) is not None:
+        part = message.WhichOneof("part")
+        if part == "page_end":
+            assembler.end(message.page_end.page, message.page_end.checksum)
+            return
+        if part != "data":
+            raise InvalidInput("put: after the header come data and page ends alone")
+        assembler.add(message.data)
+    assembler.cut()
+
+
+class _ByteStream:
+    """The data messages of a dictionary set as one run of bytes."""
+
+    def __init__(self, messages: AsyncIterator[dictionaries.RegisterRequest]) -> None:
+        self._messages = messages
+        self._held = bytearray()
+
+    async def take(self, count: int) -> bytearray:
+        while len(self._held) < count:
+            message = await anext(self._messages, None)
+            if message is None:
+                raise StreamTruncated(f"the upload ended {count - len(self._held)} bytes early")
+            data = message.data
+            if message.WhichOneof("part") != "data" or len(data) > PIECE_BYTES:
+                raise InvalidInput(f"an upload holds data messages of at most {PIECE_BYTES} bytes")
+            self._held += data
+        taken, self._held = self._held[:count], self._held[count:]
+        return taken
+
+    async def expect_end(self) -> None:
+        if self._held or await anext(self._messages, None) is not None:
+            raise StreamTooLong("the upload goes on after its declared bytes")
+
+
+def _checked_spec(header: offload.PutHeader) -> CacheSpec:
+    spec = spec_from_wire(header.spec)
+    pages, keys = list(header.pages), page_keys(spec, list(header.token_ids))
+    if not pages or pages != sorted(set(pages)) or len(pages) != len(header.page_keys):
+        raise TokenCountMismatch("put: pages must be ascending, one key for each")
+    if pages[-1] != len(keys) - 1 or len(header.token_ids) != len(keys) * spec.page_tokens:
+        raise TokenCountMismatch("put: the token ids must end with the last page")
+    if [keys[page] for page in pages] != list(header.page_keys):
+        raise PageKeyMismatch("put: a page key is not the one that its tokens give")
+    return spec
+
+
+def _pieces(page: int, group: int, frame: bytes) -> list[reload.FramePart]:
+    return [
+        reload.FramePart(
+            page=page,
+            group=group,
+            frame_bytes=len(frame),
+            data=frame[start : start + PIECE_BYTES],
+        )
+        for start in range(0, len(frame), PIECE_BYTES)
+    ]

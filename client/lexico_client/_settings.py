@@ -1,0 +1,40 @@
+"""How long a node is willing to wait."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+from lexico_proto.errors import ConfigurationError
+
+
+@dataclass(frozen=True)
+class Timeouts:
+    """Seconds for each kind of call, retries included: nothing waits for ever."""
+
+    match: float = 2.0
+    """Asking which pages are stored: it stands before a prefill, so it is short."""
+    load: float = 30.0
+    """A whole reload. What came within it is used, the rest is recomputed."""
+    idle: float = 3.0
+    """Between two messages of a reload. A service that stalls must not cost a whole `load`."""
+    offload: float = 120.0
+    """A whole offload, to the answer that `wait` asks for."""
+    dictionaries: float = 60.0
+    """Registering, fetching or listing dictionary sets."""
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            check_seconds(f"timeouts: {field.name}", getattr(self, field.name))
+
+
+def check_seconds(name: str, seconds: object) -> float:
+    """`seconds` as a float.
+
+    Raises:
+        ConfigurationError: no finite positive number.
+    """
+    number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
+    if not number or not 0 < seconds < math.inf:  # type: ignore[operator]
+        raise ConfigurationError(f"{name}={seconds!r}: a positive number of seconds")
+    return float(seconds)  # type: ignore[arg-type]

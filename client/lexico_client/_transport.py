@@ -1,0 +1,74 @@
+"""The seam between the client and what carries its calls.
+
+A transport speaks the messages of lexico_proto.v1 and raises the error tree, nothing else. The
+definition is tests/support/client_transport_contract.py.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from typing import Protocol
+
+from google.protobuf.message import Message
+
+from lexico_codec.upload import MESSAGE_BYTES
+from lexico_proto.errors import MessageTooLarge
+from lexico_proto.v1 import dictionaries_pb2 as dictionaries
+from lexico_proto.v1 import offload_pb2 as offload
+from lexico_proto.v1 import reload_pb2 as reload
+
+
+class Transport(Protocol):
+    """The three services. Each call ends within `timeout` seconds, or raises `DeadlineExpired`.
+
+    Every method raises errors of `lexico_proto.errors` alone; a cancellation of the running task
+    passes.
+    """
+
+    async def match(self, request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
+        """Reload.Match."""
+        ...
+
+    def get(
+        self, request: reload.GetRequest, timeout: float
+    ) -> AsyncGenerator[reload.GetResponse, None]:
+        """Reload.Get. Closing the generator ends the call."""
+        ...
+
+    async def put(
+        self, messages: AsyncGenerator[offload.PutRequest, None], timeout: float
+    ) -> offload.PutResponse:
+        """Offload.Put. Stops taking messages where the service has answered already."""
+        ...
+
+    async def register(
+        self, messages: AsyncGenerator[dictionaries.RegisterRequest, None], timeout: float
+    ) -> dictionaries.RegisterResponse:
+        """Dictionaries.Register."""
+        ...
+
+    def fetch(
+        self, request: dictionaries.FetchRequest, timeout: float
+    ) -> AsyncGenerator[dictionaries.FetchResponse, None]:
+        """Dictionaries.Fetch."""
+        ...
+
+    async def list_dictionaries(self, timeout: float) -> dictionaries.ListResponse:
+        """Dictionaries.List."""
+        ...
+
+    async def close(self) -> None:
+        """Ends calls that still run. May be called more than once."""
+        ...
+
+
+def check_size(message: Message, what: str) -> None:
+    """Raises:
+    MessageTooLarge: the message would be refused on the wire.
+    """
+    size = message.ByteSize()
+    if size > MESSAGE_BYTES:
+        raise MessageTooLarge(
+            f"{what}: {size} bytes, at most {MESSAGE_BYTES} fit into one message: "
+            "use larger pages or a shorter prefix"
+        )

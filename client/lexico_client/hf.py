@@ -1,0 +1,229 @@
+"""Prompt caches of Hugging Face models: `DynamicCache` in, `DynamicCache` out.
+
+shared = HuggingFaceCache(client, model)
+hit = shared.load(input_ids)
+out = model.generate(input_ids, past_key_values=hit.cache, return_dict_in_generate=True)
+shared.offload(out.sequences, out.past_key_values, wait="received")
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from lexico_client._async_client import Wait
+from lexico_client._hf_cache import CachedPrefix, PrefixMemory
+from lexico_client._hf_weights import weights_fingerprint
+from lexico_client._results import Loaded, PutReport
+from lexico_client._sync_client import Client
+from lexico_codec.codecs import codec_from_config
+from lexico_codec.dictionary import DictionarySet, builtin_sets, load_builtin
+from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.spec import DEFAULT_PAGE_TOKENS, CacheSpec, make_spec
+from lexico_proto.errors import (
+    ConfigurationError,
+    LexicoError,
+    ShapeMismatch,
+    UnknownDictionary,
+    Unsupported,
+)
+
+__all__ = ["Hit", "HuggingFaceCache", "weights_fingerprint"]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Hit:
+    """What a load brought."""
+
+    cache: DynamicCache
+    """The reloaded prefix, or empty for a miss: ready for one `generate` of the same
+    `input_ids`."""
+    tokens: int
+    """Leading tokens that it holds; 0 for a miss."""
+    loaded: Loaded
+    """The figures of the load."""
+
+    @property
+    def reason(self) -> LexicoError | None:
+        """What made it less than the service had said it holds."""
+        return self.loaded.reason
+
+
+class HuggingFaceCache:
+    """Loads and offloads the prompt caches of one model. Sequences are single and unpadded."""
+
+    def __init__(
+        self,
+        client: Client,
+        model: PreTrainedModel,
+        *,
+        codec: str = "lexico",
+        codec_config: Mapping[str, Any] | None = None,
+        dictionary: DictionarySet | bytes | None = None,
+        page_tokens: int = DEFAULT_PAGE_TOKENS,
+        weights: bytes | None = None,
+        lora: str = "",
+    ) -> None:
+        """Reads the model's geometry and hashes its weights, unless told their fingerprint.
+
+        Args:
+            client: the way to the service.
+            model: a decoder, all of it on one device.
+            codec: name of the codec.
+            codec_config: its parameters; those left out take their defaults.
+            dictionary: the set, or the digest of one that is registered. By default the one
+                built-in set that fits the model, for a codec that needs one.
+            page_tokens: tokens a page: the unit of sharing.
+            weights: fingerprint, 32 bytes, in place of hashing the weights.
+            lora: identity of the adapter that is merged or active; empty for none.
+
+        Raises:
+            Unsupported: a model whose cache this version does not cover, or one on several devices.
+            ConfigurationError: no built-in dictionary set fits, or a parameter that cannot be used.
+            DictionaryMismatch: the set given was made for another shape.
+        """
+        devices = {parameter.device for parameter in model.parameters()}
+        if len(devices) > 1:
+            raise Unsupported(f"{type(model).__name__} lies on {len(devices)} devices: only one")
+        geometry = geometry_of(model.config, model.dtype)
+        config_json = json.dumps(dict(codec_config or {}))
+        needs = codec_from_config(codec, config_json).needs_dictionary
+        if dictionary is None and needs:
+            dictionary = _builtin_for(geometry)
+        self._client = client
+        self._model = model
+        self._dictionary: DictionarySet | None = None
+        if isinstance(dictionary, DictionarySet):
+            dictionary.check_fits(geometry.layers, geometry.head_dim)
+            self._dictionary = dictionary
+            client.keep_dictionary(dictionary)
+            dictionary = dictionary.digest
+        self._spec = make_spec(
+            weights=weights_fingerprint(model) if weights is None else weights,
+            geometry=geometry,
+            codec=codec,
+            codec_config=config_json,
+            dictionary=dictionary or b"",
+            page_tokens=page_tokens,
+            lora=lora,
+        )
+
+    @property
+    def spec(self) -> CacheSpec:
+        """What this model's pages belong to."""
+        return self._spec
+
+    def load(self, input_ids: Tensor | Sequence[int], *, timeout: float | None = None) -> Hit:
+        """A cache of as much of the prompt's prefix as the service can give.
+
+        At least the last token of the prompt is left for the model.
+
+        Args:
+            input_ids: `[1, tokens]` or `[tokens]`: the whole prompt, as it goes to `generate`.
+            timeout: seconds, in place of `Timeouts.load`.
+
+        Raises:
+            ShapeMismatch: a batch of prompts.
+        """
+        ids = _flat(input_ids)
+        page_tokens = self._spec.page_tokens
+        whole = max(0, len(ids) - 1) // page_tokens * page_tokens
+        memory = PrefixMemory(self._spec, self._model.device)
+        loaded = self._client.load(self._spec, ids[:whole], memory.allocate, timeout=timeout)
+        cache = DynamicCache(config=self._model.config)
+        memory.fill(cache, loaded.tokens)
+        return Hit(cache, loaded.tokens, loaded)
+
+    def offload(
+        self,
+        input_ids: Tensor | Sequence[int],
+        past_key_values: DynamicCache,
+        *,
+        wait: Wait = "committed",
+        timeout: float | None = None,
+    ) -> PutReport:
+        """Sends the full pages that the service lacks.
+
+        Args:
+            input_ids: `[1, tokens]` or `[tokens]`: what the cache was made from, or more:
+                `generate` returns one token that its cache does not hold.
+            past_key_values: the cache. It may grow while this runs, in another thread.
+            wait: "committed" for an answer when the pages are stored, "received" when they are
+                received.
+            timeout: seconds, in place of `Timeouts.offload`.
+
+        Raises:
+            ShapeMismatch: a batch, or a cache of another model.
+            Unsupported: a cache of another kind.
+            NonFiniteCache: NaN or infinity in it.
+            LexicoError: the service refused, or could not take the pages.
+        """
+        ids = _flat(input_ids)
+        prefix = CachedPrefix.of(past_key_values, self._spec.geometry)
+        pages = min(len(ids), prefix.tokens) // self._spec.page_tokens
+        prefix.settle()
+        send = partial(
+            self._client.offload,
+            self._spec,
+            ids[: pages * self._spec.page_tokens],
+            partial(prefix.read, self._spec),
+            wait=wait,
+            timeout=timeout,
+        )
+        try:
+            return send()
+        except UnknownDictionary:
+            if self._dictionary is None:
+                raise
+        self._client.register_dictionary(self._dictionary)
+        return send()
+
+
+def _flat(input_ids: Tensor | Sequence[int]) -> list[int]:
+    if not isinstance(input_ids, Tensor):
+        return list(input_ids)
+    if input_ids.ndim == 2 and input_ids.shape[0] != 1:
+        raise ShapeMismatch(f"a batch of {input_ids.shape[0]} prompts: one at a time")
+    if input_ids.ndim not in (1, 2) or input_ids.dtype not in (torch.int64, torch.int32):
+        raise ShapeMismatch(
+            f"input_ids of shape {tuple(input_ids.shape)} and {input_ids.dtype}: integers "
+            "[1, tokens] are needed"
+        )
+    flat: list[int] = input_ids.reshape(-1).tolist()
+    return flat
+
+
+def _rope_of(dictionary: DictionarySet) -> bytes:
+    rope = dictionary.info.rope
+    return (
+        Rope(tuple(rope["inv_freq"]), rope["pairing"], rope["scale"]).canonical() if rope else b""
+    )
+
+
+def _builtin_for(geometry: Geometry) -> DictionarySet:
+    shape = (geometry.layers, geometry.kv_heads, geometry.head_dim)
+    # Keys are coded as RoPE left them: a set made under another rotation would fit badly.
+    rope = geometry.rope.canonical() if geometry.rope else b""
+    sets = [load_builtin(name) for name in builtin_sets()]
+    fitting = [
+        s for s in sets if (s.layers, s.info.kv_heads, s.head_dim) == shape and _rope_of(s) == rope
+    ]
+    if len(fitting) != 1:
+        found = ", ".join(s.info.model for s in fitting) or "none"
+        raise ConfigurationError(
+            f"built-in dictionary sets for {geometry.layers} layers, {geometry.kv_heads} KV heads, "
+            f"head_dim {geometry.head_dim}: {found}. Give `dictionary`; `lexico train` makes one."
+        )
+    _log.info("built-in dictionary set chosen: trained_on=%s", fitting[0].info.model)
+    return fitting[0]
