@@ -1,0 +1,95 @@
+"""Writes the figures of bench/results/ into README.md.
+
+    python -m bench.readme_figures            rewrite what lies between the markers
+    python -m bench.readme_figures --check    change nothing; exit 1 if README.md says otherwise
+
+A marker is `<!-- figure:BENCHMARK.KEY -->text<!-- /figure -->`: the text becomes KEY of
+results/BENCHMARK.json, rounded, or "not measured yet".
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import re
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Final
+
+from bench.report import RESULTS
+
+README: Final = Path(__file__).parent.parent / "README.md"
+MISSING: Final = "not measured yet"
+
+FORMATS: Final[dict[str, Callable[[float], str]]] = {
+    "wire.offload_share_of_grpc": "{:.2f}".format,
+    "wire.ingress_peak_over_inflight": "{:.2f}".format,
+    "reload.speedup": "{:.1f}".format,
+    "fidelity.kl": "{:.3f}".format,
+    "fidelity.bytes_fraction": "{:.1%}".format,
+}
+"""Every figure that README.md may show, and how it is rounded."""
+
+_START: Final = "<!-- figure:"
+_MARKER: Final = re.compile(r"<!-- figure:(\S+) -->([^\n]*?)<!-- /figure -->")
+
+
+def figure(name: str, results: Path = RESULTS) -> str:
+    """The text of one figure.
+
+    Raises:
+        SystemExit: README.md names a figure that has no format here, or a result is no number.
+    """
+    if name not in FORMATS:
+        raise SystemExit(f"figure {name!r}: README.md may show {', '.join(FORMATS)}")
+    benchmark, _, key = name.partition(".")
+    path = results / f"{benchmark}.json"
+    if not path.is_file():
+        return MISSING
+    value = json.loads(path.read_text()).get(key)
+    if value is None:
+        return MISSING
+    if isinstance(value, bool) or not isinstance(value, int | float):
+        raise SystemExit(f"{path}: {key} is no number")
+    return FORMATS[name](value)
+
+
+def filled(text: str, results: Path = RESULTS) -> str:
+    """`text` with every marker's content taken from the results.
+
+    Raises:
+        SystemExit: a marker that is not closed on its line, or as for `figure`.
+    """
+    made, count = _MARKER.subn(
+        lambda found: f"{_START}{found[1]} -->{figure(found[1], results)}<!-- /figure -->", text
+    )
+    if count != text.count(_START):
+        raise SystemExit("README.md: a figure's marker is not closed on its line")
+    return made
+
+
+def main() -> int:
+    """Rewrites or checks; exit code 1 where a check finds a difference."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if different")
+    options = parser.parse_args()
+    before = README.read_text(encoding="utf-8")
+    after = filled(before)
+    stale = [
+        old[1]
+        for old, new in zip(_MARKER.finditer(before), _MARKER.finditer(after), strict=True)
+        if old[2] != new[2]
+    ]
+    if options.check:
+        for name in stale:
+            sys.stderr.write(f"README.md: {name} should be {figure(name)}\n")
+        return 1 if stale else 0
+    if stale:
+        README.write_text(after, encoding="utf-8")
+    print(f"{len(stale)} figures changed")
+    return 0
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())

@@ -1,0 +1,93 @@
+"""Reload and first token, against prefilling the same prompt: SmolLM2 on this machine's CPU.
+
+    python -m bench.reload [--tokens 1500] [--rounds 5]
+
+The service runs in its own processes; both sides are interleaved in one run, with the same threads.
+The prompt is the project's documentation; its last page is not full, so that either side has tokens
+left to prefill.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import statistics
+from typing import Any
+
+import torch
+
+from bench.demo import shared_context
+from bench.node import Node, divergence
+from bench.report import finish, gate, machine, table
+from bench.service import Service
+from lexico_client import Client
+
+CODEC = "lexico"
+
+
+def compare(node: Node, ids: list[int], rounds: int, page_tokens: int) -> dict[str, Any]:
+    """Interleaved rounds of reload and recompute of one prompt."""
+    cache = node.caches[CODEC]
+    cache.offload(ids, node.recompute(ids).cache)
+    node.reload(ids, CODEC)  # warms both sides
+    recomputed, reloaded, loads, decodes = [], [], [], []
+    for number in range(rounds):
+        for side in ("recompute", "reload")[:: 1 if number % 2 else -1]:
+            if side == "recompute":
+                exact = node.recompute(ids)
+                recomputed.append(exact.seconds)
+            else:
+                first = node.reload(ids, CODEC)
+                if first.hit is None or first.hit.reason is not None:
+                    raise SystemExit(f"the reload missed: {first.hit and first.hit.reason}")
+                reloaded.append(first.seconds)
+                loads.append(first.hit.loaded.seconds.total)
+                decodes.append(first.hit.loaded.seconds.decode)
+    ratios = [whole / part for whole, part in zip(recomputed, reloaded, strict=True)]
+    return {
+        "page tokens": page_tokens,
+        "prompt": len(ids),
+        "hit": first.hit.tokens,
+        "prefill s": statistics.median(recomputed),
+        "reload s": statistics.median(reloaded),
+        "of it load s": statistics.median(loads),
+        "of it decode s": statistics.median(decodes),
+        "speedup": statistics.median(ratios),
+        "speedup min": min(ratios),
+        "received": first.hit.loaded.bytes_received,
+        "KL first token": divergence(
+            exact.logits[None].log_softmax(-1), first.logits[None].log_softmax(-1)
+        ),
+    }
+
+
+def main() -> None:
+    """Runs the benchmark."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--tokens", type=int, default=1500)
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--page-tokens", type=int, nargs="+", default=[64, 256])
+    parser.add_argument("--no-gate", action="store_true")
+    options = parser.parse_args()
+    if not options.no_gate:
+        gate("tests/contract/test_codec_lexico.py", "tests/integration/test_reload.py")
+    described = machine()
+    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    rows = []
+    with Service() as service, Client(offload=service.offload, reload=service.reload) as client:
+        for page_tokens in options.page_tokens:
+            node = Node(client, codecs=(CODEC,), page_tokens=page_tokens)
+            ids = node.tokenizer(shared_context()).input_ids[: options.tokens]
+            if len(ids) < options.tokens:
+                raise SystemExit(f"the documentation has {len(ids)} tokens: fewer than asked for")
+            rows.append(compare(node, ids, options.rounds, page_tokens))
+    print(table(rows))
+    finish(
+        "reload",
+        {"speedup": rows[0]["speedup"], "threads": torch.get_num_threads(), "rows": rows},
+        described,
+    )
+
+
+if __name__ == "__main__":
+    main()
