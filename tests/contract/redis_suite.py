@@ -1,0 +1,171 @@
+"""What a store in a real server must do beyond `StoreSuite`: keep its layout, and fail well."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import threading
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+import redis
+
+from lexico_proto.errors import Busy, InternalError, StoreUnavailable
+from lexico_store import PageStore, StoreSettings, keys, open_store
+from tests.contract.store_suite import TTL_S, StoreSuite, key_of
+from tests.support.servers import stopped
+
+QUICK = StoreSettings(timeout_s=0.3, connect_timeout_s=0.3)
+BIG = [b"x" * (1 << 20)] * 32
+"""A page that no socket buffer holds: its sender is stopped in the middle."""
+
+
+class RedisSuite(StoreSuite):
+    """Subclasses give `url` and `server_pid` of a server that all their tests share."""
+
+    @pytest.fixture
+    def url(self) -> str:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def server_pid(self) -> int:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def store(self, url: str) -> Iterator[PageStore]:
+        with open_store(url) as store:
+            yield store
+
+    @pytest.fixture
+    def raw(self, url: str) -> Iterator[Any]:
+        """A plain redis-py client of the same server."""
+        with redis.Redis.from_url(url) as client:
+            yield client
+
+    @contextlib.contextmanager
+    def config(self, raw: Any, name: str, value: str) -> Iterator[None]:
+        former = raw.config_get(name)[name]
+        raw.config_set(name, value)
+        try:
+            yield
+        finally:
+            raw.config_set(name, former)
+
+    def test_layout(self, store: PageStore, raw: Any, scope: bytes) -> None:
+        raw.flushall()
+        store.commit(scope, key_of(1), [b"f0", b"f1"], b"meta", TTL_S)
+        assert store.lease(scope, key_of(1), TTL_S)
+        store.put_dictionary(scope, b"dd", b"data")
+        page, lease = keys.page(scope, key_of(1)), keys.lease(scope, key_of(1))
+        dictionary, listing = keys.dictionary(scope, b"dd"), keys.dictionary_listing(scope)
+        assert raw.hgetall(page) == {b"g0": b"f0", b"g1": b"f1", b"m": b"meta"}
+        assert 0 < raw.pttl(page) <= TTL_S * 1000
+        assert 0 < raw.pttl(lease) <= TTL_S * 1000
+        assert raw.ttl(dictionary) == raw.ttl(listing) == -1
+        everything = {name.decode() for name in raw.keys("*")}
+        assert everything == {page, lease, dictionary, listing}
+        assert not any(scope.hex() in name for name in everything)
+
+    @pytest.mark.parametrize("field", ["c0", "c1", "n", "size"])
+    def test_dictionary_without_a_part_is_missing(
+        self, store: PageStore, raw: Any, scope: bytes, field: str
+    ) -> None:
+        store.put_dictionary(scope, b"d", b"x" * (1 << 20) + b"y")
+        raw.hdel(keys.dictionary(scope, b"d"), field)
+        assert store.get_dictionary(scope, b"d") is None
+
+    def test_dictionary_with_a_short_part_is_missing(
+        self, store: PageStore, raw: Any, scope: bytes
+    ) -> None:
+        store.put_dictionary(scope, b"d", b"x" * (1 << 20) + b"y")
+        raw.hset(keys.dictionary(scope, b"d"), "c0", b"x")
+        assert store.get_dictionary(scope, b"d") is None
+
+    def test_page_without_a_group_is_missing(
+        self, store: PageStore, raw: Any, scope: bytes
+    ) -> None:
+        store.commit(scope, key_of(1), [b"a", b"b", b"c"], b"", TTL_S)
+        raw.hdel(keys.page(scope, key_of(1)), "g1")
+        assert store.read_page(scope, key_of(1)) is None
+
+    def test_release_after_the_server_forgot_the_script(
+        self, store: PageStore, raw: Any, scope: bytes
+    ) -> None:
+        lease = store.lease(scope, key_of(1), TTL_S)
+        assert lease is not None
+        raw.script_flush()
+        assert lease.release() is True
+
+    def test_full_server_is_busy(self, store: PageStore, raw: Any, scope: bytes) -> None:
+        raw.flushall()
+        with (
+            self.config(raw, "maxmemory", "1mb"),
+            self.config(raw, "maxmemory-policy", "noeviction"),
+        ):
+            with pytest.raises(Busy, match="maxmemory"):
+                store.commit(scope, key_of(1), [b"x" * (1 << 20)] * 2, b"", TTL_S)
+            assert store.present(scope, [key_of(1)]) == [False]
+
+    def test_replica_is_unavailable(self, store: PageStore, raw: Any, scope: bytes) -> None:
+        raw.replicaof("127.0.0.1", 1)
+        try:
+            with pytest.raises(StoreUnavailable):
+                store.commit(scope, key_of(1), [b"x"], b"", TTL_S)
+        finally:
+            raw.replicaof("NO", "ONE")
+        store.commit(scope, key_of(1), [b"x"], b"", TTL_S)
+
+    def test_other_answers_are_internal_errors(
+        self, store: PageStore, raw: Any, scope: bytes
+    ) -> None:
+        raw.set(keys.page(scope, key_of(1)), "not a hash")
+        with pytest.raises(InternalError, match=r"WRONGTYPE|wrong kind"):
+            store.read(scope, [key_of(1)], 0)
+
+    def test_dropped_idle_connections_are_replaced(
+        self, store: PageStore, raw: Any, scope: bytes
+    ) -> None:
+        store.ping()
+        raw.client_kill_filter(_type="normal", skipme=True)
+        assert store.present(scope, [key_of(1)]) == [False]
+
+    def test_stopped_server(self, url: str, server_pid: int, scope: bytes) -> None:
+        with open_store(url, QUICK) as store:
+            store.commit(scope, key_of(1), [b"old"], b"old", TTL_S)
+            with stopped(server_pid):
+                for call in (
+                    lambda: store.present(scope, [key_of(1)]),
+                    lambda: store.meta(scope, key_of(1)),
+                    lambda: store.commit(scope, key_of(1), BIG, b"new", TTL_S),
+                ):
+                    start = time.monotonic()
+                    with pytest.raises(StoreUnavailable):
+                        call()
+                    assert time.monotonic() - start < 2
+            # Awake again, it answers the old questions too: on connections that are closed.
+            assert store.present(scope, [key_of(7)]) == [False]
+            assert store.read_page(scope, key_of(1)) == ([b"old"], b"old")
+
+
+def kill_in_commit(store: PageStore, pid: int, scope: bytes, key: bytes) -> list[Exception]:
+    """Kills the server while it holds half of a page; what the commit raised."""
+    raised: list[Exception] = []
+
+    def commit() -> None:
+        try:
+            store.commit(scope, key, BIG, b"", TTL_S)
+        except Exception as error:  # noqa: BLE001  (the test looks at what it was)
+            raised.append(error)
+
+    os.kill(pid, signal.SIGSTOP)
+    thread = threading.Thread(target=commit)
+    thread.start()
+    time.sleep(0.2)
+    assert thread.is_alive()
+    os.kill(pid, signal.SIGKILL)
+    thread.join(10)
+    assert not thread.is_alive()
+    return raised

@@ -1,0 +1,334 @@
+"""The definition of a page store: what every backend must do. Each subclasses `StoreSuite`."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+
+from lexico_proto.errors import InvalidInput, StoreUnavailable
+from lexico_store import MAX_FRAMES, PageStore
+from lexico_store.store import CHUNK_BYTES
+
+TTL_S = 60.0
+SMALL_BYTES = 24 << 20
+"""Bound of the store that `small_store` yields."""
+
+# The suite's tests run in many subclasses, on one store for all examples: scopes keep those apart.
+RANDOM = settings(
+    max_examples=25,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+)
+PAGES = st.lists(
+    st.tuples(
+        st.lists(st.binary(min_size=1, max_size=9000), min_size=1, max_size=5),
+        st.binary(max_size=40),
+    ),
+    max_size=6,
+)
+
+
+def key_of(n: int) -> bytes:
+    return n.to_bytes(32, "big")
+
+
+class StoreSuite:
+    """Subclasses give `store` and `small_store`, and `wait` where the clock is not the wall's."""
+
+    @pytest.fixture
+    def store(self) -> Iterator[PageStore]:
+        raise NotImplementedError
+
+    @pytest.fixture
+    def small_store(self) -> Iterator[PageStore]:
+        raise NotImplementedError
+
+    def wait(self, seconds: float) -> None:
+        time.sleep(seconds)
+
+    @pytest.fixture
+    def scope(self) -> bytes:
+        return os.urandom(16)
+
+    # Pages
+
+    @RANDOM
+    @given(pages=PAGES)
+    def test_random_pages_round_trip(
+        self, store: PageStore, pages: list[tuple[list[bytes], bytes]]
+    ) -> None:
+        scope = os.urandom(16)
+        keys = [key_of(n) for n in range(len(pages))]
+        for key, (frames, meta) in zip(keys, pages, strict=True):
+            store.commit(scope, key, frames, meta, TTL_S)
+        assert store.present(scope, keys) == [True] * len(pages)
+        for group in range(6):
+            expected = [f[group] if group < len(f) else None for f, _ in pages]
+            assert store.read(scope, keys, group) == expected
+        for key, (frames, meta) in zip(keys, pages, strict=True):
+            assert store.read_page(scope, key) == (frames, meta)
+            assert store.meta(scope, key) == meta
+
+    def test_frames_are_any_contiguous_buffer(self, store: PageStore, scope: bytes) -> None:
+        array = np.arange(70_000, dtype=np.uint8)
+        array.flags.writeable = False
+        square = np.arange(63 * 3, dtype=np.float32).reshape(63, 3)
+        frames = [array, bytearray(b"xy"), memoryview(b"abcdef")[2:4], square, b"z"]
+        store.commit(scope, key_of(1), frames, b"m", TTL_S)  # type: ignore[arg-type]
+        page = store.read_page(scope, key_of(1))
+        assert page is not None
+        assert page.frames == [array.tobytes(), b"xy", b"cd", square.tobytes(), b"z"]
+
+    def test_large_page_round_trip(self, store: PageStore, scope: bytes) -> None:
+        frames = [np.random.default_rng(n).bytes(1 << 20) for n in range(16)]
+        store.commit(scope, key_of(1), frames, b"", TTL_S)
+        assert store.read(scope, [key_of(1)], 15) == [frames[15]]
+        assert store.read_page(scope, key_of(1)) == (frames, b"")
+
+    def test_most_frames(self, store: PageStore, scope: bytes) -> None:
+        frames = [bytes([n]) for n in range(MAX_FRAMES)]
+        store.commit(scope, key_of(1), frames, b"", TTL_S)
+        assert store.read_page(scope, key_of(1)) == (frames, b"")
+
+    def test_many_pages_keep_their_order(self, store: PageStore, scope: bytes) -> None:
+        for n in range(0, 150, 2):
+            store.commit(scope, key_of(n), [str(n).encode()], b"", TTL_S)
+        keys = [key_of(n) for n in range(150)]
+        assert store.present(scope, keys) == [n % 2 == 0 for n in range(150)]
+        found = store.read(scope, keys, 0)
+        assert found == [str(n).encode() if n % 2 == 0 else None for n in range(150)]
+
+    def test_what_is_missing(self, store: PageStore, scope: bytes) -> None:
+        assert store.present(scope, []) == []
+        assert store.read(scope, [], 0) == []
+        assert store.touch(scope, [], TTL_S) == []
+        assert store.present(scope, [key_of(9)]) == [False]
+        assert store.read(scope, [key_of(9)], 0) == [None]
+        assert store.read_page(scope, key_of(9)) is None
+        assert store.meta(scope, key_of(9)) is None
+
+    def test_scopes_never_meet(self, store: PageStore, scope: bytes) -> None:
+        other = os.urandom(16)
+        store.commit(scope, key_of(1), [b"mine"], b"m", TTL_S)
+        store.put_dictionary(scope, b"d", b"mine")
+        assert store.present(other, [key_of(1)]) == [False]
+        assert store.read(other, [key_of(1)], 0) == [None]
+        assert store.meta(other, key_of(1)) is None
+        assert store.touch(other, [key_of(1)], TTL_S) == [False]
+        assert store.get_dictionary(other, b"d") is None
+        assert store.list_dictionaries(other) == []
+        store.commit(other, key_of(1), [b"theirs"], b"", TTL_S)
+        assert store.read(scope, [key_of(1)], 0) == [b"mine"]
+        assert store.lease(scope, key_of(1), TTL_S)
+        assert store.lease(other, key_of(1), TTL_S)
+
+    def test_commit_again_replaces_every_group(self, store: PageStore, scope: bytes) -> None:
+        store.commit(scope, key_of(1), [b"a0", b"a1", b"a2"], b"a", TTL_S)
+        store.commit(scope, key_of(1), [b"b0"], b"b", TTL_S)
+        assert store.read(scope, [key_of(1)], 2) == [None]
+        assert store.read_page(scope, key_of(1)) == ([b"b0"], b"b")
+
+    def test_concurrent_commits_never_mix(self, store: PageStore, scope: bytes) -> None:
+        done = threading.Event()
+
+        def write(version: int) -> None:
+            while not done.is_set():
+                store.commit(
+                    scope, key_of(1), [bytes([version]) * 20_000] * 8, bytes([version]), TTL_S
+                )
+
+        def read() -> tuple[int, set[int]]:
+            seen: set[int] = set()
+            count = 0
+            while not done.is_set():
+                page = store.read_page(scope, key_of(1))
+                assert page is not None
+                versions = {page.meta[0], *(byte for frame in page.frames for byte in set(frame))}
+                assert len(versions) == 1
+                assert len(page.frames) == 8
+                seen |= versions
+                count += 1
+            return count, seen
+
+        store.commit(scope, key_of(1), [b"\x00" * 20_000] * 8, b"\x00", TTL_S)
+        with ThreadPoolExecutor(4) as pool:
+            writers = [pool.submit(write, version) for version in (1, 2)]
+            readers = [pool.submit(read) for _ in range(2)]
+            done.wait(0.6)
+            done.set()
+            for writer in writers:
+                writer.result()
+            results = [reader.result() for reader in readers]
+        assert all(count > 0 for count, _ in results)
+        assert {version for _, seen in results for version in seen} >= {1, 2}
+
+    # Time
+
+    def test_page_expires_whole(self, store: PageStore, scope: bytes) -> None:
+        store.commit(scope, key_of(1), [b"a", b"b"], b"m", 0.15)
+        store.commit(scope, key_of(2), [b"c"], b"m", TTL_S)
+        self.wait(0.2)
+        assert store.present(scope, [key_of(1), key_of(2)]) == [False, True]
+        assert store.read_page(scope, key_of(1)) is None
+        assert store.meta(scope, key_of(1)) is None
+        assert store.read(scope, [key_of(1)], 1) == [None]
+
+    def test_discard_removes_pages_whole(self, store: PageStore, scope: bytes) -> None:
+        for i in (1, 2):
+            store.commit(scope, key_of(i), [b"a", b"b"], b"", TTL_S)
+        store.discard(scope, [key_of(1), key_of(3)])
+        store.discard(scope, [])
+        assert store.present(scope, [key_of(1), key_of(2)]) == [False, True]
+        assert store.read(scope, [key_of(1)], 1) == [None]
+
+    def test_touch_renews_and_never_revives(self, store: PageStore, scope: bytes) -> None:
+        store.commit(scope, key_of(1), [b"a"], b"m", 0.15)
+        store.commit(scope, key_of(2), [b"a"], b"m", 0.15)
+        assert store.touch(scope, [key_of(1), key_of(3)], TTL_S) == [True, False]
+        self.wait(0.2)
+        assert store.touch(scope, [key_of(1), key_of(2)], TTL_S) == [True, False]
+        assert store.present(scope, [key_of(1), key_of(2), key_of(3)]) == [True, False, False]
+
+    # Leases
+
+    def test_one_holder_at_a_time(self, store: PageStore, scope: bytes) -> None:
+        with ThreadPoolExecutor(8) as pool:
+            won = [
+                x for x in pool.map(lambda _: store.lease(scope, key_of(1), TTL_S), range(8)) if x
+            ]
+        assert len(won) == 1
+        assert store.lease(scope, key_of(2), TTL_S) is not None
+        assert won[0].release() is True
+        assert won[0].release() is False
+        assert store.lease(scope, key_of(1), TTL_S) is not None
+
+    def test_release_of_expired_lease_spares_the_next(self, store: PageStore, scope: bytes) -> None:
+        first = store.lease(scope, key_of(1), 0.1)
+        assert first is not None
+        self.wait(0.15)
+        second = store.lease(scope, key_of(1), TTL_S)
+        assert second is not None
+        assert first.release() is False
+        assert store.lease(scope, key_of(1), TTL_S) is None
+        assert second.release() is True
+
+    def test_an_owner_gets_its_lease_again(self, store: PageStore, scope: bytes) -> None:
+        first = store.lease(scope, key_of(1), TTL_S, b"me")
+        assert first is not None
+        assert store.lease(scope, key_of(1), TTL_S, b"you") is None
+        again = store.lease(scope, key_of(1), TTL_S, b"me")
+        assert again is not None
+        assert store.lease(scope, key_of(1), TTL_S) is None
+        assert again.release() is True
+        assert first.release() is False
+        for owner in (b"", bytes(65)):
+            with pytest.raises(InvalidInput):
+                store.lease(scope, key_of(1), TTL_S, owner)
+
+    def test_lease_ends_with_its_block(self, store: PageStore, scope: bytes) -> None:
+        lease = store.lease(scope, key_of(1), TTL_S)
+        assert lease is not None
+        with pytest.raises(KeyError), lease:
+            raise KeyError
+        assert store.lease(scope, key_of(1), TTL_S) is not None
+
+    def test_lease_is_not_a_page(self, store: PageStore, scope: bytes) -> None:
+        assert store.lease(scope, key_of(1), TTL_S)
+        assert store.present(scope, [key_of(1)]) == [False]
+
+    # Dictionary sets
+
+    @pytest.mark.parametrize(
+        "size", [1, CHUNK_BYTES - 1, CHUNK_BYTES, CHUNK_BYTES + 1, 3 * CHUNK_BYTES + 63]
+    )
+    def test_dictionary_round_trip(self, store: PageStore, scope: bytes, size: int) -> None:
+        data = np.random.default_rng(size).bytes(size)
+        store.put_dictionary(scope, b"d" * 32, np.frombuffer(data, np.uint8))
+        assert store.get_dictionary(scope, b"d" * 32) == data
+
+    def test_dictionaries_are_listed(self, store: PageStore, scope: bytes) -> None:
+        assert store.list_dictionaries(scope) == []
+        assert store.get_dictionary(scope, b"b") is None
+        for digest in (b"b", b"\xff\x00", b"a", b"b"):
+            store.put_dictionary(scope, digest, digest * 3)
+        assert store.list_dictionaries(scope) == [b"a", b"b", b"\xff\x00"]
+        assert store.get_dictionary(scope, b"\xff\x00") == b"\xff\x00" * 3
+
+    def test_smaller_dictionary_replaces_all(self, store: PageStore, scope: bytes) -> None:
+        store.put_dictionary(scope, b"d", b"x" * (2 * CHUNK_BYTES))
+        store.put_dictionary(scope, b"d", b"y")
+        assert store.get_dictionary(scope, b"d") == b"y"
+
+    def test_eviction_takes_whole_pages_and_no_dictionary(
+        self, small_store: PageStore, scope: bytes
+    ) -> None:
+        dictionary = os.urandom(2 * CHUNK_BYTES + 1)
+        small_store.put_dictionary(scope, b"d", dictionary)
+        frames = [os.urandom(1 << 20) for _ in range(3)]
+        keys = [key_of(n) for n in range(16)]
+        for key in keys:
+            small_store.commit(scope, key, frames, b"m", TTL_S)
+        present = small_store.present(scope, keys)
+        assert present[-1]
+        assert not all(present)
+        assert not present[0]
+        for key, there in zip(keys, present, strict=True):
+            assert small_store.read_page(scope, key) == ((frames, b"m") if there else None)
+        assert small_store.get_dictionary(scope, b"d") == dictionary
+        assert small_store.list_dictionaries(scope) == [b"d"]
+
+    # Arguments and the end
+
+    def test_arguments_that_can_never_work(self, store: PageStore, scope: bytes) -> None:
+        key, strided = key_of(1), np.zeros((4, 4), np.uint8)[:, ::2]
+        for bad_scope in (b"", b"x" * 65, "text"):
+            with pytest.raises(InvalidInput):
+                store.present(bad_scope, [key])  # type: ignore[arg-type]
+        for bad_key in (b"", b"x" * 31, b"x" * 33, "x" * 32):
+            with pytest.raises(InvalidInput):
+                store.commit(scope, bad_key, [b"x"], b"", TTL_S)  # type: ignore[arg-type]
+            with pytest.raises(InvalidInput):
+                store.read(scope, [key, bad_key], 0)  # type: ignore[list-item]
+        for bad_frames in ([], [b""], [b"x", b""], [strided], ["text"], [b"x"] * (MAX_FRAMES + 1)):
+            with pytest.raises(InvalidInput):
+                store.commit(scope, key, bad_frames, b"", TTL_S)  # type: ignore[arg-type]
+        for bad_ttl in (0, -1.0, float("nan"), float("inf"), 1e12):
+            with pytest.raises(InvalidInput):
+                store.commit(scope, key, [b"x"], b"", bad_ttl)
+            with pytest.raises(InvalidInput):
+                store.touch(scope, [key], bad_ttl)
+            with pytest.raises(InvalidInput):
+                store.lease(scope, key, bad_ttl)
+        for bad_group in (-1, MAX_FRAMES):
+            with pytest.raises(InvalidInput):
+                store.read(scope, [key], bad_group)
+        for digest, data in ((b"", b"x"), (b"x" * 65, b"x"), (b"d", b"")):
+            with pytest.raises(InvalidInput):
+                store.put_dictionary(scope, digest, data)
+        assert store.present(scope, [key]) == [False]
+
+    def test_closed_store_answers_nothing(self, small_store: PageStore, scope: bytes) -> None:
+        with small_store as entered:
+            entered.ping()
+            lease = entered.lease(scope, key_of(1), TTL_S)
+            assert lease is not None
+        small_store.close()
+        calls: list[Callable[[], object]] = [
+            small_store.ping,
+            lease.release,
+            lambda: small_store.present(scope, [key_of(1)]),
+            lambda: small_store.commit(scope, key_of(1), [b"x"], b"", TTL_S),
+            lambda: small_store.get_dictionary(scope, b"d"),
+            lambda: small_store.list_dictionaries(scope),
+        ]
+        for call in calls:
+            with pytest.raises(StoreUnavailable, match="closed"):
+                call()

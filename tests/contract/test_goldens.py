@@ -1,0 +1,101 @@
+"""Frames of version 1 are read for ever: see tests/support/goldens.py."""
+
+from __future__ import annotations
+
+import base64
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from lexico_codec.codecs import CODECS
+from lexico_codec.frame import VERSION, parse_frame
+from lexico_codec.tensors import tensor_from
+from lexico_codec.wire import spec_from_wire
+from lexico_proto.v1 import types_pb2 as pb
+from tests.support import goldens
+from tests.support.goldens import Golden, digest
+
+GOLDENS = [pytest.param(golden, id=golden.name) for golden in (goldens.raw(), goldens.lexico())]
+
+
+def stored(golden: Golden) -> tuple[dict[str, str], bytes]:
+    return json.loads(golden.path("json").read_text()), golden.path("frame").read_bytes()
+
+
+def test_every_codec_has_a_golden() -> None:
+    assert VERSION == 1
+    assert {path.stem for path in goldens.FOLDER.glob("*.frame")} == set(CODECS)
+
+
+@pytest.mark.parametrize("golden", GOLDENS)
+def test_nothing_that_was_written_down_has_changed(golden: Golden) -> None:
+    """The input, the namespace, the page key, the spec's message, the frame itself."""
+    said, frame = stored(golden)
+    now = goldens.document(golden, frame)
+    assert {k: v for k, v in now.items() if k != "decoded_float32"} == {
+        k: v for k, v in said.items() if k != "decoded_float32"
+    }
+    message = pb.CacheSpec.FromString(base64.b64decode(said["spec"]))
+    assert spec_from_wire(message) == golden.spec
+
+
+def test_raw_is_read_and_written_to_the_byte() -> None:
+    golden = goldens.raw()
+    said, frame = stored(golden)
+    assert digest(golden.decode(frame)) == said["decoded_blake2b"] == digest(golden.tensor)
+    assert golden.encode() == frame
+
+
+def test_lexico_is_read_as_it_was() -> None:
+    golden = goldens.lexico()
+    said, frame = stored(golden)
+    data = base64.b64decode(said["decoded_float32"])
+    expected = tensor_from(data, torch.float32, golden.spec.group_shape(0))
+    torch.testing.assert_close(golden.decode(frame), expected, atol=1e-5, rtol=1e-5)
+    assert torch.equal(expected[:, :, :4], golden.tensor[:, :, :4])
+
+
+def test_lexico_picks_the_atoms_that_it_picked() -> None:
+    golden = goldens.lexico()
+    frame = stored(golden)[1]
+    now, then = (bytes(parse_frame(data)[1]) for data in (golden.encode(), frame))
+    exact, vectors = 2 * 2 * 4 * 2 * 16 * 4, 2 * 2 * 2 * 2
+    counts = np.frombuffer(then, np.uint8, vectors, offset=exact)
+    assert sorted(counts.tolist()) == [0] + [4] * (vectors - 1)
+    codes = exact + 2 * vectors
+    assert len(now) == len(then) == codes + 3 * int(counts.sum())
+    assert now[: exact + vectors] == then[: exact + vectors], "sinks or counts"
+    indices = slice(codes, codes + 2 * int(counts.sum()))
+    assert now[indices] == then[indices], "indices"
+    # Coefficients and exponents may round to the neighbour on another machine.
+    again, before = golden.decode(golden.encode()), golden.decode(frame)
+    assert (again - before).norm() <= 0.05 * before.norm()
+
+
+def test_golden_input_has_no_near_ties() -> None:
+    assert goldens.least_margin(goldens.lexico()) >= goldens.LEAST_MARGIN
+
+
+def test_goldens_are_not_overwritten(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    before = {path: path.read_bytes() for path in goldens.FOLDER.iterdir()}
+    monkeypatch.setattr("sys.argv", ["goldens"])
+    assert goldens.main() == 1
+    assert "--rewrite" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in goldens.FOLDER.iterdir()} == before
+    monkeypatch.setattr(goldens, "FOLDER", tmp_path / "v1")
+    assert goldens.main() == 0
+    written = {path.name: path.read_bytes() for path in goldens.FOLDER.iterdir()}
+    assert written.keys() == {path.name for path in before}
+    (goldens.FOLDER / "raw.frame").write_bytes(b"kept")
+    (goldens.FOLDER / "raw.json").unlink()
+    assert goldens.main() == 1
+    assert not (goldens.FOLDER / "raw.json").exists(), "refused, yet wrote some"
+    assert (goldens.FOLDER / "raw.frame").read_bytes() == b"kept"
+    monkeypatch.setattr("sys.argv", ["goldens", "--rewrite"])
+    assert goldens.main() == 0
+    assert {path.name: path.read_bytes() for path in goldens.FOLDER.iterdir()} == written

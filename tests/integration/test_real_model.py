@@ -1,0 +1,130 @@
+"""A real model through real servers: codec raw gives the same bits and the same tokens."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache
+
+from lexico_client import Client
+from lexico_client.hf import HuggingFaceCache, weights_fingerprint
+from lexico_codec.training.model import load_model
+from tests.support.services import Services, running_services
+
+PAGE_TOKENS, NEW_TOKENS = 16, 12
+
+PROMPTS = (
+    "The lighthouse keeper wrote in his log every evening, and on the last page he noted that",
+    "def merge(left, right):\n    '''Merges two sorted lists into one sorted list.'''\n    result",
+    "Ingredients: two eggs, a cup of flour, half a cup of milk, a pinch of salt. First, you",
+    "In 1969 the first message was sent between two computers of the network that later became",
+    "Dear Ms Novak, thank you for your letter of the third of March about the broken kettle. We",
+    "The three laws of thermodynamics can be put like this: you cannot win, you cannot break even,",
+    "Q: A train leaves at nine and travels 120 kilometres in two hours. What is its speed?\nA: It",
+    "Once there was a small robot who had never seen the sea, and who asked every bird that came",
+)
+
+
+@contextmanager
+def background_services() -> Iterator[Services]:
+    """Servers on a loop of their own thread, so that the sync client can be used here."""
+    loop, ready, done = asyncio.new_event_loop(), threading.Event(), asyncio.Event()
+    found: list[Services] = []
+
+    async def run() -> None:
+        async with running_services() as services:
+            found.append(services)
+            ready.set()
+            await done.wait()
+
+    thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
+    thread.start()
+    ready.wait(30)
+    try:
+        yield found[0]
+    finally:
+        loop.call_soon_threadsafe(done.set)
+        thread.join(30)
+        loop.close()
+
+
+@pytest.fixture(scope="module")
+def smollm2() -> Any:
+    return load_model("smollm2")
+
+
+@pytest.fixture
+def client(tmp_path: Path) -> Iterator[Client]:
+    with (
+        background_services() as services,
+        Client(
+            offload=services.offload_address,
+            reload=services.reload_address,
+            dictionaries_dir=tmp_path,
+        ) as made,
+    ):
+        yield made
+
+
+def generate(model: Any, ids: torch.Tensor, cache: DynamicCache | None) -> list[int]:
+    made = model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
+        max_new_tokens=NEW_TOKENS,
+        do_sample=False,
+        pad_token_id=0,
+    )
+    tokens: list[int] = made[0].tolist()
+    return tokens
+
+
+@torch.inference_mode()
+def test_raw_is_bit_identical_and_generates_the_same_tokens(client: Client, smollm2: Any) -> None:
+    model, tokenizer = smollm2.model, smollm2.tokenizer
+    weights = weights_fingerprint(model)
+    here = HuggingFaceCache(client, model, codec="raw", page_tokens=PAGE_TOKENS, weights=weights)
+    there = HuggingFaceCache(client, model, codec="raw", page_tokens=PAGE_TOKENS, weights=weights)
+    for prompt in PROMPTS:
+        ids = tokenizer(prompt, return_tensors="pt").input_ids
+        cache = DynamicCache(config=model.config)
+        # The pages' own tokens first: a prefill of other lengths would round differently.
+        shared = (ids.shape[1] - 1) // PAGE_TOKENS * PAGE_TOKENS
+        model(ids[:, :shared], past_key_values=cache)
+        here.offload(ids, cache)
+        hit = there.load(ids)
+        assert (hit.tokens, hit.reason) == (shared, None)
+        for mine, other in zip(cache.layers, hit.cache.layers, strict=True):
+            assert torch.equal(mine.keys, other.keys)
+            assert torch.equal(mine.values, other.values)
+        expected = generate(model, ids, None)
+        assert generate(model, ids, hit.cache) == expected, prompt
+
+
+@torch.inference_mode()
+def test_lexico_reloads_close_to_what_was_there(client: Client, smollm2: Any) -> None:
+    model, tokenizer = smollm2.model, smollm2.tokenizer
+    cache = HuggingFaceCache(client, model, page_tokens=PAGE_TOKENS)
+    ids = tokenizer(" ".join(PROMPTS), return_tensors="pt").input_ids
+    exact = model(ids, past_key_values=DynamicCache(config=model.config))
+    # The shipped set is not registered with these servers: the client registers it by itself.
+    report = cache.offload(ids, exact.past_key_values)
+    assert report.bytes_stored < report.bytes_sent / 4
+    hit = cache.load(ids)
+    assert hit.tokens == (ids.shape[1] - 1) // PAGE_TOKENS * PAGE_TOKENS
+    for mine, other in zip(exact.past_key_values.layers, hit.cache.layers, strict=True):
+        for a, b in ((mine.keys, other.keys), (mine.values, other.values)):
+            a = a[:, :, : hit.tokens]
+            assert torch.equal(a[:, :, :4], b[:, :, :4])  # sinks
+            assert float((a - b).norm() / a.norm()) < 0.6
+    following = model(ids[:, hit.tokens :], past_key_values=hit.cache).logits[0, -1]
+    reference = exact.logits[0, -1].log_softmax(-1)
+    kl = (reference.exp() * (reference - following.log_softmax(-1))).sum()
+    assert float(kl) < 1.0

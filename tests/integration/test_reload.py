@@ -1,0 +1,298 @@
+"""Match, Get and the dictionary calls against a real server."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncIterator, Iterator, Sequence
+from contextlib import contextmanager
+from hashlib import blake2b
+from typing import Any
+
+import grpc
+import pytest
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
+
+from lexico_client import GrpcTransport
+from lexico_codec.frame import HEADER_BYTES, FrameHeader, pack_frame
+from lexico_proto import errors
+from lexico_proto.v1 import dictionaries_pb2 as dict_pb
+from lexico_proto.v1 import reload_pb2 as pb
+from lexico_services.auth import DEFAULT_TENANT
+from lexico_services.config import ReloadConfig
+from lexico_store import MemoryStore, PageStore, open_store
+from lexico_store.scopes import SHARED_SCOPE, tenant_scope
+from tests.support.dictionaries import random_set
+from tests.support.services import Services, error_of, prompt, running_services
+
+SCOPE = tenant_scope(DEFAULT_TENANT)
+KEYS = [bytes([i]) * 32 for i in range(20)]
+
+
+def frame_of(page: int, group: int, frame_bytes: int = 300) -> memoryview:
+    """A sound frame of that length, whose body says which it is."""
+    header = FrameHeader(
+        codec_id=1,
+        dtype="float32",
+        sink_tokens=0,
+        first_layer=group,
+        layers=1,
+        kv_heads=1,
+        head_dim=1,
+        first_token=page,
+        tokens=1,
+        page_key=KEYS[page],
+        dictionary=bytes(32),
+        geometry=bytes(16),
+    )
+    return pack_frame(header, f"{page}.{group} ".encode().ljust(frame_bytes - HEADER_BYTES, b"#"))
+
+
+def fill(store: PageStore, page: int, groups: int = 3, frame_bytes: int = 300) -> None:
+    frames = [frame_of(page, group, frame_bytes) for group in range(groups)]
+    store.commit(SCOPE, KEYS[page], frames, b"", 60)
+
+
+def filled(pages: int, groups: int = 3, frame_bytes: int = 300) -> MemoryStore:
+    """A store with pages whose frames say which they are."""
+    store = MemoryStore()
+    for page in range(pages):
+        fill(store, page, groups, frame_bytes)
+    return store
+
+
+async def get(services: Services, keys: Sequence[bytes], groups: int) -> list[pb.GetResponse]:
+    request = pb.GetRequest(page_keys=keys, groups=groups)
+    return [part async for part in services.reload.Get(request, timeout=10)]
+
+
+async def through_client(services: Services, call: str, messages: list[Any]) -> None:
+    """An upload through the client's transport: bare grpc.aio loses some statuses on its way."""
+    transport = GrpcTransport(services.reload_address, services.offload_address)
+    try:
+        await getattr(transport, call)(_stream(messages), 10)
+    finally:
+        await transport.close()
+
+
+@contextmanager
+def raises(expected: type[errors.LexicoError]) -> Iterator[None]:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        yield
+    assert type(error_of(caught.value)) is expected, caught.value.details()
+
+
+async def test_match_counts_leading_pages() -> None:
+    store = filled(2)
+    fill(store, 3)
+    async with running_services(store) as services:
+        response = await services.reload.Match(pb.MatchRequest(page_keys=KEYS[:5]))
+        assert response.leading == 2
+        assert list(response.present) == [True, True, False, True, False]
+        assert (await services.reload.Match(pb.MatchRequest())).leading == 0
+
+
+async def test_get_sends_group_by_group() -> None:
+    async with running_services(filled(20), reload=ReloadConfig(pages_per_read=3)) as services:
+        parts = await get(services, KEYS, 3)
+    seen = [(part.frame.group, part.frame.page) for part in parts]
+    assert seen == [(group, page) for group in range(3) for page in range(20)]
+    for part in parts:
+        assert part.frame.data == bytes(frame_of(part.frame.page, part.frame.group))
+        assert part.frame.frame_bytes == 300
+
+
+async def test_a_long_frame_comes_in_pieces() -> None:
+    async with running_services(filled(1, 1, (2 << 20) + 5)) as services:
+        parts = await get(services, KEYS[:1], 1)
+    assert [len(part.frame.data) for part in parts] == [1 << 20, 1 << 20, 5]
+    assert {part.frame.frame_bytes for part in parts} == {(2 << 20) + 5}
+
+
+async def test_a_missing_page_ends_the_prefix() -> None:
+    store = filled(2)
+    fill(store, 3)
+    async with running_services(store) as services:
+        parts = await get(services, KEYS[:4], 3)
+    assert [p.miss.page for p in parts if p.HasField("miss")] == [2]
+    assert {p.frame.page for p in parts if p.HasField("frame")} == {0, 1}
+
+
+async def test_a_page_that_goes_meanwhile_ends_the_prefix() -> None:
+    class Evicting(MemoryStore):
+        def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
+            frames = super().read(scope, keys, group)
+            pairs = zip(keys, frames, strict=True)
+            return [None if group == 1 and key == KEYS[1] else frame for key, frame in pairs]
+
+    store = Evicting()
+    for page in range(4):
+        fill(store, page)
+    async with running_services(store, reload=ReloadConfig(pages_per_read=2)) as services:
+        parts = await get(services, KEYS[:4], 3)
+    assert [p.miss.page for p in parts if p.HasField("miss")] == [1]
+    late = [p.frame for p in parts if p.HasField("frame") and p.frame.group > 0]
+    assert {frame.page for frame in late} == {0}
+
+
+@pytest.mark.parametrize("how", ["flipped bit", "another page's", "no frame at all"])
+async def test_a_damaged_page_is_a_miss_and_is_removed(how: str) -> None:
+    store = filled(3)
+    bad = bytearray(frame_of(1, 2))
+    bad[200] ^= 1
+    other = {"flipped bit": bad, "another page's": frame_of(2, 2), "no frame at all": b"junk"}[how]
+    store.commit(SCOPE, KEYS[1], [frame_of(1, 0), frame_of(1, 1), other], b"", 60)
+    async with running_services(store) as services:
+        parts = await get(services, KEYS[:3], 3)
+        assert [p.miss.page for p in parts if p.HasField("miss")] == [1]
+        last = [p.frame.page for p in parts if p.HasField("frame") and p.frame.group == 2]
+        assert last == [0]
+        # It can be offloaded again: it is no longer said to be there.
+        match = await services.reload.Match(pb.MatchRequest(page_keys=KEYS[:3]))
+        assert list(match.present) == [True, False, True]
+
+
+async def test_reading_renews_the_expiry() -> None:
+    now = 1000.0
+    store = MemoryStore(clock=lambda: now)
+    fill(store, 0)
+    async with running_services(store, reload=ReloadConfig(page_ttl_s=60)) as services:
+        now += 50
+        await get(services, KEYS[:1], 1)
+        now += 50
+        assert store.present(SCOPE, KEYS[:1]) == [True]
+
+
+async def test_bad_requests() -> None:
+    async with running_services(filled(1), reload=ReloadConfig(max_pages=4)) as services:
+        with raises(errors.InvalidInput):
+            await services.reload.Match(pb.MatchRequest(page_keys=KEYS[:5]))
+        with raises(errors.InvalidInput):
+            await services.reload.Match(pb.MatchRequest(page_keys=[b"short"]))
+        for keys, groups in (([], 1), (KEYS[:1], 0), (KEYS[:1], 100_000), ([b"short"], 1)):
+            with raises(errors.InvalidInput):
+                await get(services, keys, groups)
+
+
+async def test_streams_are_bounded() -> None:
+    async with running_services(filled(20), reload=ReloadConfig(max_streams=1)) as services:
+        request = pb.GetRequest(page_keys=KEYS, groups=3)
+        first = services.reload.Get(request)
+        await first.read()
+        with raises(errors.Busy):
+            for _ in range(100):  # the first ends by itself once it is sent whole
+                await get(services, KEYS[:1], 1)
+        first.cancel()
+
+
+async def test_a_store_that_is_not_there_is_unavailable_at_once() -> None:
+    with open_store("redis://127.0.0.1:1") as store:
+        async with running_services(store) as services:
+            started = time.monotonic()
+            with raises(errors.StoreUnavailable):
+                await services.reload.Match(pb.MatchRequest(page_keys=KEYS[:1]))
+            with raises(errors.StoreUnavailable):
+                await get(services, KEYS[:1], 1)
+            with pytest.raises(errors.StoreUnavailable):
+                await through_client(services, "put", prompt().upload())
+            assert time.monotonic() - started < 5
+
+
+async def _stream(messages: list[Any]) -> AsyncIterator[Any]:
+    for message in messages:
+        yield message
+
+
+def registration(
+    data: bytes, digest: bytes, size: int | None = None
+) -> list[dict_pb.RegisterRequest]:
+    header = dict_pb.RegisterHeader(
+        digest=digest, artefact_bytes=len(data) if size is None else size
+    )
+    half = len(data) // 2
+    return [
+        dict_pb.RegisterRequest(header=header),
+        dict_pb.RegisterRequest(data=data[:half]),
+        dict_pb.RegisterRequest(data=data[half:]),
+    ]
+
+
+async def test_a_dictionary_set_is_registered_fetched_and_listed() -> None:
+    dictionary = random_set(layers=2, head_dim=8, atoms=16)
+    data, digest = dictionary.to_bytes(), dictionary.digest
+    async with running_services() as services:
+        stub = services.dictionaries
+        messages = registration(data, digest)
+        assert (await stub.Register(_stream(messages))).added
+        assert not (await stub.Register(_stream(messages))).added
+        parts = [p async for p in stub.Fetch(dict_pb.FetchRequest(digest=digest))]
+        assert b"".join(p.data for p in parts) == data
+        (info,) = (await stub.List(dict_pb.ListRequest())).dictionaries
+        assert (info.digest, info.layers, info.head_dim, info.shared) == (digest, 2, 8, False)
+
+
+async def test_the_operators_sets_are_shared() -> None:
+    dictionary = random_set(layers=1, head_dim=8, atoms=16)
+    store = MemoryStore()
+    store.put_dictionary(SHARED_SCOPE, dictionary.digest, dictionary.to_bytes())
+    async with running_services(store) as services:
+        (info,) = (await services.dictionaries.List(dict_pb.ListRequest())).dictionaries
+        assert info.shared
+        messages = registration(dictionary.to_bytes(), dictionary.digest)
+        assert not (await services.dictionaries.Register(_stream(messages))).added
+
+
+async def test_bad_registrations() -> None:
+    dictionary = random_set(layers=1, head_dim=8, atoms=16)
+    data, digest = dictionary.to_bytes(), dictionary.digest
+    junk = b"junk" * 10
+    junk_digest = blake2b(junk, digest_size=32).digest()
+    cases: list[tuple[list[dict_pb.RegisterRequest], type[errors.LexicoError]]] = [
+        ([], errors.InvalidInput),
+        (registration(data, digest)[1:], errors.InvalidInput),
+        (registration(data, b"short"), errors.InvalidInput),
+        (registration(data, b"d" * 32), errors.InvalidInput),
+        (registration(data, digest, 0), errors.InvalidInput),
+        (registration(data, digest, 1 << 40), errors.InvalidInput),
+        (registration(data, digest, len(data) + 1), errors.StreamTruncated),
+        (registration(data, digest, len(data) - 1), errors.StreamTooLong),
+        (registration(junk, junk_digest), errors.InvalidInput),
+    ]
+    async with running_services() as services:
+        for messages, expected in cases:
+            with pytest.raises(expected):
+                await through_client(services, "register", messages)
+        with raises(errors.UnknownDictionary):
+            _ = [p async for p in services.dictionaries.Fetch(dict_pb.FetchRequest(digest=digest))]
+
+
+async def test_registrations_are_bounded() -> None:
+    sets = [random_set(layers=1, head_dim=8, atoms=16, seed=i) for i in range(2)]
+    async with running_services(reload=ReloadConfig(max_dictionaries=1)) as services:
+        first, second = (registration(s.to_bytes(), s.digest) for s in sets)
+        await services.dictionaries.Register(_stream(first))
+        with pytest.raises(errors.Busy):
+            await through_client(services, "register", second)
+
+
+async def test_health_and_reflection() -> None:
+    async with running_services() as services:
+        for address, names in (
+            (services.offload_address, ["lexico_proto.v1.Offload"]),
+            (
+                services.reload_address,
+                ["lexico_proto.v1.Dictionaries", "lexico_proto.v1.Reload"],
+            ),
+        ):
+            async with grpc.aio.insecure_channel(address) as channel:
+                health = health_pb2_grpc.HealthStub(channel)
+                for name in ("", *names):
+                    request = health_pb2.HealthCheckRequest(service=name)
+                    status = (await health.Check(request)).status
+                    assert status == health_pb2.HealthCheckResponse.SERVING
+                stub = reflection_pb2_grpc.ServerReflectionStub(channel)
+                ask = reflection_pb2.ServerReflectionRequest(list_services="")
+                call = stub.ServerReflectionInfo(_stream([ask]))
+                (answer,) = [a async for a in call]
+                found = [s.name for s in answer.list_services_response.service]
+                assert [n for n in found if n.startswith("lexico")] == names

@@ -1,0 +1,362 @@
+"""What one caller of the reload server, or a store that stands still, can take from the others."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from hashlib import blake2b
+
+import grpc
+import pytest
+
+from lexico_codec.dictionary import builtin_sets, load_builtin
+from lexico_proto import errors
+from lexico_proto.v1 import dictionaries_pb2 as dict_pb
+from lexico_proto.v1 import dictionaries_pb2_grpc, reload_pb2_grpc
+from lexico_proto.v1 import reload_pb2 as pb
+from lexico_services import serve
+from lexico_services.config import ListenConfig, ReloadConfig
+from lexico_services.dictionaries_servicer import register_builtin_sets
+from lexico_services.reload_server import ReloadServer
+from lexico_store import MAX_FRAME_BYTES, MemoryStore, PageStore
+from lexico_store.scopes import SHARED_SCOPE
+from tests.integration.test_reload import (
+    KEYS,
+    SCOPE,
+    _stream,
+    fill,
+    filled,
+    frame_of,
+    raises,
+    registration,
+)
+from tests.support.dictionaries import random_set
+from tests.support.services import CHANNEL_OPTIONS
+
+MIB = 1 << 20
+
+
+@dataclass
+class Reload:
+    """A reload server and stubs for it."""
+
+    server: ReloadServer
+    reload: reload_pb2_grpc.ReloadStub
+    dictionaries: dictionaries_pb2_grpc.DictionariesStub
+
+    async def get(self, keys: Sequence[bytes], groups: int = 1) -> list[pb.GetResponse]:
+        request = pb.GetRequest(page_keys=keys, groups=groups)
+        return [part async for part in self.reload.Get(request, timeout=30)]
+
+
+@asynccontextmanager
+async def running(store: PageStore, **bounds: object) -> AsyncIterator[Reload]:
+    config = ReloadConfig(**bounds)  # type: ignore[arg-type]
+    server = ReloadServer(store, ListenConfig(drain_s=1.0), config)
+    await server.start()
+    target = f"127.0.0.1:{server.port}"
+    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+        yield Reload(
+            server,
+            reload_pb2_grpc.ReloadStub(channel),
+            dictionaries_pb2_grpc.DictionariesStub(channel),
+        )
+    await server.drain()
+    assert server.buffers.used == 0
+
+
+async def until(true: Callable[[], object], seconds: float = 5.0) -> None:
+    deadline = time.monotonic() + seconds
+    while not true():
+        assert time.monotonic() < deadline
+        await asyncio.sleep(0.01)
+
+
+async def test_a_get_that_nobody_reads_gives_its_slot_back() -> None:
+    store = filled(20, 1, MIB)
+    async with running(store, max_streams=1, max_stream_s=0.5) as services:
+        stalled = services.reload.Get(pb.GetRequest(page_keys=KEYS, groups=1))
+        await stalled.read()
+        with raises(errors.Busy):
+            await services.get(KEYS[:1])
+        await asyncio.sleep(0.8)
+        assert services.server.buffers.used == 0
+        assert len(await services.get(KEYS[:3])) == 3
+        with raises(errors.DeadlineExpired):  # what was on its way comes, then the reason
+            while await stalled.read() is not grpc.aio.EOF:
+                pass
+            raise AssertionError(await stalled.code())
+
+
+async def test_a_stalled_get_that_is_cancelled_late_does_no_harm() -> None:
+    async with running(filled(20, 1, MIB), max_streams=1, max_stream_s=0.3) as services:
+        for _ in range(3):
+            stalled = services.reload.Get(pb.GetRequest(page_keys=KEYS, groups=1))
+            await stalled.read()
+            await asyncio.sleep(0.5)
+            stalled.cancel()
+        assert len(await services.get(KEYS[:3])) == 3
+
+
+async def test_a_peer_that_goes_is_no_defect(caplog: pytest.LogCaptureFixture) -> None:
+    async with running(filled(20, 1, MIB)) as services:
+        target = f"127.0.0.1:{services.server.port}"
+        for _ in range(8):
+            async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+                call = reload_pb2_grpc.ReloadStub(channel).Get(
+                    pb.GetRequest(page_keys=KEYS, groups=1)
+                )
+                await call.read()
+        await until(lambda: services.server.buffers.used == 0)
+    assert [r.getMessage() for r in caplog.records if r.name.startswith("lexico")] == []
+
+
+async def test_fetch_and_register_have_a_time_as_well() -> None:
+    data = bytes(16 * MIB)
+    digest = blake2b(data, digest_size=32).digest()
+    store = MemoryStore()
+    store.put_dictionary(SHARED_SCOPE, digest, data)
+
+    async def silent() -> AsyncIterator[dict_pb.RegisterRequest]:
+        yield registration(data, digest)[0]
+        await asyncio.sleep(30)
+
+    async with running(store, max_streams=1, max_stream_s=0.5) as services:
+        stalled = services.dictionaries.Fetch(dict_pb.FetchRequest(digest=digest))
+        await stalled.read()
+        await asyncio.sleep(0.8)
+        with raises(errors.DeadlineExpired):
+            await services.dictionaries.Register(silent())
+        request = dict_pb.FetchRequest(digest=digest)
+        pieces = [p.data async for p in services.dictionaries.Fetch(request)]
+        assert b"".join(pieces) == data
+        stalled.cancel()
+
+
+async def test_a_page_key_is_asked_for_once() -> None:
+    async with running(filled(2)) as services:
+        with raises(errors.InvalidInput):
+            await services.get([KEYS[0], KEYS[1], KEYS[0]])
+
+
+class Measuring(MemoryStore):
+    """Notes how many frames are asked for, and can hold the reads up."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.reads: list[int] = []
+        self.go = threading.Event()
+        self.go.set()
+
+    def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
+        self.reads.append(len(keys))
+        self.go.wait(10)
+        return super().read(scope, keys, group)
+
+
+async def test_bytes_are_bounded_whatever_frames_are_long() -> None:
+    store = Measuring()
+    sizes = [300, 300, 300, 30 * MIB, 20 * MIB, 300, 25 * MIB, 300]
+    for page, size in enumerate(sizes):
+        fill(store, page, 1, size)
+    limit = 2 * MAX_FRAME_BYTES
+    async with running(store, max_buffered_bytes=limit) as services:
+        budget = services.server.buffers
+        answers = await asyncio.gather(*(services.get(KEYS[: len(sizes)]) for _ in range(6)))
+        for parts in answers:
+            seen = [b"".join(p.frame.data for p in parts if p.frame.page == i) for i in range(8)]
+            assert [len(frame) for frame in seen] == sizes
+            assert seen[6] == bytes(frame_of(6, 0, 25 * MIB))
+        assert budget.peak <= limit
+
+
+async def test_small_frames_are_read_many_at_a_time() -> None:
+    store = Measuring()
+    for page in range(20):
+        fill(store, page, 2)
+    async with running(store, max_buffered_bytes=32 * MAX_FRAME_BYTES) as services:
+        await services.get(KEYS, 2)
+    assert store.reads[0] == 1  # nobody knows yet how long they are
+    assert max(store.reads) == 8
+    assert sum(store.reads) == 40
+
+
+async def test_no_read_ahead_where_it_does_not_fit() -> None:
+    store = Measuring()
+    for page in range(4):
+        fill(store, page, 1, 12 * MIB)
+    async with running(store, max_buffered_bytes=MAX_FRAME_BYTES) as services:
+        first, second = await asyncio.gather(services.get(KEYS[:4]), services.get(KEYS[:4]))
+        assert len(first) == len(second) == 48
+        assert services.server.buffers.peak == MAX_FRAME_BYTES
+    assert store.reads == [1] * 8
+
+
+async def test_bytes_count_until_the_thread_is_done() -> None:
+    store = Measuring()
+    fill(store, 0, 1)
+    async with running(store) as services:
+        store.go.clear()
+        call = services.reload.Get(pb.GetRequest(page_keys=KEYS[:1], groups=1))
+        await until(lambda: store.reads)
+        call.cancel()
+        await asyncio.sleep(0.2)
+        assert services.server.buffers.used == MAX_FRAME_BYTES
+        store.go.set()
+        await until(lambda: services.server.buffers.used == 0)
+
+
+async def test_a_register_holds_its_slot_to_the_end() -> None:
+    class Slow(MemoryStore):
+        began, go = threading.Event(), threading.Event()
+
+        def put_dictionary(self, scope: bytes, digest: bytes, data: object) -> None:
+            self.began.set()
+            self.go.wait(10)
+            super().put_dictionary(scope, digest, data)  # type: ignore[arg-type]
+
+    store, dictionary = Slow(), random_set(layers=1, head_dim=8, atoms=16)
+    messages = registration(dictionary.to_bytes(), dictionary.digest)
+    async with running(store, max_streams=1) as services:
+        call = services.dictionaries.Register(_stream(messages))
+        task = asyncio.ensure_future(call.code())
+        await until(store.began.is_set)
+        with raises(errors.Busy):
+            await services.get(KEYS[:1])
+        call.cancel()  # the thread goes on, so the slot is still taken
+        await asyncio.sleep(0.1)
+        with raises(errors.Busy):
+            await services.get(KEYS[:1])
+        store.go.set()
+        await task
+        await until(lambda: services.server.buffers.used == 0)
+        assert len(await services.get(KEYS[:1])) == 1
+
+
+async def test_bytes_of_a_tenants_sets_are_bounded() -> None:
+    sets = [random_set(layers=1, head_dim=8, atoms=16, seed=i) for i in range(3)]
+    size = len(sets[0].to_bytes())
+    store = MemoryStore()
+    async with running(store, max_dictionary_bytes_per_tenant=2 * size + 10) as services:
+        for each in sets[:2]:
+            messages = registration(each.to_bytes(), each.digest)
+            assert (await services.dictionaries.Register(_stream(messages))).added
+        with raises(errors.Busy):
+            messages = registration(sets[2].to_bytes(), sets[2].digest)
+            await services.dictionaries.Register(_stream(messages))
+        assert store.get_dictionary(SCOPE, sets[2].digest) is None
+        # A damaged one is replaced: it takes no room beside itself.
+        store.put_dictionary(SCOPE, sets[1].digest, b"damaged")
+        with raises(errors.UnknownDictionary):
+            request = dict_pb.FetchRequest(digest=sets[1].digest)
+            _ = [p async for p in services.dictionaries.Fetch(request)]
+        messages = registration(sets[1].to_bytes(), sets[1].digest)
+        assert (await services.dictionaries.Register(_stream(messages))).added
+        assert store.get_dictionary(SCOPE, sets[1].digest) == sets[1].to_bytes()
+
+
+async def test_a_damaged_set_does_not_hide_the_others_from_a_list() -> None:
+    good, bad = (random_set(layers=1, head_dim=8, atoms=16, seed=i) for i in range(2))
+    store = MemoryStore()
+    store.put_dictionary(SCOPE, good.digest, good.to_bytes())
+    store.put_dictionary(SCOPE, bad.digest, b"damaged")
+    async with running(store) as services:
+        (info,) = (await services.dictionaries.List(dict_pb.ListRequest())).dictionaries
+        assert info.digest == good.digest
+
+
+async def test_built_in_sets_are_registered_once_the_store_is_back(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    class Away(MemoryStore):
+        tries = 0
+
+        def get_dictionary(self, scope: bytes, digest: bytes) -> bytes | None:
+            self.tries += 1
+            if self.tries < 3:
+                raise errors.StoreUnavailable("away")
+            if self.tries > 10:
+                raise errors.ConfigurationError("refused")
+            return super().get_dictionary(scope, digest)
+
+    monkeypatch.setattr(serve, "RETRY_S", 0.01)
+    store, tried = Away(), asyncio.Event()
+    await serve._register_when_possible(store, tried)
+    assert store.tries == 3
+    assert [r.getMessage() for r in caplog.records] == [
+        "built-in sets wait for the store reason=store-unavailable"
+    ]
+    assert store.list_dictionaries(SHARED_SCOPE) == [load_builtin(builtin_sets()[0]).digest]
+    store.tries = 10
+    with pytest.raises(errors.ConfigurationError):
+        await serve._register_when_possible(store, tried)
+
+
+@pytest.mark.parametrize("damaged", [False, True])
+async def test_built_in_sets_come_back(damaged: bool) -> None:
+    dictionary = load_builtin(builtin_sets()[0])
+    digest, data = dictionary.digest, dictionary.to_bytes()
+    store = MemoryStore()
+    register_builtin_sets(store)
+    assert store.get_dictionary(SHARED_SCOPE, digest) == data
+    if damaged:
+        store.put_dictionary(SHARED_SCOPE, digest, b"damaged")
+        register_builtin_sets(store)
+        assert store.get_dictionary(SHARED_SCOPE, digest) == data
+        store.put_dictionary(SHARED_SCOPE, digest, b"damaged")
+    else:
+        store = MemoryStore()  # as after FLUSHALL
+    async with running(store) as services:
+        request = dict_pb.FetchRequest(digest=digest)
+        pieces = [p.data async for p in services.dictionaries.Fetch(request)]
+        assert b"".join(pieces) == data
+        assert store.get_dictionary(SHARED_SCOPE, digest) == data
+
+
+async def test_a_built_in_set_is_served_by_a_full_store_too() -> None:
+    class Full(MemoryStore):
+        def put_dictionary(self, scope: bytes, digest: bytes, data: object) -> None:
+            raise errors.Busy("full")
+
+    dictionary = load_builtin(builtin_sets()[0])
+    async with running(Full()) as services:
+        request = dict_pb.FetchRequest(digest=dictionary.digest)
+        pieces = [p.data async for p in services.dictionaries.Fetch(request)]
+        assert b"".join(pieces) == dictionary.to_bytes()
+
+
+class Hanging(MemoryStore):
+    """Answers `present` once it is told to."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls = 0
+        self.go = threading.Event()
+
+    def present(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
+        self.calls += 1
+        self.go.wait(20)
+        return super().present(scope, keys)
+
+
+async def test_every_match_is_answered_in_time_by_a_store_that_hangs() -> None:
+    store = Hanging()
+    bounds = {"store_threads": 2, "match_timeout_s": 0.5, "max_calls": 32}
+    async with running(store, **bounds) as services:
+        request = pb.MatchRequest(page_keys=KEYS[:2])
+        begun = time.monotonic()
+        calls = [services.reload.Match(request) for _ in range(40)]
+        codes = [await call.code() for call in calls]
+        assert time.monotonic() - begun < 2
+        assert codes.count(grpc.StatusCode.DEADLINE_EXCEEDED) == 32
+        assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 8
+        with raises(errors.Busy):  # threads and queue are still taken: nothing piles up
+            await services.reload.Match(request)
+        store.go.set()
+        await asyncio.sleep(0.2)
+        assert list((await services.reload.Match(request)).present) == [False, False]
+        assert store.calls == 3  # what nobody waited for never began

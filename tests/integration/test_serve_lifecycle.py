@@ -1,0 +1,133 @@
+"""`lexico serve` from start to end: stopped on the way, short of something, or robbed of a part."""
+
+from __future__ import annotations
+
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from os import environ
+from pathlib import Path
+
+import psutil
+import pytest
+
+START_S = 90.0
+
+
+class Run:
+    """A run of `lexico serve` whose temporary files lie in one folder."""
+
+    def __init__(self, folder: Path, *options: str) -> None:
+        self.folder = folder
+        self.address = folder / "address.json"
+        self._log = folder / "log"
+        self._family: set[psutil.Process] = set()
+        line = [sys.executable, "-m", "lexico_services", "serve", "--offload-port", "0"]
+        line += ["--reload-port", "0", "--drain-seconds", "5", "--address-file", str(self.address)]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*line, *options],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env={**environ, "TMPDIR": str(folder), "OMP_WAIT_POLICY": "passive"},
+            )
+
+    def family(self) -> set[psutil.Process]:
+        """Every process that is or was our descendant, or names our folder."""
+        with suppress(psutil.Error):
+            self._family |= set(psutil.Process(self.process.pid).children(recursive=True))
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                # Not the environment alone: who changes his title may write over it.
+                words = [process.environ().get("TMPDIR", ""), *process.cmdline()]
+                if any(str(self.folder) in word for word in words):
+                    self._family.add(process)
+        return self._family
+
+    def wait_until_up(self) -> None:
+        deadline = time.monotonic() + START_S
+        while not self.address.exists():
+            assert self.process.poll() is None, self.said()
+            assert time.monotonic() < deadline, self.said()
+            time.sleep(0.05)
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def left(self) -> list[str]:
+        """Temporary folders and processes that are still there."""
+        _, alive = psutil.wait_procs(list(self.family()), timeout=10)
+        names = [p.name for p in self.folder.iterdir() if p not in (self.address, self._log)]
+        return names + [f"{process}" for process in alive]
+
+    def end(self) -> None:
+        for process in self.family():
+            with suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+
+
+@pytest.fixture
+def start() -> Iterator[Callable[..., Run]]:
+    # Not pytest's folder: its path is too long for Ray's sockets.
+    folder = Path(tempfile.mkdtemp(prefix="lx", dir="/tmp"))
+    runs: list[Run] = []
+
+    def started(*options: str) -> Run:
+        runs.append(Run(folder, *options))
+        return runs[-1]
+
+    yield started
+    for run in runs:
+        run.end()
+    shutil.rmtree(folder)
+
+
+@pytest.mark.parametrize("after_s", [4, 8])
+def test_sigterm_during_the_start_ends_in_order(start: Callable[..., Run], after_s: int) -> None:
+    run = start()
+    time.sleep(after_s)
+    assert len(run.family()) > 2  # the store and the reload server at least
+    run.process.send_signal(signal.SIGTERM)
+    assert run.process.wait(30) == 0, run.said()
+    assert "Traceback" not in run.said()
+    assert "SIGTERM received" not in run.said()
+    assert run.left() == []
+
+
+def test_what_ray_lacks_ends_the_start(start: Callable[..., Run]) -> None:
+    run = start("--encoder-cpus", "1000")
+    assert run.process.wait(60) == 2
+    assert "1000 CPU" in run.said().strip().splitlines()[-1]
+    assert run.left() == []
+
+
+def test_rays_session_is_private_and_the_loss_of_the_store_ends_all(
+    start: Callable[..., Run],
+) -> None:
+    run = start()
+    run.wait_until_up()
+    (folder,) = run.folder.glob("lx-ray-*")
+    assert folder.stat().st_mode & 0o777 == 0o700
+    (session,) = folder.glob("r/session_2*")
+    assert (session / "sockets" / "plasma_store").is_socket()
+    (store,) = (p for p in run.family() if p.name() in ("redis-server", "valkey-server"))
+    store.kill()
+    assert run.process.wait(60) == 1
+    assert "lexico: the embedded store is gone" in run.said()
+    assert run.left() == []
+
+
+def test_the_loss_of_ray_ends_all(start: Callable[..., Run]) -> None:
+    run = start()
+    run.wait_until_up()
+    (gcs,) = (p for p in run.family() if p.name() == "gcs_server")
+    gcs.kill()
+    assert run.process.wait(60) == 1
+    assert run.said().strip().splitlines()[-1] == "lexico: Ray's gcs_server ended by itself"
+    assert run.left() == []

@@ -1,0 +1,209 @@
+"""What a transport is: every one passes this suite. Subclasses give the fixture `transport`."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator
+from contextlib import aclosing
+from pathlib import Path
+
+import pytest
+import torch
+
+from lexico_client import AsyncClient, PageOutcome, Transport
+from lexico_codec.checksum import Checksum
+from lexico_codec.codecs.lexico import LexicoCodec
+from lexico_codec.keys import page_keys
+from lexico_codec.pages import decode_group, encode_group
+from lexico_codec.wire import spec_to_wire
+from lexico_proto import errors
+from lexico_proto.v1 import dictionaries_pb2 as dictionaries
+from lexico_proto.v1 import offload_pb2 as offload
+from lexico_proto.v1 import reload_pb2 as reload
+from tests.support.client_fixtures import (
+    PAGE_TOKENS,
+    TOKENS,
+    Landing,
+    counted,
+    random_cache,
+    small_dictionary,
+    small_spec,
+    views_of,
+)
+
+SECONDS = 20.0
+
+
+def put_header(tokens: list[int], pages: list[int]) -> offload.PutHeader:
+    spec = small_spec()
+    keys = page_keys(spec, tokens)
+    return offload.PutHeader(
+        spec=spec_to_wire(spec),
+        token_ids=tokens,
+        pages=pages,
+        page_keys=[keys[page] for page in pages],
+    )
+
+
+async def put_messages(
+    header: offload.PutHeader | None, data: bytes
+) -> AsyncGenerator[offload.PutRequest, None]:
+    if header is not None:
+        yield offload.PutRequest(header=header)
+    size = small_spec().page_bytes
+    for page, first in zip(header.pages if header else (), range(0, len(data), size), strict=False):
+        last = page == header.pages[-1]
+        body = data[first:] if last else data[first : first + size]
+        checksum = Checksum()
+        checksum.add(body)
+        for start in range(0, len(body), 1000):
+            yield offload.PutRequest(data=body[start : start + 1000])
+        end = offload.PageEnd(page=page, checksum=checksum.value())
+        yield offload.PutRequest(page_end=end)
+    if header is None:
+        yield offload.PutRequest(data=data[:1000])
+
+
+class TransportContract:
+    """Round trips through the client, and refusals at the transport itself."""
+
+    @pytest.fixture
+    def client(self, transport: Transport, tmp_path: Path) -> AsyncClient:
+        return AsyncClient(transport=transport, dictionaries_dir=tmp_path / "dictionaries")
+
+    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    async def test_raw_comes_back_bit_by_bit(self, client: AsyncClient, dtype: str) -> None:
+        spec, landing = small_spec(dtype=dtype), Landing(small_spec(dtype=dtype))
+        cache = random_cache(spec, 4)
+        report = await client.offload(spec, TOKENS, views_of(spec, cache))
+        assert report.pages == (PageOutcome.STORED,) * 4
+        assert report.bytes_sent == 4 * spec.page_bytes
+        assert report.bytes_stored > report.bytes_sent
+        loaded = await client.load(spec, TOKENS, landing)
+        assert (loaded.tokens, loaded.pages, loaded.reason) == (4 * PAGE_TOKENS, 4, None)
+        assert loaded.bytes_received == report.bytes_stored
+        assert torch.equal(landing.cache.view(torch.uint8), cache.view(torch.uint8))
+        await client.close()
+
+    async def test_lexico_comes_back_as_the_codec_says(self, client: AsyncClient) -> None:
+        dictionary = small_dictionary()
+        spec, landing = (small_spec("lexico", dictionary=dictionary.digest) for _ in "ab")
+        landing = Landing(spec)
+        cache = random_cache(spec, 2)
+        source = views_of(spec, cache)
+        with pytest.raises(errors.UnknownDictionary):
+            await client.offload(spec, TOKENS[: 2 * PAGE_TOKENS], source)
+        assert await client.register_dictionary(dictionary)
+        assert not await client.register_dictionary(dictionary)
+        await client.offload(spec, TOKENS[: 2 * PAGE_TOKENS], source)
+        loaded = await client.load(spec, TOKENS, landing)
+        assert (loaded.pages, loaded.reason) == (2, None)
+        keys, expected = page_keys(spec, TOKENS), torch.empty_like(cache)
+        for page in range(2):
+            for group in range(spec.groups):
+                tensor = source(page, group).contiguous()
+                frame = encode_group(spec, keys[page], page, group, tensor, dictionary)
+                out = views_of(spec, expected)(page, group)
+                decode_group(spec, keys[page], page, group, frame, out, dictionary)
+        assert isinstance(spec.codec, LexicoCodec)
+        assert torch.equal(landing.cache, expected)
+        await client.close()
+
+    async def test_match_says_which_pages_are_there(self, client: AsyncClient) -> None:
+        spec = small_spec()
+        assert (await client.match(spec, TOKENS)).present == (False,) * 4
+        await client.offload(spec, TOKENS, views_of(spec, random_cache(spec, 4)), pages=2)
+        match = await client.match(spec, TOKENS)
+        assert match.present == (True, True, False, False)
+        assert (match.pages, match.tokens) == (2, 2 * PAGE_TOKENS)
+        assert match.page_keys == tuple(page_keys(spec, TOKENS))
+        await client.close()
+
+    async def test_only_missing_pages_travel(
+        self, client: AsyncClient, transport: Transport
+    ) -> None:
+        spec, asked = small_spec(), list[tuple[int, int]]()
+        cache = random_cache(spec, 4)
+        data = b"".join(
+            bytes(views_of(spec, cache)(1, group).contiguous().view(torch.uint8).flatten().numpy())
+            for group in range(spec.groups)
+        )
+        header = put_header(TOKENS[: 2 * PAGE_TOKENS], [1])
+        await transport.put(put_messages(header, data), SECONDS)
+        report = await client.offload(spec, TOKENS, counted(views_of(spec, cache), asked))
+        assert report.pages == ("stored", "present", "stored", "stored")
+        assert asked == [(page, group) for page in (0, 2, 3) for group in range(spec.groups)]
+        again = await client.offload(spec, TOKENS, counted(views_of(spec, cache), asked))
+        assert again.pages == ("present",) * 4
+        assert (again.bytes_sent, len(asked)) == (0, 9)
+        landing = Landing(spec)
+        assert (await client.load(spec, TOKENS, landing)).pages == 4
+        assert torch.equal(landing.cache, cache)
+        await client.close()
+
+    async def test_a_fault_of_the_source_passes_and_the_bad_page_is_not_kept(
+        self, client: AsyncClient
+    ) -> None:
+        spec = small_spec()
+        cache = random_cache(spec, 4)
+        cache[2, 1, 2 * PAGE_TOKENS + 3, 0, 5] = float("inf")
+        with pytest.raises(errors.NonFiniteCache, match="page 2 group 1"):
+            await client.offload(spec, TOKENS, views_of(spec, cache))
+        assert not (await client.match(spec, TOKENS)).present[2]
+        await client.close()
+
+    async def test_a_page_that_is_gone_is_a_miss(self, transport: Transport) -> None:
+        request = reload.GetRequest(page_keys=[bytes(32)], groups=3)
+        async with aclosing(transport.get(request, SECONDS)) as stream:
+            parts = [message.WhichOneof("part") async for message in stream]
+        assert parts == ["miss"]
+        await transport.close()
+
+    @pytest.mark.parametrize(
+        ("header", "extra", "error"),
+        [
+            (True, -1, errors.StreamTruncated),
+            (True, +1, errors.StreamTooLong),
+            (False, 0, errors.InvalidInput),
+        ],
+        ids=["truncated", "too-long", "no-header"],
+    )
+    async def test_uploads_that_are_refused(
+        self, transport: Transport, header: bool, extra: int, error: type[errors.LexicoError]
+    ) -> None:
+        spec = small_spec()
+        messages = put_messages(
+            put_header(TOKENS[:PAGE_TOKENS], [0]) if header else None,
+            bytes(spec.page_bytes + extra),
+        )
+        with pytest.raises(error):
+            await transport.put(messages, SECONDS)
+        await transport.close()
+
+    async def test_a_key_of_other_tokens_is_refused(self, transport: Transport) -> None:
+        header = put_header(TOKENS[:PAGE_TOKENS], [0])
+        header.token_ids[3] += 1
+        with pytest.raises(errors.PageKeyMismatch):
+            await transport.put(put_messages(header, b""), SECONDS)
+        await transport.close()
+
+    async def test_dictionaries_are_registered_listed_and_fetched(
+        self, client: AsyncClient, transport: Transport
+    ) -> None:
+        dictionary = small_dictionary()
+        with pytest.raises(errors.UnknownDictionary):
+            await client.fetch_dictionary(dictionary.digest)
+        await client.register_dictionary(dictionary)
+        (entry,) = await client.list_dictionaries()
+        assert (entry.digest, entry.layers) == (dictionary.digest, dictionary.layers)
+        assert entry.artefact_bytes == len(dictionary.to_bytes())
+        request = dictionaries.FetchRequest(digest=dictionary.digest)
+        async with aclosing(transport.fetch(request, SECONDS)) as stream:
+            data = b"".join([message.data async for message in stream])
+        assert data == dictionary.to_bytes()
+        await client.close()
+
+    async def test_a_message_over_the_limit_is_refused(self, transport: Transport) -> None:
+        request = reload.MatchRequest(page_keys=[bytes(32)] * 40_000)
+        with pytest.raises(errors.MessageTooLarge):
+            await transport.match(request, SECONDS)
+        await transport.close()

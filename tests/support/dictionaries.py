@@ -1,0 +1,45 @@
+"""Small random dictionary sets: unit-norm atoms, no training."""
+
+from __future__ import annotations
+
+import functools
+
+import torch
+from torch import Tensor
+
+from lexico_codec.dictionary import DictionarySet, SetInfo
+
+
+def set_info(kv_heads: int = 1, sparsity: int = 1) -> SetInfo:
+    """What a set says of itself, where a test does not care."""
+    return SetInfo(
+        model="random",
+        kv_heads=kv_heads,
+        rope={},
+        sparsity=sparsity,
+        training={},
+        corpus_digest="00" * 32,
+        held_out=[],
+        command="none: tests/support/dictionaries.py",
+    )
+
+
+def unit_rows(atoms: int, dim: int, seed: int) -> Tensor:
+    """Random directions, `[atoms, dim]` float32."""
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(atoms, dim, generator=generator), dim=1)
+
+
+@functools.cache
+def random_set(layers: int, head_dim: int, atoms: int = 96, seed: int = 0) -> DictionarySet:
+    """Key and value atoms of every layer; value dictionaries have one atom less, which is legal."""
+    return DictionarySet.build(
+        [
+            (
+                unit_rows(atoms, head_dim, seed + 2 * layer),
+                unit_rows(atoms - 1, head_dim, seed + 2 * layer + 1),
+            )
+            for layer in range(layers)
+        ],
+        set_info(),
+    )

@@ -1,0 +1,147 @@
+"""Servers for tests: a real redis-server over TCP, and a fake one that misbehaves as told."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from subprocess import Popen
+
+from lexico_store.child import spawn_bound
+
+PASSWORD = "p@ss/w:rd#1"  # every character that a URL gives a meaning to
+PASSWORD_IN_URL = "p%40ss%2Fw%3Ard%231"
+START_S = 10.0
+
+
+@dataclass
+class RedisServer:
+    """A running redis-server of Debian on loopback TCP, with a password."""
+
+    port: int
+    process: Popen[bytes]
+
+    @property
+    def url(self) -> str:
+        return f"redis://:{PASSWORD_IN_URL}@127.0.0.1:{self.port}/0"
+
+    @property
+    def pid(self) -> int:
+        return self.process.pid
+
+
+@contextlib.contextmanager
+def redis_server(directory: Path, *options: str) -> Iterator[RedisServer]:
+    """Starts redis-server in `directory` on a free port; `options`: `--name`, `value` pairs."""
+    binary = shutil.which("redis-server")
+    if binary is None:
+        raise RuntimeError(
+            "redis-server is not on PATH: run `make test`, or apt install redis-server"
+        )
+    for _ in range(5):  # another process may take the free port before the server does
+        port = free_port()
+        argv = [binary, "--port", str(port), "--bind", "127.0.0.1", "--requirepass", PASSWORD]
+        argv += ["--save", "", "--appendonly", "no", *options]
+        process = spawn_bound(argv, directory, directory / "redis.log")
+        if _listens(port, process):
+            break
+    else:
+        raise RuntimeError(f"redis-server does not start: {(directory / 'redis.log').read_text()}")
+    try:
+        yield RedisServer(port, process)
+    finally:
+        process.send_signal(signal.SIGCONT)
+        process.kill()
+        process.wait()
+
+
+def free_port() -> int:
+    """A TCP port on loopback that was free a moment ago."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+def _listens(port: int, process: Popen[bytes]) -> bool:
+    deadline = time.monotonic() + START_S
+    while time.monotonic() < deadline and process.poll() is None:
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+            return True
+        time.sleep(0.005)
+    return False
+
+
+@contextlib.contextmanager
+def stopped(pid: int) -> Iterator[None]:
+    """The process is there and its sockets accept, but it does nothing."""
+    os.kill(pid, signal.SIGSTOP)
+    try:
+        yield
+    finally:
+        os.kill(pid, signal.SIGCONT)
+
+
+Answer = Callable[[int, list[bytes]], bytes | None]
+
+
+class FakeServer:
+    """A server on a unix socket that answers each command as `answer(connection, command)` says.
+
+    An answer of None closes the connection; b"" says nothing. The handshake's CLIENT commands are
+    answered here.
+    """
+
+    def __init__(self, path: Path, answer: Answer) -> None:
+        self.url = f"unix://{path}"
+        self.connections = 0
+        self._answer = answer
+        self._listener = socket.socket(socket.AF_UNIX)
+        self._listener.bind(str(path))
+        self._listener.listen()
+        self._threads = [threading.Thread(target=self._accept)]
+        self._open: list[socket.socket] = []
+        self._threads[0].start()
+
+    def _accept(self) -> None:
+        with contextlib.suppress(OSError):
+            while True:
+                connection, _ = self._listener.accept()
+                self._open.append(connection)
+                thread = threading.Thread(target=self._serve, args=(connection, self.connections))
+                self.connections += 1
+                self._threads.append(thread)
+                thread.start()
+
+    def _serve(self, connection: socket.socket, number: int) -> None:
+        with (
+            contextlib.suppress(OSError, ValueError),
+            connection,
+            connection.makefile("rb") as lines,
+        ):
+            while header := lines.readline():
+                command = []
+                for _ in range(int(header[1:])):
+                    command.append(lines.read(int(lines.readline()[1:]) + 2)[:-2])
+                reply = b"+OK\r\n" if command[0] == b"CLIENT" else self._answer(number, command)
+                if reply is None:
+                    return
+                connection.sendall(reply)
+
+    def __enter__(self) -> FakeServer:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for each in [self._listener, *self._open]:
+            with contextlib.suppress(OSError):
+                each.shutdown(socket.SHUT_RDWR)
+        self._listener.close()
+        for thread in self._threads:
+            thread.join(5)

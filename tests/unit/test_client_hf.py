@@ -1,0 +1,311 @@
+"""Hugging Face models: a reloaded cache goes on as the unbroken run does."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralConfig, StaticCache
+from transformers.models.mistral import MistralForCausalLM
+
+from lexico_client import Client, InMemoryTransport
+from lexico_client.hf import HuggingFaceCache, weights_fingerprint
+from lexico_proto import errors
+from tests.support.client_fixtures import flipped, small_dictionary
+
+LAYERS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 3, 2, 16, 8
+WEIGHTS = bytes(32)
+
+
+def llama(seed: int = 0, **changes: Any) -> LlamaForCausalLM:
+    torch.manual_seed(seed)
+    config = LlamaConfig(
+        vocab_size=97,
+        hidden_size=64,
+        intermediate_size=96,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=4,
+        num_key_value_heads=KV_HEADS,
+        head_dim=HEAD_DIM,
+        max_position_embeddings=256,
+        bos_token_id=1,
+        eos_token_id=None,
+        pad_token_id=None,
+        **changes,
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+def prompt(tokens: int, seed: int = 3) -> torch.Tensor:
+    return torch.randint(0, 97, (1, tokens), generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture(scope="module")
+def model() -> LlamaForCausalLM:
+    return llama()
+
+
+@pytest.fixture
+def memory() -> InMemoryTransport:
+    return InMemoryTransport()
+
+
+@pytest.fixture
+def client(memory: InMemoryTransport, tmp_path: Path) -> Iterator[Client]:
+    with Client(transport=memory, dictionaries_dir=tmp_path) as client:
+        yield client
+
+
+def raw(client: Client, model: Any, **changes: Any) -> HuggingFaceCache:
+    return HuggingFaceCache(client, model, codec="raw", page_tokens=PAGE_TOKENS, **changes)
+
+
+def prefilled(model: Any, ids: torch.Tensor) -> DynamicCache:
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(ids, past_key_values=cache)
+    return cache
+
+
+def generated(model: Any, ids: torch.Tensor, cache: DynamicCache | None = None) -> Any:
+    return model.generate(
+        ids,
+        attention_mask=torch.ones_like(ids),
+        past_key_values=cache,
+        max_new_tokens=9,
+        do_sample=False,
+        return_dict_in_generate=True,
+        output_logits=True,
+    )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
+@pytest.mark.parametrize("tokens", [33, 32, 39])
+def test_raw_is_bit_identical_and_logits_go_on(
+    client: Client, dtype: torch.dtype, tokens: int
+) -> None:
+    model = llama().to(dtype)
+    shared, ids = raw(client, model), prompt(tokens)
+    cache = prefilled(model, ids)
+    report = shared.offload(ids, cache)
+    assert (report.tokens, set(report.pages)) == (32, {"stored"})
+    hit = shared.load(ids)
+    assert hit.tokens == (tokens - 1) // PAGE_TOKENS * PAGE_TOKENS
+    assert hit.cache.get_seq_length() == hit.tokens
+    for ours, theirs in zip(hit.cache.layers, cache.layers, strict=True):
+        assert torch.equal(ours.keys, theirs.keys[:, :, : hit.tokens])
+        assert torch.equal(ours.values, theirs.values[:, :, : hit.tokens])
+    with torch.inference_mode():
+        rest = ids[:, hit.tokens :]
+        cache.crop(hit.tokens - tokens)  # the unbroken run at the same place
+        expected = model(rest, past_key_values=cache).logits
+        got = model(rest, past_key_values=hit.cache).logits
+    assert torch.equal(got, expected)
+
+
+def test_generate_gives_the_tokens_and_logits_of_no_cache_at_all(
+    client: Client, model: LlamaForCausalLM
+) -> None:
+    shared, ids = raw(client, model), prompt(50)
+    shared.offload(ids, prefilled(model, ids))
+    plain, hit = generated(model, ids), shared.load(ids)
+    assert hit.tokens == 48
+    out = generated(model, ids, hit.cache)
+    assert torch.equal(out.sequences, plain.sequences)
+    torch.testing.assert_close(torch.stack(out.logits), torch.stack(plain.logits))
+
+
+def test_a_miss_is_an_empty_cache_for_the_same_code(
+    client: Client, model: LlamaForCausalLM
+) -> None:
+    shared, ids = raw(client, model), prompt(50)
+    hit = shared.load(ids)
+    assert (hit.tokens, hit.reason, hit.cache.get_seq_length()) == (0, None, 0)
+    out = generated(model, ids, hit.cache)
+    assert torch.equal(out.sequences, generated(model, ids).sequences)
+
+
+def test_the_second_turn_of_a_conversation(client: Client, model: LlamaForCausalLM) -> None:
+    shared, ids = raw(client, model), prompt(20)
+    first = generated(model, ids, shared.load(ids).cache)
+    report = shared.offload(first.sequences, first.past_key_values, wait="received")
+    assert report.tokens == 24  # 29 tokens, of which the cache holds 28
+    turn = torch.cat([first.sequences, prompt(7, seed=9)], dim=1)
+    hit = raw(client, llama()).load(turn)  # another node with the same weights
+    assert hit.tokens == 24
+    second = generated(model, turn, hit.cache)
+    assert torch.equal(second.sequences, generated(model, turn).sequences)
+    report = shared.offload(second.sequences, second.past_key_values)
+    assert report.pages == ("present",) * 3 + ("stored",) * 2
+
+
+@pytest.mark.parametrize("ids", [[], [5], list(range(PAGE_TOKENS))], ids=len)
+def test_prompts_that_leave_no_page_to_load(
+    client: Client, model: LlamaForCausalLM, ids: list[int]
+) -> None:
+    hit = raw(client, model).load(ids)
+    assert (hit.tokens, hit.reason) == (0, None)
+
+
+def test_a_damaged_frame_in_the_middle(
+    client: Client, memory: InMemoryTransport, model: LlamaForCausalLM
+) -> None:
+    shared, ids = raw(client, model), prompt(50)
+    shared.offload(ids, prefilled(model, ids))
+    frames = list(memory.pages.values())[3]
+    frames[0] = flipped(frames[0])
+    hit = shared.load(ids)
+    assert (hit.tokens, type(hit.reason)) == (24, errors.DamagedFrame)
+    assert torch.equal(generated(model, ids, hit.cache).sequences, generated(model, ids).sequences)
+
+
+def test_lexico_registers_its_dictionary_when_first_needed(
+    client: Client, memory: InMemoryTransport, model: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    dictionary = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM)
+    ids = prompt(41)
+    shared = HuggingFaceCache(
+        client,
+        model,
+        codec_config={"sparsity": 4},
+        dictionary=dictionary,
+        page_tokens=PAGE_TOKENS,
+    )
+    cache = prefilled(model, ids)
+    assert shared.offload(ids, cache).pages == ("stored",) * 5
+    assert list(memory.dictionaries) == [dictionary.digest]
+    with Client(transport=memory, dictionaries_dir=tmp_path / "b") as other:
+        hit = HuggingFaceCache(
+            other,
+            model,
+            codec_config={"sparsity": 4},
+            dictionary=dictionary.digest,  # fetched
+            page_tokens=PAGE_TOKENS,
+        ).load(ids)
+    assert (hit.tokens, hit.reason) == (40, None)
+    for ours, theirs in zip(hit.cache.layers, cache.layers, strict=True):
+        assert torch.equal(ours.keys[:, :, :4], theirs.keys[:, :, :4])  # sinks are exact
+        error = (ours.keys - theirs.keys[:, :, :40]).norm() / theirs.keys[:, :, :40].norm()
+        assert 0 < error < 0.7
+    assert torch.isfinite(generated(model, ids, hit.cache).logits[0]).all()
+
+
+def test_a_digest_that_nobody_registered(client: Client, model: LlamaForCausalLM) -> None:
+    ids = prompt(20)
+    shared = HuggingFaceCache(client, model, dictionary=bytes(32), page_tokens=PAGE_TOKENS)
+    with pytest.raises(errors.UnknownDictionary):
+        shared.offload(ids, prefilled(model, ids))
+
+
+def test_no_built_in_dictionary_fits(client: Client, model: LlamaForCausalLM) -> None:
+    with pytest.raises(errors.ConfigurationError, match="lexico train"):
+        HuggingFaceCache(client, model)
+    with pytest.raises(errors.DictionaryMismatch):
+        HuggingFaceCache(client, model, dictionary=small_dictionary(layers=LAYERS + 1))
+
+
+def test_what_is_no_single_sequence_of_this_model_is_refused(
+    client: Client, model: LlamaForCausalLM
+) -> None:
+    shared, ids = raw(client, model), prompt(20)
+    batch = ids.repeat(2, 1)
+    with pytest.raises(errors.ShapeMismatch, match="batch of 2"):
+        shared.load(batch)
+    with pytest.raises(errors.ShapeMismatch, match="batch of 2"):
+        shared.offload(batch, prefilled(model, batch))
+    with pytest.raises(errors.ShapeMismatch, match="2 sequences"):
+        shared.offload(ids, prefilled(model, batch))
+    with pytest.raises(errors.ShapeMismatch, match="float"):
+        shared.load(ids.float())
+    other = llama().to(torch.bfloat16)
+    with pytest.raises(errors.ShapeMismatch, match="bfloat16"):
+        shared.offload(ids, prefilled(other, ids))
+    cache = prefilled(model, ids)
+    cache.layers.pop()
+    with pytest.raises(errors.ShapeMismatch, match="2 layers, needs 3"):
+        shared.offload(ids, cache)
+    cache = prefilled(model, ids)
+    cache.layers[1].crop(-3)
+    with pytest.raises(errors.ShapeMismatch, match="layer 1"):
+        shared.offload(ids, cache)
+    with pytest.raises(errors.Unsupported, match="Static"):
+        shared.offload(ids, StaticCache(config=model.config, max_cache_len=32))
+    with pytest.raises(errors.Unsupported, match="tuple"):
+        shared.offload(ids, ())  # type: ignore[arg-type]
+
+
+def test_a_cache_that_is_not_finite(client: Client, model: LlamaForCausalLM) -> None:
+    shared, ids = raw(client, model), prompt(20)
+    cache = prefilled(model, ids)
+    with torch.inference_mode():
+        cache.layers[2].values[0, 1, 9, 3] = float("nan")
+    with pytest.raises(errors.NonFiniteCache, match="page 1"):
+        shared.offload(ids, cache)
+
+
+def test_a_cache_shorter_than_the_tokens_and_an_empty_one(
+    client: Client, model: LlamaForCausalLM
+) -> None:
+    shared, ids = raw(client, model), prompt(50)
+    assert shared.offload(ids, prefilled(model, ids[:, :17])).tokens == 16
+    assert shared.offload(ids, DynamicCache(config=model.config)).tokens == 0
+    assert shared.offload(ids[:, :9], prefilled(model, ids)).tokens == 8
+    assert shared.load(ids).tokens == 16
+
+
+def test_a_sliding_window_is_refused(client: Client) -> None:
+    config = MistralConfig(
+        vocab_size=32, hidden_size=32, intermediate_size=32, num_hidden_layers=2,
+        num_attention_heads=2, num_key_value_heads=1, sliding_window=16,
+    )  # fmt: skip
+    with pytest.raises(errors.Unsupported, match="full attention"):
+        raw(client, MistralForCausalLM(config))
+
+
+def test_the_fingerprint_is_that_of_the_weights_and_what_they_mean() -> None:
+    plain, same, other = llama(), llama(), llama(seed=1)
+    assert len(weights_fingerprint(plain)) == 32
+    assert weights_fingerprint(plain) == weights_fingerprint(same)
+    different = {
+        weights_fingerprint(model)
+        for model in (plain, other, llama().to(torch.bfloat16), llama(rms_norm_eps=1e-3))
+    }
+    assert len(different) == 4
+    same.config._name_or_path = "/elsewhere"
+    same.config.use_cache = False
+    assert weights_fingerprint(same) == weights_fingerprint(plain)
+
+
+def test_the_fingerprint_follows_a_change_of_the_weights() -> None:
+    model = llama()
+    before = weights_fingerprint(model)
+    with torch.no_grad():
+        model.lm_head.weight[0, 0] += 1
+    assert weights_fingerprint(model) != before
+
+
+def test_a_fingerprint_can_be_given(client: Client, model: LlamaForCausalLM) -> None:
+    shared = raw(client, model, weights=WEIGHTS, lora="support-agent")
+    assert (shared.spec.weights, shared.spec.lora) == (WEIGHTS, "support-agent")
+    ids = prompt(20)
+    shared.offload(ids, prefilled(model, ids))
+    assert shared.load(ids).tokens == 16
+    assert raw(client, model, weights=WEIGHTS).load(ids).tokens == 0
+
+
+def test_a_model_that_is_not_in_memory(client: Client) -> None:
+    with torch.device("meta"):
+        model = llama()
+    with pytest.raises(errors.Unsupported, match="not in memory"):
+        weights_fingerprint(model)

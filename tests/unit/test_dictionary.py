@@ -1,0 +1,222 @@
+"""Dictionary sets: equal content gives equal bytes, damaged bytes give a clear error."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors.torch import save
+from torch import Tensor
+
+from lexico_codec import dictionary
+from lexico_codec.dictionary import (
+    DictionarySet,
+    SetInfo,
+    builtin_sets,
+    canonical_json,
+    load_builtin,
+)
+from lexico_proto.errors import (
+    ConfigurationError,
+    DictionaryMismatch,
+    InvalidInput,
+    UnknownDictionary,
+)
+
+INFO = SetInfo(
+    model="tiny",
+    kv_heads=3,
+    rope={"inv_freq": [1.0, 0.1], "pairing": "half", "scale": 1.0},
+    sparsity=2,
+    training={"seed": 0},
+    corpus_digest="00" * 32,
+    held_out=[{"key": 0.1, "value": 0.25}, {"key": 0.2, "value": 0.5}],
+    command="lexico train",
+)
+
+
+def atoms(size: int, m: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    return torch.nn.functional.normalize(torch.randn(size, m, generator=generator), dim=1)
+
+
+LAYERS = [(atoms(5, 4, 0), atoms(7, 4, 1)), (atoms(6, 4, 2), atoms(5, 4, 3))]
+TENSORS = {
+    f"layers.{i:02d}.{part}.atoms": table.half()
+    for i, pair in enumerate(LAYERS)
+    for part, table in zip(("key", "value"), pair, strict=True)
+}
+DOCUMENT = {
+    "format": 1,
+    "layers": 2,
+    "model": "tiny",
+    "kv_heads": 3,
+    "rope": INFO.rope,
+    "sparsity": 2,
+    "training": {"seed": 0},
+    "corpus_digest": "00" * 32,
+    "held_out": INFO.held_out,
+    "command": "lexico train",
+}
+
+
+def artefact(tensors: dict[str, Tensor] = TENSORS, **changes: Any) -> bytes:
+    return save(tensors, {"lexico": canonical_json({**DOCUMENT, **changes})})
+
+
+def test_round_trip_keeps_everything(tmp_path: Path) -> None:
+    made = DictionarySet.build(LAYERS, INFO)
+    made.save(tmp_path / "set.safetensors")
+    read = DictionarySet.load(tmp_path / "set.safetensors")
+    assert (read.digest, read.to_bytes(), read.info) == (made.digest, made.to_bytes(), INFO)
+    assert (read.layers, read.head_dim) == (2, 4)
+    assert list(tmp_path.iterdir()) == [tmp_path / "set.safetensors"]
+    for i, (key, value) in enumerate(LAYERS):
+        assert torch.equal(read.atoms(i, "key"), key.half().float())
+        assert torch.equal(read.atoms(i, "value"), value.half().float())
+
+
+def test_equal_content_gives_equal_bytes() -> None:
+    assert DictionarySet.build(LAYERS, INFO).to_bytes() == artefact()
+    other = DictionarySet.build(LAYERS, replace(INFO, command="other"))
+    assert other.digest != DictionarySet.build(LAYERS, INFO).digest
+
+
+def test_digest_is_blake2b_of_the_bytes() -> None:
+    made = DictionarySet.build(LAYERS, INFO)
+    assert len(made.digest) == 32
+    assert made.digest == dictionary.hashlib.blake2b(made.to_bytes(), digest_size=32).digest()
+
+
+def test_atoms_of_a_missing_layer() -> None:
+    made = DictionarySet.build(LAYERS, INFO)
+    with pytest.raises(InvalidInput, match="layer 2"):
+        made.atoms(2, "key")
+
+
+@pytest.mark.parametrize(("layers", "head_dim"), [(3, 4), (2, 8), (1, 4)])
+def test_another_geometry_does_not_fit(layers: int, head_dim: int) -> None:
+    made = DictionarySet.build(LAYERS, INFO)
+    made.check_fits(2, 4)
+    with pytest.raises(DictionaryMismatch, match="tiny"):
+        made.check_fits(layers, head_dim)
+
+
+def but(name: str, table: Tensor) -> dict[str, Tensor]:
+    return {**TENSORS, f"layers.{name}.atoms": table}
+
+
+SPOILT = atoms(5, 4, 0).half()
+SPOILT[2, 1] = float("nan")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"\xff" * 8,
+        b"\x02\0\0\0\0\0\0\0{}",
+        save(TENSORS),
+        save(TENSORS, {"lexico": "{"}),
+        save(TENSORS, {"lexico": "[]"}),
+        save(TENSORS, {"lexico": "[" * 100_000}),
+        save(TENSORS, {"lexico": " " * (1 << 20) + "{}"}),
+        artefact(format=2),
+        artefact(layers=1),
+        artefact(layers=3),
+        artefact(layers=513),
+        artefact(layers=True),
+        artefact(layers="2"),
+        artefact(kv_heads=0),
+        artefact(sparsity=0),
+        artefact(sparsity=5),
+        artefact(sparsity=256),
+        artefact(rope=[]),
+        artefact(training=None),
+        artefact(model=7),
+        artefact(extra=1),
+        artefact(held_out=[{"key": 0.1, "value": 0.2}]),
+        artefact(held_out=[{"key": 0.1}, {"key": 0.1}]),
+        save(TENSORS, {"lexico": json.dumps({**DOCUMENT, "held_out": [float("nan")]})}),
+        artefact(but("00.key", atoms(5, 4, 0))),
+        artefact(but("00.key", atoms(5, 4, 0).half()[None])),
+        artefact(but("00.key", atoms(5, 8, 0).half())),
+        artefact(but("00.key", torch.zeros(0, 4).half())),
+        artefact(but("00.key", SPOILT)),
+        artefact(but("00.key", (1.01 * atoms(5, 4, 0)).half())),
+        artefact(but("02.key", atoms(5, 4, 0).half())),
+        artefact(but("00.key", torch.ones(16385, 1).half())),
+        artefact(but("00.key", torch.full((1, 513), 513**-0.5).half())),
+    ],
+)
+def test_what_is_no_set_is_refused(data: bytes) -> None:
+    with pytest.raises(InvalidInput, match="dictionary set"):
+        DictionarySet.load(data)
+
+
+def test_oversized_bytes_are_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dictionary, "MAX_ARTEFACT_BYTES", 100)
+    with pytest.raises(InvalidInput, match="at most 100"):
+        DictionarySet.load(artefact())
+
+
+@settings(deadline=None, max_examples=300, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_damaged_bytes_never_crash(data: st.DataObject) -> None:
+    spoilt = bytearray(artefact())
+    for _ in range(data.draw(st.integers(0, 4))):
+        at = data.draw(st.integers(0, len(spoilt) - 1))
+        spoilt[at] = data.draw(st.integers(0, 255))
+    cut = data.draw(st.one_of(st.just(len(spoilt)), st.integers(0, len(spoilt))))
+    tail = data.draw(st.binary(max_size=3))
+    try:
+        read = DictionarySet.load(bytes(spoilt[:cut]) + tail)
+    except InvalidInput:
+        return
+    assert read.layers == 2
+    assert all(bool(read.atoms(i, "key").isfinite().all()) for i in range(2))
+
+
+def test_files_that_cannot_be_used(tmp_path: Path) -> None:
+    with pytest.raises(ConfigurationError, match="nothing-here"):
+        DictionarySet.load(tmp_path / "nothing-here")
+    with pytest.raises(ConfigurationError, match="absent"):
+        DictionarySet.build(LAYERS, INFO).save(tmp_path / "absent" / "set.safetensors")
+
+
+def test_unwritten_target_keeps_its_former_bytes(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "set.safetensors"
+    target.write_bytes(b"former")
+
+    def fail(*_: object) -> None:
+        raise OSError(28, "no space")
+
+    monkeypatch.setattr(dictionary.os, "replace", fail)
+    with pytest.raises(ConfigurationError, match="no space"):
+        DictionarySet.build(LAYERS, INFO).save(target)
+    assert target.read_bytes() == b"former"
+    assert list(tmp_path.iterdir()) == [target]
+
+
+def test_builtin_sets_load_and_are_small() -> None:
+    assert "smollm2-135m" in builtin_sets()
+    for name in builtin_sets():
+        shipped = load_builtin(name)
+        assert len(shipped.to_bytes()) <= 10_000_000
+        assert load_builtin(name) is shipped
+    shipped = load_builtin("smollm2-135m")
+    shipped.check_fits(30, 64)
+    assert shipped.info.sparsity == 8
+
+
+def test_unknown_builtin_names_the_known() -> None:
+    with pytest.raises(UnknownDictionary, match="smollm2-135m"):
+        load_builtin("no-such-set")

@@ -1,0 +1,124 @@
+"""What the packages promise to whoever installs them."""
+
+from __future__ import annotations
+
+import importlib
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from lexico_codec.codecs import CODECS
+from lexico_codec.codecs.abc import Codec
+
+ROOT = Path(__file__).parents[2]
+PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
+PACKAGES = [
+    ROOT / path for path in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
+]
+IDS = {"raw": 1, "lexico": 2}
+"""Ids lie in stored frames: one that is given is never given again."""
+
+# service: method -> (client streams, server streams)
+SERVICES = {
+    "lexico_proto.v1.Offload": {"Put": (True, False)},
+    "lexico_proto.v1.Reload": {"Match": (False, False), "Get": (False, True)},
+    "lexico_proto.v1.Dictionaries": {
+        "Register": (True, False),
+        "Fetch": (False, True),
+        "List": (False, False),
+    },
+}
+NOT_OF_KERNELS = (
+    "ray",
+    "redis",
+    "grpc",
+    "triton",
+    "transformers",
+    "xxhash",
+    "google.protobuf",
+    "safetensors",
+    "lexico_proto.v1",
+    "lexico_store",
+    "lexico_worker",
+    "lexico_services",
+    "lexico_client",
+)
+
+
+@pytest.mark.parametrize("folder", ["proto", "services", "client"])
+def test_folders_of_one_package_are_no_packages(folder: str) -> None:
+    """A top-level `proto` would shadow proto-plus."""
+    assert (ROOT / folder).is_dir()
+    assert not (ROOT / folder / "__init__.py").exists()
+
+
+def test_wheel_holds_every_package() -> None:
+    found = {path.parent for path in ROOT.glob("lexico_*/__init__.py")}
+    for folder in ("proto", "services", "client"):
+        found |= {path.parent for path in (ROOT / folder).glob("*/__init__.py")}
+    assert set(PACKAGES) == found
+
+
+@pytest.mark.parametrize("package", PACKAGES, ids=lambda path: path.name)
+def test_packages_are_typed(package: Path) -> None:
+    assert (package / "py.typed").is_file()
+    for folder in {path.parent for path in package.rglob("*.py")}:
+        assert (folder / "__init__.py").is_file(), f"{folder} is left out by strict tools"
+
+
+def test_ids_of_codecs_are_pinned() -> None:
+    assert {name: cls.codec_id for name, cls in CODECS.items()} == IDS
+    assert {cls.name: name for name, cls in CODECS.items()} == {name: name for name in CODECS}
+    assert len(set(IDS.values())) == len(IDS)
+
+
+def test_every_codec_class_is_registered() -> None:
+    for path in sorted((ROOT / "lexico_codec" / "codecs").glob("*.py")):
+        module = importlib.import_module(
+            f"lexico_codec.codecs.{path.stem}".removesuffix(".__init__")
+        )
+        for value in vars(module).values():
+            if isinstance(value, type) and issubclass(value, Codec) and value is not Codec:
+                assert CODECS[value.name] is value
+
+
+def test_services_are_those_of_the_design() -> None:
+    found = {}
+    for name in ("offload", "reload", "dictionaries"):
+        stub = importlib.import_module(f"lexico_proto.v1.{name}_pb2")
+        for service in stub.DESCRIPTOR.services_by_name.values():
+            found[service.full_name] = {
+                method.name: (method.client_streaming, method.server_streaming)
+                for method in service.methods
+            }
+        grpc_stub = importlib.import_module(f"lexico_proto.v1.{name}_pb2_grpc")
+        assert hasattr(grpc_stub, f"{name.capitalize()}Servicer")
+        assert hasattr(grpc_stub, f"{name.capitalize()}Stub")
+    assert found == SERVICES
+
+
+def test_kernels_import_with_torch_and_numpy_alone() -> None:
+    """They run where nothing else of ours does: a notebook, a kernel benchmark, a GPU machine."""
+    program = f"""
+import sys
+for name in {NOT_OF_KERNELS!r}:
+    sys.modules[name] = None
+import lexico_codec.kernels
+import torch
+atoms = torch.eye(4)
+codes = lexico_codec.kernels.encode(torch.ones(2, 4), atoms, 2)
+assert lexico_codec.kernels.reconstruct(codes, atoms).shape == (2, 4)
+"""
+    done = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=120,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr

@@ -1,0 +1,298 @@
+"""What is checked before and while the service starts, and what is watched afterwards."""
+
+from __future__ import annotations
+
+import os
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import threading
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from lexico_proto import errors
+from lexico_services import serve
+from lexico_services.cli import main
+from lexico_services.config import ListenConfig, OffloadConfig
+from lexico_services.offload_server import (
+    PROBE_EVERY_S,
+    RECOVERY_S,
+    OffloadServer,
+    placed,
+    wait_until_running,
+)
+from lexico_services.process import stop_event, take_port
+from lexico_worker import ray_runtime
+from lexico_worker.config import EncoderConfig
+from lexico_worker.ray_runtime import RayConfig
+
+STORE = "redis://:secret@127.0.0.1"
+CPU_NODE, GPU_NODE = {"CPU": 4.0}, {"CPU": 4.0, "GPU": 2.0}
+
+
+@pytest.mark.parametrize(
+    ("asked", "nodes", "got"),
+    [
+        (None, [CPU_NODE], 0.0),
+        (None, [GPU_NODE], 1.0),
+        (None, [CPU_NODE, GPU_NODE], 1.0),
+        (0.0, [GPU_NODE], 0.0),
+        (0.25, [GPU_NODE], 0.25),
+        (2.0, [GPU_NODE], 2.0),
+    ],
+)
+def test_encoders_take_a_gpu_where_there_is_one(
+    asked: float | None, nodes: list[dict[str, float]], got: float
+) -> None:
+    assert placed(EncoderConfig(STORE, num_gpus=asked), nodes, 0.1).num_gpus == got
+
+
+@pytest.mark.parametrize(
+    ("options", "nodes", "named"),
+    [
+        ({"num_gpus": 1.0}, [CPU_NODE], "GPU"),
+        ({"min_replicas": 3, "max_replicas": 3}, [GPU_NODE], "--encoder-gpus"),
+        ({"num_cpus": 4.0}, [CPU_NODE], "CPU"),
+        ({"num_cpus": 5.0}, [CPU_NODE, CPU_NODE], "--encoder-cpus"),
+        ({"num_gpus": 3.0}, [GPU_NODE, GPU_NODE], "GPU"),
+    ],
+)
+def test_what_ray_lacks_is_named(
+    options: dict[str, Any], nodes: list[dict[str, float]], named: str
+) -> None:
+    with pytest.raises(errors.ConfigurationError, match=named):
+        placed(EncoderConfig(STORE, **options), nodes, 0.1)
+
+
+@pytest.mark.parametrize("gpus", [-1.0, 1.5, float("nan"), float("inf")])
+def test_gpu_shares_that_ray_does_not_know(gpus: float) -> None:
+    with pytest.raises(errors.ConfigurationError, match="num_gpus"):
+        EncoderConfig(STORE, num_gpus=gpus)
+
+
+def test_the_password_of_the_store_is_not_shown() -> None:
+    assert "secret" not in repr(EncoderConfig(STORE))
+
+
+@pytest.mark.parametrize("drain", [-1.0, float("nan"), float("inf")])
+def test_drain_times_that_cannot_be(drain: float) -> None:
+    with pytest.raises(errors.ConfigurationError, match="drain"):
+        ListenConfig(drain_s=drain)
+
+
+def application(status: str, message: str = "", encoder: str = "") -> Any:
+    return SimpleNamespace(
+        status=status, message=message, deployments={"Encoder": SimpleNamespace(message=encoder)}
+    )
+
+
+def test_a_deployment_is_waited_for() -> None:
+    states = iter([None, application("DEPLOYING"), application("RUNNING")])
+    assert wait_until_running(lambda: next(states), 60, threading.Event())
+
+
+def test_a_deployment_that_fails_or_hangs_says_why() -> None:
+    failed = application("DEPLOY_FAILED", "no luck")
+    with pytest.raises(errors.ConfigurationError, match="no luck"):
+        wait_until_running(lambda: failed, 60, threading.Event())
+    hanging = application("DEPLOYING", encoder="waits for resources")
+    with pytest.raises(errors.ConfigurationError, match="Encoder: waits for resources"):
+        wait_until_running(lambda: hanging, 0.2, threading.Event())
+
+
+def test_a_stop_ends_the_wait() -> None:
+    stopped = threading.Event()
+    stopped.set()
+    assert not wait_until_running(lambda: None, 60, stopped)
+
+
+def test_ports_are_tried_before_anything_is_started() -> None:
+    port = take_port("127.0.0.1", 0)
+    assert take_port("127.0.0.1", port) == port
+    with socket.create_server(("127.0.0.1", port)):
+        with pytest.raises(errors.ConfigurationError, match=f"port {port} is taken"):
+            take_port("127.0.0.1", port)
+    with pytest.raises(errors.ConfigurationError, match=r"192\.0\.2\.1"):
+        take_port("192.0.2.1", 0)
+
+
+@pytest.mark.parametrize("option", ["--offload-port", "--reload-port"])
+def test_a_taken_port_is_said_at_once(option: str, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = str(holder.getsockname()[1])
+        ports = {"--offload-port": "0", "--reload-port": "0", option: port}
+        assert main(["serve", *(word for pair in ports.items() for word in pair)]) == 2
+    assert f"port {port} is taken" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["serve", "--offload-port", "7", "--reload-port", "7"], "twice"),
+        (["reload-server", "--store", "memory://"], "memory://"),
+        (["serve", "--drain-seconds", "nan"], "drain"),
+    ],
+)
+def test_settings_that_cannot_work(
+    arguments: list[str], said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(arguments) == 2
+    assert said in capsys.readouterr().err
+
+
+def test_log_levels(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main(["serve", "--log-level", "foo"])
+    assert caught.value.code == 2
+    assert "choose from" in capsys.readouterr().err
+
+
+PROGRAM = """
+import sys
+for name in {missing!r}:
+    sys.modules[name] = None
+from lexico_services.cli import main
+try:
+    code = main({arguments!r})
+except SystemExit as end:
+    code = end.code
+print(sorted({{"torch", "grpc", "ray", "redis"}} & {{n for n, m in sys.modules.items() if m}}))
+sys.exit(code)
+"""
+
+
+def lexico(*arguments: str, missing: tuple[str, ...] = ()) -> subprocess.CompletedProcess[str]:
+    """`lexico` in a process in which some packages cannot be imported."""
+    program = PROGRAM.format(missing=missing, arguments=list(arguments))
+    return subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+    )
+
+
+def test_help_imports_nothing_heavy() -> None:
+    done = lexico("--help")
+    assert done.returncode == 0
+    assert done.stdout.splitlines()[-1] == "[]"
+
+
+def test_train_needs_no_package_of_the_service() -> None:
+    done = lexico("train", "--help", missing=("grpc", "grpc_health", "ray", "redis"))
+    assert done.returncode == 0, done.stderr
+    assert "--sparsity" in done.stdout
+
+
+@pytest.mark.parametrize(
+    ("command", "package", "extra"),
+    [
+        (["serve", "--offload-port", "0", "--reload-port", "0"], "grpc", "service"),
+        (["reload-server", "--store", "redis://127.0.0.1:1"], "grpc_health", "reload"),
+        (["offload-server", "--store", "redis://127.0.0.1:1", "--port", "0"], "ray", "service"),
+    ],
+)
+def test_a_missing_package_names_its_extra(command: list[str], package: str, extra: str) -> None:
+    done = lexico(*command, missing=(package,))
+    assert done.returncode == 2, done.stderr
+    said = done.stderr.strip().splitlines()[-1]
+    assert said == f"lexico: needs {package}: pip install 'lexico-offload[{extra}]'"
+
+
+def test_rays_folder_is_ours_alone_and_short_enough(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", "/tmp")
+    folder = ray_runtime._make_folder()
+    try:
+        assert folder.stat().st_mode & 0o777 == 0o700
+        assert ray_runtime._LONGEST_SOCKET.index("/r/") == len(f"/{folder.name}")
+    finally:
+        folder.rmdir()
+    long = tmp_path / ("long" * 10)
+    long.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(long))
+    instead = ray_runtime._make_folder()
+    assert str(instead.parent) == "/tmp"
+    instead.rmdir()
+    monkeypatch.setattr(os, "access", lambda *_: False)
+    with pytest.raises(errors.ConfigurationError, match="TMPDIR"):
+        ray_runtime._make_folder()
+    assert not list(long.iterdir())
+
+
+def test_signals_stay_ours_while_ray_starts() -> None:
+    kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    try:
+        stopped = stop_event()
+        ours = signal.getsignal(signal.SIGTERM)
+        with ray_runtime._sigterm_kept():
+            signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
+            signal.raise_signal(signal.SIGTERM)
+        assert stopped.wait(5)
+        assert signal.getsignal(signal.SIGTERM) is ours
+    finally:
+        for number, handler in kept.items():
+            signal.signal(number, handler)
+
+
+class Store:
+    """A store that answers as told."""
+
+    def __init__(self, *answers: bool) -> None:
+        self.answers = list(answers)
+
+    def ping(self) -> None:
+        if not self.answers.pop(0):
+            raise errors.StoreUnavailable("nobody there")
+
+
+def test_a_store_is_gone_after_several_pings(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(serve, "PING_EVERY_S", -1.0)
+    watch = serve.StoreWatch(Store(False, False, True, False, False, False))  # type: ignore[arg-type]
+    for _ in range(5):
+        watch.check()
+    with pytest.raises(errors.Unavailable, match="embedded store"):
+        watch.check()
+
+
+class Ingress:
+    """A handle whose calls end as told; a call without an outcome never ends."""
+
+    def __init__(self) -> None:
+        self.outcomes: list[Exception | None] = []
+        self.usage = self
+
+    def remote(self) -> Any:
+        return self
+
+    def result(self, timeout_s: float) -> None:
+        if not self.outcomes:
+            raise TimeoutError
+        outcome = self.outcomes.pop(0)
+        if outcome is not None:
+            raise outcome
+
+
+def test_an_ingress_is_given_time_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = 1000.0
+    monkeypatch.setattr("lexico_services.offload_server.time.monotonic", lambda: now)
+    listen = ListenConfig(drain_s=5)
+    server = OffloadServer(listen, OffloadConfig(), EncoderConfig(STORE), RayConfig())
+    ingress = Ingress()
+    server._ingress, server._asked, server._answered = ingress, now, now
+
+    def pass_time(seconds: float) -> None:
+        nonlocal now
+        for _ in range(int(seconds)):
+            now += 1.0
+            server.check()
+
+    for outcome in (None, RuntimeError("died"), None):
+        ingress.outcomes = [outcome]
+        pass_time(2 * PROBE_EVERY_S)
+        assert not ingress.outcomes
+    with pytest.raises(errors.Unavailable, match="ingress"):
+        pass_time(RECOVERY_S + listen.drain_s + 2 * PROBE_EVERY_S)

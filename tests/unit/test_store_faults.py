@@ -1,0 +1,168 @@
+"""Servers that misbehave: each time an error of ours, soon, and never another call's reply."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import pytest
+
+from lexico_proto.errors import (
+    Busy,
+    ConfigurationError,
+    InternalError,
+    LexicoError,
+    StoreUnavailable,
+)
+from lexico_store import PageStore, StoreSettings, open_store
+from tests.support.servers import Answer, FakeServer
+
+SCOPE, KEY = b"s" * 16, b"k" * 32
+QUICK = StoreSettings(timeout_s=0.25, connect_timeout_s=0.25, max_connections=1)
+
+Serve = Callable[[Answer], PageStore]
+
+
+@pytest.fixture
+def serve(tmp_path: Path) -> Iterator[Serve]:
+    with ExitStack() as stack:
+
+        def start(answer: Answer) -> PageStore:
+            server = stack.enter_context(FakeServer(tmp_path / "s", answer))
+            return stack.enter_context(open_store(server.url, QUICK))
+
+        yield start
+
+
+def test_silence_times_out(serve: Serve) -> None:
+    store = serve(lambda *_: b"")
+    for call in (store.ping, lambda: store.commit(SCOPE, KEY, [b"x" * (4 << 20)], b"", 1)):
+        start = time.monotonic()
+        with pytest.raises(StoreUnavailable):
+            call()
+        assert time.monotonic() - start < 1.5
+
+
+def test_late_reply_is_not_the_next_calls(serve: Serve) -> None:
+    sent = threading.Event()
+
+    def answer(connection: int, _: list[bytes]) -> bytes:
+        if connection == 0:
+            time.sleep(0.5)
+            sent.set()
+            return b":1\r\n"
+        return b":0\r\n"
+
+    store = serve(answer)
+    with pytest.raises(StoreUnavailable):
+        store.present(SCOPE, [KEY])
+    assert sent.wait(5)
+    assert store.present(SCOPE, [KEY]) == [False]
+
+
+def test_half_a_pipeline_then_silence(serve: Serve) -> None:
+    """The first reply came, the second did not: no part may be used, nor met later."""
+    keys = [KEY, b"j" * 32]
+    asked: list[list[bytes]] = []
+
+    def answer(connection: int, command: list[bytes]) -> bytes:
+        asked.append(command)
+        if connection == 0:
+            return b"$5\r\nstale\r\n" if len(asked) == 1 else b""
+        return b"$5\r\nfresh\r\n"
+
+    store = serve(answer)
+    with pytest.raises(StoreUnavailable):
+        store.read(SCOPE, keys, 0)
+    assert store.read(SCOPE, keys, 0) == [b"fresh", b"fresh"]
+
+
+@pytest.mark.parametrize(
+    ("reply", "error"),
+    [
+        (None, StoreUnavailable),
+        (b"$100\r\nhalf", StoreUnavailable),
+        (b"HTTP/1.1 400 Bad Request\r\n\r\n", StoreUnavailable),
+        (b"-LOADING Redis is loading the dataset in memory\r\n", StoreUnavailable),
+        (b"-READONLY You can't write against a read only replica.\r\n", StoreUnavailable),
+        (b"-MASTERDOWN Link with MASTER is down\r\n", StoreUnavailable),
+        (b"-CLUSTERDOWN The cluster is down\r\n", StoreUnavailable),
+        (b"-MISCONF Redis is configured to save RDB snapshots\r\n", StoreUnavailable),
+        (b"-NOREPLICAS Not enough good replicas to write.\r\n", StoreUnavailable),
+        (b"-ERR max number of clients reached\r\n", StoreUnavailable),
+        (b"-OOM command not allowed when used memory > 'maxmemory'.\r\n", Busy),
+        (b"-NOAUTH Authentication required.\r\n", ConfigurationError),
+        (b"-WRONGPASS invalid username-password pair\r\n", ConfigurationError),
+        (b"-NOPERM this user has no permissions\r\n", ConfigurationError),
+        (b"-WRONGTYPE Operation against a key\r\n", InternalError),
+        (b"-ERR unknown command\r\n", InternalError),
+    ],
+)
+def test_every_failure_has_its_error(
+    serve: Serve, reply: bytes | None, error: type[LexicoError]
+) -> None:
+    store = serve(lambda *_: reply)
+    with pytest.raises(error) as caught:
+        store.meta(SCOPE, KEY)
+    assert type(caught.value) is error
+    assert caught.value.__cause__ is not None
+    assert "lx1:" not in str(caught.value)
+    with pytest.raises(error):
+        store.touch(SCOPE, [KEY], 1)
+
+
+def test_refused_write_in_a_transaction(serve: Serve) -> None:
+    """What a full server says: it refuses the HSET, then aborts the EXEC."""
+    replies = {
+        b"MULTI": b"+OK\r\n",
+        b"HSET": b"-OOM command not allowed when used memory > 'maxmemory'.\r\n",
+        b"EXEC": b"-EXECABORT Transaction discarded because of previous errors.\r\n",
+    }
+    store = serve(lambda _, command: replies.get(command[0], b"+QUEUED\r\n"))
+    for _ in range(2):
+        with pytest.raises(Busy, match="maxmemory"):
+            store.commit(SCOPE, KEY, [b"x" * 10_000], b"secret", 1)
+
+
+def test_connection_that_is_in_use_too_long_is_busy(serve: Serve) -> None:
+    gone = threading.Event()
+
+    def answer(connection: int, _: list[bytes]) -> bytes:
+        gone.wait(0.2)  # below the timeout: two of these hold the only connection for 0.4 s
+        return b":0\r\n"
+
+    store = serve(answer)
+    slow = threading.Thread(target=store.present, args=(SCOPE, [KEY] * 4))
+    slow.start()
+    time.sleep(0.05)
+    with pytest.raises(Busy, match="connections"):
+        store.ping()
+    gone.set()
+    slow.join()
+
+
+def test_no_server_and_no_socket(tmp_path: Path) -> None:
+    with open_store(f"unix://{tmp_path}/nothing", QUICK) as store:
+        with pytest.raises(StoreUnavailable):
+            store.ping()
+
+
+def test_close_waits_for_running_calls(serve: Serve) -> None:
+    results: list[list[bool]] = []
+
+    def answer(connection: int, _: list[bytes]) -> bytes:
+        time.sleep(0.15)
+        return b":1\r\n"
+
+    store = serve(answer)
+    thread = threading.Thread(target=lambda: results.append(store.present(SCOPE, [KEY])))
+    thread.start()
+    time.sleep(0.05)
+    store.close()
+    thread.join()
+    assert results == [[True]]
+    with pytest.raises(StoreUnavailable, match="closed"):
+        store.ping()
