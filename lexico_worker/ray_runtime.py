@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import ctypes
 import logging
 import os
 import secrets
 import shutil
 import signal
+import sys
 import tempfile
 import threading
 import time
@@ -27,6 +29,7 @@ _LONGEST_SOCKET: Final = (
 )
 _REMOVE_S: Final = 5.0
 _LEFTOVER_GRACE_S: Final = 3.0
+_PR_SET_CHILD_SUBREAPER: Final = 36
 _VITAL: Final = ("gcs_server", "raylet")
 
 
@@ -108,8 +111,8 @@ class RayRuntime:
             import ray
 
             ray.shutdown()
-        if self._folder is not None:
-            _end_leftovers(self._folder)
+            if self._folder is not None:
+                _end_leftovers()
         self._remove_folder()
 
     def _init(self) -> None:
@@ -147,6 +150,7 @@ class RayRuntime:
         # Undocumented, and the only switch that keeps every listener of a single node on 127.0.0.1.
         os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
         os.environ["RAY_AUTH_MODE"] = "token"
+        _adopt_orphans()
         self._folder = _make_folder()
         path = self._folder / "token"
         descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
@@ -165,34 +169,41 @@ class RayRuntime:
             time.sleep(0.05)
 
 
-def _end_leftovers(folder: Path) -> None:
-    """Ends Ray's processes that outlive its orderly end: agents whose raylet died stay on for ever.
+def _adopt_orphans() -> None:
+    """Has the kernel make this process the parent of Ray's processes whose own parent died."""
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
-    They are known by the token file in `folder`, which no other Ray has in its environment.
+
+def _end_leftovers() -> None:
+    """Ends Ray's processes that outlive its orderly end: agents whose raylet was killed stay for a
+    minute. `_adopt_orphans` made them children of this process, which tells them from another's.
     """
-    token = f"RAY_AUTH_TOKEN_PATH={folder}/token".encode()
     deadline = time.monotonic() + _LEFTOVER_GRACE_S
-    while leftovers := [pid for pid in _ray_processes() if token in _proc_file(pid, "environ")]:
+    while living := _living_ray_children():
         if time.monotonic() > deadline:
-            for pid in leftovers:
-                with suppress(ProcessLookupError):
+            for pid in living:
+                with suppress(ProcessLookupError, ChildProcessError):
                     os.kill(pid, signal.SIGKILL)
+                    os.waitpid(pid, 0)
             return
         time.sleep(0.05)
 
 
-def _ray_processes() -> list[int]:
-    """Process ids of everything that calls itself a part of Ray."""
-    pids = [int(entry.name) for entry in Path("/proc").glob("[0-9]*")]
-    return [pid for pid in pids if _proc_file(pid, "cmdline").startswith(b"ray::")]
-
-
-def _proc_file(pid: int, name: str) -> bytes:
-    """A file of /proc, empty where the process is gone or not ours."""
-    try:
-        return Path(f"/proc/{pid}/{name}").read_bytes()
-    except OSError:
-        return b""
+def _living_ray_children() -> list[int]:
+    """Process ids of adopted children that call themselves a part of Ray; collects the dead."""
+    living = []
+    for entry in Path("/proc").glob("[0-9]*"):
+        with suppress(OSError):  # it is gone meanwhile
+            name, _, rest = (entry / "stat").read_text().partition("(")[2].rpartition(")")
+            state, parent = rest.split()[:2]
+            if not name.startswith("ray::") or int(parent) != os.getpid():
+                continue
+            if state == "Z":
+                os.waitpid(int(entry.name), os.WNOHANG)
+            else:
+                living.append(int(entry.name))
+    return living
 
 
 def _make_folder() -> Path:
