@@ -107,7 +107,8 @@ class DictionarySet:
 
         Raises:
             InvalidInput: not a dictionary set, or over a cap (64 MiB, 512 layers, 16384 atoms,
-            head_dim 512). ConfigurationError: a file that cannot be read.
+                head_dim 512).
+            ConfigurationError: a file that cannot be read.
         """
         data = source if isinstance(source, bytes) else _read(Path(source))
         if len(data) > MAX_ARTEFACT_BYTES:

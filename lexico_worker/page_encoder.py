@@ -108,7 +108,8 @@ class PageEncoder:
 
         Raises:
             ShapeMismatch, NonFiniteCache, UnknownDictionary, DictionaryMismatch: the page cannot be
-            encoded. StoreUnavailable, Busy: the store does not take it.
+                encoded.
+            StoreUnavailable, Busy: the store does not take it.
             Cancelled: the caller went away.
         """
         spec = job.spec

@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
+from lexico_codec.codecs.lexico import SINK_TOKENS
 from lexico_codec.dictionary import PARTS, Part, canonical_json, write_atomically
 from lexico_codec.training.importance import recorded_importance
 from lexico_proto.errors import ConfigurationError, InvalidInput, Unsupported
@@ -26,8 +27,6 @@ from lexico_proto.errors import ConfigurationError, InvalidInput, Unsupported
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
-SINK_TOKENS: Final = 4
-"""Leading tokens of each window that are not sampled."""
 WINDOW_LENGTHS: Final = (2048, 1024, 1024)
 """Tokens a window, in turn."""
 
