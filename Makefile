@@ -28,6 +28,7 @@ lint: .venv/dev  ## ruff, mypy, import directions, generated stubs, README figur
 	$(BIN)/lint-imports
 	$(BIN)/python proto/compile_protos.py --check
 	$(BIN)/python -m bench.readme_figures --check
+	$(BIN)/python -m bench.quality_plot --check
 
 format: .venv/dev ## rewrite sources in the house style
 	$(BIN)/ruff format .
@@ -62,6 +63,12 @@ redis:
 compiler:
 	@command -v $${CXX:-c++} >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends g++ libc6-dev; } \
 	  || echo "make: no C++ compiler: sparse coding on the CPU will be plain PyTorch, several times slower" >&2
+
+# kvpress asks for an older transformers; bench/baselines/eviction.py calls what works beside the newer one.
+.venv/evict: .venv/bench
+	$(BIN)/python -m pip install -q 'cachetools<6' 'fire<0.7' datasets
+	$(BIN)/python -m pip install -q --no-deps kvpress==0.5.5
+	@touch $@
 
 .venv/torch:
 	$(PYTHON) -m venv .venv

@@ -22,7 +22,7 @@ from bench.aot import ARCHITECTURES, Unsupported, compile_variant
 from bench.report import finish, machine, table
 from lexico_codec.kernels.variants import Variant
 
-MODULES: Final = ("triton_encode", "triton_decode", "triton_attend")
+MODULES: Final = ("triton_encode", "triton_decode", "triton_attend", "triton_entropy")
 TENSOR_CORE_KERNELS: Final = ("triton_encode",)
 """Whose variants all score on tensor cores; on sm_90 that must be wgmma."""
 WITHOUT_FP8: Final = (80,)

@@ -3,6 +3,8 @@
 Starts the service, then two node processes with SmolLM2-135M. Node A prefills a shared context,
 offloads it and answers a question. Node B, which has never seen the context, reloads it and answers
 other questions, then continues A's conversation for a second turn.
+
+    python -m bench.demo [--codecs lossless paper]
 """
 
 from __future__ import annotations
@@ -19,6 +21,8 @@ from typing import Any
 
 from bench.report import table
 from bench.service import Service
+from lexico_codec.codecs import CODECS as ALL_CODECS
+from lexico_codec.presets import PRESETS
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS
 
 CODECS = ("raw", "lexico")
@@ -39,7 +43,7 @@ def shared_context() -> str:
     return "\n\n".join((root / name).read_text() for name in ("README.md", "docs/glossary.md"))
 
 
-def run_node(role: str, settings: dict[str, str], exchange: Path) -> None:
+def run_node(role: str, settings: dict[str, Any], exchange: Path) -> None:
     """One node process; what it reports goes into the exchange folder as JSON."""
     import torch
 
@@ -48,7 +52,7 @@ def run_node(role: str, settings: dict[str, str], exchange: Path) -> None:
 
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     with Client(offload=settings["offload"], reload=settings["reload"]) as client:
-        node = Node(client, codecs=CODECS, page_tokens=DEFAULT_PAGE_TOKENS)
+        node = Node(client, codecs=tuple(settings["codecs"]), page_tokens=DEFAULT_PAGE_TOKENS)
         report = {"a": node_a, "b": node_b}[role](node, exchange)
     (exchange / f"{role}.json").write_text(json.dumps(report))
 
@@ -67,7 +71,7 @@ def _prompt(node: Any, question: str) -> list[int]:
 
 
 def node_a(node: Any, exchange: Path) -> dict[str, Any]:
-    """Prefills, answers, offloads the conversation in both codecs."""
+    """Prefills, answers, offloads the conversation in every codec."""
     ids = _prompt(node, QUESTION_A)
     first = node.recompute(ids)
     answer = node.answer(first, ANSWER_TOKENS)
@@ -105,7 +109,7 @@ def node_b(node: Any, exchange: Path) -> dict[str, Any]:
         expected = node.answer(whole, ANSWER_TOKENS)
         answers.append((question, "recomputed", node.tokenizer.decode(expected)))
         exact = node.distributions(node.recompute(ids), expected)
-        for codec in CODECS:
+        for codec in node.caches:
             first = node.reload(ids, codec)
             made = node.distributions(node.reload(ids, codec), expected)
             text = node.tokenizer.decode(node.answer(first, ANSWER_TOKENS))
@@ -128,8 +132,9 @@ def node_b(node: Any, exchange: Path) -> dict[str, Any]:
     return {"rows": rows, "answers": answers}
 
 
-def _start_node(role: str, service: Service, exchange: Path) -> None:
-    settings = json.dumps({"offload": service.offload, "reload": service.reload})
+def _start_node(role: str, service: Service, codecs: list[str], exchange: Path) -> None:
+    addresses = {"offload": service.offload, "reload": service.reload}
+    settings = json.dumps({"codecs": codecs, **addresses})
     command = [sys.executable, "-m", "bench.demo", "--role", role]
     command += ["--settings", settings, "--exchange", str(exchange)]
     if subprocess.run(command, check=False).returncode != 0:
@@ -139,6 +144,14 @@ def _start_node(role: str, service: Service, exchange: Path) -> None:
 def main() -> None:
     """Runs the demo, or one of its nodes."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument(
+        "--codecs",
+        nargs="+",
+        default=CODECS,
+        choices=sorted({*PRESETS, *ALL_CODECS}),
+        metavar="NAME",
+        help="presets or codecs to show",
+    )
     parser.add_argument("--role", choices=("a", "b"), help=argparse.SUPPRESS)
     parser.add_argument("--settings", help=argparse.SUPPRESS)
     parser.add_argument("--exchange", type=Path, help=argparse.SUPPRESS)
@@ -152,9 +165,9 @@ def main() -> None:
         exchange = Path(scratch)
         print(f"offload at {service.offload}, reload at {service.reload}", flush=True)
         print("node A: prefill, answer, offload ...", flush=True)
-        _start_node("a", service, exchange)
+        _start_node("a", service, options.codecs, exchange)
         print("node B: reload, answer, take the conversation on ...", flush=True)
-        _start_node("b", service, exchange)
+        _start_node("b", service, options.codecs, exchange)
         _print_report(
             json.loads((exchange / "a.json").read_text()),
             json.loads((exchange / "b.json").read_text()),

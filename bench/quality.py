@@ -1,24 +1,28 @@
 """Every way to store a prompt cache on the same prefixes: KL and NLL against bytes.
 
     python -m bench.quality [--data FOLDER] [--texts 12] [--sets wikitext2 gsm8k] [--only NAME ...]
+                            [--state FOLDER]
 
 SmolLM2-135M. Of a 768-token prefix the first 4 tokens (sinks) and the last 32 stay exact, the rest
 is coded; the next 256 tokens are predicted from that cache and from the uncompressed one. Methods
 that learn do so on WikiText-2 validation text alone. Bytes are all that would lie in the store, the
-exact sinks in float16 included, over the float16 bytes of the 736 tokens. The last line has each
+exact sinks in float16 included, over the float16 bytes of the 736 tokens. Methods that evict tokens
+take part where kvpress is installed, alone and with what they keep coded. The last line has each
 text set's points, `bytes_at_kl` of each method (interpolated between points, never beyond them) and
-`lead`, the best peer's bytes over ours at equal KL.
+`lead`, the best peer's bytes over ours at equal KL. What is measured is kept in the state folder,
+text by text: a run that stopped goes on, and `--only` measures a part ahead.
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import math
 import os
 import statistics
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
 from itertools import pairwise
@@ -30,7 +34,9 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
+from bench.baselines import eviction
 from bench.baselines.coder import Coder, Prefix, Stored
+from bench.baselines.eviction import Eviction
 from bench.fidelity import (
     CONTINUATION,
     DATA,
@@ -60,8 +66,14 @@ PEERS: Final = (
     "mustafar",
 )
 """Modules of `bench.baselines`, each with its `coders()`."""
-OURS: Final = ("lexico",)
+OURS: Final = ("lexico", "lexico-residual")
 """Methods of this project, as `Point` names them."""
+QUALITIES: Final = ("near", "balanced", "small")
+STEPS: Final = (0.35, 0.7, 1.5, 3.0)
+"""Of codec lexico-residual, beside its qualities: in steps of balanced."""
+HEADLINE: Final = "lexico-residual balanced"
+EVICTIONS: Final = ("snapkv", "pyramidkv", "compactor", "kvzip")
+"""Methods of `bench.baselines.eviction` that run where none is named."""
 SPARSITIES: Final = (2, 4, 8, 12)
 KLS: Final = (0.005, 0.01, 0.02, 0.035)
 TRAINING_TEXTS: Final = 12
@@ -78,8 +90,10 @@ class Frames:
     dictionary: DictionarySet
 
 
-def method_of(coder: Coder | Frames) -> str:
+def method_of(coder: Coder | Frames | Eviction) -> str:
     """Settings of one method make one curve."""
+    if isinstance(coder, Eviction):
+        return coder.curve
     if isinstance(coder, Frames):
         return coder.spec.codec.name
     return type(coder).__module__.split(".")[-1]
@@ -118,27 +132,53 @@ def prefix_of(cache: DynamicCache, importance: Tensor, tokens: slice, model: Any
     return Prefix(part("keys"), part("values"), positions, rope, importance[:, tokens])
 
 
-def coders(names: Sequence[str], training: Sequence[Prefix]) -> Iterator[Coder]:
-    """The peers' coders, calibrated, those whose name has one of `names` in it."""
+def coders(names: Sequence[str]) -> Iterator[Coder]:
+    """The peers' coders, not calibrated, those whose name has one of `names` in it."""
     for module in PEERS:
         made: list[Coder] = import_module(f"bench.baselines.{module}").coders()
-        for coder in made:
-            if any(name in f"{module} {coder.name}" for name in names):
-                yield coder.calibrate(training)
+        yield from (one for one in made if any(n in f"{module} {one.name}" for n in names))
+
+
+class Calibration:
+    """Calibrates coders when they are first needed: it takes minutes."""
+
+    def __init__(self, model: Any, tokenizer: Any, path: Path) -> None:
+        self._given = model, tokenizer, path
+        self._training: list[Prefix] = []
+        self._made: dict[str, Coder] = {}
+
+    def __call__(self, coder: Coder) -> Coder:
+        if not self._training:
+            model, tokenizer, path = self._given
+            for ids in texts_of(tokenizer, path, TRAINING_TEXTS):
+                cache, importance = prefix_cache(model, ids[:PREFIX])
+                self._training.append(
+                    prefix_of(cache, importance, slice(SINK_TOKENS, PREFIX), model)
+                )
+        if coder.name not in self._made:
+            self._made[coder.name] = coder.calibrate(self._training)
+        return self._made[coder.name]
 
 
 @torch.inference_mode()
-def measure(model: Any, ids: list[int], chosen: Sequence[Coder | Frames]) -> dict[str, Point]:
-    """KL, NLL and bytes of one text, for each coder."""
+def measure(
+    model: Any,
+    ids: list[int],
+    chosen: Sequence[Coder | Frames | Eviction],
+    instruction: Sequence[int] = (),
+) -> dict[str, Point]:
+    """KL, NLL and bytes of one text, for each coder; `instruction` as in `eviction.selections`."""
     cache, importance = prefix_cache(model, ids[:PREFIX])
     coded = slice(SINK_TOKENS, PREFIX - TAIL)
     prefix = prefix_of(cache, importance, coded, model)
     sinks = 2 * prefix.keys[:, 0].numel() * 2 * SINK_TOKENS  # keys and values, in float16
+    following = ids[PREFIX:]
     targets = torch.tensor(ids[PREFIX + 1 :])[:, None]
 
     def predictions(used: DynamicCache) -> Tensor:
-        following = torch.tensor([ids[PREFIX:]])
-        return model(following, past_key_values=used).logits[0].float().log_softmax(-1)
+        logits = model(torch.tensor([following]), past_key_values=used).logits[0]
+        used.crop(-len(following))  # as it was
+        return logits.float().log_softmax(-1)
 
     def rebuilt(stored: Stored) -> DynamicCache:
         made = DynamicCache()
@@ -149,23 +189,32 @@ def measure(model: Any, ids: list[int], chosen: Sequence[Coder | Frames]) -> dic
             made.update(keys, values, index)
         return made
 
-    others: dict[str, tuple[DynamicCache, int]] = {}
-    for coder in chosen:
-        if isinstance(coder, Frames):
-            others[coder.name] = through_frames(cache, ids, coder.spec, coder.dictionary)
-        else:
-            stored = coder.code(prefix)
-            others[coder.name] = rebuilt(stored), stored.size + sinks
-    reference = predictions(cache)  # last: it grows the cache
-    points = {}
-    for name, (other, size) in others.items():
-        made = predictions(other)
-        points[name] = {
+    reference = predictions(cache)
+
+    def point(made: Tensor, size: int) -> Point:
+        return {
             "kl": divergence(reference, made),
             "nll": float(-made[:-1].gather(1, targets).mean()),
             "nll_exact": float(-reference[:-1].gather(1, targets).mean()),
             "bytes": size,
         }
+
+    points: dict[str, Point] = {}
+    sources = {False: cache}  # of evictions: exact, and coded
+    for coder in chosen:
+        if isinstance(coder, Frames):
+            other, size = through_frames(cache, ids, coder.spec, coder.dictionary)
+            if coder.name == eviction.CODER:
+                sources[True] = other
+            points[coder.name] = point(predictions(other), size)
+        elif isinstance(coder, Coder):
+            stored = coder.code(prefix)
+            points[coder.name] = point(predictions(rebuilt(stored)), stored.size + sinks)
+    evictions = [coder for coder in chosen if isinstance(coder, Eviction)]
+    for one, kept in eviction.selections(model, ids[:PREFIX], evictions, coded, instruction):
+        short = eviction.shorten(sources[one.coded], kept, coded, one.coded)
+        logits = eviction.continued(model, short, following, PREFIX)
+        points[one.name] = point(logits.float().log_softmax(-1), short.size)
     return points
 
 
@@ -190,13 +239,17 @@ def fraction_at(points: Sequence[tuple[float, float]], kl: float) -> float | Non
 
 
 def summary(rows: Sequence[Point]) -> dict[str, Any]:
-    """`bytes_at_kl` for each method, and what ours save against the best peer."""
+    """`bytes_at_kl` for each method, and what ours save against the best peer.
+
+    Ours after an eviction is neither ours nor a peer.
+    """
     methods = sorted({row["method"] for row in rows})
     curves = {name: curve([row for row in rows if row["method"] == name]) for name in methods}
     at = {name: {str(kl): fraction_at(points, kl) for kl in KLS} for name, points in curves.items()}
     lead: dict[str, float | None] = {}
     for kl in map(str, KLS):
-        peers = [at[name][kl] for name in methods if name not in OURS and at[name][kl]]
+        others = [name for name in methods if name not in OURS and not name.endswith("+ lexico")]
+        peers = [at[name][kl] for name in others if at[name][kl]]
         mine = [at[name][kl] for name in methods if name in OURS and at[name][kl]]
         lead[kl] = min(peers) / min(mine) if peers and mine else None
     return {"bytes_at_kl": at, "lead": lead}
@@ -210,50 +263,128 @@ def main() -> None:
     parser.add_argument("--sets", nargs="+", default=["wikitext2", "gsm8k"])
     parser.add_argument("--only", nargs="+", default=[""], help="parts of coders' names")
     parser.add_argument("--no-gate", action="store_true")
+    parser.add_argument("--no-evict", action="store_true", help="leave out what kvpress does")
+    parser.add_argument("--state", type=Path, default=Path(".cache/quality"))
     options = parser.parse_args()
     if not options.no_gate:
         gate(
             "tests/unit/test_quality.py",
+            "tests/contract/test_codec_residual.py",
             "tests/unit/test_baselines_quantisers.py",
             "tests/unit/test_baselines_transforms.py",
+            "tests/unit/test_baselines_eviction.py",
         )
     described = machine()
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     transformers.utils.logging.disable_progress_bar()
     loaded = load_model("smollm2")
     model, tokenizer = loaded.model, loaded.tokenizer
-    training = []
-    for ids in texts_of(tokenizer, options.data / "wikitext2" / "valid.txt", TRAINING_TEXTS):
-        cache, importance = prefix_cache(model, ids[:PREFIX])
-        training.append(prefix_of(cache, importance, slice(SINK_TOKENS, PREFIX), model))
-    chosen = [*_lexico(model), *coders(options.only, training)]
+    calibrated = Calibration(model, tokenizer, options.data / "wikitext2" / "valid.txt")
+    mine = [*_lexico(model), *_residual(model)]
+    mine = [one for one in mine if any(name in one.name for name in options.only)]
+    evicting = [] if options.no_evict else _evictions(options.only)
+    chosen = [*mine, *coders(options.only), *evicting]
+    instruction = tokenizer(eviction.INSTRUCTION, add_special_tokens=False).input_ids
     whole = (PREFIX - TAIL) * geometry_of(model.config, torch.float16).token_bytes
     result: dict[str, Any] = {}
     for name in options.sets:
         texts = windows_of(tokenizer, _text(options.data, name), options.texts)
         measured = []
         for number, ids in enumerate(texts, 1):
-            measured.append(measure(model, ids, chosen))
+            kept = options.state / f"{name}-{number:02d}-{_digest(ids)}.json"
+            measured.append(remembered(kept, model, ids, chosen, instruction, calibrated))
             sys.stderr.write(f"{name}: text {number} of {len(texts)}\n")
         rows = [_row(coder, [text[coder.name] for text in measured], whole) for coder in chosen]
         print(f"\n{name}\n{table(rows)}")
         result[name] = {"texts": len(texts), "points": rows, **summary(rows)}
     if options.only == [""]:
-        finish("quality", {"continuation": CONTINUATION, **result}, described)
+        finish("quality", {"continuation": CONTINUATION, **_headline(result), **result}, described)
+
+
+def remembered(
+    path: Path,
+    model: Any,
+    ids: list[int],
+    chosen: Sequence[Coder | Frames | Eviction],
+    instruction: Sequence[int],
+    calibrated: Callable[[Coder], Coder],
+) -> dict[str, Point]:
+    """As `measure`, but for the points that the file at `path` has; it gets the others."""
+    known: dict[str, Point] = json.loads(path.read_text()) if path.exists() else {}
+    missing = [coder for coder in chosen if _key(coder) not in known]
+    if any(isinstance(one, Eviction) and one.coded for one in missing):  # they start from these
+        missing += [one for one in chosen if one.name == eviction.CODER and one not in missing]
+    if missing:
+        ready = [calibrated(one) if isinstance(one, Coder) else one for one in missing]
+        found = measure(model, ids, ready, instruction)
+        known |= {_key(coder): found[coder.name] for coder in missing}
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(json.dumps(known, indent=1))
+    return {coder.name: known[_key(coder)] for coder in chosen}
+
+
+def _key(coder: Coder | Frames | Eviction) -> str:
+    """Name of a coder, and what it depends on beside this code."""
+    if not isinstance(coder, Frames):
+        return coder.name
+    return f"{coder.name} {coder.spec.codec.config_json()} {coder.dictionary.digest.hex()[:16]}"
+
+
+def _digest(ids: Sequence[int]) -> str:
+    return hashlib.blake2b(str(list(ids)).encode(), digest_size=6).hexdigest()
+
+
+def _headline(result: dict[str, Any]) -> dict[str, float]:
+    """Of each text set preset balanced's bytes and KL, and the least of the leads."""
+    found = {}
+    for name, one in result.items():
+        usual = next(row for row in one["points"] if row["coder"] == HEADLINE)
+        found[f"fraction_{name}"], found[f"kl_{name}"] = usual["fraction"], usual["kl"]
+        found[f"lead_{name}"] = min((lead for lead in one["lead"].values() if lead), default=0.0)
+    return found
 
 
 def _lexico(model: Any) -> Iterator[Frames]:
     dictionary = load_builtin("smollm2-135m")
     for sparsity in SPARSITIES:
-        spec = make_spec(
-            weights=bytes(32),
-            geometry=geometry_of(model.config, torch.float16),
-            codec="lexico",
-            codec_config=json.dumps({"sparsity": sparsity}),
-            dictionary=dictionary.digest,
-            page_tokens=PAGE_TOKENS,
-        )
-        yield Frames(f"lexico s={sparsity}", spec, dictionary)
+        yield _frames(model, f"lexico s={sparsity}", "lexico", {"sparsity": sparsity}, dictionary)
+
+
+def _residual(model: Any) -> Iterator[Frames]:
+    """The qualities, and steps around them."""
+    dictionary = load_builtin("smollm2-135m-residual")
+    codec = "lexico-residual"
+    for quality in QUALITIES:
+        yield _frames(model, f"{codec} {quality}", codec, {"quality": quality}, dictionary)
+    balanced = dictionary.family("residual").steps["balanced"]
+    for step in STEPS:
+        yield _frames(model, f"{codec} step={step}", codec, {"step": step * balanced}, dictionary)
+
+
+def _frames(
+    model: Any, name: str, codec: str, config: dict[str, Any], dictionary: DictionarySet
+) -> Frames:
+    spec = make_spec(
+        weights=bytes(32),
+        geometry=geometry_of(model.config, torch.float16),
+        codec=codec,
+        codec_config=json.dumps(config),
+        dictionary=dictionary.digest,
+        page_tokens=PAGE_TOKENS,
+    )
+    return Frames(name, spec, dictionary)
+
+
+def _evictions(names: Sequence[str]) -> list[Eviction]:
+    """Those whose name has one of `names` in it."""
+    made = eviction.evictions()
+    if list(names) == [""]:
+        made = [one for one in made if one.method in EVICTIONS]
+    chosen = [one for one in made if any(name in f"{one.curve} {one.name}" for name in names)]
+    if chosen and not eviction.available():
+        print("skipped: methods that evict, kvpress is not installed (make .venv/evict)")
+        return []
+    return chosen
 
 
 def _text(data: Path, name: str) -> str:
@@ -267,7 +398,7 @@ def _text(data: Path, name: str) -> str:
     return "\n\n".join(f"{line['question']}\n{line['answer']}" for line in lines)
 
 
-def _row(coder: Coder | Frames, texts: Sequence[Point], whole: int) -> Point:
+def _row(coder: Coder | Frames | Eviction, texts: Sequence[Point], whole: int) -> Point:
     kls = [text["kl"] for text in texts]
     return {
         "method": method_of(coder),

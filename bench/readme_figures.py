@@ -33,6 +33,14 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
     "encode.decode_vs_encode": "{:.0f}".format,
     "fidelity.kl": "{:.3f}".format,
     "fidelity.bytes_fraction": "{:.1%}".format,
+    "quality.fraction_wikitext2": "{:.1%}".format,
+    "quality.kl_wikitext2": "{:.3f}".format,
+    "quality.fraction_gsm8k": "{:.1%}".format,
+    "quality.kl_gsm8k": "{:.3f}".format,
+    "quality.lead_wikitext2": "{:.1f}".format,
+    "quality.lead_gsm8k": "{:.1f}".format,
+    "codec_speed.decode_vs_prefill": "{:.0f}".format,
+    "codec_speed.encode_vs_paper_s8": "{:.2f}".format,
 }
 """Every figure that README.md may show, and how it is rounded."""
 

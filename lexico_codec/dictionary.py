@@ -1,9 +1,11 @@
 """The dictionary set: key and value atoms of every layer of one model, as one safetensors artefact.
 
-The artefact holds the fp16 tensors `layers.00.key.atoms` and `layers.00.value.atoms` (`[N,
-head_dim]`, rows of unit norm; N may differ from tensor to tensor) and one metadata entry `lexico`:
-canonical JSON (sorted keys, no spaces) of `SetInfo`. Equal atoms and info give equal bytes. The
-set's name everywhere is the BLAKE2b-256 of those bytes.
+The artefact holds the tensors `layers.00.key.atoms` and `layers.00.value.atoms` (`[N, head_dim]`,
+rows of unit norm; N may differ from tensor to tensor) and one metadata entry `lexico`: canonical
+JSON (sorted keys, no spaces) of `SetInfo`. Format 1 has fp16 atoms and nothing else. Format 2 may
+have int8 atoms, `layers.00.key.mean` and so on, and families of further tensors (`set_tensors`).
+Format 3 has a transform (family `residual`, see `transform`) in place of layers' tensors. Equal
+content gives equal bytes. The set's name everywhere is the BLAKE2b-256 of those bytes.
 """
 
 from __future__ import annotations
@@ -14,19 +16,31 @@ import json
 import math
 import os
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final, Literal, NoReturn
+from typing import Any, Final
 
 import safetensors
 import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lexico_codec.kernels.atoms import UNIT_NORM_SLACK, Atoms
+from lexico_codec.kernels.atoms import Atoms
+from lexico_codec.set_tensors import (
+    MAX_ATOMS,
+    MAX_HEAD_DIM,
+    PARTS,
+    LayerTensors,
+    Part,
+    SetShape,
+    parse_families,
+    parse_layers,
+    refuse,
+    tensor_name,
+)
 from lexico_proto.errors import (
     ConfigurationError,
     DictionaryMismatch,
@@ -34,15 +48,25 @@ from lexico_proto.errors import (
     UnknownDictionary,
 )
 
-Part = Literal["key", "value"]
-PARTS: Final[tuple[Part, ...]] = ("key", "value")
+__all__ = [
+    "MAX_ARTEFACT_BYTES",
+    "MAX_ATOMS",
+    "MAX_HEAD_DIM",
+    "PARTS",
+    "DictionarySet",
+    "Part",
+    "SetInfo",
+    "builtin_sets",
+    "canonical_json",
+    "find_builtin",
+    "load_builtin",
+    "write_atomically",
+]
 
-FORMAT_VERSION: Final = 1
+FORMATS: Final = (1, 2, 3)
 MAX_ARTEFACT_BYTES: Final = 64 << 20
 MAX_METADATA_BYTES: Final = 1 << 20
 MAX_LAYERS: Final = 512
-MAX_ATOMS: Final = 16384
-MAX_HEAD_DIM: Final = 512
 MAX_KV_HEADS: Final = 4096
 
 _METADATA_KEY: Final = "lexico"
@@ -57,9 +81,10 @@ class SetInfo:
     kv_heads: int
     """Heads whose vectors share one dictionary."""
     rope: dict[str, Any]
-    """Rotary embedding of the model (frequencies, pairing). Keys are coded after it."""
+    """Rotary embedding of the model (frequencies, pairing). Keys are coded after it, or before it
+    where the set has means."""
     sparsity: int
-    """Atoms a vector that the set was trained for."""
+    """Atoms a vector that the set was trained for; with a transform, atoms a token, or 0."""
     training: dict[str, Any]
     """Seed, vectors, batch and the other settings of the run."""
     corpus_digest: str
@@ -83,19 +108,47 @@ class DictionarySet:
     """BLAKE2b-256 of the artefact, 32 bytes."""
     _artefact: bytes
     _atoms: dict[torch.device, Atoms]  # keys' before values' of each layer; a device's when asked
+    _means: dict[torch.device, Tensor]  # in the same order; empty for a set without
+    _families: dict[str, Any]
 
     @classmethod
-    def build(cls, layers: Sequence[tuple[Tensor, Tensor]], info: SetInfo) -> DictionarySet:
-        """A set of (key atoms, value atoms) `[N, head_dim]` a layer; atoms are rounded to fp16.
+    def build(
+        cls,
+        layers: Sequence[tuple[Tensor, Tensor]],
+        info: SetInfo,
+        means: Sequence[tuple[Tensor, Tensor]] | None = None,
+        further: Mapping[str, Tensor] | None = None,
+    ) -> DictionarySet:
+        """A set from tensors; format 1 where nothing needs format 2.
+
+        Args:
+            layers: (key atoms, value atoms) `[N, head_dim]` a layer. int8 atoms are stored as they
+                are, all others are rounded to fp16. Empty where there is a transform.
+            info: what the set was made for.
+            means: (key mean, value mean) `[kv_heads, head_dim]` a layer, rounded to fp16: keys are
+                then coded before RoPE. None for a set whose keys are coded as they lie.
+            further: tensors of families (`set_tensors`), by name.
 
         Raises:
-            InvalidInput: atoms or info that `load` would refuse.
+            InvalidInput: what `load` would refuse.
         """
-        tensors = {}
-        for i, (key, value) in enumerate(layers):
-            tensors[_name(i, "key")] = key.detach().cpu().half().contiguous()
-            tensors[_name(i, "value")] = value.detach().cpu().half().contiguous()
-        text = canonical_json({"format": FORMAT_VERSION, "layers": len(layers), **asdict(info)})
+        tensors = {
+            name: tensor.detach().cpu().contiguous() for name, tensor in (further or {}).items()
+        }
+        if not layers:
+            transformed = tensors.get("residual.means")
+            count = 0 if transformed is None else len(transformed) // 2
+            text = canonical_json({"format": 3, "layers": count, **asdict(info)})
+            return cls.load(save(tensors, {_METADATA_KEY: text}))
+        for what, pairs in (("atoms", layers), ("mean", means or ())):
+            for i, pair in enumerate(pairs):
+                for part, tensor in zip(PARTS, pair, strict=True):
+                    stored = tensor if tensor.dtype == torch.int8 else tensor.half()
+                    tensors[tensor_name(i, part, what)] = stored.detach().cpu().contiguous()
+        plain = means is None and not further
+        plain = plain and all(tensor.dtype == torch.float16 for tensor in tensors.values())
+        version = 1 if plain else 2
+        text = canonical_json({"format": version, "layers": len(layers), **asdict(info)})
         return cls.load(save(tensors, {_METADATA_KEY: text}))
 
     @classmethod
@@ -109,25 +162,82 @@ class DictionarySet:
         """
         data = source if isinstance(source, bytes) else _read(Path(source))
         if len(data) > MAX_ARTEFACT_BYTES:
-            _refuse(f"{len(data)} bytes, at most {MAX_ARTEFACT_BYTES} are read")
+            refuse(f"{len(data)} bytes, at most {MAX_ARTEFACT_BYTES} are read")
         try:
             parsed = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
             header = data[8 : 8 + int.from_bytes(data[:8], "little")]
             text = json.loads(header)["__metadata__"][_METADATA_KEY]
-            document = _parse_json(text)
+            document, version = _parse_json(text)
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
             raise InvalidInput(f"dictionary set: not a safetensors artefact of ours ({e})") from e
         info, count = _parse_info(document)
-        atoms = _parse_layers({name: dict(view) for name, view in parsed}, count)
+        views = {name: dict(view) for name, view in parsed}
+        if version == 1:
+            _check_format_1(views)
+        of_layers = {name: view for name, view in views.items() if name.startswith("layers.")}
+        rest = {name: view for name, view in views.items() if name not in of_layers}
+        parts = LayerTensors([], None)
+        if version == 3:
+            dim = _dim_of_transform(views)
+        else:
+            parts = parse_layers(of_layers, count, info.kv_heads)
+            dim = parts.atoms[0].shape[1]
+        if (version == 3) == bool(of_layers) or (version != 3 and "residual.means" in views):
+            refuse("a transform stands alone, in format 3")
+        families = parse_families(rest, SetShape(count, info.kv_heads, dim))
         if len(info.held_out) not in (0, count):
-            _refuse("held_out must name every layer or none")
-        if info.sparsity > min(min(table.shape) for table in atoms.values()):
-            _refuse(f"sparsity {info.sparsity} exceeds the atoms or head_dim")
+            refuse("held_out must name every layer or none")
+        if parts.atoms and not 1 <= info.sparsity <= min(min(t.shape) for t in parts.atoms):
+            refuse(f"sparsity {info.sparsity} is 0, or exceeds the atoms or head_dim")
         digest = hashlib.blake2b(data, digest_size=32).digest()
-        tables = [atoms[layer, part] for layer in range(count) for part in PARTS]
-        starts = tuple(accumulate((len(table) for table in tables), initial=0))
-        stacked = {torch.device("cpu"): Atoms.of(torch.cat(tables), starts)}
-        return cls(count, tables[0].shape[1], info, digest, data, stacked)
+        cpu = torch.device("cpu")
+        stacked = {}
+        if parts.atoms:
+            starts = tuple(accumulate((len(table) for table in parts.atoms), initial=0))
+            stacked[cpu] = Atoms.of(torch.cat(parts.atoms), starts)
+        means = {} if parts.means is None else {cpu: parts.means}
+        return cls(count, dim, info, digest, data, stacked, means, families)
+
+    def serves(self, codec: str) -> bool:
+        """Whether the set is one for the codec of that name."""
+        if self.family("residual") is not None:
+            return codec == "lexico-residual"
+        return codec == ("lexico-packed" if self.unrotated else "lexico")
+
+    @property
+    def unrotated(self) -> bool:
+        """Whether the set is of keys before RoPE, with means to remove from them and the values."""
+        return bool(self._means)
+
+    @property
+    def errors(self) -> Tensor | None:
+        """`[layers, 2, S + 1]` float32 or None: what is left of a table after s = 0..S atoms.
+
+        Mean squared error, weighted by how much the layer's keys or values matter; it never grows
+        with s. Do not write to it.
+        """
+        found: Tensor | None = self.family("packed")
+        return found
+
+    def family(self, name: str) -> Any:
+        """What the parser of a family of tensors made of them, or None where there are none."""
+        return self._families.get(name)
+
+    def means(self, first_layer: int, layers: int, device: torch.device | str = "cpu") -> Tensor:
+        """Means of consecutive layers, `[2 * layers, kv_heads, head_dim]` float32, keys' first.
+
+        The copy on a device is kept for the life of the set; do not write to it.
+
+        Raises:
+            InvalidInput: layers that the set does not have, or a set without means.
+        """
+        self._check_layers(first_layer, layers)
+        place = torch.device(device)
+        if not self._means:
+            refuse("has no means: its keys are coded as RoPE left them")
+        if place not in self._means:
+            self._means[place] = self._means[torch.device("cpu")].to(place)
+        return self._means[place][2 * first_layer : 2 * (first_layer + layers)]
 
     def atoms(self, layer: int, part: Part, device: torch.device | str = "cpu") -> Tensor:
         """One dictionary, shared by the heads of a layer: `[N, head_dim]` float32, unit rows.
@@ -138,7 +248,7 @@ class DictionarySet:
             InvalidInput: no such layer or part.
         """
         if part not in PARTS or not 0 <= layer < self.layers:
-            _refuse(f"no {part} atoms of layer {layer} in a set of {self.layers} layers")
+            refuse(f"no {part} atoms of layer {layer} in a set of {self.layers} layers")
         return self.stack(layer, 1, device).dictionary(PARTS.index(part))
 
     def stack(self, first_layer: int, layers: int, device: torch.device | str = "cpu") -> Atoms:
@@ -149,13 +259,18 @@ class DictionarySet:
         Raises:
             InvalidInput: layers that the set does not have.
         """
-        if not 0 <= first_layer <= first_layer + layers <= self.layers or layers == 0:
-            _refuse(f"no layers {first_layer}+{layers} in a set of {self.layers} layers")
+        self._check_layers(first_layer, layers)
+        if not self._atoms:
+            refuse("has a transform and no dictionaries of layers")
         place = torch.device(device)
         if place not in self._atoms:
             whole = self._atoms[torch.device("cpu")]
             self._atoms[place] = Atoms.of(whole.stack.to(place), whole.starts)
         return self._atoms[place].narrow(2 * first_layer, 2 * layers)
+
+    def _check_layers(self, first: int, layers: int) -> None:
+        if not 0 <= first <= first + layers <= self.layers or layers == 0:
+            refuse(f"no layers {first}+{layers} in a set of {self.layers} layers")
 
     def to_bytes(self) -> bytes:
         """The artefact, byte for byte what `digest` names."""
@@ -240,8 +355,11 @@ def write_atomically(path: Path, data: bytes) -> None:
             Path(temporary).unlink(missing_ok=True)
 
 
-def _name(layer: int, part: str) -> str:
-    return f"layers.{layer:02d}.{part}.atoms"
+def _dim_of_transform(views: dict[str, dict[str, Any]]) -> int:
+    sizes = views.get("residual.means", {}).get("shape", ())
+    if len(sizes) != 3 or not 1 <= sizes[2] <= MAX_HEAD_DIM:
+        refuse(f"residual.means must be [2 layers, kv_heads, head_dim], head_dim 1..{MAX_HEAD_DIM}")
+    return int(sizes[2])
 
 
 def _read(path: Path) -> bytes:
@@ -252,39 +370,43 @@ def _read(path: Path) -> bytes:
         raise ConfigurationError(f"{path}: cannot read ({e.strerror or e})") from e
 
 
-def _refuse(why: str) -> NoReturn:
-    raise InvalidInput(f"dictionary set: {why}")
-
-
-def _parse_json(text: str) -> dict[str, Any]:
+def _parse_json(text: str) -> tuple[dict[str, Any], int]:
     if len(text) > MAX_METADATA_BYTES:
-        _refuse(f"metadata over {MAX_METADATA_BYTES} bytes")
+        refuse(f"metadata over {MAX_METADATA_BYTES} bytes")
     document = json.loads(text)
     if not isinstance(document, dict):
-        _refuse("metadata is not a JSON object")
-    if document.pop("format", None) != FORMAT_VERSION:
-        _refuse(f"format is not {FORMAT_VERSION}")
-    return document
+        refuse("metadata is not a JSON object")
+    version = document.pop("format", None)
+    if version not in FORMATS or isinstance(version, bool | float):
+        refuse("format is none of 1, 2 and 3")
+    return document, int(version)
+
+
+def _check_format_1(views: dict[str, dict[str, Any]]) -> None:
+    """What was no set before format 2 came is none now."""
+    if not all(n.endswith(".atoms") and view["dtype"] == "F16" for n, view in views.items()):
+        refuse("format 1 has F16 atoms and nothing else")
 
 
 def _parse_info(document: dict[str, Any]) -> tuple[SetInfo, int]:
     count = document.pop("layers", None)
     if not _is_count(count, MAX_LAYERS):
-        _refuse(f"layers must be 1..{MAX_LAYERS}")
+        refuse(f"layers must be 1..{MAX_LAYERS}")
     if set(document) != {f.name for f in fields(SetInfo)}:
-        _refuse("metadata has other fields than ours")
+        refuse("metadata has other fields than ours")
     for name, kind in (("model", str), ("corpus_digest", str), ("command", str), ("rope", dict)):
         if not isinstance(document[name], kind):
-            _refuse(f"{name} must be a {kind.__name__}")
+            refuse(f"{name} must be a {kind.__name__}")
     if not isinstance(document["training"], dict):
-        _refuse("training must be a dict")
-    if not _is_count(document["kv_heads"], MAX_KV_HEADS) or not _is_count(
-        document["sparsity"], 255
+        refuse("training must be a dict")
+    atoms = document["sparsity"]
+    if not _is_count(document["kv_heads"], MAX_KV_HEADS) or not (
+        _is_count(atoms, 255) or (isinstance(atoms, int) and atoms == 0)
     ):
-        _refuse(f"kv_heads must be 1..{MAX_KV_HEADS} and sparsity 1..255")
+        refuse(f"kv_heads must be 1..{MAX_KV_HEADS} and sparsity 0..255")
     errors = document["held_out"]
     if not isinstance(errors, list) or not all(_is_error_pair(e) for e in errors):
-        _refuse("held_out must be a list of {key, value} errors")
+        refuse("held_out must be a list of {key, value} errors")
     return SetInfo(**document), int(count)
 
 
@@ -298,26 +420,3 @@ def _is_error_pair(pair: object) -> bool:
         and set(pair) == {"key", "value"}
         and all(isinstance(e, float | int) and math.isfinite(e) for e in pair.values())
     )
-
-
-def _parse_layers(views: dict[str, dict[str, Any]], count: int) -> dict[tuple[int, Part], Tensor]:
-    places: list[tuple[int, Part]] = [(i, part) for i in range(count) for part in PARTS]
-    if set(views) != {_name(i, part) for i, part in places}:
-        _refuse(f"tensors are not the key and value atoms of {count} layers")
-    atoms = {(i, part): _parse_atoms(_name(i, part), views[_name(i, part)]) for i, part in places}
-    if len({table.shape[1] for table in atoms.values()}) != 1:
-        _refuse("head_dim differs between tensors")
-    return atoms
-
-
-def _parse_atoms(name: str, view: dict[str, Any]) -> Tensor:
-    shape = view["shape"]
-    if view["dtype"] != "F16" or len(shape) != 2:
-        _refuse(f"{name} must be a matrix of F16")
-    if not 1 <= shape[0] <= MAX_ATOMS or not 1 <= shape[1] <= MAX_HEAD_DIM:
-        _refuse(f"{name} is {shape}; at most [{MAX_ATOMS}, {MAX_HEAD_DIM}]")
-    half = torch.frombuffer(bytearray(view["data"]), dtype=torch.float16)
-    atoms = half.reshape(shape).float()
-    if not bool(((atoms.square().sum(1) - 1).abs() <= UNIT_NORM_SLACK).all()):  # NaN fails too
-        _refuse(f"{name} has an atom that is not finite or not of unit norm")
-    return atoms

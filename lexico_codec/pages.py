@@ -160,7 +160,12 @@ def _check_dictionary(spec: CacheSpec, dictionary: DictionarySet | None) -> None
 
 def _place(spec: CacheSpec, page: int, group: int) -> Place:
     layers = spec.group_range(group)
-    return Place(spec.shard.first_layer + layers.start, page * spec.page_tokens)
+    return Place(
+        first_layer=spec.shard.first_layer + layers.start,
+        first_token=page * spec.page_tokens,
+        rope=spec.geometry.rope,
+        first_head=spec.shard.first_head,
+    )
 
 
 def _header(spec: CacheSpec, page_key: bytes, page: int, group: int) -> FrameHeader:

@@ -85,8 +85,15 @@ class CacheSpec:
                 f"spec: a model of {shard.total_layers} layers and {shard.total_heads} heads: at "
                 f"most {MAX_LAYERS} and {MAX_KV_HEADS}"
             )
+        wanted = self.codec.group_layers(geometry)
         if self.group_layers == 0:
-            object.__setattr__(self, "group_layers", self._default_group_layers())
+            chosen = self._default_group_layers() if wanted is None else wanted
+            object.__setattr__(self, "group_layers", chosen)
+        elif wanted not in (None, self.group_layers):
+            raise ShapeMismatch(
+                f"spec: group_layers={self.group_layers}: codec {self.codec.name} codes {wanted} "
+                "layers together; leave it out"
+            )
         if not 1 <= self.group_layers <= geometry.layers:
             raise ShapeMismatch(
                 f"spec: group_layers={self.group_layers} is outside 1..{geometry.layers}"

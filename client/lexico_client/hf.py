@@ -14,8 +14,6 @@ out = model.generate(input_ids, past_key_values=hit.cache)
 
 from __future__ import annotations
 
-import json
-import logging
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -32,15 +30,15 @@ from lexico_client._hf_codes_attention import register
 from lexico_client._hf_codes_layer import ATTENTION
 from lexico_client._hf_codes_load import PrefixCodes
 from lexico_client._hf_recoding import DEFAULT_BUFFER_TOKENS, DEFAULT_WINDOW_TOKENS, Recoding
+from lexico_client._hf_sets import choose
 from lexico_client._hf_weights import weights_fingerprint
 from lexico_client._load import Target
 from lexico_client._results import Loaded, PutReport
 from lexico_client._sync_client import Client
-from lexico_codec.codecs import LexicoCodec, codec_from_config
-from lexico_codec.dictionary import DictionarySet, builtin_sets, load_builtin
-from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.codecs import LexicoCodec
+from lexico_codec.dictionary import DictionarySet
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.spec import DEFAULT_PAGE_TOKENS, CacheSpec, make_spec
+from lexico_codec.spec import DEFAULT_PAGE_TOKENS, CacheSpec
 from lexico_proto.errors import (
     ConfigurationError,
     LexicoError,
@@ -50,8 +48,6 @@ from lexico_proto.errors import (
 )
 
 __all__ = ["CodedCache", "CodedHit", "Hit", "HuggingFaceCache", "weights_fingerprint"]
-
-_log = logging.getLogger(__name__)
 
 register()
 
@@ -112,40 +108,38 @@ class HuggingFaceCache:
         Args:
             client: the way to the service.
             model: a decoder, all of it on one device.
-            codec: name of the codec.
-            codec_config: its parameters; those left out take their defaults.
+            codec: name of a preset (`lexico_codec.presets`) or of a codec.
+            codec_config: a codec's parameters; those left out take their defaults. A preset takes
+                none.
             dictionary: the set, or the digest of one that is registered. By default the one
-                built-in set that fits the model, for a codec that needs one.
+                built-in set that fits the model and was made for the codec, where it needs one.
             page_tokens: tokens a page: the unit of sharing.
             weights: fingerprint, 32 bytes, in place of hashing the weights.
             lora: identity of the adapter that is merged or active; empty for none.
 
         Raises:
             Unsupported: a model whose cache this version does not cover, or one on several devices.
-            ConfigurationError: no built-in dictionary set fits, or a parameter that cannot be used.
-            DictionaryMismatch: the set given was made for another shape.
+            UnknownCodec: no preset and no codec of that name.
+            ConfigurationError: no built-in dictionary set serves, or a parameter that cannot be
+                used.
+            DictionaryMismatch: the set given was made for another shape or another codec.
         """
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) > 1:
             raise Unsupported(f"{type(model).__name__} lies on {len(devices)} devices: only one")
         geometry = geometry_of(model.config, model.dtype)
-        config_json = json.dumps(dict(codec_config or {}))
-        needs = codec_from_config(codec, config_json).needs_dictionary
-        if dictionary is None and needs:
-            dictionary = _builtin_for(geometry)
+        chosen, dictionary = choose(codec, codec_config, dictionary, geometry)
         self._client = client
         self._model = model
         self._dictionary: DictionarySet | None = None
         if isinstance(dictionary, DictionarySet):
-            dictionary.check_fits(geometry.layers, geometry.head_dim)
             self._dictionary = dictionary
             client.keep_dictionary(dictionary)
             dictionary = dictionary.digest
-        self._spec = make_spec(
+        self._spec = CacheSpec(
             weights=weights_fingerprint(model) if weights is None else weights,
             geometry=geometry,
-            codec=codec,
-            codec_config=config_json,
+            codec=chosen,
             dictionary=dictionary or b"",
             page_tokens=page_tokens,
             lora=lora,
@@ -184,7 +178,7 @@ class HuggingFaceCache:
     ) -> CodedHit:
         """As `load`, but the prefix stays compressed in memory, and attention is over its codes.
 
-        For codec lexico alone, and for a model that was told
+        For codec lexico (preset paper) alone, and for a model that was told
         `model.set_attn_implementation("lexico_codes")`. The cache is for inference with one
         sequence; it cannot be offloaded: a conversation that is to be shared further goes on from
         the cache of `load`. After a miss the model codes the prompt itself, once it has computed
@@ -205,7 +199,10 @@ class HuggingFaceCache:
         """
         codec = self._spec.codec
         if not isinstance(codec, LexicoCodec):
-            raise Unsupported(f"codec {codec.name} keeps no codes to attend over: call load()")
+            raise Unsupported(
+                f"codec {codec.name} keeps no codes to attend over: call load(), or share caches "
+                "with preset paper"
+            )
         running = self._model.config.get_text_config(decoder=True)._attn_implementation
         if running != ATTENTION:
             raise ConfigurationError(
@@ -288,28 +285,3 @@ def _flat(input_ids: Tensor | Sequence[int]) -> list[int]:
         )
     flat: list[int] = input_ids.reshape(-1).tolist()
     return flat
-
-
-def _rope_of(dictionary: DictionarySet) -> bytes:
-    rope = dictionary.info.rope
-    return (
-        Rope(tuple(rope["inv_freq"]), rope["pairing"], rope["scale"]).canonical() if rope else b""
-    )
-
-
-def _builtin_for(geometry: Geometry) -> DictionarySet:
-    shape = (geometry.layers, geometry.kv_heads, geometry.head_dim)
-    # Keys are coded as RoPE left them: a set made under another rotation would fit badly.
-    rope = geometry.rope.canonical() if geometry.rope else b""
-    sets = [load_builtin(name) for name in builtin_sets()]
-    fitting = [
-        s for s in sets if (s.layers, s.info.kv_heads, s.head_dim) == shape and _rope_of(s) == rope
-    ]
-    if len(fitting) != 1:
-        found = ", ".join(s.info.model for s in fitting) or "none"
-        raise ConfigurationError(
-            f"built-in dictionary sets for {geometry.layers} layers, {geometry.kv_heads} KV heads, "
-            f"head_dim {geometry.head_dim}: {found}. Give `dictionary`; `lexico train` makes one."
-        )
-    _log.info("built-in dictionary set chosen: trained_on=%s", fitting[0].info.model)
-    return fitting[0]

@@ -8,7 +8,10 @@ from typing import Final
 
 from lexico_codec.codecs.abc import Codec, GroupCodes, Place
 from lexico_codec.codecs.lexico import LexicoCodec
+from lexico_codec.codecs.lossless import LosslessCodec
+from lexico_codec.codecs.packed import PackedCodec
 from lexico_codec.codecs.raw import RawCodec
+from lexico_codec.codecs.residual import ResidualCodec
 from lexico_proto.errors import ConfigurationError, UnknownCodec
 
 __all__ = [
@@ -16,12 +19,17 @@ __all__ = [
     "Codec",
     "GroupCodes",
     "LexicoCodec",
+    "LosslessCodec",
+    "PackedCodec",
     "Place",
     "RawCodec",
+    "ResidualCodec",
     "codec_from_config",
 ]
 
-CODECS: Final[dict[str, type[Codec]]] = {cls.name: cls for cls in (RawCodec, LexicoCodec)}
+CODECS: Final[dict[str, type[Codec]]] = {
+    cls.name: cls for cls in (RawCodec, LexicoCodec, PackedCodec, ResidualCodec, LosslessCodec)
+}
 """name → class. A new codec is one more class here."""
 
 MAX_CONFIG_BYTES: Final = 4096

@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 import torch
 from torch import Tensor
 
 from lexico_codec.dictionary import DictionarySet
-from lexico_codec.geometry import Geometry
-from lexico_codec.kernels import Atoms, Codes
-from lexico_proto.errors import Unsupported
+from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.kernels import Atoms, Codes, Target
+from lexico_proto.errors import DictionaryMismatch, UnknownDictionary, Unsupported
+
+SINK_TOKENS: Final = 4
+"""Leading tokens of a sequence that stay exact in every lossy codec: attention sinks (arXiv
+2309.17453)."""
 
 
 @dataclass(frozen=True)
@@ -24,6 +28,10 @@ class Place:
     """Counted in the whole model: indexes the dictionary set."""
     first_token: int
     """Position in the sequence."""
+    rope: Rope | None = None
+    """How the model turned the keys; None for a model without rotary positions."""
+    first_head: int = 0
+    """Counted in the whole model: indexes the means of a dictionary set."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -68,6 +76,10 @@ class Codec(ABC):
         Raises:
             ConfigurationError: naming the parameter.
         """
+
+    def group_layers(self, geometry: Geometry) -> int | None:
+        """Layers that must lie in one frame, or None where any number will do."""
+        return None
 
     @abstractmethod
     def sink_tokens(self, first_token: int, tokens: int) -> int:
@@ -132,3 +144,54 @@ class Codec(ABC):
         raise Unsupported(
             f"codec {self.name} keeps no codes: decode its pages into tensors, or use codec lexico"
         )
+
+    def _stack_for(
+        self,
+        dictionary: DictionarySet | None,
+        place: Place,
+        layers: int,
+        dim: int,
+        device: torch.device,
+    ) -> Atoms:
+        """The dictionaries of a group, if the set is of the codec's kind and has them.
+
+        Raises:
+            UnknownDictionary: there is no set.
+            DictionaryMismatch: a set of the other kind, of another head_dim, or without the layers.
+        """
+        if dictionary is None:
+            raise UnknownDictionary(f"codec {self.name}: no dictionary set was given")
+        if not dictionary.serves(self.name):
+            kind = "of keys before RoPE" if dictionary.unrotated else "of keys as RoPE left them"
+            if dictionary.family("residual") is not None:
+                kind = "one with a transform"
+            raise DictionaryMismatch(
+                f"codec {self.name}: the dictionary set of {dictionary.info.model} is {kind}; "
+                f"make one with `lexico train --codec {self.name}`"
+            )
+        end = place.first_layer + layers
+        if dictionary.head_dim != dim or end > dictionary.layers:
+            raise DictionaryMismatch(
+                f"a dictionary set of {dictionary.layers} layers, head_dim {dictionary.head_dim} "
+                f"for layers up to {end}, head_dim {dim}"
+            )
+        return dictionary.stack(place.first_layer, layers, device)
+
+
+def leading_sinks(first_token: int, tokens: int) -> int:
+    """Those of the first four tokens of the sequence that lie in a page."""
+    return max(0, min(SINK_TOKENS - first_token, tokens))
+
+
+def target_over(out: Tensor, sinks: int) -> Target:
+    """Where the coded vectors of a group go.
+
+    Args:
+        out: `[layers, 2, tokens, kv_heads, head_dim]`, of any strides.
+        sinks: leading tokens that are not coded.
+    """
+    layers, _, tokens = out.shape[:3]
+    coded = out[:, :, sinks:]
+    if layers == 1 or out.stride(0) == 2 * out.stride(1):  # as caches lie: layers in one run
+        return Target.over(coded.view(2 * layers, *coded.shape[2:]))
+    return Target.of([part for layer in coded for part in layer], tokens - sinks)

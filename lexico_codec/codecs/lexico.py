@@ -17,22 +17,26 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs.abc import Codec, GroupCodes, Place
+from lexico_codec.codecs.abc import (
+    SINK_TOKENS,
+    Codec,
+    GroupCodes,
+    Place,
+    leading_sinks,
+    target_over,
+)
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import Geometry
-from lexico_codec.kernels import Atoms, Codes, Target, encode, reconstruct_into
+from lexico_codec.kernels import Codes, encode, reconstruct_into
 from lexico_codec.quantise import LEAST_EXPONENT
 from lexico_codec.tensors import bytes_of, tensor_from
 from lexico_proto.errors import (
     ConfigurationError,
     DamagedFrame,
-    DictionaryMismatch,
     InternalError,
-    UnknownDictionary,
 )
 
-SINK_TOKENS = 4
-"""Leading tokens of a sequence that stay exact: attention sinks (arXiv 2309.17453)."""
+__all__ = ["SINK_TOKENS", "LexicoCodec"]
 
 
 @dataclass(frozen=True)
@@ -69,7 +73,7 @@ class LexicoCodec(Codec):
 
     def sink_tokens(self, first_token: int, tokens: int) -> int:
         """Those of the first four tokens of the sequence that lie in the page."""
-        return max(0, min(SINK_TOKENS - first_token, tokens))
+        return leading_sinks(first_token, tokens)
 
     def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
         """3 s + 2 bytes a vector."""
@@ -78,7 +82,7 @@ class LexicoCodec(Codec):
     def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
         """Codes every vector of the group but the sinks', all dictionaries in one launch."""
         layers, _, tokens, _, dim = group.shape
-        atoms = _atoms_for(dictionary, place, layers, dim, group.device)
+        atoms = self._stack_for(dictionary, place, layers, dim, group.device)
         sinks = self.sink_tokens(place.first_token, tokens)
         vectors = group.flatten(0, 1)[:, sinks:]  # [2 * layers, tokens, heads, dim]
         codes = encode(vectors, atoms, self.sparsity, self.tolerance, quantised=True)
@@ -96,14 +100,9 @@ class LexicoCodec(Codec):
         self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
     ) -> None:
         """Reconstructs the group into `out`: sinks exact, the rest as sums of atoms."""
-        layers, _, tokens = out.shape[:3]
         coded = self.read(body, place, dictionary, tuple(out.shape), out.dtype, out.device)
         sinks = coded.sinks.shape[2]
-        coded_out = out[:, :, sinks:]
-        if layers == 1 or out.stride(0) == 2 * out.stride(1):  # as caches lie: layers in one run
-            target = Target.over(coded_out.view(2 * layers, *coded_out.shape[2:]))
-        else:
-            target = Target.of([part for layer in coded_out for part in layer], tokens - sinks)
+        target = target_over(out, sinks)
         with torch.no_grad():
             out[:, :, :sinks].copy_(coded.sinks)
         # A sum of atoms may pass the largest float16: the target keeps it from becoming infinity.
@@ -125,25 +124,10 @@ class LexicoCodec(Codec):
         if len(body) < exact_bytes:
             raise DamagedFrame(f"lexico body of {len(body)} bytes: sinks alone are {exact_bytes}")
         exact = tensor_from(body[:exact_bytes], dtype, (layers, 2, sinks, heads, dim))
-        atoms = _atoms_for(dictionary, place, layers, dim, device)
+        atoms = self._stack_for(dictionary, place, layers, dim, device)
         rows = (tokens - sinks) * heads
         codes = _parse(body[exact_bytes:], atoms.sizes, rows, self.sparsity)
         return GroupCodes(exact.to(device), codes.to(device), atoms, heads)
-
-
-def _atoms_for(
-    dictionary: DictionarySet | None, place: Place, layers: int, dim: int, device: torch.device
-) -> Atoms:
-    """The group's dictionaries, if the set has them."""
-    if dictionary is None:
-        raise UnknownDictionary("codec lexico: no dictionary set was given")
-    end = place.first_layer + layers
-    if dictionary.head_dim != dim or end > dictionary.layers:
-        raise DictionaryMismatch(
-            f"a dictionary set of {dictionary.layers} layers, head_dim {dictionary.head_dim} for "
-            f"layers up to {end}, head_dim {dim}"
-        )
-    return dictionary.stack(place.first_layer, layers, device)
 
 
 def _parse(body: memoryview, sizes: Sequence[int], rows: int, sparsity: int) -> Codes:

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from functools import cache
 from itertools import pairwise
 from pathlib import Path
-from typing import Final, NoReturn
+from typing import Any, Final, NoReturn
 
 import torch
 from torch import Tensor
@@ -31,7 +31,7 @@ ISA_VARIABLE: Final = "LEXICO_CPU_ISA"
 MAX_DIM: Final = 65536
 """Components of a vector that `omp` takes, so that sums of int8 products fit an int32."""
 
-_ABI: Final = 3  # of `lexico_abi`: a library of another version is not used
+_ABI: Final = 5  # of `lexico_abi`: a library of another version is not used
 _ISAS: Final = {"amx": 3, "vnni": 2, "avx2": 1, "generic": 0}  # best first
 _KINDS: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NO_MEMORY, _NON_FINITE, _BAD_INDEX = 1, 2, 3  # Status of native/lexico.h
@@ -58,10 +58,15 @@ def isa() -> str:
     return forced
 
 
+def isa_number() -> int:
+    """What the library calls `isa()`; raises what that raises."""
+    return _ISAS[isa()]
+
+
 @cache
 def supported() -> tuple[str, ...]:
     """The instruction sets that this machine can run, best first."""
-    library = _loaded()
+    library = loaded()
     return tuple(name for name, number in _ISAS.items() if library.lexico_supported(number))
 
 
@@ -79,7 +84,7 @@ def pack(table: Tensor, starts: tuple[int, ...]) -> Tensor:
         ShapeMismatch: a dtype, layout or length that does not fit.
         InvalidInput: an atom that is not finite.
     """
-    library = _loaded()
+    library = loaded()
     _check(table, torch.float32, (starts[-1] if starts else 0, -1), "table")
     offsets = _offsets(starts)
     tables, m = len(starts) - 1, table.shape[1]
@@ -92,7 +97,7 @@ def pack(table: Tensor, starts: tuple[int, ...]) -> Tensor:
     if status == _NON_FINITE:
         raise InvalidInput("table: every atom must be finite")
     if status:
-        _fail(status)
+        fail(status)
     return packed
 
 
@@ -122,7 +127,7 @@ def omp(
         NonFiniteCache: NaN, infinity or a norm that overflows among the vectors.
         ConfigurationError: see `isa`.
     """
-    library = _loaded()
+    library = loaded()
     offsets = _offsets(starts)
     tables = len(starts) - 1
     _check(vectors, torch.float32, (tables, -1, -1), "vectors")
@@ -138,7 +143,7 @@ def omp(
     coefficients = torch.empty(tables * rows, sparsity)
     counts = torch.empty(tables * rows, dtype=torch.int32)
     status = library.lexico_omp(
-        _ISAS[isa()],
+        isa_number(),
         torch.get_num_threads(),
         vectors.data_ptr(),
         table.data_ptr(),
@@ -156,7 +161,7 @@ def omp(
     if status == _NON_FINITE:
         raise NonFiniteCache("vectors: NaN, infinity or a norm that overflows")
     if status:
-        _fail(status)
+        fail(status)
     return indices, coefficients, counts
 
 
@@ -173,7 +178,7 @@ def reconstruct(
         ShapeMismatch: a dtype, layout or length that does not fit.
         InvalidInput: an index outside its dictionary, or a count outside 0..s.
     """
-    library = _loaded()
+    library = loaded()
     offsets = _offsets(starts)
     tables = len(starts) - 1
     _check(table, torch.float32, (starts[-1], -1), "table")
@@ -186,7 +191,7 @@ def reconstruct(
     rows, m = vectors // max(tables, 1), table.shape[1]
     out = torch.empty(tables, rows, m)
     status = library.lexico_reconstruct(
-        _ISAS[isa()],
+        isa_number(),
         torch.get_num_threads(),
         indices.data_ptr(),
         coefficients.data_ptr(),
@@ -202,7 +207,7 @@ def reconstruct(
     if status == _BAD_INDEX:
         raise InvalidInput("codes: an index outside its dictionary, or a count outside 0..s")
     if status:
-        _fail(status)
+        fail(status)
     return out
 
 
@@ -238,7 +243,7 @@ def restore(
         ShapeMismatch: a dtype, layout or length that does not fit.
         InvalidInput: an index outside its dictionary, or a count over s.
     """
-    library = _loaded()
+    library = loaded()
     indices, bits, exponents, counts = codes
     tables, first = len(starts) - 1, parts[0]
     heads, m = first.shape[-2:]
@@ -253,7 +258,7 @@ def restore(
     if block_table is not None:
         _check(block_table, torch.int64, (-1,), "block_table")
     status = library.lexico_restore(
-        _ISAS[isa()],
+        isa_number(),
         torch.get_num_threads(),
         indices.data_ptr(),
         bits.data_ptr(),
@@ -277,7 +282,7 @@ def restore(
     if status == _BAD_INDEX:
         raise InvalidInput("codes: an index outside its dictionary, or a count over s")
     if status:
-        _fail(status)
+        fail(status)
 
 
 @cache
@@ -289,8 +294,8 @@ def _library() -> ctypes.CDLL | None:
     except (OSError, AttributeError):  # not built here, built for another machine, or not ours
         return None
     number, size, address = ctypes.c_int, ctypes.c_int64, ctypes.c_void_p
-    real, offsets = ctypes.c_float, ctypes.POINTER(size)
-    signatures = {
+    real, offsets, pointer = ctypes.c_float, ctypes.POINTER(size), ctypes.POINTER(address)
+    signatures: dict[str, tuple[Any, list[Any]]] = {
         "lexico_supported": (number, [number]),
         "lexico_packed_bytes": (size, [size, size, offsets]),
         "lexico_pack": (number, [size, address, size, size, offsets, address]),
@@ -307,6 +312,20 @@ def _library() -> ctypes.CDLL | None:
             [number, size, *[address] * 5, offsets, *[size] * 5, number, address, address]
             + [size] * 4,
         ),
+        "lexico_entropy_encode": (
+            number,
+            [size, *[address] * 3, size, size, address, address, size, pointer, offsets],
+        ),
+        "lexico_entropy_take": (None, [address, address]),
+        "lexico_entropy_drop": (None, [address]),
+        "lexico_entropy_decode": (
+            number,
+            [number, size, *[address] * 4, size, size, *[address] * 3, size, number, address],
+        ),
+        "lexico_choose_levels": (
+            number,
+            [size, *[address] * 3, size, size, *[address] * 3, size, real, address],
+        ),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)
@@ -314,7 +333,12 @@ def _library() -> ctypes.CDLL | None:
     return library
 
 
-def _loaded() -> ctypes.CDLL:
+def loaded() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        InternalError: it is not there.
+    """
     library = _library()
     if library is None:
         raise InternalError(f"{LIBRARY.name}: not built; run `python hatch_build.py`")
@@ -322,7 +346,7 @@ def _loaded() -> ctypes.CDLL:
 
 
 def _packed_bytes(m: int, starts: tuple[int, ...]) -> int:
-    return int(_loaded().lexico_packed_bytes(m, len(starts) - 1, _offsets(starts)))
+    return int(loaded().lexico_packed_bytes(m, len(starts) - 1, _offsets(starts)))
 
 
 def _offsets(starts: tuple[int, ...]) -> ctypes.Array[ctypes.c_int64]:
@@ -344,7 +368,8 @@ def _check(tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], name: str
         raise ShapeMismatch(f"{name}: must be {list(shape)}, not {list(tensor.shape)}")
 
 
-def _fail(status: int) -> NoReturn:
+def fail(status: int) -> NoReturn:
+    """Raises what a status means that no input explains."""
     if status == _NO_MEMORY:
-        raise MemoryError("orthogonal matching pursuit: no memory for scratch")
+        raise MemoryError("liblexico: no memory for scratch")
     raise InternalError(f"liblexico: status {status}")

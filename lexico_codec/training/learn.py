@@ -18,12 +18,15 @@ import torch
 from torch import Tensor
 
 from lexico_codec.kernels import Codes, encode, reconstruct
+from lexico_codec.set_tensors import unit_rows
 from lexico_proto.errors import InvalidInput, NonFiniteCache, ShapeMismatch
 
 _LOG = logging.getLogger(__name__)
 _MEMORY_EXPONENT: Final = 3.0  # statistics of batch i weigh about (i / t)^3 at batch t
 _QUIET_FROM: Final = 0.9  # no revival in the last tenth: a fresh atom needs a few updates
 _DEAD_SHARE: Final = 0.02  # of the mean use; an atom used less is replaced
+_CURVE_VECTORS: Final = 4096  # enough for a mean within a percent or two
+_CURVE_ATOMS: Final = 64
 
 
 @dataclass(frozen=True, slots=True)
@@ -52,7 +55,7 @@ class Learned:
     """One trained dictionary."""
 
     atoms: Tensor
-    """`[N, m]` float16, unit norm within rounding."""
+    """`[N, m]` float16, unit norm within rounding; or int8, see `unit_rows`."""
     relative_error: float
     """Mean of `||x - x̂|| / ||x||` over the held-out vectors."""
     energy_error: float
@@ -61,10 +64,18 @@ class Learned:
     """Dead atoms replaced on the way."""
     seconds: float
     """Wall time."""
+    mean: Tensor | None = None
+    """`[kv_heads, m]` float16, removed from the vectors before; None where none was."""
+    errors: Tensor | None = None
+    """`[S + 1]` float32, see `error_curve`, over the held-out vectors; None where not measured."""
 
 
 def learn(
-    train: Tensor, held_out: Tensor, settings: LearnSettings, weights: Tensor | None = None
+    train: Tensor,
+    held_out: Tensor,
+    settings: LearnSettings,
+    weights: Tensor | None = None,
+    packed: bool = False,
 ) -> Learned:
     """Learns a dictionary from `train` and measures it on `held_out`.
 
@@ -74,6 +85,7 @@ def learn(
         train: `[n, m]` float16 or float32, at least one vector an atom that is not zero.
         held_out: `[h, m]`, not part of `train`, h >= 1.
         weights: `[n]`, how much the error of each vector counts, or None for all alike.
+        packed: for codec lexico-packed: atoms as int8, and what is left after each number of atoms.
 
     Raises:
         InvalidInput: too few vectors, or sparsity over m.
@@ -108,17 +120,18 @@ def learn(
         if step < _QUIET_FROM * steps:
             error = (x - reconstruct(codes, atoms)).square().sum(1)
             revived += _revive(atoms, gram, cross, use, x, error)
-    shipped = atoms.half()
+    shipped = _as_int8(atoms) if packed else atoms.half()
     relative, energy = held_out_errors(shipped, held_out, settings.sparsity)
+    curve = error_curve(shipped, held_out) if packed else None
     seconds = time.monotonic() - start
     _LOG.info("steps=%d revived=%d relative_error=%.4f", steps, revived, relative)
-    return Learned(shipped, relative, energy, revived, seconds)
+    return Learned(shipped, relative, energy, revived, seconds, errors=curve)
 
 
 def held_out_errors(atoms: Tensor, vectors: Tensor, sparsity: int) -> tuple[float, float]:
     """Mean relative and energy-weighted error of coding `[h, m]` vectors, zero vectors left out."""
     x = vectors.float()
-    wide = atoms.float()
+    wide = unit_rows(atoms)
     error = (x - reconstruct(encode(x, wide, sparsity), wide)).norm(dim=1)
     norm = x.norm(dim=1)
     some = norm > 0
@@ -127,6 +140,37 @@ def held_out_errors(atoms: Tensor, vectors: Tensor, sparsity: int) -> tuple[floa
     relative = (error[some] / norm[some]).double().mean()
     energy = (error.double().square().sum() / norm.double().square().sum()).sqrt()
     return float(relative), float(energy)
+
+
+def error_curve(atoms: Tensor, vectors: Tensor, most: int = _CURVE_ATOMS) -> Tensor:
+    """Mean squared error a component after s = 0..S atoms, float32 `[S + 1]`; it never grows.
+
+    Pursuit with S atoms passes through every smaller number, and the projection on the first s
+    atoms is that on the first s columns of Q.
+
+    Args:
+        atoms: `[N, m]`, as stored.
+        vectors: `[h, m]`, h >= 1; at most 4096 of them are looked at, evenly spaced.
+        most: S, or less where N or m is.
+    """
+    x = vectors[:: -(-len(vectors) // _CURVE_VECTORS)].float()
+    wide = unit_rows(atoms)
+    most = min(most, *wide.shape)
+    left = torch.zeros(most + 1, dtype=torch.float64)
+    for some in torch.split(x, 512):
+        codes = encode(some, wide, most)
+        used = torch.arange(most) < codes.counts[:, None]
+        picked = torch.where(used[..., None], wide[codes.indices.long()], 0).double()  # [b, S, m]
+        directions = torch.linalg.qr(picked.transpose(1, 2)).Q  # [b, m, S]
+        along = (directions.transpose(1, 2) @ some.double()[:, :, None])[..., 0]
+        taken = torch.where(used, along.square(), 0).sum(0).cumsum(0)
+        left += some.double().square().sum() - torch.cat([taken.new_zeros(1), taken])
+    return (left.clamp_min(0) / x.numel()).float().cummin(0).values
+
+
+def _as_int8(atoms: Tensor) -> Tensor:
+    """Directions of unit rows with the largest component at 127."""
+    return (atoms * (127 / atoms.abs().amax(1, keepdim=True))).round().to(torch.int8)
 
 
 def _seed_atoms(train: Tensor, size: int, generator: torch.Generator) -> Tensor:

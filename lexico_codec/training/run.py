@@ -9,6 +9,7 @@ the target before everything is there.
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
 import os
 import shutil
@@ -17,10 +18,14 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
+import torch
+from torch import Tensor
+
 from lexico_codec.dictionary import PARTS, DictionarySet, SetInfo, canonical_json
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.training.learn import LearnSettings
+from lexico_codec.tensors import bytes_of
+from lexico_codec.training.learn import Learned, LearnSettings
 from lexico_codec.training.model import LoadedModel, load_model
 from lexico_codec.training.sample import WINDOW_LENGTHS, Samples, cut_windows, sample
 from lexico_codec.training.state import RunState, Task, work_through
@@ -30,6 +35,12 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _VECTORS_PER_ATOM: Final = 8
+_LEXICO: Final = "lexico"
+_PACKED: Final = "lexico-packed"
+_RESIDUAL: Final = "lexico-residual"
+_TRAINED: Final = (_LEXICO, _PACKED, _RESIDUAL)
+_DEFAULTS: Final = {_RESIDUAL: LearnSettings(atoms=2048, sparsity=1, vectors=200_000)}
+_TOKENS: Final = {_RESIDUAL: 114_688}
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,21 +61,44 @@ class TrainSettings:
     workers: int = 1
     """Dictionaries learned at once, one thread each."""
     window_lengths: tuple[int, ...] = WINDOW_LENGTHS
+    codec: str = _LEXICO
+    """Codec that the set is for: lexico, lexico-packed, whose keys are coded before RoPE, or
+    lexico-residual, which has a transform."""
+    joint: int = 2880
+    """For lexico-residual: components that are transformed across layers."""
+    run_layers: int = 0
+    """For lexico-residual: layers that are coded together; 0 for all."""
+
+    def __post_init__(self) -> None:
+        if self.codec not in _TRAINED:
+            raise ConfigurationError(
+                f"codec {self.codec!r}: sets are trained for {', '.join(_TRAINED)}"
+            )
+        if self.joint < 0 or self.run_layers < 0:
+            raise ConfigurationError("joint and run_layers: must not be negative")
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """The options of `lexico train`."""
-    defaults = LearnSettings()
     parser.add_argument("--model", required=True, help="smollm2, a folder, or a name on the hub")
     parser.add_argument("--text", required=True, type=Path, help="UTF-8 text to sample")
     parser.add_argument("--out", required=True, type=Path, help="artefact to write")
-    parser.add_argument("--atoms", type=int, default=defaults.atoms, help="atoms a dictionary")
-    parser.add_argument("--sparsity", type=int, default=defaults.sparsity, help="atoms a vector")
+    parser.add_argument(
+        "--codec", choices=_TRAINED, default=_LEXICO, help="codec that the set is for"
+    )
+    parser.add_argument("--atoms", type=int, help="atoms a dictionary (1024; lexico-residual 2048)")
+    parser.add_argument(
+        "--sparsity", type=int, help="atoms a vector (8; lexico-residual 1 a token)"
+    )
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--state", type=Path, help="folder for resuming (default: OUT.state)")
-    parser.add_argument("--tokens", type=int, default=240_000, help="most tokens of the text used")
+    parser.add_argument("--tokens", type=int, help="most tokens of the text used")
+    parser.add_argument("--vectors", type=int, help="vectors coded a dictionary")
     parser.add_argument(
-        "--vectors", type=int, default=defaults.vectors, help="vectors coded a dictionary"
+        "--joint", type=int, default=2880, help="lexico-residual: components across layers"
+    )
+    parser.add_argument(
+        "--run-layers", type=int, default=0, help="lexico-residual: layers coded together (all)"
     )
     parser.add_argument("--workers", type=int, default=os.cpu_count() or 1, help="processes")
 
@@ -78,14 +112,24 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         LexicoError: see `train`.
     """
+    usual = _DEFAULTS.get(args.codec, LearnSettings())
+    learning = LearnSettings(
+        atoms=usual.atoms if args.atoms is None else args.atoms,
+        sparsity=usual.sparsity if args.sparsity is None else args.sparsity,
+        vectors=usual.vectors if args.vectors is None else args.vectors,
+        seed=args.seed,
+    )
     settings = TrainSettings(
         model=args.model,
         text=args.text,
         out=args.out,
         state=args.state or args.out.with_name(args.out.name + ".state"),
-        learn=LearnSettings(args.atoms, args.sparsity, args.vectors, seed=args.seed),
-        tokens=args.tokens,
+        learn=learning,
+        tokens=_TOKENS.get(args.codec, 240_000) if args.tokens is None else args.tokens,
         workers=args.workers,
+        codec=args.codec,
+        joint=args.joint,
+        run_layers=args.run_layers,
     )
     start = time.monotonic()
     made = train(settings)
@@ -93,15 +137,23 @@ def run(args: argparse.Namespace) -> str:
     if args.state is None:
         shutil.rmtree(settings.state)
     size = f"{len(made.to_bytes()):,} bytes"
-    return f"{error_table(made.info)}\n{args.out}: {size}, {minutes:.1f} min\n{made.digest.hex()}"
+    head = error_table(made.info) if made.info.held_out else _steps_table(made)
+    return f"{head}\n{args.out}: {size}, {minutes:.1f} min\n{made.digest.hex()}"
 
 
-def train(settings: TrainSettings, loaded: LoadedModel | None = None) -> DictionarySet:
+def train(
+    settings: TrainSettings,
+    loaded: LoadedModel | None = None,
+    importance: Tensor | None = None,
+) -> DictionarySet:
     """Runs or resumes a training run and writes the artefact.
 
     Args:
         settings: the run.
         loaded: the model, where it is in memory already.
+        importance: for codec lexico-packed `[layers, 2]`, how much a squared error of a component
+            of the layer's keys and values costs, in any unit: the set then tells the codec how to
+            share out atoms. None for equal numbers everywhere.
 
     Raises:
         InvalidInput: the text is too short, or the model cannot be sampled.
@@ -111,6 +163,8 @@ def train(settings: TrainSettings, loaded: LoadedModel | None = None) -> Diction
     text = _read_text(settings.text)
     _check_target(settings.out)
     loaded = loaded or load_model(settings.model)
+    if settings.codec == _RESIDUAL:
+        return _train_residual(settings, text, loaded)
     geometry = geometry_of(loaded.model.config, "float32")
     samples = Samples(
         folder=settings.state / "samples",
@@ -118,7 +172,9 @@ def train(settings: TrainSettings, loaded: LoadedModel | None = None) -> Diction
         layers=geometry.layers,
         kv_heads=geometry.kv_heads,
         head_dim=geometry.head_dim,
+        rope=geometry.rope if settings.codec == _PACKED else None,
     )
+    _check_importance(importance, settings, geometry)
     _check_enough(samples, settings.learn.atoms)
     decides = _what_decides(settings, geometry, samples)
     state = RunState.claim(settings.state, decides)
@@ -130,14 +186,62 @@ def train(settings: TrainSettings, loaded: LoadedModel | None = None) -> Diction
         kv_heads=geometry.kv_heads,
         rope=json.loads(canonical_json(asdict(geometry.rope))) if geometry.rope else {},
         sparsity=settings.learn.sparsity,
-        training=decides,
+        training=decides if importance is None else {**decides, "importance": _digest(importance)},
         corpus_digest=samples.corpus_digest,
         held_out=[{"key": k.relative_error, "value": v.relative_error} for k, v in results],
         command=_command(settings),
     )
-    made = DictionarySet.build([(k.atoms, v.atoms) for k, v in results], info)
+    made = _assemble(results, info, importance)
     made.save(settings.out)
     return made
+
+
+def _train_residual(settings: TrainSettings, text: str, loaded: LoadedModel) -> DictionarySet:
+    from lexico_codec.training.fit import FitSettings
+    from lexico_codec.training.residual import ResidualSettings, train_residual
+
+    layers = geometry_of(loaded.model.config, "float32").layers
+    learning = settings.learn
+    how = FitSettings(
+        run_layers=settings.run_layers or layers,
+        joint=settings.joint,
+        sparsity=learning.sparsity,
+        atoms=learning.atoms,
+        vectors=learning.vectors,
+        seed=learning.seed,
+    )
+    command = f"{_command(settings)} --joint {settings.joint} --run-layers {settings.run_layers}"
+    whole = ResidualSettings(settings.model, settings.state, settings.tokens, how, command)
+    made = train_residual(whole, text, loaded, _progress)
+    made.save(settings.out)
+    return made
+
+
+def _steps_table(made: DictionarySet) -> str:
+    """Steps of a transform's qualities, one line each."""
+    steps = made.family("residual").steps
+    return "\n".join(f"{name:10s} step {step:.3g}" for name, step in steps.items())
+
+
+def _assemble(
+    results: list[list[Learned]], info: SetInfo, importance: Tensor | None
+) -> DictionarySet:
+    """The set of finished dictionaries, with means where they were removed.
+
+    With importance it has the errors too. Errors that are not weighted would take atoms from the
+    layers that matter most: worse than equal numbers.
+    """
+    atoms = [(key.atoms, value.atoms) for key, value in results]
+    means = [(k.mean, v.mean) for k, v in results if k.mean is not None and v.mean is not None]
+    if not means:
+        return DictionarySet.build(atoms, info)
+    curves = [curve for pair in results for one in pair if (curve := one.errors) is not None]
+    if importance is None or not curves:
+        return DictionarySet.build(atoms, info, means)
+    most = min(len(curve) for curve in curves)  # dictionaries are alike, so curves are too
+    errors = torch.stack([curve[:most] for curve in curves]).view(len(results), 2, most).double()
+    weighted = (errors * importance.double().cpu()[:, :, None]).float()
+    return DictionarySet.build(atoms, info, means, {"packed.errors": weighted})
 
 
 def error_table(info: SetInfo) -> str:
@@ -170,6 +274,7 @@ def _learn_all(settings: TrainSettings, samples: Samples, state: RunState) -> No
             held_out_from=held_out,
             settings=settings.learn,
             result=state.result_path(layer, part),
+            packed_heads=samples.kv_heads if settings.codec == _PACKED else 0,
         )
         for layer, part in places
         if not state.has(layer, part)
@@ -180,12 +285,12 @@ def _learn_all(settings: TrainSettings, samples: Samples, state: RunState) -> No
             bar.update()
 
 
-def _progress(**options: Any) -> Any:
+def _progress(*items: Any, **options: Any) -> Any:
     try:
         from tqdm import tqdm  # `lexico serve` imports this module too, and needs no tqdm
     except ImportError as e:
         raise ConfigurationError("tqdm is not installed: lexico-offload[train]") from e
-    return tqdm(**options)
+    return tqdm(*items, **options)
 
 
 def _read_text(path: Path) -> str:
@@ -219,15 +324,42 @@ def _what_decides(settings: TrainSettings, geometry: Geometry, samples: Samples)
         "layers": geometry.layers,
         "kv_heads": geometry.kv_heads,
         "head_dim": geometry.head_dim,
+        **_codec_if_packed(settings),
         **asdict(settings.learn),
     }
+
+
+def _codec_if_packed(settings: TrainSettings) -> dict[str, Any]:
+    """Sets for codec lexico do not name it: their bytes are those of before there was a choice."""
+    return {} if settings.codec == _LEXICO else {"codec": settings.codec}
+
+
+def _check_importance(
+    importance: Tensor | None, settings: TrainSettings, geometry: Geometry
+) -> None:
+    if importance is None:
+        return
+    if settings.codec != _PACKED:
+        raise InvalidInput(f"importance: codec {settings.codec} makes no use of it")
+    if importance.shape != (geometry.layers, 2):
+        raise InvalidInput(
+            f"importance: must be [{geometry.layers}, 2], not {list(importance.shape)}"
+        )
+    if not bool((importance.isfinite() & (importance >= 0)).all()):
+        raise InvalidInput("importance: must be finite and not negative")
+
+
+def _digest(importance: Tensor) -> str:
+    """BLAKE2b-256 of the numbers as doubles, as hex."""
+    return hashlib.blake2b(bytes_of(importance.double()), digest_size=32).hexdigest()
 
 
 def _command(settings: TrainSettings) -> str:
     """The command that repeats the run, with file names for paths, which differ by machine."""
     learning = settings.learn
+    codec = "" if settings.codec == _LEXICO else f" --codec {settings.codec}"
     return (
-        f"lexico train --model {settings.model} --text {settings.text.name} "
+        f"lexico train{codec} --model {settings.model} --text {settings.text.name} "
         f"--out {settings.out.name} --atoms {learning.atoms} --sparsity {learning.sparsity} "
         f"--seed {learning.seed} --tokens {settings.tokens} --vectors {learning.vectors}"
     )

@@ -1,9 +1,9 @@
 """Key and value vectors of a model over a text, and how much attention each got, for training.
 
 The text is cut into windows of several lengths, so that keys of early and late positions are both
-seen. Each window is one forward pass from an empty cache; what lands in the cache (keys after their
-rotation) is appended, as fp16, to one file a dictionary. The first tokens of a window are left out:
-as attention sinks they are stored exact.
+seen. Each window is one forward pass from an empty cache; what lands in the cache is appended, as
+fp16, to one file a dictionary: keys after their rotation, or as they were before it. The first
+tokens of a window are left out: as attention sinks they are stored exact.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from typing import TYPE_CHECKING, Final
 import numpy as np
 import torch
 
-from lexico_codec.codecs.lexico import SINK_TOKENS
+from lexico_codec.codecs.abc import SINK_TOKENS
 from lexico_codec.dictionary import PARTS, Part, canonical_json, write_atomically
+from lexico_codec.geometry import Rope
+from lexico_codec.rope import unrotate
 from lexico_codec.training.importance import recorded_importance
 from lexico_proto.errors import ConfigurationError, InvalidInput, Unsupported
 
@@ -43,6 +45,8 @@ class Samples:
     layers: int
     kv_heads: int
     head_dim: int
+    rope: Rope | None = None
+    """Rotation that is taken off the keys, or None to keep them as they lie in the cache."""
 
     @property
     def rows(self) -> int:
@@ -125,7 +129,11 @@ def sample(model: PreTrainedModel, samples: Samples) -> Iterator[int]:
             cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
         for layer, part in itertools.product(range(samples.layers), PARTS):
             states = cache.layers[layer].keys if part == "key" else cache.layers[layer].values
-            block = states[0, :, SINK_TOKENS:].transpose(0, 1).half().cpu()  # [T, G, m]
+            taken = states[0, :, SINK_TOKENS:].transpose(0, 1)  # [T, G, m]
+            if part == "key" and samples.rope is not None:
+                positions = torch.arange(SINK_TOKENS, len(window), device=taken.device)
+                taken = unrotate(taken, positions, samples.rope)
+            block = taken.half().cpu()
             if not bool(block.isfinite().all()):
                 raise InvalidInput(f"layer {layer} {part}: NaN, infinity or beyond fp16")
             _write_at(samples.path(layer, part), offset, block.numpy().tobytes())

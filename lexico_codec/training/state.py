@@ -7,7 +7,7 @@ import logging
 import multiprocessing
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import numpy as np
 import safetensors
 import torch
 from safetensors.torch import save
+from torch import Tensor
 
 from lexico_codec.dictionary import Part, canonical_json, write_atomically
 from lexico_codec.training.importance import training_weights
@@ -23,6 +24,7 @@ from lexico_proto.errors import ConfigurationError
 
 _LOG = logging.getLogger(__name__)
 _HELD_OUT_VECTORS = 20_000  # most that a dictionary is measured on
+_TOKENS_AT_ONCE = 65536
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +74,8 @@ class RunState:
         path = self.result_path(layer, part)
         try:
             with safetensors.safe_open(path, framework="pt") as f:
-                return Learned(f.get_tensor("atoms"), **json.loads(f.metadata()["learned"]))
+                tensors = {name: f.get_tensor(name) for name in f.keys()}  # noqa: SIM118 - no dict
+                return Learned(**tensors, **json.loads(f.metadata()["learned"]))
         except (OSError, safetensors.SafetensorError, ValueError, KeyError, TypeError) as e:
             raise ConfigurationError(f"{path}: not a finished dictionary ({e})") from e
 
@@ -90,6 +93,9 @@ class Task:
     """Rows from here on are not trained on."""
     settings: LearnSettings
     result: Path
+    packed_heads: int = 0
+    """For codec lexico-packed the KV heads, whose vectors alternate: the mean of each is removed.
+    0 for codec lexico."""
 
 
 def work_through(tasks: Sequence[Task], workers: int) -> Iterator[Path]:
@@ -125,12 +131,34 @@ def _do(task: Task) -> Path:
     except (OSError, ValueError) as e:
         raise ConfigurationError(f"{task.vectors}: not the samples of this run ({e})") from e
     vectors = torch.from_numpy(flat)
+    packed = task.packed_heads > 0
+    mean = None
+    if packed:
+        mean = _mean_of(vectors[: task.held_out_from].view(-1, task.packed_heads, task.shape[1]))
+        _subtract(vectors.view(-1, task.packed_heads, task.shape[1]), mean)
     weights = training_weights(torch.from_numpy(energies)[: task.held_out_from])
     held_out = vectors[task.held_out_from :]
     stride = -(-len(held_out) // _HELD_OUT_VECTORS)
-    learned = learn(vectors[: task.held_out_from], held_out[::stride], task.settings, weights)
-    rest = {f.name: getattr(learned, f.name) for f in fields(learned) if f.name != "atoms"}
-    data = save({"atoms": learned.atoms}, {"learned": canonical_json(rest)})
+    train = vectors[: task.held_out_from]
+    learned = replace(learn(train, held_out[::stride], task.settings, weights, packed), mean=mean)
+    found = {field.name: getattr(learned, field.name) for field in fields(learned)}
+    tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
+    rest = {k: v for k, v in found.items() if k not in tensors and v is not None}
+    data = save(tensors, {"learned": canonical_json(rest)})
     write_atomically(task.result, data)
     _LOG.info("learned=%s relative_error=%.4f", task.result.name, learned.relative_error)
     return task.result
+
+
+def _mean_of(vectors: Tensor) -> Tensor:
+    """Mean of each head over the tokens of `[T, G, m]`, `[G, m]` float16; sums are doubles."""
+    total = torch.zeros(vectors.shape[1:], dtype=torch.float64)
+    for some in torch.split(vectors, _TOKENS_AT_ONCE):
+        total += some.double().sum(0)
+    return (total / len(vectors)).half()
+
+
+def _subtract(vectors: Tensor, mean: Tensor) -> None:
+    """`[T, G, m]` without the means, in place."""
+    for some in torch.split(vectors, _TOKENS_AT_ONCE):
+        some.copy_(some.float() - mean.float())

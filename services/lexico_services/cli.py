@@ -61,8 +61,8 @@ def _needs(extra: str) -> Iterator[None]:
 def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     """
     Args:
-        command: the first argument, if there is one: `train` brings its own options, which are
-            slow to import.
+        command: the first argument, if there is one: `train` and `eval` bring their own options,
+            which are slow to import.
     """
     parser = argparse.ArgumentParser(
         prog="lexico", description="Share prefilled KV caches between inference nodes."
@@ -99,6 +99,14 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
         with _needs("train"):
             from lexico_codec.training.run import add_arguments
         add_arguments(training)
+
+    evaluation = commands.add_parser("eval", help="report what codecs do to a model's predictions")
+    evaluation.set_defaults(command=_eval, extra="train")
+    _log_option(evaluation)
+    if command == ["eval"]:
+        with _needs("train"):
+            from lexico_codec.evaluation.run import add_arguments as add_eval_arguments
+        add_eval_arguments(evaluation)
     return parser
 
 
@@ -233,4 +241,11 @@ def _train(options: argparse.Namespace) -> int:
     from lexico_codec.training.run import run as train
 
     sys.stdout.write(train(options) + "\n")
+    return 0
+
+
+def _eval(options: argparse.Namespace) -> int:
+    from lexico_codec.evaluation.run import run as evaluate
+
+    sys.stdout.write(evaluate(options) + "\n")
     return 0

@@ -21,15 +21,17 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs import LexicoCodec, RawCodec
+from lexico_codec.codecs import LexicoCodec, LosslessCodec, PackedCodec, RawCodec, ResidualCodec
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.kernels import Preparation
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import bytes_of
 from lexico_codec.wire import spec_to_wire
 from tests.support.dictionaries import set_info
+from tests.support.residual_sets import products
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "frames" / "v1"
 LEAST_MARGIN = 1e-3
@@ -103,6 +105,15 @@ def raw() -> Golden:
     return Golden("raw", spec, list(range(100, 115)), 1, 1, tensor)
 
 
+def lossless() -> Golden:
+    """Keys' planes and values' have one that is deflated and one that is not."""
+    geometry = Geometry(2, 2, 16, "bfloat16", Rope((1.0, 0.25), "interleaved", 1.5))
+    spec = CacheSpec(bytes(range(32)), geometry, LosslessCodec(), page_tokens=12)
+    tensor = tensor_of(spec.group_shape(0), 9).bfloat16()
+    tensor.view(-1)[:4] = torch.tensor([-0.0, 2.0**-133, 2.0**127, -(2.0**127)])
+    return Golden("lossless", spec, list(range(100, 124)), 1, 0, tensor)
+
+
 def lexico(dictionary: DictionarySet | None = None) -> Golden:
     if dictionary is None:  # the stored artefact, so that no writer's layout is part of the golden
         dictionary = DictionarySet.load(FOLDER / "lexico.safetensors")
@@ -124,24 +135,151 @@ def lexico_dictionary() -> DictionarySet:
     return DictionarySet.build(layers, set_info(kv_heads=2, sparsity=4))
 
 
-def least_margin(golden: Golden) -> float:
-    """Least lead of a picked atom over the next, of the vector's norm, in float64."""
+def packed(dictionary: DictionarySet | None = None) -> Golden:
+    if dictionary is None:
+        dictionary = DictionarySet.load(FOLDER / "lexico-packed.safetensors")
+    geometry = Geometry(2, 2, 16, "float32", Rope((1.0, 0.5, 0.25), "interleaved", 1.25))
+    codec = PackedCodec(sparsity=4, tolerance=0.25, bits=4)
+    spec = CacheSpec(bytes(range(32)), geometry, codec, dictionary.digest, page_tokens=6)
+    tensor = tensor_of(spec.group_shape(0), PACKED_SEED).float()
+    tensor[1, 1, 5, 1] = dictionary.means(1, 1)[1, 1]  # a value without atoms
+    return Golden("lexico-packed", spec, list(range(6)), 0, 0, tensor, dictionary)
+
+
+PACKED_SEED = 12
+"""Gives margins above `LEAST_MARGIN`."""
+PACKED_LIMITS = (4, 3, 8, 1)
+"""Atoms of each table, as the errors of the set share them out."""
+
+
+def packed_dictionary() -> DictionarySet:
+    """Keys in int8, values in float16; a dictionary whose indices have low bits apart."""
+    layers = [
+        ((4 * sign_atoms(48, 10 * layer + 3)).to(torch.int8), sign_atoms(700, 10 * layer + 4))
+        for layer in (0, 1)
+    ]
+    means = [(tensor_of((2, 16), 50 + i) / 8, tensor_of((2, 16), 60 + i) / 8) for i in (0, 1)]
+    falls = torch.tensor([4.0, 3.0, 8.0, 1.0])  # errors end at zero after so many atoms
+    errors = (falls[:, None] - torch.arange(9)).clamp_min(0).view(2, 2, 9)
+    info = set_info(kv_heads=2, sparsity=4)
+    return DictionarySet.build(layers, info, means, {"packed.errors": errors})
+
+
+def residual(dictionary: DictionarySet | None = None) -> Golden:
+    """Two tables of two blocks of tokens each: sinks, odd tokens, escapes, raw bits, two atoms."""
+    if dictionary is None:
+        dictionary = DictionarySet.load(FOLDER / "lexico-residual.safetensors")
+    geometry = Geometry(2, 2, 16, "float32", Rope((1.0, 0.5, 0.25), "interleaved", 1.25))
+    codec = ResidualCodec(quality="near", run_layers=1)
+    spec = CacheSpec(bytes(range(32)), geometry, codec, dictionary.digest, page_tokens=41)
+    tensor = tensor_of(spec.group_shape(1), 21).float()
+    tensor[0, 1, 9, 0] *= 512  # levels of every size
+    tensor[0, 0, 10:12] = 0
+    return Golden("lexico-residual", spec, list(range(41)), 0, 1, tensor, dictionary)
+
+
+RESIDUAL_STEPS = (0.125, 1.0, 64.0)
+
+
+def hadamard(size: int) -> Tensor:
+    """Sylvester's matrix of a power of two: orthogonal but for its scale."""
+    made = torch.ones(1, 1)
+    while len(made) < size:
+        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)])
+    return made
+
+
+def residual_dictionary() -> DictionarySet:
+    """Two runs of a layer; two blocks a table; all numbers exact, but for the atoms' norms."""
+    source = integers(31)
+    stretch = 2.0 ** ((torch.arange(16) % 5).float() - 2)
+    falls = 8 * 2.0 ** -(torch.arange(64) // 6).float()
+    symbols = torch.arange(32)
+    frequencies = []
+    for size in range(46):  # about as wide as the class: 16, 32, 64 .. for each level further out
+        weights = 1 + 2000 // (1 + (symbols - 15).abs().pow(2) * 32 // (1 + size))
+        counts = weights * 4000 // weights.sum()
+        counts[:3] *= int(size > 8)  # the furthest levels are escaped
+        counts[31] = 3 + size
+        counts[15] += 4096 - counts.sum()
+        frequencies.append(counts)
+    signs = sign_atoms(48, 41).view(2, 24, 16)
+    atoms = (4 * signs).to(torch.int8) * torch.tensor([127, 90, 64, 32]).to(torch.int8).repeat(4)
+    orders = torch.tensor([[(k * 29 + run) % 64 for k in range(64)] for run in (0, 1)])
+    tensors = {
+        "means": tensor_of((4, 2, 16), 70) / 8,
+        "bases": (hadamard(16) * stretch).expand(4, 2, 16, 16).half(),
+        "scales": torch.tensor([0.5, 0.25, 0.125, 0.25]),
+        "selected": torch.arange(16).mul(4).expand(2, 16).int() + torch.tensor([[0], [3]]).int(),
+        "cross": (64 * hadamard(16)).expand(2, 16, 16).to(torch.int8),
+        "cross_scales": torch.full((2, 16), 2.0**-8),
+        "order": orders.int(),
+        "deviations": falls.expand(2, 64),
+        "gains": torch.tensor([[next(source) % 64 / 64 - 0.5 for _ in range(12)]] * 2),
+        "atoms": atoms,
+        "remaining": falls[:16].expand(2, 16) / 2,
+        "coefficients": torch.tensor([[16.0, 8.0]] * 2),
+        "frequencies": torch.stack(frequencies).int(),
+        "shifts": (torch.arange(46).int() // 3 - 8).clamp(min=0),
+        "points": (torch.arange(16) - torch.arange(16).clamp(max=1) / 16).expand(46, 16),
+        "steps": torch.tensor(RESIDUAL_STEPS),
+    }
+    named = {
+        f"residual.{name}": tensor.float() if tensor.dtype == torch.float64 else tensor
+        for name, tensor in tensors.items()
+    }
+    return DictionarySet.build((), set_info(kv_heads=2, sparsity=2), further=named)
+
+
+SETS = {
+    "lexico": lexico_dictionary,
+    "lexico-packed": packed_dictionary,
+    "lexico-residual": residual_dictionary,
+}
+"""What makes the set of a golden."""
+PURSUED = ("lexico", "lexico-packed")
+"""Goldens whose frames name atoms of vectors."""
+
+
+def coded_vectors(golden: Golden) -> Iterator[tuple[Tensor, Tensor, int]]:
+    """(vectors, atoms, most atoms) of each table, float64, as the codec pursues them."""
     assert golden.dictionary is not None
-    least = float("inf")
     sinks = golden.spec.codec.sink_tokens(0, golden.spec.page_tokens)
-    for layer in range(golden.spec.geometry.layers):
-        for i, part in enumerate(("key", "value")):
-            atoms = golden.dictionary.atoms(layer, part).double()
-            for x in golden.tensor[layer, i, sinks:].reshape(-1, 16).double():
-                picked: list[int] = []
-                residual = x
-                while len(picked) < 4 and float(x.norm()) > 0:
-                    scores = (atoms @ residual).abs()
-                    first, second = scores.topk(2).values.tolist()
-                    least = min(least, (first - second) / float(x.norm()))
-                    picked.append(int(scores.argmax()))
-                    basis = atoms[picked].T
-                    residual = x - basis @ torch.linalg.lstsq(basis, x[:, None]).solution[:, 0]
+    layers = golden.spec.geometry.layers
+    tables = golden.tensor.flatten(0, 1)[:, sinks:]
+    limits: tuple[int, ...] = (4,) * len(tables)
+    if golden.dictionary.unrotated:
+        means, turned = golden.dictionary.means(0, layers), (True, False) * layers
+        tables = Preparation(golden.spec.geometry.rope, turned, sinks, means).apply(tables)
+        limits = PACKED_LIMITS
+    for table, limit in enumerate(limits):
+        atoms = golden.dictionary.stack(0, layers).dictionary(table)
+        yield tables[table].reshape(-1, 16).double(), atoms.double(), limit
+
+
+def least_margin(golden: Golden) -> float:
+    """Least lead of a picked atom over the next, of the vector's norm, in float64.
+
+    Where the codec has a tolerance, also the least distance from it of an error that was judged.
+    """
+    least = float("inf")
+    tolerance = getattr(golden.spec.codec, "tolerance", None)
+    for vectors, atoms, limit in coded_vectors(golden):
+        for x in vectors:
+            picked: list[int] = []
+            residual, norm = x, float(x.norm())
+            while len(picked) < limit and norm > 0:
+                scores = (atoms @ residual).abs()
+                first, second = scores.topk(2).values.tolist()
+                least = min(least, (first - second) / norm)
+                picked.append(int(scores.argmax()))
+                basis = atoms[picked].T
+                residual = x - basis @ torch.linalg.lstsq(basis, x[:, None]).solution[:, 0]
+                if tolerance is not None:
+                    left = float(residual.norm()) / norm
+                    least = min(least, abs(left - tolerance))
+                    if left <= tolerance:
+                        break
     return least
 
 
@@ -178,15 +316,25 @@ def write(*, rewrite: bool) -> list[Path]:
     Raises:
         FileExistsError: a file is there already and `rewrite` is False; nothing is written then.
     """
-    dictionary = lexico_dictionary()
-    goldens = [raw(), lexico(dictionary)]
-    margin = least_margin(goldens[1])
-    if margin < LEAST_MARGIN:
-        raise ValueError(f"near-tie in the golden input: margin {margin}")
-    files = {FOLDER / "lexico.safetensors": dictionary.to_bytes()}
+    sets = {name: make() for name, make in SETS.items()}
+    goldens = [
+        raw(),
+        lossless(),
+        lexico(sets["lexico"]),
+        packed(sets["lexico-packed"]),
+        residual(sets["lexico-residual"]),
+    ]
     for golden in goldens:
-        frame = golden.encode()
-        text = json.dumps(document(golden, frame), indent=2) + "\n"
+        if golden.name not in PURSUED:
+            continue
+        margin = least_margin(golden)
+        if margin < LEAST_MARGIN:
+            raise ValueError(f"near-tie in the golden input {golden.name}: margin {margin}")
+    files = {FOLDER / f"{name}.safetensors": made.to_bytes() for name, made in sets.items()}
+    for golden in goldens:
+        with products(quick=False):
+            frame = golden.encode()
+            text = json.dumps(document(golden, frame), indent=2) + "\n"
         files |= {golden.path("frame"): frame, golden.path("json"): text.encode()}
     existing = sorted(path for path in files if path.exists())
     if existing and not rewrite:

@@ -21,7 +21,7 @@ PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
 PACKAGES = [
     ROOT / path for path in PROJECT["tool"]["hatch"]["build"]["targets"]["wheel"]["packages"]
 ]
-IDS = {"raw": 1, "lexico": 2}
+IDS = {"raw": 1, "lexico": 2, "lexico-packed": 3, "lexico-residual": 4, "lossless": 5}
 """Ids lie in stored frames: one that is given is never given again."""
 
 # service: method -> (client streams, server streams)

@@ -262,7 +262,7 @@ def test_longest_values_that_fit() -> None:
     assert len(spec.namespace) == 32
 
 
-@pytest.mark.parametrize("name", ["", "RAW", "raw ", "lexico-packed", "pickle", "../raw"])
+@pytest.mark.parametrize("name", ["", "RAW", "raw ", "lexico-none", "pickle", "../raw"])
 def test_unknown_codec(name: str) -> None:
     with pytest.raises(UnknownCodec, match="this build has raw, lexico"):
         codec_from_config(name)

@@ -9,9 +9,13 @@ from typing import Any, ClassVar
 
 import pytest
 import torch
+from safetensors.torch import load
 from torch import Tensor
 
 from lexico_codec.dictionary import DictionarySet
+from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.kernels import encode, reconstruct
+from lexico_codec.rope import rotate
 from lexico_codec.training import run as runner
 from lexico_codec.training import state
 from lexico_codec.training.importance import (
@@ -19,7 +23,7 @@ from lexico_codec.training.importance import (
     recorded_importance,
     training_weights,
 )
-from lexico_codec.training.learn import LearnSettings, held_out_errors, learn
+from lexico_codec.training.learn import LearnSettings, error_curve, held_out_errors, learn
 from lexico_codec.training.model import LoadedModel, load_model
 from lexico_codec.training.run import TrainSettings, error_table, train
 from lexico_codec.training.sample import Samples, cut_windows, sample
@@ -140,6 +144,11 @@ def settings(tmp_path: Path) -> TrainSettings:
     )
 
 
+@pytest.fixture
+def packed(settings: TrainSettings) -> TrainSettings:
+    return replace(settings, codec="lexico-packed")
+
+
 class TestRun:
     def test_writes_a_set_that_loads(self, tiny: LoadedModel, settings: TrainSettings) -> None:
         made = train(settings, tiny)
@@ -181,6 +190,64 @@ class TestRun:
         monkeypatch.setattr(state, "learn", lambda *a: learned.append(1) or learn(*a))
         assert train(second, tiny).to_bytes() == whole.to_bytes()
         assert len(learned) == 2, "finished dictionaries were learned again"
+
+    def test_packed_set_is_of_centred_keys_before_rope(
+        self, tiny: LoadedModel, packed: TrainSettings
+    ) -> None:
+        made = train(packed, tiny)
+        assert made.unrotated
+        assert "--codec lexico-packed" in made.info.command
+        assert made.info.training["codec"] == "lexico-packed"
+        samples = packed.state / "samples"
+        keys = torch.frombuffer(bytearray((samples / "00.key.f16").read_bytes()), dtype=torch.half)
+        windows = cut_windows(packed.text.read_text(), tiny.tokenizer, 240_000, (64, 32))
+        rows = sum(len(window) - 4 for window in windows[: -max(1, len(windows) // 10)])
+        mean = keys.view(-1, 2, 8)[:rows].double().mean(0)
+        torch.testing.assert_close(made.means(0, 1)[0].double(), mean, atol=1e-3, rtol=1e-3)
+        tensors = load(made.to_bytes())
+        assert tensors["layers.01.value.atoms"].dtype == torch.int8
+        assert int(tensors["layers.01.value.atoms"].abs().max()) == 127
+        assert made.errors is None, "errors without importance mislead"
+
+    def test_packed_run_resumes_and_spreads_to_the_same_bytes(
+        self,
+        tiny: LoadedModel,
+        packed: TrainSettings,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        whole = train(packed, tiny)
+        second = replace(packed, state=tmp_path / "second.state")
+        stop_after(monkeypatch, runner, "sample", 5)
+        with pytest.raises(KeyboardInterrupt):
+            train(second, tiny)
+        monkeypatch.undo()
+        stop_after(monkeypatch, runner, "work_through", 2)
+        with pytest.raises(KeyboardInterrupt):
+            train(second, tiny)
+        monkeypatch.undo()
+        assert train(replace(second, workers=2), tiny).to_bytes() == whole.to_bytes()
+
+    def test_importance_weighs_the_errors(self, tiny: LoadedModel, packed: TrainSettings) -> None:
+        plain = train(packed, tiny, torch.ones(2, 2)).errors
+        importance = torch.tensor([[1.0, 0.0], [0.5, 3.0]])
+        weighed = train(packed, tiny, importance)  # of the same state: nothing is learned again
+        assert plain is not None
+        assert weighed.errors is not None
+        assert plain.shape == (2, 2, 9)
+        assert bool((plain[:, :, 0] > 0).all())
+        assert bool((plain[:, :, 8] < 1e-6).all())
+        assert torch.equal(weighed.errors, plain * importance[:, :, None])
+        assert weighed.info.training["importance"] != ""
+        for wrong in (torch.ones(2), -importance, importance / 0):
+            with pytest.raises(InvalidInput, match="importance"):
+                train(packed, tiny, wrong)
+        with pytest.raises(InvalidInput, match="importance"):
+            train(replace(packed, codec="lexico"), tiny, importance)
+        with pytest.raises(ConfigurationError, match="another codec"):
+            train(replace(packed, codec="lexico"), tiny)
+        with pytest.raises(ConfigurationError, match="codec 'other'"):
+            replace(packed, codec="other")
 
     def test_workers_do_not_change_the_bytes(
         self, tiny: LoadedModel, settings: TrainSettings, tmp_path: Path
@@ -269,6 +336,39 @@ def test_samples_are_the_cache_of_the_model(tiny: LoadedModel, tmp_path: Path) -
     dumped = torch.frombuffer(bytearray(samples.path(1, "value").read_bytes()), dtype=torch.float16)
     assert len(dumped) == 8 * samples.rows
     assert torch.equal(dumped.view(-1, 8)[samples.rows_of(1) : samples.rows_of(2)], expected)
+
+
+def test_samples_before_rope(tiny: LoadedModel, tmp_path: Path) -> None:
+    """Turned again they are the cache's; equal tokens in any place have the first layer's keys."""
+    rope = geometry_of(tiny.model.config, "float32").rope
+    assert rope is not None
+    windows = ((5, 9, 9, 9, 9, 7, 9, 9),) * 2
+    samples = Samples(tmp_path, windows, layers=2, kv_heads=2, head_dim=8, rope=rope)
+    assert list(sample(tiny.model, samples)) == [8, 8]
+    data = bytearray(samples.path(0, "key").read_bytes())
+    keys = torch.frombuffer(data, dtype=torch.half).view(2, 4, 2, 8)
+    torch.testing.assert_close(keys[0, 0], keys[0, 3], atol=2e-3, rtol=2e-3)
+    with torch.inference_mode():
+        cache = tiny.model(torch.tensor([windows[0]]), use_cache=True).past_key_values
+    turned = rotate(keys[1].float(), torch.arange(4, 8), rope)
+    expected = cache.layers[0].keys[0, :, 4:].transpose(0, 1)
+    torch.testing.assert_close(turned, expected, atol=2e-3, rtol=2e-3)
+
+
+def test_error_curve_is_that_of_pursuit_with_every_number_of_atoms() -> None:
+    atoms, vectors = unit_rows(40, 24, 0), planted(unit_rows(99, 24, 3), 700, 20, 4)
+    vectors[3] = 0
+    vectors[4] = 2 * atoms[7]
+    curve = error_curve(atoms, vectors, 9)
+    assert curve.shape == (10,)
+    assert float(curve[0]) == pytest.approx(float(vectors.square().mean()))
+    for s in (1, 5, 9):
+        left = vectors - reconstruct(encode(vectors, atoms, s), atoms)
+        assert float(curve[s]) == pytest.approx(float(left.square().mean()), rel=1e-4)
+    whole = error_curve(atoms, vectors)
+    assert whole.shape == (25,)
+    assert bool((whole.diff() <= 0).all())
+    assert float(whole[24]) < 1e-6
 
 
 def test_watching_attention_does_not_change_the_model(tiny: LoadedModel) -> None:

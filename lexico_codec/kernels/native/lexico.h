@@ -21,6 +21,8 @@ enum Status : int {
     kBadIndex = 3,
     kUnsupported = 4,
     kBadArgument = 5,
+    kBadLevel = 6, // an integer that cannot be coded
+    kDamaged = 7,  // a stream that does not end where it should
 };
 
 enum Isa : int { kGeneric = 0, kAvx2 = 1, kVnni = 2, kAmx = 3 };
@@ -112,6 +114,7 @@ struct Restoring : Call { // lexico_restore
     int kind;
 };
 
+bool supported(int isa);
 bool amx_permitted(); // asks the kernel for the tile registers, once
 
 namespace generic {

@@ -1,18 +1,8 @@
 // The C functions of encoding: which instruction set, packing, and threads.
 #include <math.h>
 
-#include <condition_variable>
-#include <memory>
-#include <mutex>
-#include <new>
-#include <system_error>
-#include <thread>
-
-#if defined(__x86_64__)
-#include <xmmintrin.h>
-#endif
-
 #include "lexico.h"
+#include "threads.h"
 
 #if defined(__x86_64__) && defined(__linux__)
 #include <sys/syscall.h>
@@ -26,89 +16,6 @@ constexpr int64_t kMostChunk = 512;  // rows of one item of work
 constexpr int64_t kLeastChunk = 32;  // two groups of sixteen
 constexpr double kEncodeWork = 3e7;  // multiply-adds that are worth a thread of their own
 constexpr double kDecodeWork = 1e6;
-
-bool supported(int isa) {
-#if defined(__x86_64__)
-    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
-                      __builtin_cpu_supports("f16c");
-    const bool vnni = avx2 && __builtin_cpu_supports("avx512bw") &&
-                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
-                      __builtin_cpu_supports("avx512vnni");
-    if (isa == kAmx) return vnni && amx_permitted();
-    if (isa == kVnni) return vnni;
-    if (isa == kAvx2) return avx2;
-#endif
-    return isa == kGeneric;
-}
-
-// Round to nearest and keep subnormals, whatever the caller's thread does (torch can flush them):
-// bounds and bits depend on it.
-struct PlainArithmetic {
-#if defined(__x86_64__)
-    unsigned before = _mm_getcsr();
-    PlainArithmetic() { _mm_setcsr(0x1f80); }
-    ~PlainArithmetic() { _mm_setcsr(before); }
-#elif defined(__aarch64__)
-    uint64_t before;
-    PlainArithmetic() { asm volatile("mrs %0, fpcr\n\tmsr fpcr, xzr" : "=r"(before) : : "memory"); }
-    ~PlainArithmetic() { asm volatile("msr fpcr, %0" : : "r"(before) : "memory"); }
-#endif
-};
-
-// How many threads the work keeps busy.
-int64_t useful(int64_t threads, int64_t items, double work, double least) {
-    const int64_t most = threads < items ? threads : items;
-    return work < least * double(most) ? 1 + int64_t(work / least) : most;
-}
-
-// Where threads come in to work, until the caller closes it.
-struct Door {
-    std::mutex lock;
-    std::condition_variable left;
-    int inside = 0;
-    bool closed = false;
-
-    bool enter() {
-        const std::lock_guard<std::mutex> hold(lock);
-        if (closed) return false;
-        return ++inside;
-    }
-    void leave() {
-        const std::lock_guard<std::mutex> hold(lock);
-        if (!--inside) left.notify_one();
-    }
-    void close() { // and waits for those inside
-        std::unique_lock<std::mutex> hold(lock);
-        closed = true;
-        left.wait(hold, [this] { return !inside; });
-    }
-};
-
-// Runs task() on `threads` threads, this one among them; where threads cannot be had, on fewer. All
-// of them take items until none is left, so one that starts late, on a busy machine, is not waited
-// for: it finds the door closed and touches nothing of the caller's.
-template <typename Task>
-void spread(int64_t threads, Task task) {
-    const auto work = [&task] {
-        const PlainArithmetic plain;
-        task();
-    };
-    if (threads <= 1) return work();
-    std::shared_ptr<Door> door;
-    try {
-        door = std::make_shared<Door>();
-        for (int64_t i = 1; i < threads; ++i)
-            std::thread([door, &work] {
-                if (!door->enter()) return;
-                work();
-                door->leave();
-            }).detach();
-    } catch (const std::system_error&) {
-    } catch (const std::bad_alloc&) {
-    }
-    work();
-    if (door) door->close();
-}
 
 // Sizes that fit one another, and chunks of rows: four items of work a thread, if there are rows.
 bool prepare(Call& call, int64_t threads, const float* table, const int64_t* starts, int64_t tables,
@@ -160,6 +67,20 @@ bool pack_table(const float* table, int64_t atoms, int64_t m, uint8_t* base) {
 
 } // namespace
 
+bool supported(int isa) {
+#if defined(__x86_64__)
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    const bool vnni = avx2 && __builtin_cpu_supports("avx512bw") &&
+                      __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+                      __builtin_cpu_supports("avx512vnni");
+    if (isa == kAmx) return vnni && amx_permitted();
+    if (isa == kVnni) return vnni;
+    if (isa == kAvx2) return avx2;
+#endif
+    return isa == kGeneric;
+}
+
 bool amx_permitted() {
 #if defined(__x86_64__) && defined(__linux__)
     // GCC 12 knows no CPU feature name for AMX: CPUID leaf 7, EDX bits 24 (tile) and 25 (int8).
@@ -179,7 +100,7 @@ bool amx_permitted() {
 
 using namespace lexico;
 
-LEXICO_EXPORT int lexico_abi() { return 3; }
+LEXICO_EXPORT int lexico_abi() { return 5; }
 
 LEXICO_EXPORT int lexico_supported(int isa) { return supported(isa); }
 

@@ -1,0 +1,92 @@
+"""What storing a prefix does to its cache and to the predictions after it."""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from lexico_codec.codecs.abc import SINK_TOKENS
+from lexico_codec.evaluation.caches import (
+    cache_of,
+    divergence,
+    forward,
+    negative_log_likelihood,
+)
+from lexico_codec.evaluation.prefixes import ExactText
+from lexico_codec.evaluation.shelf import Shelf
+from lexico_codec.evaluation.ways import Way
+
+
+class LayerErrors(TypedDict):
+    """Squared error over squared norm of each layer's vectors that are no sinks."""
+
+    keys: list[float]
+    values: list[float]
+
+
+class Fidelity(TypedDict):
+    """One text stored one way. Nats, mean over the continuation."""
+
+    bytes: int
+    kl: float
+    kl_keys: float
+    """With the keys as they come back and exact values."""
+    kl_values: float
+    nll: float
+    nll_exact: float
+    layers: LayerErrors
+
+
+def through_frames(exact: ExactText, way: Way, coded: int) -> tuple[Tensor, Shelf]:
+    """The prefix's states as a node would reload them, and the frames they lay in.
+
+    Args:
+        exact: the text.
+        way: the codec.
+        coded: leading tokens that are stored; the rest stays exact.
+    """
+    shelf = Shelf(way)
+    shelf.store(exact.ids[:coded], exact.states)
+    # One token more than is stored: a reload leaves the model at least one.
+    states = shelf.reload(exact.ids[: coded + 1], exact.states.dtype, exact.states.device)
+    return torch.cat([states, exact.states[:, :, :, coded:]], dim=3), shelf
+
+
+@torch.inference_mode()
+def judge(model: Any, exact: ExactText, made: Tensor, size: int, coded: int) -> Fidelity:
+    """Compares what came back with what was there.
+
+    Args:
+        model: the model.
+        exact: the text.
+        made: as `exact.states`.
+        size: bytes that it took.
+        coded: leading tokens that were stored.
+    """
+
+    def predictions(states: Tensor) -> Tensor:
+        return forward(model, exact.following, cache_of(states), len(exact.following))
+
+    keys, values = exact.states.clone(), exact.states.clone()
+    keys[:, 0], values[:, 1] = made[:, 0], made[:, 1]
+    both = predictions(made)
+    targets = exact.following[1:]
+    return {
+        "bytes": size,
+        "kl": divergence(exact.predictions, both),
+        "kl_keys": divergence(exact.predictions, predictions(keys)),
+        "kl_values": divergence(exact.predictions, predictions(values)),
+        "nll": negative_log_likelihood(both, targets),
+        "nll_exact": negative_log_likelihood(exact.predictions, targets),
+        "layers": layer_errors(exact.states[:, :, :, :coded], made[:, :, :, :coded]),
+    }
+
+
+def layer_errors(exact: Tensor, made: Tensor) -> LayerErrors:
+    """Of states, `[layers, 2, kv_heads, tokens, head_dim]`."""
+    exact, made = (x[:, :, :, SINK_TOKENS:].double().flatten(2) for x in (exact, made))
+    relative = (made - exact).square().sum(2) / exact.square().sum(2).clamp_min(1e-30)
+    keys, values = relative.T.tolist()
+    return {"keys": keys, "values": values}

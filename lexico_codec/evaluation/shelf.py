@@ -1,0 +1,93 @@
+"""Pages of one codec, coded into real frames and kept in memory in place of a store."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from lexico_codec.evaluation.ways import Way
+from lexico_codec.keys import page_keys
+from lexico_codec.pages import decode_group, encode_group
+
+
+class Shelf:
+    """What the service would hold for one conversation, and what reloading it gives."""
+
+    def __init__(self, way: Way) -> None:
+        self._way = way
+        self._frames: dict[bytes, list[bytes]] = {}
+        self.encode_s = 0.0
+        """Seconds spent in encoding."""
+        self.decode_s = 0.0
+
+    @property
+    def size(self) -> int:
+        """Bytes of all frames."""
+        return sum(len(frame) for frames in self._frames.values() for frame in frames)
+
+    def store(self, ids: Sequence[int], states: Tensor) -> int:
+        """Encodes the full pages that are not there yet; those that are stay as they are.
+
+        Args:
+            ids: tokens of the cache.
+            states: as `caches.states_of` gives them.
+
+        Returns:
+            Pages encoded.
+        """
+        spec, dictionary = self._way.spec, self._way.dictionary
+        missing = [
+            (page, key)
+            for page, key in enumerate(page_keys(spec, list(ids)))
+            if key not in self._frames
+        ]
+        for page, key in missing:
+            tokens = slice(page * spec.page_tokens, (page + 1) * spec.page_tokens)
+            frames = []
+            for group in range(spec.groups):
+                layers = spec.group_range(group)
+                part = states[layers.start : layers.stop, :, :, tokens].transpose(2, 3)
+                source = part.to(spec.geometry.torch_dtype).contiguous()
+                started = time.perf_counter()
+                frame = encode_group(spec, key, page, group, source, dictionary)
+                self.encode_s += time.perf_counter() - started
+                frames.append(bytes(frame))
+            self._frames[key] = frames
+        return len(missing)
+
+    def reload(self, ids: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """Decodes the leading pages that are there, but leaves the model at least one token.
+
+        Returns:
+            `[layers, 2, kv_heads, tokens, head_dim]` of the model's dtype.
+        """
+        spec, geometry = self._way.spec, self._way.spec.geometry
+        found: list[tuple[bytes, list[bytes]]] = []
+        for key in page_keys(spec, list(ids)[:-1]):
+            frames = self._frames.get(key)
+            if frames is None:
+                break
+            found.append((key, frames))
+        made = torch.empty(
+            (
+                geometry.layers,
+                2,
+                geometry.kv_heads,
+                len(found) * spec.page_tokens,
+                geometry.head_dim,
+            ),
+            dtype=geometry.torch_dtype,
+            device=device,
+        )
+        started = time.perf_counter()
+        for page, (key, frames) in enumerate(found):
+            tokens = slice(page * spec.page_tokens, (page + 1) * spec.page_tokens)
+            for group, frame in enumerate(frames):
+                layers = spec.group_range(group)
+                out = made[layers.start : layers.stop, :, :, tokens].transpose(2, 3)
+                decode_group(spec, key, page, group, frame, out, self._way.dictionary)
+        self.decode_s += time.perf_counter() - started
+        return made.to(dtype)

@@ -1,0 +1,119 @@
+"""A conversation that grows over reloads: what errors become when each turn builds on the last.
+
+Turn i reloads the pages stored so far, prefills what they lack and the next piece of text, and
+stores the new pages. Those already stored are not coded again, but new ones were computed on top of
+coded ones. The reference never compressed; `once` reloads pages that were coded from its cache, so
+what `kl` has over `kl_once` is what piled up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypedDict
+
+import torch
+from torch import Tensor
+
+from lexico_codec.evaluation.caches import (
+    cache_of,
+    divergence,
+    forward,
+    negative_log_likelihood,
+    states_of,
+)
+from lexico_codec.evaluation.settings import EvalSettings
+from lexico_codec.evaluation.shelf import Shelf
+from lexico_codec.evaluation.ways import Way
+
+if TYPE_CHECKING:
+    from transformers import DynamicCache
+
+
+class Turn(TypedDict):
+    """One reload. Nats, mean over the turn's tokens."""
+
+    turn: int
+    reloaded: int
+    """Tokens."""
+    pages: int
+    """Pages newly stored."""
+    bytes: int
+    """Of all pages of the conversation."""
+    kl: float
+    kl_once: float
+    nll: float
+    nll_exact: float
+
+
+@dataclass(frozen=True, eq=False)
+class ExactTurns:
+    """The conversation of a node that never compressed."""
+
+    ids: tuple[int, ...]
+    states: Tensor
+    """At the end; those at the end of a turn are its leading tokens."""
+    predictions: tuple[Tensor, ...]
+    """`[turn tokens, vocabulary]` a turn."""
+
+
+def exact_turns(model: Any, ids: Sequence[int], settings: EvalSettings) -> ExactTurns:
+    """Runs the conversation without compression."""
+    used = tuple(ids[: settings.prefix + settings.turns * settings.turn_tokens])
+    cache = cache_of(torch.empty(0, 0, 0, 0, 0))
+    forward(model, used[: settings.prefix], cache, 1)
+    predictions = []
+    for turn in range(settings.turns):
+        piece = used[_end(settings, turn) : _end(settings, turn + 1)]
+        predictions.append(forward(model, piece, cache, len(piece)))
+    return ExactTurns(used, states_of(cache), tuple(predictions))
+
+
+def resume(
+    model: Any, shelf: Shelf, ids: Sequence[int], keep: int
+) -> tuple[DynamicCache, Tensor, int]:
+    """What a node does with a prompt: reloads its stored pages and prefills the rest.
+
+    Returns:
+        The cache of all of `ids`, the log-probabilities after the last `keep` of them, and how many
+        tokens were reloaded. They are fewer than asked for where more than the rest was asked for.
+    """
+    states = shelf.reload(ids, model.dtype, model.device)
+    reloaded = states.shape[3]
+    cache = cache_of(states)
+    rest = ids[reloaded:]
+    return cache, forward(model, rest, cache, min(keep, len(rest))), reloaded
+
+
+@torch.inference_mode()
+def converse(model: Any, exact: ExactTurns, way: Way, settings: EvalSettings) -> list[Turn]:
+    """Every turn of a conversation over one codec."""
+    ids, shelf, once = exact.ids, Shelf(way), Shelf(way)
+    shelf.store(ids[: settings.prefix], exact.states)
+    once.store(ids, exact.states)
+    found: list[Turn] = []
+    for turn, reference in enumerate(exact.predictions, start=1):
+        start, end = _end(settings, turn - 1), _end(settings, turn)
+        cache, made, reloaded = resume(model, shelf, ids[:end], end - start)
+        # The other shelf knows the turn's own pages too: they are not to be reloaded yet.
+        known = once.reload(ids[: start + 1], model.dtype, model.device)[:, :, :, :reloaded]
+        single = forward(model, ids[known.shape[3] : end], cache_of(known), end - start)
+        pages = shelf.store(ids[:end], states_of(cache))
+        found.append(
+            {
+                "turn": turn,
+                "reloaded": reloaded,
+                "pages": pages,
+                "bytes": shelf.size,
+                "kl": divergence(reference, made),
+                "kl_once": divergence(reference, single),
+                "nll": negative_log_likelihood(made, ids[start + 1 : end]),
+                "nll_exact": negative_log_likelihood(reference, ids[start + 1 : end]),
+            }
+        )
+    return found
+
+
+def _end(settings: EvalSettings, turn: int) -> int:
+    """Tokens at the end of a turn; turn 0 is the prefix."""
+    return settings.prefix + turn * settings.turn_tokens

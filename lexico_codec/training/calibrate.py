@@ -1,0 +1,111 @@
+"""Finds the step at which a codec costs a model's predictions a given KL, on held-out windows."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, Final
+
+import torch
+from torch import Tensor
+
+from lexico_codec.codecs.abc import SINK_TOKENS, Place
+from lexico_codec.codecs.residual import ResidualCodec
+from lexico_codec.dictionary import DictionarySet
+from lexico_codec.geometry import Geometry
+from lexico_codec.training.observe import PROMPT_TOKENS, RECENT_TOKENS
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+TARGETS: Final = {"near": 0.005, "balanced": 0.02, "small": 0.05}
+"""KL in nats that a quality stands for."""
+
+_PAGE: Final = 64
+_CLOSE: Final = 1.08  # a KL within this factor of its target will do
+_TRIES: Final = 6
+
+
+class Ruler:
+    """Measures the KL of a step on windows whose uncompressed predictions it keeps."""
+
+    def __init__(
+        self, model: PreTrainedModel, geometry: Geometry, windows: Sequence[Sequence[int]]
+    ) -> None:
+        self._model, self._geometry = model, geometry
+        self._windows = [torch.tensor([list(window)], device=model.device) for window in windows]
+        self._caches: list[Tensor] = []
+        self._exact: list[Tensor] = []
+        for ids in self._windows:
+            states = self._prefill(ids)
+            self._caches.append(states)
+            self._exact.append(self._predict(ids, states))
+
+    def kl(self, dictionary: DictionarySet, step: float) -> float:
+        """Mean KL in nats of the continuations' predictions."""
+        layers = dictionary.family("residual").run_layers
+        codec = ResidualCodec(step=step, run_layers=layers)
+        total = 0.0
+        for ids, states, exact in zip(self._windows, self._caches, self._exact, strict=True):
+            made = self._predict(ids, self._coded(states, codec, dictionary, layers))
+            total += float((exact.exp() * (exact - made)).sum(-1).mean())
+        return total / len(self._windows)
+
+    def _coded(
+        self, states: Tensor, codec: ResidualCodec, dictionary: DictionarySet, layers: int
+    ) -> Tensor:
+        """`[layers, 2, tokens, heads, dim]` as it comes back, page by page."""
+        made = states.clone()
+        for first in range(0, PROMPT_TOKENS - RECENT_TOKENS, _PAGE):
+            last = min(first + _PAGE, PROMPT_TOKENS - RECENT_TOKENS)
+            for layer in range(0, len(states), layers):
+                part = states[layer : layer + layers, :, first:last].contiguous()
+                place = Place(layer, first, self._geometry.rope)
+                body = codec.encode(part, place, dictionary)
+                out = torch.empty_like(part)
+                codec.decode(memoryview(body), place, dictionary, out)
+                made[layer : layer + layers, :, first:last] = out
+        made[:, :, :SINK_TOKENS] = states[:, :, :SINK_TOKENS]
+        return made
+
+    @torch.inference_mode()
+    def _prefill(self, ids: Tensor) -> Tensor:
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        self._model(ids[:, :PROMPT_TOKENS], past_key_values=cache, logits_to_keep=1)
+        layers: Any = cache.layers
+        pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in layers]
+        return torch.stack(pairs).transpose(2, 3).half().contiguous().cpu()
+
+    @torch.inference_mode()
+    def _predict(self, ids: Tensor, states: Tensor) -> Tensor:
+        from transformers import DynamicCache
+
+        cache = DynamicCache()
+        wide = states.transpose(2, 3).to(self._model.device, self._model.dtype)
+        for layer, (keys, values) in enumerate(wide):
+            cache.update(keys[None], values[None], layer)
+        predicted = self._model(ids[:, PROMPT_TOKENS:], past_key_values=cache).logits[0]
+        found: Tensor = predicted.float().log_softmax(-1).cpu()
+        return found
+
+
+def step_for(target: float, guess: float, kl_of: Callable[[float], float]) -> float:
+    """The step whose KL is the target, to 8 %: secants of the logarithms.
+
+    KL grows about with the square of the step; a slope that noise bent is not trusted.
+    """
+    step, slope = guess, 1.5
+    seen: list[tuple[float, float]] = []
+    for _ in range(_TRIES):
+        kl = max(kl_of(step), 1e-9)
+        if target / _CLOSE <= kl <= target * _CLOSE:
+            return step
+        seen.append((math.log(step), math.log(kl)))
+        if len(seen) > 1:
+            (a, ka), (b, kb) = seen[-2:]
+            slope = min(max((kb - ka) / (b - a) if b != a else slope, 0.7), 2.5)
+        step = math.exp(seen[-1][0] + (math.log(target) - seen[-1][1]) / slope)
+    near = min(seen, key=lambda point: abs(point[1] - math.log(target)))
+    return math.exp(near[0])

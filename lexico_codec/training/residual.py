@@ -1,0 +1,200 @@
+"""`lexico train --codec lexico-residual`: observe, fit, calibrate; each step once, and kept."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import safetensors
+import torch
+from safetensors.torch import save
+from torch import Tensor
+
+from lexico_codec.dictionary import (
+    MAX_ARTEFACT_BYTES,
+    DictionarySet,
+    SetInfo,
+    canonical_json,
+    write_atomically,
+)
+from lexico_codec.geometry import Geometry
+from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.training.calibrate import TARGETS, Ruler, step_for
+from lexico_codec.training.fit import FitSettings, Held, fit_bases, fit_cross, fit_rest
+from lexico_codec.training.model import LoadedModel
+from lexico_codec.training.observe import WINDOW_TOKENS, Observations, observe
+from lexico_codec.training.sample import cut_windows
+from lexico_codec.training.state import RunState
+from lexico_codec.transform import MAX_ATOMS, MAX_COMPONENTS, MAX_SPARSITY, QUALITIES
+from lexico_proto.errors import ConfigurationError, InvalidInput
+
+LEAST_WINDOWS: Final = 4
+"""Windows that a text must fill: three to fit to and one to hold out."""
+_CALIBRATED: Final = 8  # held-out windows that steps are measured on
+
+
+@dataclass(frozen=True, slots=True)
+class ResidualSettings:
+    """One run."""
+
+    model: str
+    """Name of the model, for the artefact."""
+    state: Path
+    """Folder of what is done so far."""
+    tokens: int
+    """Most tokens of the text that are used."""
+    fit: FitSettings
+    command: str
+    """For the artefact."""
+
+
+def train_residual(
+    settings: ResidualSettings, text: str, loaded: LoadedModel, progress: Any
+) -> DictionarySet:
+    """Makes the set, going on where a run with the same settings stopped.
+
+    Args:
+        settings: the run.
+        text: what the model reads.
+        loaded: the model.
+        progress: makes a progress bar, as tqdm does.
+
+    Raises:
+        InvalidInput: the text is too short, or the model cannot be observed.
+        ConfigurationError: a state folder of other settings, or one that cannot be used.
+        Unsupported: a model whose cache the codecs do not cover.
+    """
+    geometry = geometry_of(loaded.model.config, "float32")
+    if geometry.layers % settings.fit.run_layers:
+        raise ConfigurationError(
+            f"run_layers: {geometry.layers} layers are no runs of {settings.fit.run_layers}"
+        )
+    _check_caps(settings.fit, geometry)
+    windows = cut_windows(text, loaded.tokenizer, settings.tokens, (WINDOW_TOKENS,))
+    if len(windows) < LEAST_WINDOWS:
+        raise InvalidInput(
+            f"text: fills {len(windows)} windows of {WINDOW_TOKENS} tokens; at least "
+            f"{LEAST_WINDOWS} are needed"
+        )
+    seen = Observations(settings.state / "observations", windows, geometry)
+    decides = {
+        "codec": "lexico-residual",
+        "model": settings.model,
+        "corpus": _digest(windows),
+        "tokens": sum(map(len, windows)),
+        "layers": geometry.layers,
+        "kv_heads": geometry.kv_heads,
+        "head_dim": geometry.head_dim,
+        **asdict(settings.fit),
+    }
+    state = RunState.claim(settings.state, decides)
+
+    def bar(items: Iterable[int], what: str) -> Iterable[int]:
+        shown: Iterable[int] = progress(items, desc=what, leave=False)
+        return shown
+
+    done = seen.finished()
+    with progress(total=len(windows), initial=done, desc="observing", unit="window") as shown:
+        for _ in observe(loaded.model, seen, settings.fit.seed):
+            shown.update()
+    bases = _stage(state, "bases", lambda: fit_bases(seen, settings.fit, bar))
+    cross = _stage(state, "cross", lambda: fit_cross(seen, settings.fit, bases, bar))
+    rest = _stage(state, "rest", lambda: fit_rest(seen, settings.fit, bases, cross, bar))
+    tensors = {**bases, **cross, **rest}
+    guess = float(tensors.pop("guess"))
+    del tensors["variances"]
+    info = SetInfo(
+        model=settings.model,
+        kv_heads=geometry.kv_heads,
+        rope=json.loads(canonical_json(asdict(geometry.rope))) if geometry.rope else {},
+        sparsity=rest["coefficients"].shape[1],
+        training=decides,
+        corpus_digest=_digest(windows),
+        held_out=[],
+        command=settings.command,
+    )
+
+    def build(steps: Tensor) -> DictionarySet:
+        named = {f"residual.{name}": tensor for name, tensor in tensors.items()}
+        return DictionarySet.build((), info, further={**named, "residual.steps": steps})
+
+    steps = _stage(state, "steps", lambda: {"steps": _steps(loaded, seen, build, guess, progress)})[
+        "steps"
+    ]
+    return build(steps)
+
+
+def _check_caps(fit: FitSettings, geometry: Geometry) -> None:
+    """Refuses at once what no set could hold when all is done."""
+    if fit.sparsity > MAX_SPARSITY or fit.atoms > MAX_ATOMS:
+        raise ConfigurationError(
+            f"a transform has at most {MAX_SPARSITY} atoms a token, of {MAX_ATOMS}; "
+            f"not {fit.sparsity} of {fit.atoms}"
+        )
+    width = geometry.kv_heads * geometry.head_dim
+    count = 2 * fit.run_layers * width
+    if count > MAX_COMPONENTS:
+        raise ConfigurationError(
+            f"run_layers: {fit.run_layers} layers have {count} components, at most "
+            f"{MAX_COMPONENTS} are coded together"
+        )
+    of_bases = 4 * geometry.layers * width * width // fit.blocks
+    of_runs = min(fit.joint, count) ** 2
+    size = of_bases + geometry.layers // fit.run_layers * of_runs
+    if size > MAX_ARTEFACT_BYTES:
+        raise ConfigurationError(
+            f"the set would have over {size} bytes, at most {MAX_ARTEFACT_BYTES} are read: "
+            f"{of_bases} for the layers, joint² for each run of them"
+        )
+
+
+def _steps(
+    loaded: LoadedModel,
+    seen: Observations,
+    build: Callable[[Tensor], DictionarySet],
+    guess: float,
+    progress: Any,
+) -> Tensor:
+    """Steps of the qualities, finest first."""
+    held = Held.of(len(seen.windows)).held_out[:_CALIBRATED]
+    ruler = Ruler(loaded.model, seen.geometry, [seen.windows[window] for window in held])
+    trial = build(torch.full((len(QUALITIES),), guess))
+    found: dict[str, float] = {}
+    with progress(desc="calibrating", unit="step") as shown:
+
+        def kl_of(step: float) -> float:
+            shown.update()
+            return ruler.kl(trial, step)
+
+        for quality in QUALITIES:
+            begin = guess if not found else list(found.values())[-1] * 2
+            found[quality] = step_for(TARGETS[quality], begin, kl_of)
+    return torch.tensor([found[quality] for quality in QUALITIES])
+
+
+def _stage(state: RunState, name: str, make: Callable[[], dict[str, Tensor]]) -> dict[str, Tensor]:
+    """What `make` gives, from the state folder where it is there already."""
+    path = state.folder / f"{name}.safetensors"
+    if not path.exists():
+        made = {key: tensor.contiguous() for key, tensor in make().items()}
+        write_atomically(path, save(made))
+    try:
+        with safetensors.safe_open(path, framework="pt") as f:
+            return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - no dict
+    except (OSError, safetensors.SafetensorError) as e:
+        raise ConfigurationError(f"{path}: not a finished step of a run ({e})") from e
+
+
+def _digest(windows: Iterable[tuple[int, ...]]) -> str:
+    """BLAKE2b-256 of the windows' token ids, as hex."""
+    import hashlib
+
+    import numpy as np
+
+    digest = hashlib.blake2b(digest_size=32)
+    for window in windows:
+        digest.update(np.asarray([len(window), *window], dtype="<u4").tobytes())
+    return digest.hexdigest()

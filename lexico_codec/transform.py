@@ -1,0 +1,435 @@
+"""The learned transform of codec lexico-residual, as a dictionary set carries it.
+
+A token's keys (before RoPE) and values in a run of layers are one long vector x. Its components are
+brought to where an error of one means the same everywhere, and to where they do not depend on one
+another:
+
+1. Of each table (a layer's keys, or its values) the mean is removed and `z = B⁻¹ (x - mean)` taken.
+   B whitens what the model's predictions feel: |z|² weighs an error of x as its mean effect on them
+   does (`training.observe`), and the components of z are uncorrelated.
+2. The components that vary most, over all tables of the run, pass through a second, orthogonal
+   transform Q, which takes out what layers, keys and values have in common.
+
+All components are then quantised with one step. What is coded of a token is its components ordered
+by falling deviation, each multiplied by the token's own gain: tokens that many will attend to get a
+finer step. The gain is predicted from the components themselves (`gains_of`), and stored.
+
+Tensors of the family `residual`, T = 2 layers tables, D = kv_heads * head_dim, run = layers that
+are coded together, C = 2 run D components, R of them in the second transform, F features:
+
+    residual.means        F32 [T, kv_heads, head_dim]
+    residual.bases        F16 [T, blocks, d, d]     B / scale, d = D / blocks
+    residual.scales       F32 [T]
+    residual.selected     I32 [runs, R]             rising
+    residual.cross        I8  [runs, R, R]          Q, columns by falling deviation
+    residual.cross_scales F32 [runs, R]             of a column
+    residual.order        I32 [runs, C]
+    residual.deviations   F32 [runs, C]             falling, in that order
+    residual.gains        F32 [runs, F + 9]         weights of features, bias
+    residual.atoms        I8  [runs, N, m]          over the first m components; N = 0: none
+    residual.remaining    F32 [runs, m]             deviations of those, atoms taken off
+    residual.coefficients F32 [runs, s]             deviation of each coefficient
+    residual.frequencies  I32 [E, 32]               of `kernels.entropy.Tables`, with the next two
+    residual.shifts       I32 [E]
+    residual.points       F32 [E, 16]
+    residual.steps        F32 [3]                   of the qualities near, balanced, small
+"""
+
+from __future__ import annotations
+
+import math
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from functools import cache
+from itertools import pairwise
+from typing import Any, Final, NoReturn
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lexico_codec.kernels.entropy import MAX_CLASSES, SYMBOLS, Tables
+from lexico_proto.errors import InvalidInput, ShapeMismatch
+
+QUALITIES: Final = ("near", "balanced", "small")
+"""Names of the calibrated steps, finest first."""
+CLASSES_AN_OCTAVE: Final = 3
+"""Classes, and steps of a token's gain, that double a deviation."""
+LEAST_OCTAVE: Final = -6
+"""log2 of deviation over step in class 0: what varies less is not coded."""
+GAINS: Final = range(-8, 8)
+"""Of a token, in thirds of octaves: four bits."""
+COEFFICIENT_STEPS: Final = 4
+"""Steps of an atom's coefficient, in steps of components."""
+MAX_ATOMS: Final = 4096
+MAX_SPARSITY: Final = 4
+MAX_COMPONENTS: Final = 1 << 16
+_BAND_ENDS: Final = (0, 8, 32, 128, 512, 1024, 2048, 4096)
+_BANDS: Final = len(_BAND_ENDS)
+_FEATURE_LIMIT: Final = 6.0
+
+View = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True)
+class _Forms:
+    made: dict[Any, Any] = field(default_factory=dict)
+    lock: threading.Lock = field(default_factory=threading.Lock)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Transform:
+    """The transform of a model, all tensors on the CPU; not to be written to."""
+
+    means: Tensor
+    """`[2 layers, kv_heads, head_dim]` float32, keys' before values' of each layer."""
+    bases: Tensor
+    """`[2 layers, blocks, d, d]` float32: B, which gives x from z."""
+    selected: Tensor
+    """`[runs, R]` int64: components of a run in the second transform."""
+    cross: Tensor
+    """`[runs, R, R]` float32: Q, which gives z of `selected` from the second components."""
+    order: Tensor
+    """`[runs, C]` int64: components as they are coded."""
+    deviations: Tensor
+    """`[runs, C]` float32, of the components in that order: falling."""
+    gains: Tensor
+    """`[runs, F + 9]` float32: what predicts a token's gain, see `gains_of`."""
+    atoms: Tensor
+    """`[runs, N, m]` float32, unit rows."""
+    remaining: Tensor
+    """`[runs, m]` float32: deviations of the first components with the atoms taken off."""
+    coefficients: Tensor
+    """`[runs, s]` float32."""
+    tables: Tables
+    steps: dict[str, float]
+    """Step of each quality."""
+    _forms: _Forms = field(default_factory=_Forms, init=False, repr=False)
+
+    @property
+    def layers(self) -> int:
+        """Layers of the model."""
+        return self.means.shape[0] // 2
+
+    @property
+    def runs(self) -> int:
+        """How many runs of equally many layers there are."""
+        return self.order.shape[0]
+
+    @property
+    def run_layers(self) -> int:
+        """Layers that are coded together."""
+        return self.layers // self.runs
+
+    @property
+    def sparsity(self) -> int:
+        """Atoms a token and run, s."""
+        return self.coefficients.shape[1]
+
+    def form(self, name: Any, make: Callable[[], Any]) -> Any:
+        """What `make` gives, made once under that name."""
+        with self._forms.lock:
+            if name not in self._forms.made:
+                self._forms.made[name] = make()
+            return self._forms.made[name]
+
+    def analyse(self, run: int, prepared: Tensor) -> Tensor:
+        """Components `[C, tokens]` as they are coded, of `[2 run_layers, D, tokens]`.
+
+        Args:
+            run: which run of layers.
+            prepared: float32, keys before RoPE, means not removed yet.
+        """
+        on = prepared.device
+        tables, width, tokens = prepared.shape
+        at = slice(run * tables, (run + 1) * tables)
+        centred = prepared - self._on("means", on, lambda: self.means)[at].reshape(tables, width, 1)
+        bases = self._on("inverse", on, lambda: _inverse(self.bases))[at]
+        blocks, d = bases.shape[1:3]
+        z = torch.matmul(bases, centred.view(tables, blocks, d, tokens)).view(-1, tokens)
+        if self.selected.shape[1]:
+            selected = self._on("selected", on, lambda: self.selected)[run]
+            exact = self.form("uncross", lambda: _inverse(self.cross))
+            if _quick_bfloat16(on):
+                halves = self.form(("halves", on), lambda: _halves(exact.to(on)))
+                z[selected] = _fine_product((halves[0][run], halves[1][run]), z[selected])
+            else:
+                z[selected] = self._on("uncross", on, lambda: exact)[run] @ z[selected]
+        ordered: Tensor = z[self._on("order", on, lambda: self.order)[run]]
+        return ordered
+
+    def synthesise(self, run: int, components: Tensor) -> Tensor:
+        """`[2 run_layers, tokens, D]` float32 from the first components: inverse of `analyse`.
+
+        Args:
+            run: which run of layers.
+            components: `[c, tokens]` float32, c <= C; those that are missing are zero.
+        """
+        on = components.device
+        count, tokens = components.shape
+        tables = 2 * self.run_layers
+        at = slice(run * tables, (run + 1) * tables)
+        z = components.new_zeros(self.order.shape[1], tokens)
+        z[self._on("order", on, lambda: self.order)[run, :count]] = components
+        if self.selected.shape[1]:
+            selected = self._on("selected", on, lambda: self.selected)[run]
+            kept = self._columns(run, count)
+            cross = self._factor("cross", on, lambda: self.cross)[run]
+            z[selected] = _product(cross[:, :kept], z[selected[:kept]])
+        bases = self._factor("turned bases", on, lambda: self.bases.mT.contiguous())[at]
+        blocks, d = bases.shape[1:3]
+        x = _product(z.view(tables, blocks, d, tokens).mT, bases)  # [tables, blocks, tokens, d]
+        x = x[:, 0] if blocks == 1 else x.transpose(1, 2).reshape(tables, tokens, blocks * d)
+        x += self._on("means", on, lambda: self.means)[at].reshape(tables, 1, -1)
+        return x
+
+    def gains_of(self, run: int, components: Tensor) -> Tensor:
+        """How much finer each token's step is, in thirds of octaves: `[tokens]` int8 in `GAINS`.
+
+        Half the logarithm of how strongly the model's predictions depend on the token, predicted
+        linearly from the first F components, cut to six deviations, and from the logarithms of the
+        mean square of eight bands of components.
+        """
+        weights = self._on("gains", components.device, lambda: self.gains)[run]
+        eta = features(components, self.deviations[run].to(components.device), len(weights) - 9)
+        octaves = (weights[:-1] @ eta + weights[-1]) / (2 * math.log(2))
+        thirds = torch.nan_to_num(octaves * CLASSES_AN_OCTAVE)  # of what overflowed
+        return thirds.round().clamp(GAINS[0], GAINS[-1]).to(torch.int8)
+
+    def classes(self, run: int, step: float) -> Tensor:
+        """Classes of coefficients and components at a step, `[s + C]` int16; negative: none."""
+
+        def make() -> Tensor:
+            left = self.deviations[run].clone()
+            if self.sparsity:
+                left[: self.remaining.shape[1]] = self.remaining[run]
+            both = (self.coefficients[run] / COEFFICIENT_STEPS, left)
+            return classes_of(torch.cat(both), step, self.tables.classes)
+
+        found: Tensor = self.form(("classes", run, step), make)
+        return found
+
+    def _columns(self, run: int, count: int) -> int:
+        """How many columns of Q the first coded components need."""
+
+        def make() -> Tensor:
+            place = torch.full((self.order.shape[1],), -1)
+            place[self.selected[run]] = torch.arange(self.selected.shape[1])
+            most = place[self.order[run]].cummax(0).values + 1
+            return torch.cat([torch.zeros(1, dtype=torch.int64), most])
+
+        return int(self.form(("columns", run), make)[count])
+
+    def _factor(self, name: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+        """A matrix in the dtype in which the device multiplies fastest."""
+        dtype = torch.bfloat16 if _quick_bfloat16(device) else torch.float32
+        found: Tensor = self.form((name, device), lambda: make().to(device, dtype))
+        return found
+
+    def _on(self, name: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
+        found: Tensor = self.form((name, device), lambda: make().to(device))
+        return found
+
+
+@cache
+def _quick_bfloat16(device: torch.device) -> bool:
+    """Whether products of bfloat16 are several times faster than those of float32.
+
+    Their rounding, 2^-9 of the largest components, is far below what the quantiser takes off.
+    """
+    if device.type == "cpu":
+        return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
+    return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
+
+
+def _product(first: Tensor, second: Tensor) -> Tensor:
+    """`first @ second`, float32, in bfloat16 where one of them is."""
+    if torch.bfloat16 in (first.dtype, second.dtype):
+        return torch.matmul(first.bfloat16(), second.bfloat16()).float()
+    return torch.matmul(first, second)
+
+
+def _halves(matrices: Tensor) -> tuple[Tensor, Tensor]:
+    """Two bfloat16 matrices that add up to one of float32, to 2^-17."""
+    first = matrices.bfloat16()
+    return first, (matrices - first.float()).bfloat16()
+
+
+def _fine_product(first: tuple[Tensor, Tensor], second: Tensor) -> Tensor:
+    """A product of two halves each, float32: small components keep what large ones would drown.
+
+    Three products of bfloat16; each element of the result is rounded to its own 2^-9.
+    """
+    upper, lower = _halves(second)
+    return (first[0] @ upper).float() + (first[0] @ lower + first[1] @ upper).float()
+
+
+def features(components: Tensor, deviations: Tensor, count: int) -> Tensor:
+    """What gains are predicted from: `[count + 8, tokens]` float32.
+
+    Args:
+        components: `[C, tokens]` as they are coded. deviations: `[C]`, theirs.
+        count: how many of the first components are features themselves.
+    """
+    unit = components / deviations[:, None]
+    last = len(components)
+    ends = [*(min(last, end) for end in _BAND_ENDS), last]
+    bands = [
+        unit[a:b].square().mean(0) if b > a else unit.new_ones(unit.shape[1])
+        for a, b in pairwise(ends)
+    ]
+    energies = torch.stack(bands).clamp(1e-4, 1e8).log()
+    return torch.cat([unit[:count].clamp(-_FEATURE_LIMIT, _FEATURE_LIMIT), energies])
+
+
+def classes_of(deviations: Tensor, step: float, count: int) -> Tensor:
+    """Class of each deviation at a step: thirds of octaves from `LEAST_OCTAVE` on, int16."""
+    octaves = (deviations.double() / step).clamp(1e-30, 1e30).log2() - LEAST_OCTAVE
+    found = (octaves * CLASSES_AN_OCTAVE).round().clamp(-GAINS[-1] - 1, count - 1 - GAINS[0])
+    return found.to(torch.int16)
+
+
+def _inverse(matrices: Tensor) -> Tensor:
+    """Inverses, in double precision where they are small.
+
+    By numpy: oneMKL's batched LU, which torch calls, was seen to hang after `set_num_threads`.
+    """
+    wide = matrices.double() if matrices.shape[-1] <= 1024 else matrices
+    try:
+        inverse = np.linalg.inv(wide.cpu().numpy()).astype(np.float32)
+    except np.linalg.LinAlgError as error:  # of an artefact that no training made
+        raise InvalidInput("dictionary set: residual: a matrix without an inverse") from error
+    return torch.from_numpy(inverse).contiguous()
+
+
+def parse_transform(
+    views: dict[str, View],
+    read: Callable[[str, View, str, tuple[int, ...]], Tensor],
+    layers: int,
+    kv_heads: int,
+) -> Transform:
+    """The transform of an artefact's tensors, which need not be trusted.
+
+    Args:
+        views: the tensors by the rest of their names.
+        read: gives a tensor of exactly a dtype and shape, all finite, or raises InvalidInput.
+        layers, kv_heads: of the model.
+
+    Raises:
+        InvalidInput: a tensor that is missing, too many, or not as it must be.
+    """
+    if views.keys() != _NAMES:
+        _refuse(f"its tensors are {', '.join(sorted(_NAMES))}")
+
+    def take(name: str, dtype: str, *shape: int) -> Tensor:
+        given = tuple(views[name]["shape"])
+        if len(given) != len(shape) or any(
+            s not in (-1, g) for s, g in zip(shape, given, strict=True)
+        ):
+            _refuse(f"{name} must be {dtype} {list(shape)}, not {list(given)}")
+        return read(f"residual.{name}", views[name], dtype, given)
+
+    means = take("means", "F32", 2 * layers, kv_heads, -1)
+    width = kv_heads * means.shape[2]
+    bases = take("bases", "F16", 2 * layers, -1, -1, -1).float()
+    blocks, d = bases.shape[1:3]
+    if bases.shape[3] != d or blocks * d != width:
+        _refuse("bases do not cover the heads")
+    order = take("order", "I32", -1, -1).long()
+    runs, count = order.shape
+    if not runs or layers % runs or count != 2 * (layers // runs) * width:
+        _refuse("order does not hold every component of runs of equal length")
+    if count > MAX_COMPONENTS:
+        _refuse(f"a run of {count} components, at most {MAX_COMPONENTS}")
+    if not bool((order.sort(1).values == torch.arange(count)).all()):
+        _refuse("order is no permutation")
+    selected = take("selected", "I32", runs, -1).long()
+    chosen = selected.shape[1]
+    if chosen and not (
+        bool((selected.diff(dim=1) > 0).all())
+        and bool((selected >= 0).all())
+        and bool((selected < count).all())
+    ):
+        _refuse("selected must rise and name components")
+    cross = take("cross", "I8", runs, chosen, chosen).float()
+    cross = cross * take("cross_scales", "F32", runs, chosen)[:, None]
+    deviations = take("deviations", "F32", runs, count)
+    if not bool((deviations > 0).all()) or bool((deviations.diff(dim=1) > 0).any()):
+        _refuse("deviations must be positive and must not rise")
+    gains = take("gains", "F32", runs, -1)
+    if not _BANDS + 1 <= gains.shape[1] <= count + _BANDS + 1:
+        _refuse("gains must have a weight for each feature, and a bias")
+    coefficients = take("coefficients", "F32", runs, -1)
+    stored = take("atoms", "I8", runs, -1, -1)
+    if coefficients.shape[1] > MAX_SPARSITY or stored.shape[1] > MAX_ATOMS:
+        _refuse(f"at most {MAX_SPARSITY} of {MAX_ATOMS} atoms")
+    if stored.shape[2] > count or (
+        coefficients.shape[1] and (coefficients.shape[1] > min(stored.shape[1:]))
+    ):
+        _refuse("atoms are fewer, or other, than their coefficients need")
+    squares = stored.int().square().sum(2, keepdim=True)
+    remaining = take("remaining", "F32", runs, stored.shape[2])
+    some = bool((squares > 0).all()) and bool((coefficients > 0).all())
+    if not some or not bool((remaining > 0).all()):
+        _refuse("atoms need a direction, coefficients and what remains a deviation")
+    classes = views["shifts"]["shape"][0] if len(views["shifts"]["shape"]) == 1 else 0
+    if not 1 <= classes <= MAX_CLASSES:
+        _refuse(f"1..{MAX_CLASSES} classes")
+    shifts = take("shifts", "I32", classes)
+    if bool(((shifts < 0) | (shifts > 255)).any()):
+        _refuse("shifts are out of range")
+    tables = Tables(
+        take("frequencies", "I32", classes, SYMBOLS),
+        shifts.to(torch.uint8),
+        take("points", "F32", classes, SYMBOLS // 2),
+    )
+    scales = take("scales", "F32", 2 * layers)
+    steps = take("steps", "F32", len(QUALITIES))
+    if not bool((scales > 0).all()) or not bool((steps > 0).all()):
+        _refuse("scales and steps must be positive")
+    return Transform(
+        means=means,
+        bases=bases * scales[:, None, None, None],
+        selected=selected,
+        cross=cross,
+        order=order,
+        deviations=deviations,
+        gains=gains,
+        atoms=stored.float() / squares.float().sqrt(),
+        remaining=remaining,
+        coefficients=coefficients,
+        tables=tables,
+        steps=dict(zip(QUALITIES, steps.tolist(), strict=True)),
+    )
+
+
+_NAMES: Final = {
+    *("means", "bases", "scales", "selected", "cross", "cross_scales", "order", "deviations"),
+    *("gains", "atoms", "remaining", "coefficients", "frequencies", "shifts", "points", "steps"),
+}
+
+
+def _refuse(why: str) -> NoReturn:
+    raise InvalidInput(f"dictionary set: residual: {why}")
+
+
+def check_run(transform: Transform, first_layer: int, layers: int, heads: int, dim: int) -> int:
+    """Which run a layer group is.
+
+    Raises:
+        ShapeMismatch: a group that is no run of the transform.
+    """
+    if (heads, dim) != tuple(transform.means.shape[1:]):
+        raise ShapeMismatch(
+            f"the set codes {transform.means.shape[1]} KV heads of {transform.means.shape[2]} "
+            f"components together, not {heads} of {dim}"
+        )
+    run, rest = divmod(first_layer, transform.run_layers)
+    if layers != transform.run_layers or rest or run >= transform.runs:
+        raise ShapeMismatch(
+            f"the set codes runs of {transform.run_layers} layers, not layers "
+            f"{first_layer}..{first_layer + layers - 1}: give the codec run_layers="
+            f"{transform.run_layers}"
+        )
+    return run

@@ -1,0 +1,230 @@
+"""Eviction: bytes to the last one, true positions, and what each method may keep."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+
+from bench.baselines.eviction import (
+    CODED_FRACTIONS,
+    FRACTIONS,
+    METHODS,
+    Eviction,
+    available,
+    continued,
+    evictions,
+    pyramid,
+    select,
+    selections,
+    shorten,
+)
+
+LAYERS, HEADS, GROUPS, DIM = 3, 2, 3, 16
+PREFIX, NEW = 63, 11
+STORED = slice(4, 50)
+TOKENS = STORED.stop - STORED.start
+
+needs_kvpress = pytest.mark.skipif(not available(), reason="kvpress is not installed")
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    torch.manual_seed(0)
+    config = LlamaConfig(
+        vocab_size=100,
+        hidden_size=HEADS * GROUPS * DIM,
+        intermediate_size=64,
+        num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS * GROUPS,
+        num_key_value_heads=HEADS,
+        head_dim=DIM,
+        max_position_embeddings=256,
+        initializer_range=0.2,  # attention that is not flat
+    )
+    return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="module")
+def ids() -> list[int]:
+    return torch.randint(100, (PREFIX + NEW,), generator=torch.Generator().manual_seed(1)).tolist()
+
+
+@torch.inference_mode()
+def cache_of(model: Any, ids: list[int]) -> DynamicCache:
+    """Of the prefix, in values that float16 holds."""
+    cache = DynamicCache()
+    model(torch.tensor([ids[:PREFIX]]), past_key_values=cache)
+    for layer in cache.layers:
+        layer.keys, layer.values = layer.keys.half().float(), layer.values.half().float()
+    return cache
+
+
+@torch.inference_mode()
+def masked(model: Any, ids: list[int], kept: Tensor) -> Tensor:
+    """Logits after the whole cache, dropped tokens masked: `kept` is the same in all layers."""
+    cache = cache_of(model, ids)
+    seen = torch.ones(HEADS, NEW, PREFIX + NEW, dtype=torch.bool)
+    seen[:, :, STORED] = kept[0][:, None]
+    seen[:, :, PREFIX:] = torch.ones(NEW, NEW, dtype=torch.bool).tril()
+    mask = seen.repeat_interleave(GROUPS, dim=0)[None]
+    return model(torch.tensor([ids[PREFIX:]]), past_key_values=cache, attention_mask=mask).logits[0]
+
+
+def random_kept(*, layers_alike: bool = True) -> Tensor:
+    """Heads that keep unlike tokens, and unlike many."""
+    generator = torch.Generator().manual_seed(2)
+    kept = torch.rand(LAYERS, HEADS, TOKENS, generator=generator) < 0.3
+    kept[:, 1, ::2] = False
+    return kept[:1].expand(LAYERS, -1, -1) if layers_alike else kept
+
+
+def test_names_differ() -> None:
+    made = evictions()
+    assert len({one.name for one in made}) == len(made)
+    assert len({one.curve for one in made}) == 2 * len(METHODS)
+
+
+def test_keeping_all_predicts_as_the_whole_cache_does(model: Any, ids: list[int]) -> None:
+    kept = shorten(
+        cache_of(model, ids), torch.ones(LAYERS, HEADS, TOKENS, dtype=torch.bool), STORED
+    )
+    with torch.inference_mode():
+        following = torch.tensor([ids[PREFIX:]])
+        whole = model(following, past_key_values=cache_of(model, ids)).logits[0]
+    torch.testing.assert_close(continued(model, kept, ids[PREFIX:], PREFIX), whole)
+
+
+def test_dropped_tokens_are_as_if_masked(model: Any, ids: list[int]) -> None:
+    """So what follows stands at its true position, and each head sees its own tokens alone."""
+    kept = random_kept()
+    short = shorten(cache_of(model, ids), kept, STORED)
+    logits = continued(model, short, ids[PREFIX:], PREFIX)
+    torch.testing.assert_close(logits, masked(model, ids, kept))
+    everything = masked(model, ids, torch.ones_like(kept))
+    assert (logits - everything).abs().max() > 1e-2
+
+
+def test_layers_may_differ_in_length(model: Any, ids: list[int]) -> None:
+    kept = random_kept(layers_alike=False)
+    kept[1] = False
+    short = shorten(cache_of(model, ids), kept, STORED)
+    outside = PREFIX - TOKENS
+    lengths = [layer.keys.shape[2] for layer in short.cache.layers]
+    assert lengths == [outside + int(layer.sum(1).max()) for layer in kept]
+    assert [int(seen.sum()) for seen in short.visible] == [
+        HEADS * outside + int(layer.sum()) for layer in kept
+    ]
+    logits = continued(model, short, ids[PREFIX:], PREFIX)
+    assert logits.shape == (NEW, 100)
+    assert logits.isfinite().all()
+
+
+def test_the_model_is_left_as_it_was(model: Any, ids: list[int]) -> None:
+    former = model.config._attn_implementation
+    continued(model, shorten(cache_of(model, ids), random_kept(), STORED), ids[PREFIX:], PREFIX)
+    assert model.config._attn_implementation == former
+
+
+def test_stored_tokens_are_float16_and_the_tail_exact(model: Any, ids: list[int]) -> None:
+    cache = DynamicCache()
+    with torch.inference_mode():
+        model(torch.tensor([ids[:PREFIX]]), past_key_values=cache)
+    kept = torch.zeros(LAYERS, HEADS, TOKENS, dtype=torch.bool)
+    short = shorten(cache, kept, STORED)
+    for exact, left in zip(cache.layers, short.cache.layers, strict=True):
+        sinks, tail = left.values[:, :, : STORED.start], left.values[:, :, STORED.start :]
+        assert torch.equal(sinks, exact.values[:, :, : STORED.start].half().float())
+        assert torch.equal(tail, exact.values[:, :, STORED.stop :])
+
+
+def test_bytes(model: Any, ids: list[int]) -> None:
+    kept = random_kept(layers_alike=False)
+    sinks = LAYERS * HEADS * (4 * 2 * DIM * 2 + 2)  # and the number of each head's tokens
+    cache = cache_of(model, ids)
+    assert shorten(cache, kept, STORED).size == sinks + int(kept.sum()) * (2 * DIM * 2 + 2)
+    coded = shorten(cache, kept, STORED, coded=True)
+    assert coded.size == sinks + int(kept.sum()) * (2 * (3 * 8 + 2) + 2)
+
+
+@pytest.mark.parametrize("fraction", CODED_FRACTIONS)
+@pytest.mark.parametrize("method", METHODS)
+def test_the_share_of_kept_tokens_is_as_asked(method: str, fraction: float) -> None:
+    stored = slice(4, 736)
+    count = Eviction(method, fraction).count(stored)
+    assert count + 4 == pytest.approx(fraction * 736, abs=0.5)
+    scores = torch.rand(5, HEADS, 732, generator=torch.Generator().manual_seed(3))
+    assert int(select(scores, method, count).sum()) == pytest.approx(5 * HEADS * count, abs=5)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_the_best_scored_stay(method: str) -> None:
+    """Of each head, and for KVzip of all heads of all layers."""
+    scores = torch.rand(LAYERS, HEADS, 100, generator=torch.Generator().manual_seed(4))
+    kept = select(scores, method, 20)
+    if method == "kvzip":
+        assert scores[kept].min() > scores[~kept].max()
+    for head, head_kept in zip(scores.flatten(0, 1), kept.flatten(0, 1), strict=True):
+        assert head[head_kept].min() > head[~head_kept].max()
+
+
+def test_adakv_keeps_a_fifth_of_the_even_share_in_each_head() -> None:
+    scores = torch.rand(LAYERS, HEADS, 100, generator=torch.Generator().manual_seed(4))
+    scores[:, 0] += 1  # would take all
+    kept = select(scores, "adakv", 40).sum(-1)
+    assert kept.tolist() == [[72, 8]] * LAYERS
+
+
+@pytest.mark.parametrize(
+    ("layers", "count", "tokens", "ends"),
+    [(30, 70, 732, (136, 4)), (30, 600, 732, (732, 468)), (1, 70, 732, (136, 136))],
+)
+def test_pyramid(layers: int, count: int, tokens: int, ends: tuple[int, int]) -> None:
+    counts = pyramid(layers, count, tokens)
+    assert (counts[0], counts[-1]) == ends
+    assert counts == sorted(counts, reverse=True)
+    if layers > 1:
+        assert sum(counts) == pytest.approx(layers * count, abs=layers / 2)
+
+
+@needs_kvpress
+@pytest.mark.parametrize("fraction", [FRACTIONS[1], FRACTIONS[-1]])
+def test_every_method_selects(model: Any, ids: list[int], fraction: float) -> None:
+    chosen = [Eviction(method, fraction) for method in METHODS]
+    prefix = ids[:PREFIX]
+    first = list(selections(model, prefix, chosen, STORED, [5, 6, 7]))
+    again = list(selections(model, prefix, chosen, STORED, [5, 6, 7]))
+    assert [one for one, _ in first] == chosen
+    for (one, kept), (_, same) in zip(first, again, strict=True):
+        assert kept.shape == (LAYERS, HEADS, TOKENS)
+        assert torch.equal(kept, same)
+        even = LAYERS * HEADS * one.count(STORED)
+        assert int(kept.sum()) == pytest.approx(even, abs=LAYERS * HEADS)
+    assert not hasattr(model.model.layers[0].self_attn, "rotary_emb")
+
+
+@needs_kvpress
+def test_streamingllm_keeps_the_latest(model: Any, ids: list[int]) -> None:
+    one = Eviction("streamingllm", 0.5)
+    ((_, kept),) = selections(model, ids[:PREFIX], [one], STORED, [])
+    count = one.count(STORED)
+    assert kept[:, :, -count:].all()
+    assert not kept[:, :, :-count].any()
+
+
+@needs_kvpress
+def test_snapkv_keeps_what_the_tail_attends_to(model: Any, ids: list[int]) -> None:
+    ((_, kept),) = selections(model, ids[:PREFIX], [Eviction("snapkv", 0.3)], STORED, [])
+    model.set_attn_implementation("eager")
+    with torch.inference_mode():
+        seen = model(torch.tensor([ids[:PREFIX]]), output_attentions=True).attentions
+    model.set_attn_implementation("sdpa")
+    for layer, layer_kept in zip(seen, kept, strict=True):
+        paid = layer[0, :, STORED.stop :, : STORED.stop].mean(1)
+        paid = torch.nn.functional.avg_pool1d(paid[None], 5, 1, 2)[0]
+        paid = paid.view(HEADS, GROUPS, -1).mean(1)[:, STORED]
+        for head, head_kept in zip(paid, layer_kept, strict=True):
+            assert head[head_kept].min() >= head[~head_kept].max() - 1e-6

@@ -1,0 +1,145 @@
+"""The plot and the table of `bench.quality_plot`, from a made-up result."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import pytest
+
+from bench import quality, quality_plot
+from bench.baselines import eviction
+from bench.quality_plot import filled, methods_of, svg_of, table_of, write
+
+SVG = "{http://www.w3.org/2000/svg}"
+SCALES = {
+    "lexico-residual": 0.3,
+    "lexico": 1.0,
+    "kivi": 1.2,
+    "own<way>": 1.5,
+    "snapkv": 2.0,
+    "snapkv + lexico": 0.9,
+}
+"""Bytes of each method, in those of another."""
+
+
+def measured(scales: dict[str, float] = SCALES) -> dict[str, Any]:
+    rows = [
+        {
+            "method": method,
+            "coder": f"{method} {step}",
+            "fraction": scale * 0.05 * step,
+            "kl": 0.1 / step**2,
+            "kl_standard_error": 0.001,
+            "nll": 3.0,
+            "nll_exact": 2.9,
+        }
+        for method, scale in scales.items()
+        for step in (1, 2, 4)
+    ]
+    return {"texts": 12, "points": rows, **quality.summary(rows)}
+
+
+def result() -> dict[str, Any]:
+    return {
+        "benchmark": "quality",
+        "continuation": 256,
+        "wikitext2": measured(),
+        "gsm8k": measured({name: 1.1 * scale for name, scale in SCALES.items()}),
+        "machine": {"cores": 2},
+    }
+
+
+def folder(tmp_path: Path) -> Path:
+    page = "# Quality\n\n<!-- quality:table -->\nold\n<!-- /quality:table -->\n\nafter\n"
+    (tmp_path / "quality.md").write_text(page, encoding="utf-8")
+    (tmp_path / "quality.json").write_text(json.dumps(result()), encoding="utf-8")
+    return tmp_path
+
+
+def test_every_method_of_the_benchmark_has_a_title() -> None:
+    assert set(quality_plot.TITLES) == set(quality.PEERS)
+    assert eviction.METHODS == quality_plot.EVICTIONS
+
+
+def test_ours_come_first_and_evictions_last() -> None:
+    shown = [(one.name, one.group) for one in methods_of(reversed(SCALES))]
+    assert shown == [
+        ("lexico-residual", 0),
+        ("lexico", 0),
+        ("kivi", 1),
+        ("own<way>", 1),
+        ("snapkv", 2),
+        ("snapkv + lexico", 3),
+    ]
+
+
+def test_an_eviction_has_one_colour_alone_and_coded() -> None:
+    alone, coded = methods_of(["snapkv", "snapkv + lexico"])
+    assert alone.colour == coded.colour
+    assert alone.dash != coded.dash
+
+
+def test_table_has_a_row_a_method_and_the_lead() -> None:
+    table = table_of(result())
+    assert "| WikiText-2, 12 texts: KL | 0.005 | 0.01 | 0.02 | 0.035 |" in table
+    assert "| GSM8K, 12 texts: KL |" in table
+    assert "| **lexico-residual** | – | 5.0 |" in table
+    assert "| KIVI | – | 19.9 |" in table
+    assert "| SnapKV + lexico | – | 14.9 |" in table
+    assert "| lead | – | 4.0 |" in table
+
+
+def test_plot_is_sound_and_draws_ours_last() -> None:
+    root = ElementTree.fromstring(svg_of(result()))
+    lines = [line.get("class") for line in root.iter(f"{SVG}polyline")]
+    assert len(lines) == 2 * len(SCALES)
+    assert lines[len(SCALES) - 2 : len(SCALES)] == ["line ours", "line ours"]
+    assert len(list(root.iter(f"{SVG}circle"))) == 2 * 3 * len(SCALES)
+    texts = [text.text for text in root.iter(f"{SVG}text")]
+    assert {"WikiText-2", "GSM8K", "KIVI", "own<way>"} <= set(texts)
+
+
+def test_plot_needs_nothing_from_elsewhere() -> None:
+    plot = svg_of(result())
+    assert "prefers-color-scheme:dark" in plot
+    assert not [word for word in ("href", "<script", "url(", "@import") if word in plot]
+    assert plot == svg_of(json.loads(json.dumps(result())))
+
+
+def test_a_lossless_setting_is_left_out_of_the_plot_alone() -> None:
+    part = measured()
+    part["points"].append({"method": "raw", "coder": "raw", "fraction": 1.0, "kl": 0.0})
+    part["bytes_at_kl"]["raw"] = dict.fromkeys(part["lead"])
+    assert ">raw<" not in svg_of({"wikitext2": part})
+    assert "| **raw** | – | – | – | – |" in table_of({"wikitext2": part})
+
+
+def test_check_changes_nothing_and_writing_settles_it(tmp_path: Path) -> None:
+    docs = folder(tmp_path)
+    source, page = docs / "quality.json", docs / "quality.md"
+    before = page.read_text(encoding="utf-8")
+    assert write(source, docs, check=True) == ["quality.md", "quality.svg"]
+    assert page.read_text(encoding="utf-8") == before
+    assert not (docs / "quality.svg").exists()
+    assert write(source, docs) == ["quality.md", "quality.svg"]
+    assert write(source, docs, check=True) == []
+    assert page.read_text(encoding="utf-8").endswith("<!-- /quality:table -->\n\nafter\n")
+
+
+def test_without_a_result_the_page_says_so(tmp_path: Path) -> None:
+    docs = folder(tmp_path)
+    assert write(docs / "none.json", docs) == ["quality.md"]
+    assert "Not measured yet." in (docs / "quality.md").read_text(encoding="utf-8")
+    assert not (docs / "quality.svg").exists()
+
+
+@pytest.mark.parametrize(
+    "text",
+    ["", "<!-- quality:table -->", "<!-- /quality:table --><!-- quality:table -->"],
+)
+def test_a_page_without_both_markers_is_refused(text: str) -> None:
+    with pytest.raises(SystemExit, match="quality:table"):
+        filled(text, "table")

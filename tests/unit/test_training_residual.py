@@ -1,0 +1,541 @@
+"""Training of codec lexico-residual: it resumes to the same bytes, and its gradients are right."""
+
+from __future__ import annotations
+
+import argparse
+import math
+import shutil
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
+
+from lexico_codec.codecs import Place, ResidualCodec
+from lexico_codec.codecs.abc import SINK_TOKENS
+from lexico_codec.dictionary import DictionarySet
+from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.rope import rotate, unrotate
+from lexico_codec.training import observe as observing
+from lexico_codec.training import residual
+from lexico_codec.training import run as runner
+from lexico_codec.training.calibrate import step_for
+from lexico_codec.training.counts import Counts
+from lexico_codec.training.learn import LearnSettings
+from lexico_codec.training.model import LoadedModel
+from lexico_codec.training.observe import (
+    GRADIENT_TOKENS,
+    PROMPT_TOKENS,
+    WINDOW_TOKENS,
+    Observations,
+    observe,
+)
+from lexico_codec.training.run import TrainSettings, train
+from lexico_codec.transform import QUALITIES, Transform, classes_of
+from lexico_proto.errors import ConfigurationError, InvalidInput
+
+TINY = {
+    "vocab_size": 64,
+    "hidden_size": 32,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "pad_token_id": 0,
+    "max_position_embeddings": 2048,
+    "initializer_range": 0.3,
+}
+YARN = {
+    "rope_type": "yarn",
+    "rope_theta": 1e4,
+    "factor": 4.0,
+    "original_max_position_embeddings": 512,
+}
+
+
+class Letters:
+    """A tokenizer of single characters."""
+
+    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
+        return {"input_ids": [ord(c) % 64 for c in text]}
+
+
+def letters(count: int, seed: int = 0) -> str:
+    drawn = torch.randint(64, 127, (count,), generator=torch.Generator().manual_seed(seed))
+    return "".join(map(chr, drawn.tolist()))
+
+
+@pytest.fixture(scope="module")
+def tiny() -> LoadedModel:
+    torch.manual_seed(0)
+    return LoadedModel("tiny", LlamaForCausalLM(LlamaConfig(**TINY)).eval(), Letters())
+
+
+def settings_in(folder: Path) -> TrainSettings:
+    text = folder / "text.txt"
+    text.write_text(letters(5 * WINDOW_TOKENS + 100))
+    return TrainSettings(
+        model="tiny",
+        text=text,
+        out=folder / "set.safetensors",
+        state=folder / "state",
+        learn=LearnSettings(atoms=16, sparsity=1, vectors=600),
+        codec="lexico-residual",
+        joint=40,
+    )
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> TrainSettings:
+    return settings_in(tmp_path)
+
+
+@pytest.fixture(scope="module")
+def finished(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> TrainSettings:
+    """A run that was never stopped; not to be written to."""
+    settings = settings_in(tmp_path_factory.mktemp("finished"))
+    train(settings, tiny)
+    return settings
+
+
+@pytest.fixture
+def own(finished: TrainSettings, tmp_path: Path) -> TrainSettings:
+    """A copy of it."""
+    return replace(finished, state=Path(shutil.copytree(finished.state, tmp_path / "state")))
+
+
+def sound_round_trip(made: DictionarySet, model: Any, run_layers: int = 2) -> float:
+    """Relative error of the finest quality on a cache of the model."""
+    rope = geometry_of(model.config, "float32").rope
+    cache = DynamicCache()
+    ids = torch.tensor([[ord(c) % 64 for c in letters(90, seed=9)]])
+    with torch.no_grad():
+        model(ids, past_key_values=cache)
+    pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
+    group = torch.stack(pairs).transpose(2, 3).contiguous()
+    codec, out = ResidualCodec("near", run_layers=run_layers), torch.empty_like(group)
+    for layer in range(0, 2, run_layers):
+        part, place = group[layer : layer + run_layers].contiguous(), Place(layer, 0, rope)
+        body = codec.encode(part, place, made)
+        codec.decode(memoryview(body), place, made, out[layer : layer + run_layers])
+    assert torch.equal(out[:, :, :SINK_TOKENS], group[:, :, :SINK_TOKENS])
+    return float((out - group).norm() / group.norm())
+
+
+class TestRun:
+    def test_writes_a_set_that_serves(self, tiny: LoadedModel, finished: TrainSettings) -> None:
+        made = train(finished, tiny)  # from what is there
+        read = DictionarySet.load(finished.out)
+        assert (read.digest, read.info) == (made.digest, made.info)
+        assert read.serves("lexico-residual")
+        assert (read.layers, read.head_dim, read.info.kv_heads, read.info.sparsity) == (2, 8, 2, 1)
+        assert read.info.rope["pairing"] == "half"
+        assert read.info.training["codec"] == "lexico-residual"
+        assert "--codec lexico-residual" in read.info.command
+        assert "--joint 40" in read.info.command
+        transform = read.family("residual")
+        assert (transform.runs, transform.selected.shape) == (1, (1, 40))
+        steps = [transform.steps[quality] for quality in QUALITIES]
+        assert steps == sorted(steps)
+        assert sound_round_trip(made, tiny.model) < 0.3
+
+    def test_components_are_uncorrelated_and_deviations_theirs(
+        self, tiny: LoadedModel, finished: TrainSettings
+    ) -> None:
+        transform = DictionarySet.load(finished.out).family("residual")
+        seen = observations(finished, tiny)
+        rows = torch.cat([seen.states(window) for window in range(4)]).float().T
+        components = transform.analyse(0, rows.reshape(4, 16, -1))
+        measured = components.square().mean(1).sqrt()
+        torch.testing.assert_close(measured, transform.deviations[0], rtol=0.02, atol=0)
+        apart = torch.corrcoef(components)
+        assert float(apart.square().sum() / len(apart)) < 1.5, "a sum of 64 if they were all alike"
+
+    def test_runs_of_layers(self, tiny: LoadedModel, settings: TrainSettings) -> None:
+        made = train(replace(settings, run_layers=1, joint=0), tiny)
+        transform = made.family("residual")
+        assert (transform.runs, transform.run_layers, transform.selected.shape) == (2, 1, (2, 0))
+        assert sound_round_trip(made, tiny.model, 1) < 0.3
+
+    def test_interrupted_run_resumes_to_the_same_bytes(
+        self,
+        tiny: LoadedModel,
+        finished: TrainSettings,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        whole = finished.out.read_bytes()
+        second = settings_in(tmp_path)
+        for windows in (1, 2):
+            with monkeypatch.context() as patch:
+                stop_after(patch, windows)
+                with pytest.raises(KeyboardInterrupt):
+                    train(second, tiny)
+        assert observations(second, tiny).finished() == 3
+        for stage in ("fit_bases", "fit_cross", "fit_rest", "_steps"):
+            calls: list[int] = []
+            with monkeypatch.context() as patch:
+                patch.setattr(residual, stage, interrupted(calls))
+                with pytest.raises(KeyboardInterrupt):
+                    train(second, tiny)
+            assert calls == [1]
+            assert not second.out.exists()
+        made = {path.name for path in second.state.iterdir()}
+        assert made == {
+            "run.json",
+            "observations",
+            "bases.safetensors",
+            "cross.safetensors",
+            "rest.safetensors",
+        }
+        with monkeypatch.context() as patch:
+            for stage in ("fit_bases", "fit_cross", "fit_rest"):
+                patch.setattr(residual, stage, interrupted([]))
+            assert train(second, tiny).to_bytes() == whole
+            patch.setattr(residual, "_steps", interrupted([]))
+            assert train(second, tiny).to_bytes() == whole
+
+    def test_a_window_that_was_half_written_is_written_again(
+        self, tiny: LoadedModel, settings: TrainSettings
+    ) -> None:
+        seen = observations(settings, tiny)
+        assert list(observe(tiny.model, seen, 0)) == [0, 1, 2, 3, 4]
+        before = {path.name: path.read_bytes() for path in seen.folder.iterdir()}
+        (seen.folder / "progress.json").write_text('{"windows":3}')
+        with (seen.folder / "states.f16").open("r+b") as f:
+            f.truncate(len(before["states.f16"]) * 7 // 10)
+        assert list(observe(tiny.model, seen, 0)) == [3, 4]
+        assert {path.name: path.read_bytes() for path in seen.folder.iterdir()} == before
+        assert list(observe(tiny.model, seen, 0)) == []
+
+    def test_state_of_other_settings_is_refused(
+        self, tiny: LoadedModel, own: TrainSettings
+    ) -> None:
+        changes: list[tuple[dict[str, Any], str]] = [
+            ({"joint": 41}, "joint"),
+            ({"run_layers": 1}, "run_layers"),
+            ({"learn": replace(own.learn, seed=1)}, "seed"),
+            ({"learn": replace(own.learn, atoms=17)}, "atoms"),
+            ({"tokens": 4 * WINDOW_TOKENS}, "corpus, tokens"),
+            ({"codec": "lexico", "window_lengths": (64,)}, "codec"),
+        ]
+        for change, named in changes:
+            with pytest.raises(ConfigurationError, match=f"another .*{named}"):
+                train(replace(own, **change), tiny)
+
+    def test_spoilt_state_is_named(self, tiny: LoadedModel, own: TrainSettings) -> None:
+        (own.state / "rest.safetensors").write_bytes(b"junk")
+        with pytest.raises(ConfigurationError, match="rest"):
+            train(own, tiny)
+        folder = own.state / "observations"
+        (own.state / "bases.safetensors").unlink()
+        for name in ("states.f16", "gradients.f16", "scales.f32"):
+            data = (folder / name).read_bytes()
+            for spoil in (lambda path: path.write_bytes(b"junk"), lambda path: path.unlink()):
+                spoil(folder / name)
+                with pytest.raises(ConfigurationError, match=name):
+                    train(own, tiny)
+            (folder / name).write_bytes(data)
+        (folder / "progress.json").write_text("[]")
+        with pytest.raises(ConfigurationError, match="progress"):
+            train(own, tiny)
+
+    @pytest.mark.parametrize("count", [0, 1000, 4 * WINDOW_TOKENS - 1])
+    def test_too_little_text(self, tiny: LoadedModel, settings: TrainSettings, count: int) -> None:
+        settings.text.write_text(letters(count))
+        with pytest.raises(InvalidInput, match="text"):
+            train(settings, tiny)
+        assert not settings.out.exists()
+        assert not settings.state.exists()
+
+    def test_unusable_paths(self, tiny: LoadedModel, settings: TrainSettings) -> None:
+        absent = settings.out.parent / "absent"
+        with pytest.raises(ConfigurationError, match="out"):
+            train(replace(settings, out=absent / "set.safetensors"), tiny)
+        with pytest.raises(ConfigurationError, match="state"):
+            train(replace(settings, state=settings.text), tiny)
+        settings.state.mkdir()
+        (settings.state / "observations").write_text("a file")
+        with pytest.raises(ConfigurationError, match="observations"):
+            train(settings, tiny)
+
+    def test_settings_that_no_set_could_hold_are_refused_at_once(
+        self, tiny: LoadedModel, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        refused: list[tuple[dict[str, Any], str]] = [
+            ({"learn": LearnSettings(atoms=4097, sparsity=1)}, "4096"),
+            ({"learn": LearnSettings(atoms=16, sparsity=5)}, "at most 4 atoms"),
+            ({"run_layers": 3}, "run_layers"),
+        ]
+        for change, named in refused:
+            with pytest.raises(ConfigurationError, match=named):
+                train(replace(settings, **change), tiny)
+        monkeypatch.setattr(residual, "MAX_ARTEFACT_BYTES", 2000)
+        with pytest.raises(ConfigurationError, match="bytes"):
+            train(settings, tiny)
+        monkeypatch.setattr(residual, "MAX_COMPONENTS", 63)
+        with pytest.raises(ConfigurationError, match="64 components"):
+            train(settings, tiny)
+        for change in ({"joint": -1}, {"run_layers": -1}):
+            with pytest.raises(ConfigurationError, match="negative"):
+                replace(settings, **change)
+        assert not settings.state.exists()
+
+    def test_command_line(
+        self, tiny: LoadedModel, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(runner, "load_model", lambda _: tiny)
+        parser = argparse.ArgumentParser()
+        runner.add_arguments(parser)
+        line = f"--codec lexico-residual --model tiny --text {settings.text} --out {settings.out}"
+        told = runner.run(parser.parse_args([*line.split(), "--vectors", "500", "--joint", "8"]))
+        made = DictionarySet.load(settings.out)
+        assert made.digest.hex() in told
+        assert all(quality in told for quality in QUALITIES)
+        assert sorted(p.name for p in settings.out.parent.iterdir()) == [
+            "set.safetensors",
+            "text.txt",
+        ]
+        assert "--joint 8 --run-layers 0" in made.info.command
+
+    def test_model_that_gives_nan_is_named(self, settings: TrainSettings) -> None:
+        model = LlamaForCausalLM(LlamaConfig(**TINY)).eval()
+        with torch.no_grad():
+            model.model.layers[1].self_attn.v_proj.weight.mul_(1e6)
+        with pytest.raises(InvalidInput, match="window 0"):
+            train(settings, LoadedModel("tiny", model, Letters()))
+
+
+def observations(settings: TrainSettings, loaded: LoadedModel) -> Observations:
+    """Of a run with these settings."""
+    text = settings.text.read_text()
+    ids = loaded.tokenizer(text)["input_ids"]
+    windows = tuple(
+        tuple(ids[at : at + WINDOW_TOKENS])
+        for at in range(0, len(ids) - WINDOW_TOKENS + 1, WINDOW_TOKENS)
+    )
+    geometry = geometry_of(loaded.model.config, "float32")
+    return Observations(settings.state / "observations", windows, geometry)
+
+
+def stop_after(patch: pytest.MonkeyPatch, windows: int) -> None:
+    """Ctrl-C after so many windows."""
+
+    def cut_short(*args: Any) -> Any:
+        for i, step in enumerate(observe(*args)):
+            yield step
+            if i + 1 == windows:
+                raise KeyboardInterrupt
+
+    patch.setattr(residual, "observe", cut_short)
+
+
+def interrupted(calls: list[int]) -> Callable[..., Any]:
+    def stop(*_: Any) -> None:
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    return stop
+
+
+# Observations
+
+MOVE = 3e-3
+"""Of every component: models have some float32 inside, so that less would drown."""
+
+
+def models() -> dict[str, tuple[Any, type[Any]]]:
+    """Plain RoPE; with a scale; with a scale and components that are not turned."""
+    phi = {name: n for name, n in TINY.items() if name != "initializer_range"}
+    return {
+        "plain": (LlamaConfig(**TINY), LlamaForCausalLM),
+        "yarn": (LlamaConfig(**TINY, rope_parameters=YARN), LlamaForCausalLM),
+        "yarn-partial": (
+            PhiConfig(**phi, rope_parameters={**YARN, "partial_rotary_factor": 0.5}),
+            PhiForCausalLM,
+        ),
+    }
+
+
+@pytest.mark.parametrize("name", ["plain", "yarn", "yarn-partial"])
+def test_gradients_are_those_of_keys_before_rope_and_of_values(name: str, tmp_path: Path) -> None:
+    """Against the change of the log-likelihood when one row is moved, in double precision."""
+    torch.manual_seed(0)
+    config, kind = models()[name]
+    model = kind(config).double().eval()
+    if name == "yarn-partial":
+        for parameter in model.parameters():
+            torch.nn.init.normal_(parameter, std=0.3) if parameter.ndim > 1 else None
+    geometry = geometry_of(config, "float32")
+    rope = geometry.rope
+    assert rope is not None
+    assert (rope.scale != 1, rope.rotary_dim) == (name != "plain", 4 if "partial" in name else 8)
+    ids = tuple(ord(c) % 64 for c in letters(WINDOW_TOKENS, seed=3))
+    seen = Observations(tmp_path, (ids,), geometry)
+    states, gradients = observing._window(model, seen, 0, torch.Generator().manual_seed(5))
+    assert gradients.shape == (GRADIENT_TOKENS, 64)
+    assert states.shape == (WINDOW_TOKENS - SINK_TOKENS, 64)
+
+    tokens = torch.tensor([ids])
+    cache = DynamicCache()
+    with torch.no_grad():
+        model(tokens[:, :PROMPT_TOKENS], past_key_values=cache)
+    pairs = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    positions = torch.arange(PROMPT_TOKENS)
+
+    def likelihoods(moved: dict[tuple[int, int], Tensor]) -> Tensor:
+        """Of the continuation, after moves `[prompt, heads, dim]` of (layer, 0 keys, 1 values)."""
+        whole = DynamicCache()
+        for layer, (keys, values) in enumerate(pairs):
+            if (layer, 0) in moved:
+                before = unrotate(keys[0].transpose(0, 1), positions, rope) + moved[layer, 0]
+                keys = rotate(before, positions, rope).transpose(0, 1)[None]
+            if (layer, 1) in moved:
+                values = values + moved[layer, 1].transpose(0, 1)[None]
+            whole.update(keys, values, layer)
+        with torch.no_grad():
+            logits = model(tokens[:, PROMPT_TOKENS:], past_key_values=whole).logits[0]
+        return logits.log_softmax(-1)
+
+    exact = likelihoods({})
+    shares = exact.float().exp()
+    drawn = torch.multinomial(shares, 1, generator=torch.Generator().manual_seed(5))
+    rows = gradients.view(GRADIENT_TOKENS, 2, 2, 2, 8).double()  # layer, part, head, component
+    generator = torch.Generator().manual_seed(7)
+    for layer in (0, 1):
+        for part in (0, 1):
+            for turned in (slice(0, rope.rotary_dim), slice(rope.rotary_dim, 8)):
+                direction = torch.zeros(PROMPT_TOKENS, 2, 8, dtype=torch.float64)
+                noise = torch.randn(GRADIENT_TOKENS, 2, 8, generator=generator)
+                direction[SINK_TOKENS:-32, :, turned] = noise[:, :, turned].double()
+                expected = float((rows[:, layer, part] * direction[SINK_TOKENS:-32]).sum())
+                up, down = (
+                    likelihoods({(layer, part): sign * MOVE * direction}).gather(1, drawn).sum()
+                    for sign in (1, -1)
+                )
+                assert float(up - down) / (2 * MOVE) == pytest.approx(expected, rel=2e-2, abs=0.1)
+    last = states.view(-1, 2, 2, 2, 8)[:, 1, 1]
+    kept = pairs[1][1][0].transpose(0, 1)[SINK_TOKENS:]
+    torch.testing.assert_close(last[: len(kept)].double(), kept, atol=5e-3, rtol=2e-3)
+
+
+def test_states_of_layer_0_do_not_depend_on_the_position(tiny: LoadedModel, tmp_path: Path) -> None:
+    """RoPE is taken off: equal tokens have equal keys."""
+    ids = tuple(7 + at % 5 for at in range(WINDOW_TOKENS))
+    seen = Observations(tmp_path, (ids,), geometry_of(tiny.model.config, "float32"))
+    assert list(observe(tiny.model, seen, 0)) == [0]
+    states = seen.states(0).float()
+    torch.testing.assert_close(states[5:105, :16], states[905:1005, :16], atol=5e-3, rtol=5e-3)
+
+
+# Steps
+
+
+@pytest.mark.parametrize("exponent", [1.0, 1.5, 2.0, 2.4])
+@pytest.mark.parametrize("guess", [1e-3, 0.03, 1.0, 50.0])
+def test_step_for_finds_the_step(guess: float, exponent: float) -> None:
+    calls: list[float] = []
+
+    def kl_of(step: float) -> float:
+        calls.append(step)
+        return 0.02 * (step / 0.7) ** exponent
+
+    found = step_for(0.02, guess, kl_of)
+    assert 0.02 / 1.08 <= kl_of(found) <= 0.02 * 1.08
+    assert len(calls) <= 5
+
+
+def test_step_for_copes_with_curves_that_bend() -> None:
+    def bent(step: float) -> float:
+        return 3 * step**2 / (1 + step**1.2) + 1e-5
+
+    for target in (0.005, 0.02, 0.05):
+        for guess in (0.01, 0.1, 1.0):
+            assert bent(step_for(target, guess, bent)) == pytest.approx(target, rel=0.081)
+
+
+def constant(kl: float, calls: list[float]) -> Callable[[float], float]:
+    def kl_of(step: float) -> float:
+        calls.append(step)
+        return kl
+
+    return kl_of
+
+
+def test_step_for_without_a_step_gives_the_nearest() -> None:
+    """Flat, falling and zero curves end, after as many tries as any."""
+    for kl in (0.0, 0.5, 1e9):
+        calls: list[float] = []
+        step = step_for(0.02, 0.1, constant(kl, calls))
+        assert any(step == pytest.approx(tried) for tried in calls)
+        assert len(calls) == 6
+    tried: dict[float, float] = {}
+
+    def noisy(step: float) -> float:
+        tried[step] = 0.02 * (3 if len(tried) % 2 else 0.4) * step
+        return tried[step]
+
+    found = step_for(0.02, 1.0, noisy)
+    best = min(tried, key=lambda step: abs(math.log(tried[step] / 0.02)))
+    assert found == pytest.approx(best)
+
+
+# Counts
+
+
+def test_counted_tables_are_the_shares_of_the_levels() -> None:
+    generator = torch.Generator().manual_seed(0)
+    deviations = torch.tensor([0.1, 1.0, 4.0, 40.0])
+    values = deviations[:, None] * torch.randn(4, 200_000, generator=generator)
+    counts = Counts()
+    classes = classes_of(deviations, 1.0, counts.classes)
+    counts.add(values, classes, torch.zeros(200_000, dtype=torch.int8), counts.tables())
+    made = counts.tables()
+    assert bool((made.frequencies.sum(1) == 4096).all())
+    assert bool((made.frequencies[:, -1] > 0).all())
+    of_one = made.frequencies[int(classes[1])].double() / 4096
+    assert float(of_one[15]) == pytest.approx(
+        float((values[1].abs() < 0.6).double().mean()), abs=0.06
+    )
+    assert torch.equal(of_one[:15], of_one[16:31].flip(0)), "signs are alike"
+    points = made.points[int(classes[1])]
+    assert float(points[0]) == 0.0
+    assert 0.9 < float(points[1]) < 1.1
+    far = made.points[int(classes[0])]
+    assert torch.equal(far[2:], torch.arange(2.0, 16.0)), "levels that were not met"
+    assert int(made.shifts[int(classes[3])]) > 0
+
+
+def test_offsets_move_classes_and_uncoded_values_are_not_counted() -> None:
+    values = torch.full((2, 3), 0.9)
+    classes = torch.tensor([-2, 5], dtype=torch.int16)
+    counts = Counts()
+    before = counts._symbols.clone()
+    counts.add(values, classes, torch.tensor([-8, 0, 7], dtype=torch.int8), counts.tables())
+    added = (counts._symbols - before).sum(1)
+    assert added.nonzero().flatten().tolist() == [5, 12]
+    assert float(added.sum()) == 3.0 or float(added[5]) == 2.0
+
+
+def test_a_transform_of_a_run_is_a_transform() -> None:
+    """`_bare`, which the stages of fitting use, fits what the codec does."""
+    from lexico_codec.training.fit import FitSettings, Held, _bare
+
+    bases = {
+        "means": torch.zeros(4, 2, 8),
+        "bases": torch.eye(16).expand(4, 1, 16, 16).half(),
+        "scales": torch.ones(4),
+        "variances": torch.ones(4, 16),
+    }
+    made: Transform = _bare(
+        bases, torch.zeros(2, 0, dtype=torch.int64), torch.zeros(2, 0, 0), FitSettings(1)
+    )
+    x = torch.randn(2, 16, 5)
+    assert torch.equal(made.analyse(1, x), x.view(32, 5))
+    assert (made.runs, made.run_layers, made.sparsity) == (2, 1, 0)
+    assert (Held.of(4).fitted, Held.of(4).held_out) == (range(3), range(3, 4))
+    assert (Held.of(100).held_out, len(Held.of(1000).some())) == (range(90, 100), 50)
