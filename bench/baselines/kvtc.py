@@ -40,7 +40,7 @@ from bench.baselines.coder import Coder, Prefix, Stored
 Kind = Literal["int2", "int4", "fp8"]
 Floats = NDArray[np.float32]
 
-SHARES: Final = (0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.13, 0.16)
+SHARES: Final = (0.03, 0.04, 0.05, 0.06, 0.08, 0.10, 0.13, 0.16, 0.20, 0.25)
 """Budgets that are plotted, of the float16 bytes."""
 
 _CELL: Final = 16

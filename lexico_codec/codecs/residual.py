@@ -106,7 +106,9 @@ class ResidualCodec(Codec):
         components = transform.analyse(run, _prepared(group[:, :, sinks:], place, sinks))
         gains = transform.gains_of(run, components)
         finer = torch.exp2(gains.float() / CLASSES_AN_OCTAVE) / step
-        values = torch.nan_to_num(components * finer).clamp_(-_LARGEST, _LARGEST).cpu()
+        values = (components * finer).clamp_(-_LARGEST, _LARGEST).cpu()
+        if not bool(values.sum().isfinite()):  # of numbers beyond float32 on the way
+            values = torch.nan_to_num(values)
         gains = gains.cpu()
         indices, coefficients = _sparse(transform, run, values)
         values.clamp_(-_LARGEST, _LARGEST)  # clamped coefficients leave more than there was
@@ -191,7 +193,11 @@ def _prepared(group: Tensor, place: Place, sinks: int) -> Tensor:
 def _restore(found: Tensor, out: Tensor, place: Place, sinks: int) -> None:
     """Writes `[2 * layers, tokens, heads * dim]` into `[layers, 2, tokens, heads, dim]`."""
     layers, _, tokens, heads, dim = out.shape
-    if not bool(torch.isfinite(found.sum())):  # of levels that no encoder chose
+    most = torch.finfo(out.dtype).max
+    room = most / (2 * (place.rope.scale if place.rope is not None else 1))  # to turn in
+    least, largest = torch.aminmax(found)  # NaN if any number is
+    wild = not bool((least >= -room) & (largest <= room))  # of levels that no encoder chose
+    if wild:
         found = torch.nan_to_num(found)
     made = found.view(layers, 2, tokens, heads, dim)
     keys = made[:, 0]
@@ -199,11 +205,9 @@ def _restore(found: Tensor, out: Tensor, place: Place, sinks: int) -> None:
         flat = keys.transpose(0, 1).reshape(tokens, layers * heads, dim)
         turned = rotate(flat, _positions(place, sinks, tokens, out.device), place.rope)
         keys = turned.view(tokens, layers, heads, dim).transpose(0, 1)
-    most = torch.finfo(out.dtype).max
     with torch.no_grad():
-        for part, values in enumerate((keys, made[:, 1])):
-            bounded = values if out.dtype == torch.float32 else values.clamp(-most, most)
-            out[:, part].copy_(bounded)
+        for part, numbers in enumerate((keys, made[:, 1])):
+            out[:, part].copy_(numbers.clamp(-most, most) if wild else numbers)
 
 
 def _positions(place: Place, sinks: int, tokens: int, device: torch.device) -> Tensor:
@@ -238,6 +242,9 @@ def _packed(indices: Tensor, transform: Transform) -> bytes:
 def _indices(run: memoryview, tokens: int, transform: Transform) -> Tensor:
     count = tokens * transform.sparsity
     widths = np.full(count, _index_bits(transform), np.int64)
+    spare = -int(widths.sum()) % 8
+    if spare and run[-1] >> (8 - spare):
+        raise DamagedFrame("residual body: bits behind the last index")
     found = torch.from_numpy(unpack(run, widths).astype(np.int64)).view(tokens, transform.sparsity)
     if bool((found >= max(1, transform.atoms.shape[1])).any()):
         raise DamagedFrame("residual body: an index outside the atoms")

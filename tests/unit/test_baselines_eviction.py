@@ -23,6 +23,9 @@ from bench.baselines.eviction import (
     shorten,
 )
 
+# What kvpress imports warns of its own imports.
+pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
+
 LAYERS, HEADS, GROUPS, DIM = 3, 2, 3, 16
 PREFIX, NEW = 63, 11
 STORED = slice(4, 50)
