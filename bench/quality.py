@@ -69,7 +69,7 @@ PEERS: Final = (
 OURS: Final = ("lexico", "lexico-residual")
 """Methods of this project, as `Point` names them."""
 QUALITIES: Final = ("near", "balanced", "small")
-STEPS: Final = (0.35, 0.7, 1.5, 3.0)
+STEPS: Final = (0.12, 0.2, 0.35, 0.7, 1.5, 3.0)
 """Of codec lexico-residual, beside its qualities: in steps of balanced."""
 HEADLINE: Final = "lexico-residual balanced"
 EVICTIONS: Final = ("snapkv", "pyramidkv", "compactor", "kvzip")

@@ -197,7 +197,7 @@ def test_mustafar_keeps_the_largest_of_every_vector(training: list[Prefix]) -> N
 
 def test_every_module_offers_named_settings() -> None:
     names = [coder.name for module in MODULES for coder in module.coders()]
-    assert len(names) == len(set(names)) == 8 + 6 + 11 + 6
+    assert len(names) == len(set(names)) == 10 + 6 + 11 + 6
 
 
 def test_one_calibration_serves_all_budgets(training: list[Prefix]) -> None:
