@@ -44,7 +44,7 @@ goldens: .venv/dev ## write golden frames where there are none; --rewrite is by 
 	$(BIN)/python -m tests.support.goldens
 
 bench: .venv/bench ## every benchmark, results into bench/results/
-	for name in wire reload fidelity encode compile_report; do $(BIN)/python -m bench.$$name || exit 1; done
+	for name in wire reload fidelity encode codec_speed compile_report; do $(BIN)/python -m bench.$$name || exit 1; done
 
 # On a machine with a CUDA device, whose python3 has torch, triton, numpy and pytest: nothing is installed.
 GPU_PYTHON ?= python3

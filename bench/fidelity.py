@@ -23,9 +23,9 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
-from bench.node import divergence
 from bench.report import finish, gate, machine, table
 from lexico_codec.dictionary import DictionarySet, builtin_sets, load_builtin
+from lexico_codec.evaluation.caches import divergence
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
@@ -33,6 +33,7 @@ from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.training.model import load_model
 
 PREFIX, TAIL, CONTINUATION, PAGE_TOKENS = 768, 32, 256, 184
+PAPER_SET = "smollm2-135m"
 DATA = Path(os.environ.get("LEXICO_DATA", "../shared/data"))
 
 
@@ -123,7 +124,7 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     transformers.utils.logging.disable_progress_bar()
     loaded = load_model("smollm2")
-    name = options.set or builtin_sets()[0]
+    name = options.set or PAPER_SET
     built_in = name in builtin_sets()
     dictionary = load_builtin(name) if built_in else DictionarySet.load(name)
     path = options.data / "wikitext2" / "test.raw.txt"

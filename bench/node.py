@@ -98,9 +98,3 @@ class Node:
         )
         logits: Tensor = output.logits[0].float()
         return logits
-
-
-def divergence(reference: Tensor, other: Tensor) -> float:
-    """Mean over positions of KL(reference || other) in nats, from log-probabilities."""
-    mean = float((reference.exp() * (reference - other)).sum(-1).mean())
-    return max(0.0, mean)  # rounding may leave a KL of zero just below it

@@ -18,14 +18,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import math
 import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from itertools import pairwise
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,10 +45,11 @@ from bench.fidelity import (
     through_frames,
     windows_of,
 )
-from bench.node import divergence
 from bench.report import finish, gate, machine, table
 from lexico_codec.codecs.lexico import SINK_TOKENS
 from lexico_codec.dictionary import DictionarySet, load_builtin
+from lexico_codec.evaluation.caches import divergence
+from lexico_codec.evaluation.curves import curve, fraction_at
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.training.model import load_model
@@ -218,33 +217,16 @@ def measure(
     return points
 
 
-def curve(rows: Sequence[Point]) -> list[tuple[float, float]]:
-    """(fraction, KL) of the points that no other beats in both, by rising fraction."""
-    kept: list[tuple[float, float]] = []
-    for fraction, kl in sorted((row["fraction"], row["kl"]) for row in rows):
-        if not kept or kl < kept[-1][1]:
-            kept.append((fraction, kl))
-    return kept
-
-
-def fraction_at(points: Sequence[tuple[float, float]], kl: float) -> float | None:
-    """Bytes as a fraction of fp16 at a KL, between two points of a curve; None beyond its ends."""
-    for (small, worse), (large, better) in pairwise(points):
-        if better <= kl <= worse:
-            if better <= 0:
-                return large
-            share = math.log(worse / kl) / math.log(worse / better)
-            return small + share * (large - small)
-    return None
-
-
 def summary(rows: Sequence[Point]) -> dict[str, Any]:
     """`bytes_at_kl` for each method, and what ours save against the best peer.
 
     Ours after an eviction is neither ours nor a peer.
     """
     methods = sorted({row["method"] for row in rows})
-    curves = {name: curve([row for row in rows if row["method"] == name]) for name in methods}
+    curves = {
+        name: curve((row["fraction"], row["kl"]) for row in rows if row["method"] == name)
+        for name in methods
+    }
     at = {name: {str(kl): fraction_at(points, kl) for kl in KLS} for name, points in curves.items()}
     lead: dict[str, float | None] = {}
     for kl in map(str, KLS):

@@ -17,10 +17,11 @@ from typing import Any
 import torch
 
 from bench.demo import shared_context
-from bench.node import Node, divergence
+from bench.node import Node
 from bench.report import finish, gate, machine, table
 from bench.service import Service
 from lexico_client import Client
+from lexico_codec.evaluation.caches import divergence
 
 CODEC = "lexico"
 

@@ -3,7 +3,7 @@
 The artefact holds the tensors `layers.00.key.atoms` and `layers.00.value.atoms` (`[N, head_dim]`,
 rows of unit norm; N may differ from tensor to tensor) and one metadata entry `lexico`: canonical
 JSON (sorted keys, no spaces) of `SetInfo`. Format 1 has fp16 atoms and nothing else. Format 2 may
-have int8 atoms, `layers.00.key.mean` and so on, and families of further tensors (`set_tensors`).
+have int8 atoms, `layers.00.key.mean` and so on, and families of further tensors (`set_families`).
 Format 3 has a transform (family `residual`, see `transform`) in place of layers' tensors. Equal
 content gives equal bytes. The set's name everywhere is the BLAKE2b-256 of those bytes.
 """
@@ -29,6 +29,7 @@ from safetensors.torch import save
 from torch import Tensor
 
 from lexico_codec.kernels.atoms import Atoms
+from lexico_codec.set_families import parse_families
 from lexico_codec.set_tensors import (
     MAX_ATOMS,
     MAX_HEAD_DIM,
@@ -36,7 +37,6 @@ from lexico_codec.set_tensors import (
     LayerTensors,
     Part,
     SetShape,
-    parse_families,
     parse_layers,
     refuse,
     tensor_name,
@@ -127,7 +127,7 @@ class DictionarySet:
             info: what the set was made for.
             means: (key mean, value mean) `[kv_heads, head_dim]` a layer, rounded to fp16: keys are
                 then coded before RoPE. None for a set whose keys are coded as they lie.
-            further: tensors of families (`set_tensors`), by name.
+            further: tensors of families (`set_families`), by name.
 
         Raises:
             InvalidInput: what `load` would refuse.

@@ -1,13 +1,11 @@
 """The tensors of a dictionary set, read from an artefact that need not be trusted.
 
-Atoms and means belong to layers; everything else comes in families, each with a prefix of its own.
-A new family is a parser in a module of its own and one line in `FAMILIES`.
+Atoms and means belong to layers; everything else comes in families (`set_families`).
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Final, Literal, NoReturn
 
@@ -15,7 +13,6 @@ import torch
 from torch import Tensor
 
 from lexico_codec.kernels.atoms import UNIT_NORM_SLACK
-from lexico_codec.transform import Transform, parse_transform
 from lexico_proto.errors import InvalidInput
 
 Part = Literal["key", "value"]
@@ -23,9 +20,6 @@ PARTS: Final[tuple[Part, ...]] = ("key", "value")
 
 MAX_ATOMS: Final = 16384
 MAX_HEAD_DIM: Final = 512
-MAX_ERRORS: Final = 256
-"""Numbers of atoms that `packed.errors` tells of, 0 included."""
-
 View = dict[str, Any]
 """A tensor of the artefact: its dtype, shape and bytes, as safetensors names them."""
 
@@ -77,21 +71,6 @@ def parse_layers(views: dict[str, View], layers: int, kv_heads: int) -> LayerTen
     shape = (kv_heads, atoms[0].shape[1])
     means = [read_tensor(name, views[name], "F16", shape) for name in names]
     return LayerTensors(atoms, torch.stack(means).float())
-
-
-def parse_families(views: dict[str, View], shape: SetShape) -> dict[str, Any]:
-    """What each family's parser makes of its tensors: family → result, for those that are there.
-
-    Raises:
-        InvalidInput: a tensor of no family, or one that its parser refuses.
-    """
-    found: dict[str, dict[str, View]] = {}
-    for name, view in views.items():
-        family, _, rest = name.partition(".")
-        if family not in FAMILIES:
-            refuse(f"a tensor that is none of ours: {name[:80]!r}")
-        found.setdefault(family, {})[rest] = view
-    return {family: FAMILIES[family](members, shape) for family, members in found.items()}
 
 
 def read_tensor(name: str, view: View, dtype: str, shape: tuple[int, ...]) -> Tensor:
@@ -151,28 +130,3 @@ def unit_rows(stored: Tensor) -> Tensor:
     if stored.dtype != torch.int8:
         return atoms
     return atoms / stored.int().square().sum(1, keepdim=True).float().sqrt()
-
-
-def _parse_packed(views: dict[str, View], shape: SetShape) -> Tensor:
-    """`packed.errors`: `[layers, 2, S + 1]` float32, what is left of each table after s atoms."""
-    if views.keys() != {"errors"}:
-        refuse("of the family packed there is packed.errors alone")
-    sizes = views["errors"]["shape"]
-    if len(sizes) != 3 or not 2 <= sizes[2] <= MAX_ERRORS:
-        refuse(f"packed.errors must be [layers, 2, S + 1], S in 1..{MAX_ERRORS - 1}")
-    errors = read_tensor("packed.errors", views["errors"], "F32", (shape.layers, 2, sizes[2]))
-    if bool((errors < 0).any()) or bool((errors.diff(dim=2) > 0).any()):
-        refuse("packed.errors must be positive and must not grow with the atoms")
-    return errors
-
-
-def _parse_residual(views: dict[str, View], shape: SetShape) -> Transform:
-    return parse_transform(views, read_tensor, shape.layers, shape.kv_heads)
-
-
-FAMILIES: Final[dict[str, Callable[[dict[str, View], SetShape], Any]]] = {
-    "packed": _parse_packed,
-    "residual": _parse_residual,
-}
-"""Prefix of names, up to the first dot → parser of the tensors of that prefix, by the rest of the
-name."""

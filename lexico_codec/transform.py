@@ -13,43 +13,23 @@ another:
 All components are then quantised with one step. What is coded of a token is its components ordered
 by falling deviation, each multiplied by the token's own gain: tokens that many will attend to get a
 finer step. The gain is predicted from the components themselves (`gains_of`), and stored.
-
-Tensors of the family `residual`, T = 2 layers tables, D = kv_heads * head_dim, run = layers that
-are coded together, C = 2 run D components, R of them in the second transform, F features:
-
-    residual.means        F32 [T, kv_heads, head_dim]
-    residual.bases        F16 [T, blocks, d, d]     B / scale, d = D / blocks
-    residual.scales       F32 [T]
-    residual.selected     I32 [runs, R]             rising
-    residual.cross        I8  [runs, R, R]          Q, columns by falling deviation
-    residual.cross_scales F32 [runs, R]             of a column
-    residual.order        I32 [runs, C]
-    residual.deviations   F32 [runs, C]             falling, in that order
-    residual.gains        F32 [runs, F + 9]         weights of features, bias
-    residual.atoms        I8  [runs, N, m]          over the first m components; N = 0: none
-    residual.remaining    F32 [runs, m]             deviations of those, atoms taken off
-    residual.coefficients F32 [runs, s]             deviation of each coefficient
-    residual.frequencies  I32 [E, 32]               of `kernels.entropy.Tables`, with the next two
-    residual.shifts       I32 [E]
-    residual.points       F32 [E, 16]
-    residual.steps        F32 [3]                   of the qualities near, balanced, small
 """
 
 from __future__ import annotations
 
 import math
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from typing import Any, Final, NoReturn
+from typing import Final
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.entropy import MAX_CLASSES, SYMBOLS, Tables
+from lexico_codec.kernels.entropy import Tables
+from lexico_codec.kernels.forms import Forms
 from lexico_proto.errors import InvalidInput, ShapeMismatch
 
 QUALITIES: Final = ("near", "balanced", "small")
@@ -66,16 +46,9 @@ MAX_ATOMS: Final = 4096
 MAX_SPARSITY: Final = 4
 MAX_COMPONENTS: Final = 1 << 16
 _BAND_ENDS: Final = (0, 8, 32, 128, 512, 1024, 2048, 4096)
-_BANDS: Final = len(_BAND_ENDS)
+BANDS: Final = len(_BAND_ENDS)
+"""Groups of components whose mean square is a feature."""
 _FEATURE_LIMIT: Final = 6.0
-
-View = dict[str, Any]
-
-
-@dataclass(frozen=True, slots=True)
-class _Forms:
-    made: dict[Any, Any] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,7 +78,7 @@ class Transform:
     tables: Tables
     steps: dict[str, float]
     """Step of each quality."""
-    _forms: _Forms = field(default_factory=_Forms, init=False, repr=False)
+    _forms: Forms = field(default_factory=Forms, init=False, repr=False)
 
     @property
     def layers(self) -> int:
@@ -127,13 +100,6 @@ class Transform:
         """Atoms a token and run, s."""
         return self.coefficients.shape[1]
 
-    def form(self, name: Any, make: Callable[[], Any]) -> Any:
-        """What `make` gives, made once under that name."""
-        with self._forms.lock:
-            if name not in self._forms.made:
-                self._forms.made[name] = make()
-            return self._forms.made[name]
-
     def analyse(self, run: int, prepared: Tensor) -> Tensor:
         """Components `[C, tokens]` as they are coded, of `[2 run_layers, D, tokens]`.
 
@@ -150,9 +116,9 @@ class Transform:
         z = torch.matmul(bases, centred.view(tables, blocks, d, tokens)).view(-1, tokens)
         if self.selected.shape[1]:
             selected = self._on("selected", on, lambda: self.selected)[run]
-            exact = self.form("uncross", lambda: _inverse(self.cross))
+            exact = self._forms.once("uncross", lambda: _inverse(self.cross))
             if _quick_bfloat16(on):
-                halves = self.form(("halves", on), lambda: _halves(exact.to(on)))
+                halves = self._forms.once(("halves", on), lambda: _halves(exact.to(on)), on)
                 z[selected] = _fine_product((halves[0][run], halves[1][run]), z[selected])
             else:
                 z[selected] = self._on("uncross", on, lambda: exact)[run] @ z[selected]
@@ -192,7 +158,8 @@ class Transform:
         mean square of eight bands of components.
         """
         weights = self._on("gains", components.device, lambda: self.gains)[run]
-        eta = features(components, self.deviations[run].to(components.device), len(weights) - 9)
+        predictors = len(weights) - BANDS - 1
+        eta = features(components, self.deviations[run].to(components.device), predictors)
         octaves = (weights[:-1] @ eta + weights[-1]) / (2 * math.log(2))
         thirds = torch.nan_to_num(octaves * CLASSES_AN_OCTAVE)  # of what overflowed
         return thirds.round().clamp(GAINS[0], GAINS[-1]).to(torch.int8)
@@ -207,7 +174,7 @@ class Transform:
             both = (self.coefficients[run] / COEFFICIENT_STEPS, left)
             return classes_of(torch.cat(both), step, self.tables.classes)
 
-        found: Tensor = self.form(("classes", run, step), make)
+        found: Tensor = self._forms.once(("classes", run, step), make)
         return found
 
     def _columns(self, run: int, count: int) -> int:
@@ -219,16 +186,16 @@ class Transform:
             most = place[self.order[run]].cummax(0).values + 1
             return torch.cat([torch.zeros(1, dtype=torch.int64), most])
 
-        return int(self.form(("columns", run), make)[count])
+        return int(self._forms.once(("columns", run), make)[count])
 
     def _factor(self, name: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
         """A matrix in the dtype in which the device multiplies fastest."""
         dtype = torch.bfloat16 if _quick_bfloat16(device) else torch.float32
-        found: Tensor = self.form((name, device), lambda: make().to(device, dtype))
+        found: Tensor = self._forms.once((name, device), lambda: make().to(device, dtype), device)
         return found
 
     def _on(self, name: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
-        found: Tensor = self.form((name, device), lambda: make().to(device))
+        found: Tensor = self._forms.once((name, device), lambda: make().to(device), device)
         return found
 
 
@@ -301,117 +268,6 @@ def _inverse(matrices: Tensor) -> Tensor:
     except np.linalg.LinAlgError as error:  # of an artefact that no training made
         raise InvalidInput("dictionary set: residual: a matrix without an inverse") from error
     return torch.from_numpy(inverse).contiguous()
-
-
-def parse_transform(
-    views: dict[str, View],
-    read: Callable[[str, View, str, tuple[int, ...]], Tensor],
-    layers: int,
-    kv_heads: int,
-) -> Transform:
-    """The transform of an artefact's tensors, which need not be trusted.
-
-    Args:
-        views: the tensors by the rest of their names.
-        read: gives a tensor of exactly a dtype and shape, all finite, or raises InvalidInput.
-        layers, kv_heads: of the model.
-
-    Raises:
-        InvalidInput: a tensor that is missing, too many, or not as it must be.
-    """
-    if views.keys() != _NAMES:
-        _refuse(f"its tensors are {', '.join(sorted(_NAMES))}")
-
-    def take(name: str, dtype: str, *shape: int) -> Tensor:
-        given = tuple(views[name]["shape"])
-        if len(given) != len(shape) or any(
-            s not in (-1, g) for s, g in zip(shape, given, strict=True)
-        ):
-            _refuse(f"{name} must be {dtype} {list(shape)}, not {list(given)}")
-        return read(f"residual.{name}", views[name], dtype, given)
-
-    means = take("means", "F32", 2 * layers, kv_heads, -1)
-    width = kv_heads * means.shape[2]
-    bases = take("bases", "F16", 2 * layers, -1, -1, -1).float()
-    blocks, d = bases.shape[1:3]
-    if bases.shape[3] != d or blocks * d != width:
-        _refuse("bases do not cover the heads")
-    order = take("order", "I32", -1, -1).long()
-    runs, count = order.shape
-    if not runs or layers % runs or count != 2 * (layers // runs) * width:
-        _refuse("order does not hold every component of runs of equal length")
-    if count > MAX_COMPONENTS:
-        _refuse(f"a run of {count} components, at most {MAX_COMPONENTS}")
-    if not bool((order.sort(1).values == torch.arange(count)).all()):
-        _refuse("order is no permutation")
-    selected = take("selected", "I32", runs, -1).long()
-    chosen = selected.shape[1]
-    if chosen and not (
-        bool((selected.diff(dim=1) > 0).all())
-        and bool((selected >= 0).all())
-        and bool((selected < count).all())
-    ):
-        _refuse("selected must rise and name components")
-    cross = take("cross", "I8", runs, chosen, chosen).float()
-    cross = cross * take("cross_scales", "F32", runs, chosen)[:, None]
-    deviations = take("deviations", "F32", runs, count)
-    if not bool((deviations > 0).all()) or bool((deviations.diff(dim=1) > 0).any()):
-        _refuse("deviations must be positive and must not rise")
-    gains = take("gains", "F32", runs, -1)
-    if not _BANDS + 1 <= gains.shape[1] <= count + _BANDS + 1:
-        _refuse("gains must have a weight for each feature, and a bias")
-    coefficients = take("coefficients", "F32", runs, -1)
-    stored = take("atoms", "I8", runs, -1, -1)
-    if coefficients.shape[1] > MAX_SPARSITY or stored.shape[1] > MAX_ATOMS:
-        _refuse(f"at most {MAX_SPARSITY} of {MAX_ATOMS} atoms")
-    if stored.shape[2] > count or (
-        coefficients.shape[1] and (coefficients.shape[1] > min(stored.shape[1:]))
-    ):
-        _refuse("atoms are fewer, or other, than their coefficients need")
-    squares = stored.int().square().sum(2, keepdim=True)
-    remaining = take("remaining", "F32", runs, stored.shape[2])
-    some = bool((squares > 0).all()) and bool((coefficients > 0).all())
-    if not some or not bool((remaining > 0).all()):
-        _refuse("atoms need a direction, coefficients and what remains a deviation")
-    classes = views["shifts"]["shape"][0] if len(views["shifts"]["shape"]) == 1 else 0
-    if not 1 <= classes <= MAX_CLASSES:
-        _refuse(f"1..{MAX_CLASSES} classes")
-    shifts = take("shifts", "I32", classes)
-    if bool(((shifts < 0) | (shifts > 255)).any()):
-        _refuse("shifts are out of range")
-    tables = Tables(
-        take("frequencies", "I32", classes, SYMBOLS),
-        shifts.to(torch.uint8),
-        take("points", "F32", classes, SYMBOLS // 2),
-    )
-    scales = take("scales", "F32", 2 * layers)
-    steps = take("steps", "F32", len(QUALITIES))
-    if not bool((scales > 0).all()) or not bool((steps > 0).all()):
-        _refuse("scales and steps must be positive")
-    return Transform(
-        means=means,
-        bases=bases * scales[:, None, None, None],
-        selected=selected,
-        cross=cross,
-        order=order,
-        deviations=deviations,
-        gains=gains,
-        atoms=stored.float() / squares.float().sqrt(),
-        remaining=remaining,
-        coefficients=coefficients,
-        tables=tables,
-        steps=dict(zip(QUALITIES, steps.tolist(), strict=True)),
-    )
-
-
-_NAMES: Final = {
-    *("means", "bases", "scales", "selected", "cross", "cross_scales", "order", "deviations"),
-    *("gains", "atoms", "remaining", "coefficients", "frequencies", "shifts", "points", "steps"),
-}
-
-
-def _refuse(why: str) -> NoReturn:
-    raise InvalidInput(f"dictionary set: residual: {why}")
 
 
 def check_run(transform: Transform, first_layer: int, layers: int, heads: int, dim: int) -> int:

@@ -110,13 +110,12 @@ class ResidualCodec(Codec):
         if not bool(values.sum().isfinite()):  # of numbers beyond float32 on the way
             values = torch.nan_to_num(values)
         gains = gains.cpu()
-        indices, coefficients = _sparse(transform, run, values)
-        values.clamp_(-_LARGEST, _LARGEST)  # clamped coefficients leave more than there was
         classes = transform.classes(run, step)
+        coded = classes.long()[: transform.sparsity, None] + gains.long() >= 0  # [s, tokens]
+        indices, coefficients = _sparse(transform, run, values, coded)
+        values.clamp_(-_LARGEST, _LARGEST)  # clamped coefficients leave more than there was
         levels = choose_levels(values, classes[len(coefficients) :], gains, transform.tables)
         rows = torch.cat([coefficients, levels])
-        uncoded = classes.long()[: len(coefficients), None] + gains.long()[None] < 0
-        rows[: len(coefficients)].masked_fill_(uncoded, 0)
         body = entropy.encode(rows, classes, gains, transform.tables)
         return b"".join([exact, _nibbles(gains), _packed(indices, transform), body])
 
@@ -172,6 +171,11 @@ class ResidualCodec(Codec):
                 f"transform; make one with `lexico train --codec {self.name}`"
             )
         layers, _, _, heads, dim = group.shape
+        if place.first_head:
+            raise DictionaryMismatch(
+                f"codec {self.name}: codes all KV heads together, not a shard from head "
+                f"{place.first_head} on; use codec lexico-packed for tensor-parallel shards"
+            )
         try:
             return transform, check_run(transform, place.first_layer, layers, heads, dim)
         except ShapeMismatch as error:
@@ -215,8 +219,13 @@ def _positions(place: Place, sinks: int, tokens: int, device: torch.device) -> T
     return torch.arange(first, first + tokens, device=device)
 
 
-def _sparse(transform: Transform, run: int, values: Tensor) -> tuple[Tensor, Tensor]:
-    """Atoms of every token, taken off `values`: indices `[tokens, s]`, levels `[s, tokens]`."""
+def _sparse(transform: Transform, run: int, values: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
+    """Atoms of every token, taken off `values`: indices `[tokens, s]`, levels `[s, tokens]`.
+
+    Args:
+        values: `[C, tokens]` in steps. coded: `[s, tokens]`, whether a coefficient has a class: the
+            level of one that has none is 0.
+    """
     tokens, s = values.shape[1], transform.sparsity
     if not s:
         return torch.zeros(tokens, 0, dtype=torch.int64), torch.zeros(0, tokens, dtype=torch.int32)
@@ -225,6 +234,7 @@ def _sparse(transform: Transform, run: int, values: Tensor) -> tuple[Tensor, Ten
     codes = pursue(values[:width].T.contiguous(), atoms, s)
     indices = codes.indices.long()
     levels = (codes.coefficients / COEFFICIENT_STEPS).round().clamp(-_LARGEST, _LARGEST)
+    levels *= coded.T
     for k in range(s):
         values[:width] -= (atoms[indices[:, k]] * (COEFFICIENT_STEPS * levels[:, k, None])).T
     return indices, levels.T.to(torch.int32).contiguous()

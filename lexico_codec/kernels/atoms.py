@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import threading
 from collections.abc import Callable, Hashable, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import pairwise
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 import torch
 from torch import Tensor
 
+from lexico_codec.kernels.forms import Forms
 from lexico_proto.errors import InvalidInput, ShapeMismatch
 
 MAX_ATOMS: Final = 65536
@@ -19,12 +19,6 @@ UNIT_NORM_SLACK: Final = 2e-3
 """On ||atom||²; rounding a unit vector to fp16 moves it by 1e-3 at most."""
 
 Form = TypeVar("Form")
-
-
-@dataclass(frozen=True, slots=True)
-class _Forms:
-    made: dict[Hashable, Any] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -37,7 +31,7 @@ class Atoms:
     """`[sum of N, m]` float32 or float64, contiguous; `narrow` leaves it whole."""
     starts: tuple[int, ...]
     """Row of `stack` where each dictionary begins, then the end of the last."""
-    _forms: _Forms = field(default_factory=_Forms, repr=False)
+    _forms: Forms = field(default_factory=Forms, repr=False)
 
     @classmethod
     def of(cls, stack: Tensor, starts: Sequence[int] | None = None) -> Atoms:
@@ -103,14 +97,8 @@ class Atoms:
         `make` may use `stack`; a form that depends on `starts` must have them in its name. A CUDA
         device is waited for, so that any stream may use the form.
         """
-        with self._forms.lock:
-            if name not in self._forms.made:
-                made = make()
-                if self.stack.is_cuda:
-                    torch.cuda.current_stream(self.stack.device).synchronize()
-                self._forms.made[name] = made
-            form: Form = self._forms.made[name]
-            return form
+        form: Form = self._forms.once(name, make, self.stack.device)
+        return form
 
     def starts_tensor(self) -> Tensor:
         """`starts` as int64 `[tables + 1]` on the device of the stack."""

@@ -18,7 +18,6 @@ word left are what a sound stream ends with.
 from __future__ import annotations
 
 import os
-import threading
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -30,6 +29,7 @@ from torch import Tensor
 
 from lexico_codec.kernels import compiled, compiled_entropy, naive_entropy
 from lexico_codec.kernels.dispatch import KERNEL_VARIABLE, choose
+from lexico_codec.kernels.forms import Forms
 from lexico_codec.kernels.naive_entropy import LANES, MIDDLE
 from lexico_proto.errors import DamagedFrame, InvalidInput, ShapeMismatch
 
@@ -46,12 +46,6 @@ LEVEL_LIMIT: Final = naive_entropy.MOST_LEVEL
 """The largest value either way."""
 
 _CPU: Final = torch.device("cpu")
-
-
-@dataclass(frozen=True, slots=True)
-class _Forms:
-    made: dict[str, Tensor] = field(default_factory=dict)
-    lock: threading.Lock = field(default_factory=threading.Lock)
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -71,7 +65,7 @@ class Tables:
     points: Tensor
     """`[E, 16]` float32: what the magnitudes 0..15 stand for in units of the step, where the shift
     is 0; a value of 0 is 0 whatever they say."""
-    _forms: _Forms = field(default_factory=_Forms, init=False, repr=False)
+    _forms: Forms = field(default_factory=Forms, init=False, repr=False)
 
     def __post_init__(self) -> None:
         self.check()
@@ -123,10 +117,8 @@ class Tables:
 
     def form(self, name: str, make: Callable[[], Tensor]) -> Tensor:
         """What `make` gives, made once under that name."""
-        with self._forms.lock:
-            if name not in self._forms.made:
-                self._forms.made[name] = make().contiguous()
-            return self._forms.made[name]
+        form: Tensor = self._forms.once(name, lambda: make().contiguous())
+        return form
 
 
 def encode(

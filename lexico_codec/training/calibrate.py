@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Final
 
 import torch
 from torch import Tensor
@@ -12,6 +12,7 @@ from torch import Tensor
 from lexico_codec.codecs.abc import SINK_TOKENS, Place
 from lexico_codec.codecs.residual import ResidualCodec
 from lexico_codec.dictionary import DictionarySet
+from lexico_codec.evaluation.caches import cache_of, divergence, forward, states_of
 from lexico_codec.geometry import Geometry
 from lexico_codec.training.observe import PROMPT_TOKENS, RECENT_TOKENS
 
@@ -33,7 +34,7 @@ class Ruler:
         self, model: PreTrainedModel, geometry: Geometry, windows: Sequence[Sequence[int]]
     ) -> None:
         self._model, self._geometry = model, geometry
-        self._windows = [torch.tensor([list(window)], device=model.device) for window in windows]
+        self._windows = windows
         self._caches: list[Tensor] = []
         self._exact: list[Tensor] = []
         for ids in self._windows:
@@ -48,7 +49,7 @@ class Ruler:
         total = 0.0
         for ids, states, exact in zip(self._windows, self._caches, self._exact, strict=True):
             made = self._predict(ids, self._coded(states, codec, dictionary, layers))
-            total += float((exact.exp() * (exact - made)).sum(-1).mean())
+            total += divergence(exact, made)
         return total / len(self._windows)
 
     def _coded(
@@ -68,27 +69,17 @@ class Ruler:
         made[:, :, :SINK_TOKENS] = states[:, :, :SINK_TOKENS]
         return made
 
-    @torch.inference_mode()
-    def _prefill(self, ids: Tensor) -> Tensor:
+    def _prefill(self, ids: Sequence[int]) -> Tensor:
         from transformers import DynamicCache
 
         cache = DynamicCache()
-        self._model(ids[:, :PROMPT_TOKENS], past_key_values=cache, logits_to_keep=1)
-        layers: Any = cache.layers
-        pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in layers]
-        return torch.stack(pairs).transpose(2, 3).half().contiguous().cpu()
+        forward(self._model, ids[:PROMPT_TOKENS], cache, 1)
+        return states_of(cache).transpose(2, 3).half().contiguous().cpu()
 
-    @torch.inference_mode()
-    def _predict(self, ids: Tensor, states: Tensor) -> Tensor:
-        from transformers import DynamicCache
-
-        cache = DynamicCache()
+    def _predict(self, ids: Sequence[int], states: Tensor) -> Tensor:
         wide = states.transpose(2, 3).to(self._model.device, self._model.dtype)
-        for layer, (keys, values) in enumerate(wide):
-            cache.update(keys[None], values[None], layer)
-        predicted = self._model(ids[:, PROMPT_TOKENS:], past_key_values=cache).logits[0]
-        found: Tensor = predicted.float().log_softmax(-1).cpu()
-        return found
+        following = ids[PROMPT_TOKENS:]
+        return forward(self._model, following, cache_of(wide), len(following)).cpu()
 
 
 def step_for(target: float, guess: float, kl_of: Callable[[float], float]) -> float:

@@ -287,7 +287,8 @@ def _count(
     """
     left = deviations.clone()
     width, sparsity = len(atoms["remaining"]), len(atoms["coefficients"])
-    left[:width] = atoms["remaining"]
+    if sparsity:
+        left[:width] = atoms["remaining"]
     unit = atoms["atoms"].float()
     unit = unit / unit.norm(dim=1, keepdim=True)
     all_deviations = torch.cat([atoms["coefficients"] / COEFFICIENT_STEPS, left])

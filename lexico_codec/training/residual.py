@@ -26,7 +26,7 @@ from lexico_codec.training.calibrate import TARGETS, Ruler, step_for
 from lexico_codec.training.fit import FitSettings, Held, fit_bases, fit_cross, fit_rest
 from lexico_codec.training.model import LoadedModel
 from lexico_codec.training.observe import WINDOW_TOKENS, Observations, observe
-from lexico_codec.training.sample import cut_windows
+from lexico_codec.training.sample import cut_windows, digest_of
 from lexico_codec.training.state import RunState
 from lexico_codec.transform import MAX_ATOMS, MAX_COMPONENTS, MAX_SPARSITY, QUALITIES
 from lexico_proto.errors import ConfigurationError, InvalidInput
@@ -83,7 +83,7 @@ def train_residual(
     decides = {
         "codec": "lexico-residual",
         "model": settings.model,
-        "corpus": _digest(windows),
+        "corpus": digest_of(windows),
         "tokens": sum(map(len, windows)),
         "layers": geometry.layers,
         "kv_heads": geometry.kv_heads,
@@ -112,7 +112,7 @@ def train_residual(
         rope=json.loads(canonical_json(asdict(geometry.rope))) if geometry.rope else {},
         sparsity=rest["coefficients"].shape[1],
         training=decides,
-        corpus_digest=_digest(windows),
+        corpus_digest=digest_of(windows),
         held_out=[],
         command=settings.command,
     )
@@ -186,15 +186,3 @@ def _stage(state: RunState, name: str, make: Callable[[], dict[str, Tensor]]) ->
             return {key: f.get_tensor(key) for key in f.keys()}  # noqa: SIM118 - no dict
     except (OSError, safetensors.SafetensorError) as e:
         raise ConfigurationError(f"{path}: not a finished step of a run ({e})") from e
-
-
-def _digest(windows: Iterable[tuple[int, ...]]) -> str:
-    """BLAKE2b-256 of the windows' token ids, as hex."""
-    import hashlib
-
-    import numpy as np
-
-    digest = hashlib.blake2b(digest_size=32)
-    for window in windows:
-        digest.update(np.asarray([len(window), *window], dtype="<u4").tobytes())
-    return digest.hexdigest()

@@ -11,7 +11,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -59,11 +59,8 @@ class Samples:
 
     @property
     def corpus_digest(self) -> str:
-        """BLAKE2b-256 of the windows' token ids, as hex."""
-        digest = hashlib.blake2b(digest_size=32)
-        for window in self.windows:
-            digest.update(np.asarray([len(window), *window], dtype="<u4").tobytes())
-        return digest.hexdigest()
+        """See `digest_of`."""
+        return digest_of(self.windows)
 
     def path(self, layer: int, part: Part) -> Path:
         """File of one dictionary's vectors: fp16 `[rows, head_dim]`, row-major, no header."""
@@ -82,6 +79,14 @@ class Samples:
         except (OSError, ValueError, KeyError, TypeError) as e:
             raise ConfigurationError(f"{self.folder / _PROGRESS}: cannot read ({e})") from e
         return int(done)
+
+
+def digest_of(windows: Iterable[Sequence[int]]) -> str:
+    """BLAKE2b-256 of the windows' token ids, as hex."""
+    digest = hashlib.blake2b(digest_size=32)
+    for window in windows:
+        digest.update(np.asarray([len(window), *window], dtype="<u4").tobytes())
+    return digest.hexdigest()
 
 
 def cut_windows(

@@ -210,6 +210,16 @@ class TestResidualCodec(CodecSuite):
 
     # Gains, atoms, runs
 
+    def test_an_atom_that_is_not_stored_is_not_taken_off(self) -> None:
+        group = group_of(MIXED, "float32")
+        tensors = residual_tensors(2, 3, 16)
+        tensors["residual.coefficients"].fill_(1e-20)  # of no class at any step
+        without = residual_tensors(2, 3, 16, sparsity=0)
+        codec = ResidualCodec(step=0.5)
+        _, out = coded(codec, group, set_of(tensors))
+        _, plain = coded(codec, group, set_of(without))
+        assert relative(out, group) <= 1.1 * relative(plain, group)
+
     def test_tokens_of_more_gain_have_less_error(self) -> None:
         group = group_of(MIXED, "float32")
         tensors = residual_tensors(2, 3, 16, gain=0.0)
@@ -526,6 +536,18 @@ class TestResidualCodec(CodecSuite):
         group, dictionary = group_of(SMALL), residual_set(4, 3, 16, runs=2)
         with pytest.raises(DictionaryMismatch, match="runs of 2 layers"):
             BALANCED.encode(group, Place(first_layer, 0), dictionary)
+
+    def test_a_shard_of_the_heads_is_refused(self) -> None:
+        """As many heads as the set has, but others: its bases would be those of the first."""
+        group = group_of(SMALL)
+        dictionary = self.dictionary(group.shape[0], group.shape[4])
+        body = memoryview(self.encode(BALANCED, group))
+        for first in (1, group.shape[3]):
+            shard = Place(0, FAR, first_head=first)
+            with pytest.raises(DictionaryMismatch, match="all KV heads together"):
+                BALANCED.encode(group, shard, dictionary)
+            with pytest.raises(DictionaryMismatch, match="all KV heads together"):
+                BALANCED.decode(body, shard, dictionary, torch.empty_like(group))
 
     def test_matrices_without_inverse_are_named(self) -> None:
         """No training makes such a set, but anyone may send one."""

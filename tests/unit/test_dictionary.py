@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
-from lexico_codec import dictionary, set_tensors
+from lexico_codec import dictionary, set_families
 from lexico_codec.dictionary import (
     DictionarySet,
     SetInfo,
@@ -264,7 +264,7 @@ def test_what_is_no_set_of_format_2_is_refused(data: bytes) -> None:
 def test_a_new_family_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
     data = with_2(other_deep_name=ERRORS.clone(), other_more=ERRORS.clone())
     monkeypatch.setitem(
-        set_tensors.FAMILIES, "other", lambda views, shape: (sorted(views), shape.head_dim)
+        set_families.FAMILIES, "other", lambda views, shape: (sorted(views), shape.head_dim)
     )
     read = DictionarySet.load(data)
     assert read.family("other") == (["deep.name", "more"], 4)

@@ -12,19 +12,8 @@ from transformers import DynamicCache
 
 from lexico_codec.hf_geometry import geometry_of
 from lexico_proto.errors import Unsupported
+from tests.support.tiny_configs import GROUPED, OLD, SMALL
 
-SMALL = {
-    "hidden_size": 64,
-    "num_attention_heads": 4,
-    "num_hidden_layers": 2,
-    "vocab_size": 64,
-    "intermediate_size": 64,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-    "pad_token_id": 0,
-}
-GROUPED = {**SMALL, "num_key_value_heads": 2}
-OLD = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 256}
 LLAMA3 = {
     "rope_type": "llama3",
     "rope_theta": 500000.0,

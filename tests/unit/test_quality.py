@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from bench.quality import curve, fraction_at, summary
+from bench.quality import summary
+from lexico_codec.evaluation.curves import curve, fraction_at
 
 
 def row(method: str, fraction: float, kl: float) -> dict[str, object]:
@@ -12,8 +13,8 @@ def row(method: str, fraction: float, kl: float) -> dict[str, object]:
 
 
 def test_a_curve_leaves_out_what_another_setting_beats() -> None:
-    rows = [row("a", 0.3, 0.01), row("a", 0.1, 0.1), row("a", 0.2, 0.2), row("a", 0.4, 0.02)]
-    assert curve(rows) == [(0.1, 0.1), (0.3, 0.01)]
+    points = [(0.3, 0.01), (0.1, 0.1), (0.2, 0.2), (0.4, 0.02)]
+    assert curve(points) == [(0.1, 0.1), (0.3, 0.01)]
 
 
 @pytest.mark.parametrize(
