@@ -2,10 +2,48 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
 
-from lexico_codec.geometry import Rope
+from lexico_codec.geometry import Pairing, Rope
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Turn:
+    """How keys at some positions are turned: pair (a, b) to (a cos - b sin, b cos + a sin)."""
+
+    cos: Tensor
+    """`[tokens, pairs]`, the scale multiplied in."""
+    sin: Tensor
+    pairing: Pairing
+    scale: float
+    """How many times longer vectors become."""
+
+
+def turn_at(
+    positions: Tensor, rope: Rope, *, inverse: bool = False, dtype: torch.dtype = torch.float32
+) -> Turn:
+    """What `rope` does to keys at `[tokens]` positions, or with `inverse` what undoes it."""
+    inv_freq = torch.tensor(rope.inv_freq, dtype=torch.float32, device=positions.device)
+    # The models compute the angle in float32: so must we, or far positions would turn differently.
+    angle = positions.to(torch.float32)[:, None] * inv_freq  # [tokens, pairs]
+    cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
+    if inverse:
+        return Turn(cos / rope.scale, -sin / rope.scale, rope.pairing, 1 / rope.scale)
+    return Turn(cos * rope.scale, sin * rope.scale, rope.pairing, rope.scale)
+
+
+def turned(keys: Tensor, turn: Turn) -> Tensor:
+    """`[tokens, heads, head_dim]` turned: a new tensor; arithmetic in the wider of the dtypes."""
+    made = keys.to(torch.promote_types(keys.dtype, turn.cos.dtype)).clone()
+    first, second = _pairs(made, turn)
+    cos, sin = turn.cos[:, None], turn.sin[:, None]
+    a, b = first * cos - second * sin, second * cos + first * sin
+    first.copy_(a)
+    second.copy_(b)
+    return made.to(keys.dtype)
 
 
 def rotate(keys: Tensor, positions: Tensor, rope: Rope) -> Tensor:
@@ -19,35 +57,21 @@ def rotate(keys: Tensor, positions: Tensor, rope: Rope) -> Tensor:
     Returns:
         A new tensor of the same shape and dtype; arithmetic in float32 or the wider input dtype.
     """
-    return _turn(keys, positions, rope, inverse=False)
+    return turned(keys, turn_at(positions, rope, dtype=_wide(keys)))
 
 
 def unrotate(keys: Tensor, positions: Tensor, rope: Rope) -> Tensor:
     """Keys before RoPE, from keys as the attention sees them: inverts `rotate`, to rounding."""
-    return _turn(keys, positions, rope, inverse=True)
+    return turned(keys, turn_at(positions, rope, inverse=True, dtype=_wide(keys)))
 
 
-def _turn(keys: Tensor, positions: Tensor, rope: Rope, *, inverse: bool) -> Tensor:
-    wide = torch.promote_types(keys.dtype, torch.float32)
-    inv_freq = torch.tensor(rope.inv_freq, dtype=torch.float32, device=keys.device)
-    # The models compute the angle in float32: so must we, or far positions would turn differently.
-    angle = positions.to(torch.float32)[:, None] * inv_freq  # [tokens, pairs]
-    cos, sin = angle.cos().to(wide)[:, None], angle.sin().to(wide)[:, None]
-    if inverse:
-        cos, sin = cos / rope.scale, -sin / rope.scale
-    else:
-        cos, sin = cos * rope.scale, sin * rope.scale
-    turned = keys.to(wide).clone()
-    first, second = _pairs(turned, rope)
-    a, b = first * cos - second * sin, second * cos + first * sin
-    first.copy_(a)
-    second.copy_(b)
-    return turned.to(keys.dtype)
+def _wide(keys: Tensor) -> torch.dtype:
+    return torch.promote_types(keys.dtype, torch.float32)
 
 
-def _pairs(keys: Tensor, rope: Rope) -> tuple[Tensor, Tensor]:
+def _pairs(keys: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
     """Views of the first and second components of every pair, `[tokens, heads, pairs]`."""
-    pairs = rope.rotary_dim // 2
-    if rope.pairing == "half":
+    pairs = turn.cos.shape[1]
+    if turn.pairing == "half":
         return keys[..., :pairs], keys[..., pairs : 2 * pairs]
     return keys[..., 0 : 2 * pairs : 2], keys[..., 1 : 2 * pairs : 2]

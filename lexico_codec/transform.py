@@ -28,6 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lexico_codec.kernels.atoms import Atoms
 from lexico_codec.kernels.entropy import Tables
 from lexico_codec.kernels.forms import Forms
 from lexico_proto.errors import InvalidInput, ShapeMismatch
@@ -100,6 +101,11 @@ class Transform:
         """Atoms a token and run, s."""
         return self.coefficients.shape[1]
 
+    def means_of(self, run: int, device: torch.device) -> Tensor:
+        """`[2 run_layers, D]` float32: the means of a run's tables."""
+        means: Tensor = self._on("means", device, lambda: self.means.flatten(1))[self._tables(run)]
+        return means
+
     def analyse(self, run: int, prepared: Tensor) -> Tensor:
         """Components `[C, tokens]` as they are coded, of `[2 run_layers, D, tokens]`.
 
@@ -107,21 +113,22 @@ class Transform:
             run: which run of layers.
             prepared: float32, keys before RoPE, means not removed yet.
         """
-        on = prepared.device
-        tables, width, tokens = prepared.shape
-        at = slice(run * tables, (run + 1) * tables)
-        centred = prepared - self._on("means", on, lambda: self.means)[at].reshape(tables, width, 1)
-        bases = self._on("inverse", on, lambda: _inverse(self.bases))[at]
-        blocks, d = bases.shape[1:3]
-        z = torch.matmul(bases, centred.view(tables, blocks, d, tokens)).view(-1, tokens)
+        return self.components(run, prepared - self.means_of(run, prepared.device)[:, :, None])
+
+    def components(self, run: int, centred: Tensor) -> Tensor:
+        """As `analyse`, of tokens whose means are removed, in memory of any order."""
+        on = centred.device
+        tables, _, tokens = centred.shape
+        blocks, d = self.bases.shape[1:3]
+        bases = self._on("inverse", on, lambda: _inverse(self.bases))[self._tables(run)]
+        if blocks == 1:
+            z = torch.matmul(bases[:, 0], centred).view(-1, tokens)
+        else:
+            z = torch.matmul(bases, centred.reshape(tables, blocks, d, tokens)).view(-1, tokens)
         if self.selected.shape[1]:
             selected = self._on("selected", on, lambda: self.selected)[run]
-            exact = self._forms.once("uncross", lambda: _inverse(self.cross))
-            if _quick_bfloat16(on):
-                halves = self._forms.once(("halves", on), lambda: _halves(exact.to(on)), on)
-                z[selected] = _fine_product((halves[0][run], halves[1][run]), z[selected])
-            else:
-                z[selected] = self._on("uncross", on, lambda: exact)[run] @ z[selected]
+            uncross = self._factor("uncross", on, lambda: _inverse(self.cross))[run]
+            z[selected] = torch.matmul(uncross, z[selected].to(uncross.dtype)).to(z.dtype)
         ordered: Tensor = z[self._on("order", on, lambda: self.order)[run]]
         return ordered
 
@@ -133,22 +140,66 @@ class Transform:
             components: `[c, tokens]` float32, c <= C; those that are missing are zero.
         """
         on = components.device
-        count, tokens = components.shape
-        tables = 2 * self.run_layers
-        at = slice(run * tables, (run + 1) * tables)
-        z = components.new_zeros(self.order.shape[1], tokens)
-        z[self._on("order", on, lambda: self.order)[run, :count]] = components
+        arranged = components.new_zeros(self.rows, components.shape[1])
+        arranged[self.places(run, on)[: len(components)].long()] = components
+        made = self.restored(run, arranged.to(self.product_dtype(on)), len(components))
+        return made + self.means_of(run, on)[:, None]
+
+    @property
+    def rows(self) -> int:
+        """Rows that `restored` takes: C, then one for each component of the second transform."""
+        return self.order.shape[1] + self.selected.shape[1]
+
+    def places(self, run: int, device: torch.device) -> Tensor:
+        """`[C]` int32: where `restored` looks for each component as it is coded."""
+
+        def make() -> Tensor:
+            at = torch.arange(self.order.shape[1]).repeat(self.runs, 1)
+            second = torch.arange(self.order.shape[1], self.rows).expand(self.runs, -1)
+            at.scatter_(1, self.selected, second)
+            return at.gather(1, self.order).to(torch.int32)
+
+        return self._on("places", device, make)[run]
+
+    def restored(self, run: int, arranged: Tensor, count: int) -> Tensor:
+        """`[2 run_layers, tokens, D]` of `product_dtype`, means not added yet.
+
+        Args:
+            run: which run of layers.
+            arranged: `[rows, tokens]` of `product_dtype`, its components at `places`; overwritten.
+            count: components from which on all are zero.
+        """
+        on = arranged.device
+        components, tokens = self.order.shape[1], arranged.shape[1]
+        z = arranged[:components]
         if self.selected.shape[1]:
             selected = self._on("selected", on, lambda: self.selected)[run]
             kept = self._columns(run, count)
             cross = self._factor("cross", on, lambda: self.cross)[run]
-            z[selected] = _product(cross[:, :kept], z[selected[:kept]])
-        bases = self._factor("turned bases", on, lambda: self.bases.mT.contiguous())[at]
-        blocks, d = bases.shape[1:3]
-        x = _product(z.view(tables, blocks, d, tokens).mT, bases)  # [tables, blocks, tokens, d]
-        x = x[:, 0] if blocks == 1 else x.transpose(1, 2).reshape(tables, tokens, blocks * d)
-        x += self._on("means", on, lambda: self.means)[at].reshape(tables, 1, -1)
-        return x
+            second = arranged[components : components + kept]
+            z.index_copy_(0, selected, torch.matmul(cross[:, :kept], second))
+        bases = self._factor("turned bases", on, lambda: self.bases.mT.contiguous())
+        bases = bases[self._tables(run)]
+        tables, blocks, d = bases.shape[:3]
+        x = torch.matmul(z.view(tables, blocks, d, tokens).mT, bases)  # [.., blocks, tokens, d]
+        if blocks == 1:
+            return x[:, 0]
+        return x.transpose(1, 2).reshape(tables, tokens, blocks * d)
+
+    def product_dtype(self, device: torch.device) -> torch.dtype:
+        """In which a device multiplies fastest: bfloat16 or float32."""
+        return torch.bfloat16 if _quick_bfloat16(device) else torch.float32
+
+    def dictionary(self, run: int, device: torch.device) -> Atoms:
+        """The atoms of a run, ready for `kernels.encode`."""
+        found: Atoms = self._forms.once(
+            ("dictionary", run, device), lambda: Atoms.of(self.atoms[run].to(device)), device
+        )
+        return found
+
+    def atoms_as_columns(self, run: int, device: torch.device) -> Tensor:
+        """`[m, N]` float32: the atoms, each a column."""
+        return self._on("columns", device, lambda: self.atoms.mT.contiguous())[run]
 
     def gains_of(self, run: int, components: Tensor) -> Tensor:
         """How much finer each token's step is, in thirds of octaves: `[tokens]` int8 in `GAINS`.
@@ -188,9 +239,14 @@ class Transform:
 
         return int(self._forms.once(("columns", run), make)[count])
 
+    def _tables(self, run: int) -> slice:
+        """Of a run, among those of the model."""
+        size = 2 * self.run_layers
+        return slice(run * size, (run + 1) * size)
+
     def _factor(self, name: str, device: torch.device, make: Callable[[], Tensor]) -> Tensor:
-        """A matrix in the dtype in which the device multiplies fastest."""
-        dtype = torch.bfloat16 if _quick_bfloat16(device) else torch.float32
+        """A matrix in `product_dtype`."""
+        dtype = self.product_dtype(device)
         found: Tensor = self._forms.once((name, device), lambda: make().to(device, dtype), device)
         return found
 
@@ -203,33 +259,12 @@ class Transform:
 def _quick_bfloat16(device: torch.device) -> bool:
     """Whether products of bfloat16 are several times faster than those of float32.
 
-    Their rounding, 2^-9 of the largest components, is far below what the quantiser takes off.
+    Only the second transform, orthogonal, is analysed so: its rounding, 2^-9 of the components'
+    root mean square in each of them, is some thousandths of what the finest quality takes off.
     """
     if device.type == "cpu":
         return bool(getattr(torch.cpu, "_is_amx_tile_supported", bool)())
     return device.type == "cuda" and torch.cuda.get_device_capability(device) >= (8, 0)
-
-
-def _product(first: Tensor, second: Tensor) -> Tensor:
-    """`first @ second`, float32, in bfloat16 where one of them is."""
-    if torch.bfloat16 in (first.dtype, second.dtype):
-        return torch.matmul(first.bfloat16(), second.bfloat16()).float()
-    return torch.matmul(first, second)
-
-
-def _halves(matrices: Tensor) -> tuple[Tensor, Tensor]:
-    """Two bfloat16 matrices that add up to one of float32, to 2^-17."""
-    first = matrices.bfloat16()
-    return first, (matrices - first.float()).bfloat16()
-
-
-def _fine_product(first: tuple[Tensor, Tensor], second: Tensor) -> Tensor:
-    """A product of two halves each, float32: small components keep what large ones would drown.
-
-    Three products of bfloat16; each element of the result is rounded to its own 2^-9.
-    """
-    upper, lower = _halves(second)
-    return (first[0] @ upper).float() + (first[0] @ lower + first[1] @ upper).float()
 
 
 def features(components: Tensor, deviations: Tensor, count: int) -> Tensor:

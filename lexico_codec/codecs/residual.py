@@ -23,9 +23,9 @@ from lexico_codec.codecs.abc import Codec, Place, leading_sinks
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels import encode as pursue
-from lexico_codec.kernels import entropy
+from lexico_codec.kernels import entropy, layout
 from lexico_codec.kernels.levels import choose_levels
-from lexico_codec.rope import rotate, unrotate
+from lexico_codec.rope import Turn, turn_at
 from lexico_codec.tensors import bytes_of, tensor_from
 from lexico_codec.transform import (
     CLASSES_AN_OCTAVE,
@@ -103,20 +103,27 @@ class ResidualCodec(Codec):
         if not tokens:
             return bytes(exact)
         step = self._step(transform)
-        components = transform.analyse(run, _prepared(group[:, :, sinks:], place, sinks))
+        coded = group[:, :, sinks:]
+        turn = _turn(place, sinks, tokens, group.device, inverse=True)
+        rows = layout.gather(coded, transform.means_of(run, group.device), turn)
+        components = transform.components(run, rows.mT)
         gains = transform.gains_of(run, components)
         finer = torch.exp2(gains.float() / CLASSES_AN_OCTAVE) / step
-        values = (components * finer).clamp_(-_LARGEST, _LARGEST).cpu()
-        if not bool(values.sum().isfinite()):  # of numbers beyond float32 on the way
-            values = torch.nan_to_num(values)
         gains = gains.cpu()
         classes = transform.classes(run, step)
-        coded = classes.long()[: transform.sparsity, None] + gains.long() >= 0  # [s, tokens]
-        indices, coefficients = _sparse(transform, run, values, coded)
+        count = _coded(classes, gains)
+        s, width = transform.sparsity, transform.atoms.shape[2]
+        values = components[: max(count - s, width)] * finer
+        values = values.clamp_(-_LARGEST, _LARGEST).cpu()
+        if not bool(values.sum().isfinite()):  # of numbers beyond float32 on the way
+            values = torch.nan_to_num(values)
+        live = classes.long()[:s, None] + gains.long() >= 0  # [s, tokens]
+        indices, coefficients = _sparse(transform, run, values, live)
+        values = values[: max(count - s, 0)]
         values.clamp_(-_LARGEST, _LARGEST)  # clamped coefficients leave more than there was
-        levels = choose_levels(values, classes[len(coefficients) :], gains, transform.tables)
+        levels = choose_levels(values, classes[s : s + len(values)], gains, transform.tables)
         rows = torch.cat([coefficients, levels])
-        body = entropy.encode(rows, classes, gains, transform.tables)
+        body = entropy.encode(rows, classes[: len(rows)], gains, transform.tables)
         return b"".join([exact, _nibbles(gains), _packed(indices, transform), body])
 
     def decode(
@@ -142,19 +149,20 @@ class ResidualCodec(Codec):
         indices = _indices(body[head:start], tokens, transform)
         step = self._step(transform)
         classes = transform.classes(run, step)
-        coded = classes.long() + int(gains.max()) >= 0
-        count = int(coded.nonzero().max()) + 1 if bool(coded.any()) else 0
+        count = _coded(classes, gains)
         values = entropy.decode(
             body[start:], classes[:count], gains, transform.tables, tokens, device=out.device
         )
-        coarser = torch.exp2(-gains.float() / CLASSES_AN_OCTAVE) * step
-        values *= coarser.to(out.device)
-        components = values[min(transform.sparsity, count) :]
-        for k in range(min(transform.sparsity, count)):
-            chosen = transform.atoms[run][indices[:, k]].T.to(out.device)  # [m, tokens]
-            width = min(len(chosen), len(components))
-            components[:width] += chosen[:width] * (COEFFICIENT_STEPS * values[k])
-        _restore(transform.synthesise(run, components), out[:, :, sinks:], place, sinks)
+        on = out.device
+        scales = (torch.exp2(-gains.float() / CLASSES_AN_OCTAVE) * step).to(on)
+        used = min(transform.sparsity, count)
+        columns = transform.atoms_as_columns(run, on)
+        sparse = layout.Sparse(indices.T[:used].to(on), columns, COEFFICIENT_STEPS)
+        places, dtype = transform.places(run, on), transform.product_dtype(on)
+        arranged = layout.arrange(values, scales, sparse, places, transform.rows, dtype)
+        rows = transform.restored(run, arranged, count - used)
+        turn = _turn(place, sinks, tokens, on)
+        layout.scatter(rows, transform.means_of(run, on), turn, out[:, :, sinks:])
 
     def _step(self, transform: Transform) -> float:
         return transform.steps[self.quality] if self.step is None else float(self.step)
@@ -182,41 +190,21 @@ class ResidualCodec(Codec):
             raise DictionaryMismatch(f"codec {self.name}: {error.message}") from error
 
 
-def _prepared(group: Tensor, place: Place, sinks: int) -> Tensor:
-    """`[2 * layers, heads * dim, tokens]` float32, keys before RoPE."""
-    layers, _, tokens, heads, dim = group.shape
-    wide = group.to(torch.float32)
-    if place.rope is not None:
-        positions = _positions(place, sinks, tokens, group.device)
-        keys = wide[:, 0].transpose(0, 1).reshape(tokens, layers * heads, dim)
-        before = unrotate(keys, positions, place.rope).view(tokens, layers, heads, dim)
-        wide = torch.stack([before.transpose(0, 1), wide[:, 1]], 1)
-    return wide.permute(0, 1, 3, 4, 2).reshape(2 * layers, heads * dim, tokens)
+def _coded(classes: Tensor, gains: Tensor) -> int:
+    """How many rows there are until nothing is coded any more."""
+    coded = (classes + int(gains.max()) >= 0).nonzero()
+    return int(coded[-1]) + 1 if len(coded) else 0
 
 
-def _restore(found: Tensor, out: Tensor, place: Place, sinks: int) -> None:
-    """Writes `[2 * layers, tokens, heads * dim]` into `[layers, 2, tokens, heads, dim]`."""
-    layers, _, tokens, heads, dim = out.shape
-    most = torch.finfo(out.dtype).max
-    room = most / (2 * (place.rope.scale if place.rope is not None else 1))  # to turn in
-    least, largest = torch.aminmax(found)  # NaN if any number is
-    wild = not bool((least >= -room) & (largest <= room))  # of levels that no encoder chose
-    if wild:
-        found = torch.nan_to_num(found)
-    made = found.view(layers, 2, tokens, heads, dim)
-    keys = made[:, 0]
-    if place.rope is not None:
-        flat = keys.transpose(0, 1).reshape(tokens, layers * heads, dim)
-        turned = rotate(flat, _positions(place, sinks, tokens, out.device), place.rope)
-        keys = turned.view(tokens, layers, heads, dim).transpose(0, 1)
-    with torch.no_grad():
-        for part, numbers in enumerate((keys, made[:, 1])):
-            out[:, part].copy_(numbers.clamp(-most, most) if wild else numbers)
-
-
-def _positions(place: Place, sinks: int, tokens: int, device: torch.device) -> Tensor:
+def _turn(
+    place: Place, sinks: int, tokens: int, device: torch.device, *, inverse: bool = False
+) -> Turn | None:
+    """What RoPE does to the keys behind the sinks, or what undoes it."""
+    if place.rope is None:
+        return None
     first = place.first_token + sinks
-    return torch.arange(first, first + tokens, device=device)
+    positions = torch.arange(first, first + tokens, device=device)
+    return turn_at(positions, place.rope, inverse=inverse)
 
 
 def _sparse(transform: Transform, run: int, values: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
@@ -231,7 +219,7 @@ def _sparse(transform: Transform, run: int, values: Tensor, coded: Tensor) -> tu
         return torch.zeros(tokens, 0, dtype=torch.int64), torch.zeros(0, tokens, dtype=torch.int32)
     atoms = transform.atoms[run]
     width = atoms.shape[1]
-    codes = pursue(values[:width].T.contiguous(), atoms, s)
+    codes = pursue(values[:width].T, transform.dictionary(run, values.device), s)
     indices = codes.indices.long()
     levels = (codes.coefficients / COEFFICIENT_STEPS).round().clamp(-_LARGEST, _LARGEST)
     levels *= coded.T

@@ -31,7 +31,7 @@ ISA_VARIABLE: Final = "LEXICO_CPU_ISA"
 MAX_DIM: Final = 65536
 """Components of a vector that `omp` takes, so that sums of int8 products fit an int32."""
 
-_ABI: Final = 5  # of `lexico_abi`: a library of another version is not used
+_ABI: Final = 6  # of `lexico_abi`: a library of another version is not used
 _ISAS: Final = {"amx": 3, "vnni": 2, "avx2": 1, "generic": 0}  # best first
 _KINDS: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NO_MEMORY, _NON_FINITE, _BAD_INDEX = 1, 2, 3  # Status of native/lexico.h
@@ -212,8 +212,13 @@ def reconstruct(
 
 
 def restores(dtype: torch.dtype) -> bool:
-    """Whether `restore` writes that type."""
+    """Whether the library reads and writes that type."""
     return dtype in _KINDS
+
+
+def kind_number(dtype: torch.dtype) -> int:
+    """What the library calls a type that it `restores`."""
+    return _KINDS[dtype]
 
 
 def restore(
@@ -325,6 +330,16 @@ def _library() -> ctypes.CDLL | None:
         "lexico_choose_levels": (
             number,
             [size, *[address] * 3, size, size, *[address] * 3, size, real, address],
+        ),
+        "lexico_gather": (number, [number, size, offsets, number, *[address] * 5]),
+        "lexico_scatter": (number, [number, size, offsets, number, *[address] * 5, number]),
+        "lexico_arrange": (
+            number,
+            [
+                *(number, *[size] * 4, address, address),  # out of what
+                *(*[size] * 3, address, address, real),  # atoms
+                *(address, number, address),  # where to
+            ],
         ),
     }
     for name, (result, arguments) in signatures.items():

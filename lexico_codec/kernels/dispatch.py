@@ -66,6 +66,16 @@ def choose(
     raise ConfigurationError(f"no kernel can serve {operation}")  # not reached: naive always can
 
 
+def choose_on_cpu(operation: str, kernel: str | None) -> Kernel:
+    """As `choose`, for what works in the CPU's memory: a process that is forced to Triton, which
+    has nothing there, gets the usual kernel.
+    """
+    forced = kernel or os.environ.get(KERNEL_VARIABLE) or None
+    if forced == "triton" and kernel is None:
+        forced = "compiled" if compiled.available() else "naive"
+    return choose(operation, torch.device("cpu"), torch.float32, 1, 1, forced)
+
+
 def _lacks(
     name: Kernel,
     operation: str,

@@ -17,7 +17,6 @@ word left are what a sound stream ends with.
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
@@ -27,8 +26,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels import compiled, compiled_entropy, naive_entropy
-from lexico_codec.kernels.dispatch import KERNEL_VARIABLE, choose
+from lexico_codec.kernels import compiled_entropy, naive_entropy
+from lexico_codec.kernels.dispatch import choose, choose_on_cpu
 from lexico_codec.kernels.forms import Forms
 from lexico_codec.kernels.naive_entropy import LANES, MIDDLE
 from lexico_proto.errors import DamagedFrame, InvalidInput, ShapeMismatch
@@ -149,7 +148,7 @@ def encode(
     _check(classes, (torch.int16,), (-1,), "classes")
     _check(levels, (torch.int32,), (len(classes), -1), "levels")
     offsets, levels = _offsets(offsets, levels.shape[1]), levels.contiguous()
-    if chosen_kernel("entropy_encode", kernel) == "compiled":
+    if choose_on_cpu("entropy_encode", kernel) == "compiled":
         return compiled_entropy.encode(levels, classes.contiguous(), offsets, tables)
     of = torch.zeros(levels.shape[1], dtype=torch.int8) if offsets is None else offsets
     return naive_entropy.encode(levels.numpy(), _wide(classes), _wide(of), tables)
@@ -191,7 +190,7 @@ def decode(
         return triton_entropy.decode([body], classes, offsets, tables, [tokens], device=device)
     data, begins = split(body, tokens)
     offsets = _offsets(offsets, tokens)
-    if chosen_kernel("entropy_decode", kernel) == "compiled":
+    if choose_on_cpu("entropy_decode", kernel) == "compiled":
         given = (data, begins, classes.contiguous(), offsets, tables)
         return compiled_entropy.decode(*given, tokens, levels=levels).to(device)
     of = torch.zeros(tokens, dtype=torch.int8) if offsets is None else offsets
@@ -238,14 +237,6 @@ def _offsets(offsets: Tensor | None, tokens: int) -> Tensor | None:
 
 def _wide(tensor: Tensor) -> npt.NDArray[np.int64]:
     return tensor.numpy().astype(np.int64)
-
-
-def chosen_kernel(operation: str, kernel: str | None) -> str:
-    """Which kernel serves; one forced to Triton elsewhere leaves the CPU's memory to the usual."""
-    forced = kernel or os.environ.get(KERNEL_VARIABLE) or None
-    if forced == "triton" and kernel is None:
-        forced = "compiled" if compiled.available() else "naive"
-    return choose(operation, _CPU, torch.float32, 1, 1, forced)
 
 
 def _check(

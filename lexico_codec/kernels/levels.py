@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from lexico_codec.kernels import compiled_entropy
-from lexico_codec.kernels.entropy import LEVEL_LIMIT, SYMBOLS, TOTAL, Tables, chosen_kernel
+from lexico_codec.kernels.dispatch import choose_on_cpu
+from lexico_codec.kernels.entropy import LEVEL_LIMIT, SYMBOLS, TOTAL, Tables
 from lexico_proto.errors import ShapeMismatch
 
 MIDDLE: Final = SYMBOLS // 2 - 1
@@ -48,7 +49,7 @@ def choose_levels(
         raise ShapeMismatch(f"classes: must be [{values.shape[0]}] int16")
     if offsets.dtype != torch.int8 or offsets.shape != values.shape[1:]:
         raise ShapeMismatch(f"offsets: must be [{values.shape[1]}] int8")
-    if values.device.type == "cpu" and chosen_kernel("choose_levels", kernel) == "compiled":
+    if values.device.type == "cpu" and choose_on_cpu("choose_levels", kernel) == "compiled":
         given = (values.float().contiguous(), classes.contiguous(), offsets.contiguous())
         return compiled_entropy.choose_levels(*given, tables, _costs(tables), weight)
     return _naive(values, classes, offsets, tables, weight)

@@ -17,7 +17,6 @@ from torch import Tensor
 
 from lexico_codec.codecs import Codec, LexicoCodec, PackedCodec, Place, ResidualCodec
 from lexico_codec.codecs import codec_from_config as configured
-from lexico_codec.codecs.residual import _prepared
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import DTYPES, Geometry, Pairing, Rope
 from lexico_codec.rope import rotate, unrotate
@@ -69,6 +68,11 @@ def coded(
     out = torch.full_like(group, float("nan"))
     codec.decode(memoryview(body), at, dictionary, out)
     return body, out
+
+
+def prepared(group: Tensor) -> Tensor:
+    """`[2 layers, D, tokens]` float32, as the transform takes a group without RoPE."""
+    return group.float().permute(0, 1, 3, 4, 2).flatten(2, 3).flatten(0, 1)
 
 
 def relative(out: Tensor, group: Tensor) -> float:
@@ -123,9 +127,8 @@ class TestResidualCodec(CodecSuite):
         layers, _, _, heads, dim = group.shape
         transform = transform_of(residual_set(layers, heads, dim, mean=self.mean))
         step = transform.steps[codec.quality] if codec.step is None else codec.step
-        place = Place(0, FAR)
-        before = transform.analyse(0, _prepared(group[:, :, sinks:], place, sinks))
-        after = transform.analyse(0, _prepared(out[:, :, sinks:], place, sinks))
+        before = transform.analyse(0, prepared(group[:, :, sinks:]))
+        after = transform.analyse(0, prepared(out[:, :, sinks:]))
         gains = transform.gains_of(0, before).float()
         finer = step * torch.exp2(-gains / CLASSES_AN_OCTAVE)
         rounding = 0.0 if group.dtype == torch.float32 else torch.finfo(group.dtype).eps
@@ -226,7 +229,7 @@ class TestResidualCodec(CodecSuite):
         tensors["residual.gains"][:, 0] = 1.2  # of the first component
         dictionary = set_of(tensors)
         transform = transform_of(dictionary)
-        gains = transform.gains_of(0, transform.analyse(0, _prepared(group, Place(0, 0), 0)))
+        gains = transform.gains_of(0, transform.analyse(0, prepared(group)))
         assert len(set(gains.tolist())) >= 8
         _, out = coded(ResidualCodec(step=0.25), group, dictionary)
         error = (out - group).square().sum((0, 1, 3, 4)).sqrt() * torch.exp2(gains.float() / 3)

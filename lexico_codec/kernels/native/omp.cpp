@@ -100,7 +100,7 @@ bool amx_permitted() {
 
 using namespace lexico;
 
-LEXICO_EXPORT int lexico_abi() { return 5; }
+LEXICO_EXPORT int lexico_abi() { return 6; }
 
 LEXICO_EXPORT int lexico_supported(int isa) { return supported(isa); }
 

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 #include <stdlib.h>
 
+#include "layout.h"
 #include "lexico.h"
 
 #pragma GCC target("avx2,fma,f16c")
@@ -21,6 +22,8 @@ namespace lexico::avx2 {
 #include "pursue.inl"
 
 #include "reconstruct.inl"
+
+#include "layout.inl"
 
 } // namespace lexico::avx2
 #endif

@@ -5,6 +5,7 @@
 #include <arm_neon.h>
 #endif
 
+#include "layout.h"
 #include "lexico.h"
 
 #define LEXICO_WIDTH 4
@@ -21,5 +22,7 @@ namespace lexico::generic {
 #include "pursue.inl"
 
 #include "reconstruct.inl"
+
+#include "layout.inl"
 
 } // namespace lexico::generic

@@ -4,6 +4,7 @@
 #include <immintrin.h>
 #include <stdlib.h>
 
+#include "layout.h"
 #include "lexico.h"
 
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
@@ -63,6 +64,8 @@ struct Scorer {
 #include "pursue.inl"
 
 #include "reconstruct.inl"
+
+#include "layout.inl"
 
 } // namespace lexico::vnni
 #endif

@@ -1,0 +1,66 @@
+// What layout.inl is given: see lexico_codec/kernels/layout.py.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "lexico.h"
+
+namespace lexico {
+
+constexpr int64_t kMostHead = 1024;  // components of a vector
+constexpr int64_t kMostChunk = 256;  // tokens of a component that are scaled at a time
+
+struct Turning {
+    const float *cos, *sin; // [tokens, pairs]
+    int64_t pairs;          // 0: not turned
+    bool interleaved;       // pair i is (2 i, 2 i + 1), else (i, i + pairs)
+};
+
+struct Laying { // lexico_gather, lexico_scatter
+    int64_t layers, tokens, heads, m;
+    int kind, row_kind; // of the cache and of the rows
+    void* cache;        // [layers, 2, tokens, heads, m], components side by side
+    int64_t layer_stride, part_stride, token_stride, head_stride; // in values
+    void* rows;         // [2 layers, tokens, heads * m]
+    const float* means; // [2 layers, heads * m]
+    Turning turning;    // of keys
+    int64_t chunk;      // tokens that a thread takes
+    std::atomic<int64_t> next{0};
+
+    int64_t chunks() const { return (tokens + chunk - 1) / chunk; }
+};
+
+struct Arranging { // lexico_arrange
+    int64_t components, tokens, count; // count: components that were decoded
+    const float* values;               // [sparsity + count, tokens], coefficients first
+    const float* scales;               // [tokens]
+    int64_t sparsity, width, atom_count;
+    const int32_t* indices; // [sparsity, tokens]
+    const float* atoms;     // [width, atom_count]
+    float coefficient_step;
+    const int32_t* places;  // [components]
+    int kind;
+    void* out; // [.., tokens]
+    std::atomic<int64_t> next{0};
+};
+
+namespace generic {
+void gather(Laying& job);
+void scatter(Laying& job);
+void arrange(Arranging& job);
+}
+#if defined(__x86_64__)
+namespace avx2 {
+void gather(Laying& job);
+void scatter(Laying& job);
+void arrange(Arranging& job);
+}
+namespace vnni {
+void gather(Laying& job);
+void scatter(Laying& job);
+void arrange(Arranging& job);
+}
+#endif
+
+} // namespace lexico
