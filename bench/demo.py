@@ -25,7 +25,7 @@ from lexico_codec.codecs import CODECS as ALL_CODECS
 from lexico_codec.presets import PRESETS
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS
 
-CODECS = ("raw", "lexico")
+CODECS = ("lossless", "balanced")
 CONTEXT_TOKENS = 1600
 ANSWER_TOKENS = 48
 SHOWN_CHARACTERS = 160

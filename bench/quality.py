@@ -1,7 +1,7 @@
 """Every way to store a prompt cache on the same prefixes: KL and NLL against bytes.
 
     python -m bench.quality [--data FOLDER] [--texts 12] [--sets wikitext2 gsm8k] [--only NAME ...]
-                            [--state FOLDER]
+                            [--state FOLDER] [--threads 2]
 
 SmolLM2-135M. Of a 768-token prefix the first 4 tokens (sinks) and the last 32 stay exact, the rest
 is coded; the next 256 tokens are predicted from that cache and from the uncompressed one. Methods
@@ -35,23 +35,24 @@ from transformers import DynamicCache
 from bench.baselines import eviction
 from bench.baselines.coder import Coder, Prefix, Stored
 from bench.baselines.eviction import Eviction
+from bench.baselines.freed import freed
+from bench.baselines.training import Training
 from bench.fidelity import (
     CONTINUATION,
     DATA,
-    PAGE_TOKENS,
     PREFIX,
     TAIL,
     texts_of,
     through_frames,
     windows_of,
 )
+from bench.ours import HEADLINE, Frames, all_of, residual
+from bench.ours import METHODS as OURS
 from bench.report import finish, gate, machine, table
 from lexico_codec.codecs.lexico import SINK_TOKENS
-from lexico_codec.dictionary import DictionarySet, load_builtin
 from lexico_codec.evaluation.caches import divergence
 from lexico_codec.evaluation.curves import curve, fraction_at
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.training.model import load_model
 
 PEERS: Final = (
@@ -65,28 +66,43 @@ PEERS: Final = (
     "mustafar",
 )
 """Modules of `bench.baselines`, each with its `coders()`."""
-OURS: Final = ("lexico", "lexico-residual")
-"""Methods of this project, as `Point` names them."""
-QUALITIES: Final = ("near", "balanced", "small")
-STEPS: Final = (0.12, 0.2, 0.35, 0.7, 1.5, 3.0)
-"""Of codec lexico-residual, beside its qualities: in steps of balanced."""
-HEADLINE: Final = "lexico-residual balanced"
 EVICTIONS: Final = ("snapkv", "pyramidkv", "compactor", "kvzip")
 """Methods of `bench.baselines.eviction` that run where none is named."""
-SPARSITIES: Final = (2, 4, 8, 12)
+FREED: Final = ("near", "step=0.7", "step=1.5")
+"""Settings of lexico-residual that also run after KVzip, which frees half of the vectors."""
 KLS: Final = (0.005, 0.01, 0.02, 0.035)
-TRAINING_TEXTS: Final = 12
 
 Point = dict[str, Any]
 
 
 @dataclass(frozen=True)
-class Frames:
-    """A codec of ours, through the frames that would lie in the store."""
+class Freed(Eviction):
+    """An eviction, then a codec of ours that fills what is evicted as suits it."""
 
-    name: str
-    spec: CacheSpec
-    dictionary: DictionarySet
+    frames: Frames | None = None
+
+    @property
+    def curve(self) -> str:
+        """As of `Eviction`."""
+        return f"{self.method} + {self.through.spec.codec.name}"
+
+    @property
+    def name(self) -> str:
+        """As of `Eviction`."""
+        return f"{super().name} + {self.through.name}"
+
+    @property
+    def through(self) -> Frames:
+        """The codec."""
+        if self.frames is None:
+            raise ValueError("an eviction without a codec behind it")
+        return self.frames
+
+    def cache(self, cache: DynamicCache, kept: Tensor, stored: slice) -> DynamicCache:
+        """The cache that is coded."""
+        codec, transform = self.through.spec.codec, self.through.dictionary.family("residual")
+        step = transform.steps[codec.quality] if codec.step is None else codec.step
+        return freed(cache, kept, stored, transform, step, self.through.spec.geometry.rope)
 
 
 def method_of(coder: Coder | Frames | Eviction) -> str:
@@ -99,9 +115,17 @@ def method_of(coder: Coder | Frames | Eviction) -> str:
 
 
 @torch.inference_mode()
-def prefix_cache(model: Any, ids: Sequence[int]) -> tuple[DynamicCache, Tensor]:
-    """The cache of `ids`, and `[layers, tokens]` the mean attention that each token gets."""
+def prefix_cache(
+    model: Any, ids: Sequence[int], *, attention: bool = True
+) -> tuple[DynamicCache, Tensor]:
+    """The cache of `ids`, and `[layers, tokens]` the mean attention that each token gets.
+
+    Without `attention` the latter is zero, in half the time.
+    """
     cache = DynamicCache()
+    if not attention:
+        model(torch.tensor([list(ids)]), past_key_values=cache, logits_to_keep=1)
+        return cache, torch.zeros(len(cache.layers), len(ids))
     former = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the only one that shows its weights
     try:
@@ -143,20 +167,23 @@ class Calibration:
 
     def __init__(self, model: Any, tokenizer: Any, path: Path) -> None:
         self._given = model, tokenizer, path
-        self._training: list[Prefix] = []
+        self._training: dict[int, Training] = {}
         self._made: dict[str, Coder] = {}
 
     def __call__(self, coder: Coder) -> Coder:
-        if not self._training:
-            model, tokenizer, path = self._given
-            for ids in texts_of(tokenizer, path, TRAINING_TEXTS):
-                cache, importance = prefix_cache(model, ids[:PREFIX])
-                self._training.append(
-                    prefix_of(cache, importance, slice(SINK_TOKENS, PREFIX), model)
-                )
+        if not coder.learns:
+            return coder
+        if coder.learns not in self._training:
+            self._training[coder.learns] = Training(self._prefixes(coder.learns))
         if coder.name not in self._made:
-            self._made[coder.name] = coder.calibrate(self._training)
+            self._made[coder.name] = coder.calibrate(self._training[coder.learns])
         return self._made[coder.name]
+
+    def _prefixes(self, count: int) -> Iterator[Prefix]:
+        model, tokenizer, path = self._given
+        for ids in texts_of(tokenizer, path, count):
+            cache, importance = prefix_cache(model, ids[:PREFIX], attention=False)
+            yield prefix_of(cache, importance, slice(SINK_TOKENS, PREFIX), model)
 
 
 @torch.inference_mode()
@@ -167,7 +194,8 @@ def measure(
     instruction: Sequence[int] = (),
 ) -> dict[str, Point]:
     """KL, NLL and bytes of one text, for each coder; `instruction` as in `eviction.selections`."""
-    cache, importance = prefix_cache(model, ids[:PREFIX])
+    attention = any(isinstance(coder, Coder) and coder.weighs for coder in chosen)
+    cache, importance = prefix_cache(model, ids[:PREFIX], attention=attention)
     coded = slice(SINK_TOKENS, PREFIX - TAIL)
     prefix = prefix_of(cache, importance, coded, model)
     sinks = 2 * prefix.keys[:, 0].numel() * 2 * SINK_TOKENS  # keys and values, in float16
@@ -210,7 +238,12 @@ def measure(
             stored = coder.code(prefix)
             points[coder.name] = point(predictions(rebuilt(stored)), stored.size + sinks)
     evictions = [coder for coder in chosen if isinstance(coder, Eviction)]
-    for one, kept in eviction.selections(model, ids[:PREFIX], evictions, coded, instruction):
+    for one, kept in eviction.selections(model, ids[:PREFIX], cache, evictions, coded, instruction):
+        if isinstance(one, Freed):
+            freely = one.cache(cache, kept, coded)
+            other, size = through_frames(freely, ids, one.through.spec, one.through.dictionary)
+            points[one.name] = point(predictions(other), size)
+            continue
         short = eviction.shorten(sources[one.coded], kept, coded, one.coded)
         logits = eviction.continued(model, short, following, PREFIX)
         points[one.name] = point(logits.float().log_softmax(-1), short.size)
@@ -230,7 +263,7 @@ def summary(rows: Sequence[Point]) -> dict[str, Any]:
     at = {name: {str(kl): fraction_at(points, kl) for kl in KLS} for name, points in curves.items()}
     lead: dict[str, float | None] = {}
     for kl in map(str, KLS):
-        others = [name for name in methods if name not in OURS and not name.endswith("+ lexico")]
+        others = [name for name in methods if name not in OURS and " + " not in name]
         peers = [at[name][kl] for name in others if at[name][kl]]
         mine = [at[name][kl] for name in methods if name in OURS and at[name][kl]]
         lead[kl] = min(peers) / min(mine) if peers and mine else None
@@ -246,6 +279,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="parts of coders' names")
     parser.add_argument("--no-gate", action="store_true")
     parser.add_argument("--no-evict", action="store_true", help="leave out what kvpress does")
+    parser.add_argument("--threads", type=int, default=_threads(), help="of torch")
     parser.add_argument("--state", type=Path, default=Path(".cache/quality"))
     options = parser.parse_args()
     if not options.no_gate:
@@ -255,16 +289,18 @@ def main() -> None:
             "tests/unit/test_baselines_quantisers.py",
             "tests/unit/test_baselines_transforms.py",
             "tests/unit/test_baselines_eviction.py",
+            "tests/unit/test_baselines_freed.py",
         )
     described = machine()
-    torch.set_num_threads(len(os.sched_getaffinity(0)))
+    torch.set_num_threads(options.threads)
     transformers.utils.logging.disable_progress_bar()
     loaded = load_model("smollm2")
     model, tokenizer = loaded.model, loaded.tokenizer
     calibrated = Calibration(model, tokenizer, options.data / "wikitext2" / "valid.txt")
-    mine = [*_lexico(model), *_residual(model)]
-    mine = [one for one in mine if any(name in one.name for name in options.only)]
-    evicting = [] if options.no_evict else _evictions(options.only)
+    mine = list(all_of(model))
+    evicting = [] if options.no_evict else _evictions(model, options.only)
+    needed = eviction.CODER if any(one.coded for one in evicting) else None
+    mine = [one for one in mine if one.name == needed or _named(one.name, options.only)]
     chosen = [*mine, *coders(options.only), *evicting]
     instruction = tokenizer(eviction.INSTRUCTION, add_special_tokens=False).input_ids
     whole = (PREFIX - TAIL) * geometry_of(model.config, torch.float16).token_bytes
@@ -307,9 +343,18 @@ def remembered(
 
 def _key(coder: Coder | Frames | Eviction) -> str:
     """Name of a coder, and what it depends on beside this code."""
+    if isinstance(coder, Coder) and coder.learns:
+        return f"{coder.name} of {coder.learns * (PREFIX - SINK_TOKENS)} tokens"
+    if isinstance(coder, Freed):
+        return f"{coder.name} {_key(coder.through)}"
     if not isinstance(coder, Frames):
         return coder.name
     return f"{coder.name} {coder.spec.codec.config_json()} {coder.dictionary.digest.hex()[:16]}"
+
+
+def _threads() -> int:
+    """As many as OMP_NUM_THREADS says, or as there are cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", "0")) or len(os.sched_getaffinity(0))
 
 
 def _digest(ids: Sequence[int]) -> str:
@@ -326,43 +371,17 @@ def _headline(result: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def _lexico(model: Any) -> Iterator[Frames]:
-    dictionary = load_builtin("smollm2-135m")
-    for sparsity in SPARSITIES:
-        yield _frames(model, f"lexico s={sparsity}", "lexico", {"sparsity": sparsity}, dictionary)
+def _named(name: str, parts: Sequence[str]) -> bool:
+    return any(part in name for part in parts)
 
 
-def _residual(model: Any) -> Iterator[Frames]:
-    """The qualities, and steps around them."""
-    dictionary = load_builtin("smollm2-135m-residual")
-    codec = "lexico-residual"
-    for quality in QUALITIES:
-        yield _frames(model, f"{codec} {quality}", codec, {"quality": quality}, dictionary)
-    balanced = dictionary.family("residual").steps["balanced"]
-    for step in STEPS:
-        yield _frames(model, f"{codec} step={step}", codec, {"step": step * balanced}, dictionary)
-
-
-def _frames(
-    model: Any, name: str, codec: str, config: dict[str, Any], dictionary: DictionarySet
-) -> Frames:
-    spec = make_spec(
-        weights=bytes(32),
-        geometry=geometry_of(model.config, torch.float16),
-        codec=codec,
-        codec_config=json.dumps(config),
-        dictionary=dictionary.digest,
-        page_tokens=PAGE_TOKENS,
-    )
-    return Frames(name, spec, dictionary)
-
-
-def _evictions(names: Sequence[str]) -> list[Eviction]:
-    """Those whose name has one of `names` in it."""
+def _evictions(model: Any, names: Sequence[str]) -> list[Eviction]:
+    """Those whose name has one of `names` in it, of all methods where one is named."""
     made = eviction.evictions()
-    if list(names) == [""]:
-        made = [one for one in made if one.method in EVICTIONS]
-    chosen = [one for one in made if any(name in f"{one.curve} {one.name}" for name in names)]
+    made += [Freed("kvzip", 0.5, frames=one) for one in residual(model) if one.name.endswith(FREED)]
+    methods = set(eviction.METHODS) & set(names) or EVICTIONS
+    made = [one for one in made if one.method in methods]
+    chosen = [one for one in made if _named(f"{one.curve} {one.name}", names)]
     if chosen and not eviction.available():
         print("skipped: methods that evict, kvpress is not installed (make .venv/evict)")
         return []

@@ -1,17 +1,20 @@
-"""Draws what `bench.quality` measured, and writes its table into docs/quality.md.
+"""Draws what `bench.quality` measured, and writes its table and that of `bench.cliffs` into
+docs/quality.md.
 
     python -m bench.quality_plot            write docs/quality.svg and what lies between the markers
     python -m bench.quality_plot --check    change nothing; exit 1 if either says otherwise
 
 A line goes through the settings of a method that none of its own beats in both bytes and KL; dots
-are all settings. A setting of KL 0 has no place on the axis and is left out. The table has the
-bytes at equal KL.
+are all settings. A setting of KL 0 has no place on the axis and is left out. Of the methods that
+evict, alone or with what they keep coded, the best three are drawn. The table has all, their bytes
+at equal KL.
 """
 
 from __future__ import annotations
 
 import argparse
 import json
+import math
 import sys
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -26,9 +29,10 @@ from lexico_codec.evaluation.svg import Axis, number
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 RESULT: Final = RESULTS / "quality.json"
+CLIFFS: Final = RESULTS / "cliffs.json"
 MISSING: Final = "Not measured yet."
 SETS: Final = {"wikitext2": "WikiText-2", "gsm8k": "GSM8K"}
-OURS: Final = ("lexico-residual", "lexico-packed", "lexico")
+OURS: Final = ("lexico-residual", "lexico-packed", "lexico-adaptive", "lexico")
 """Of `CODECS`, those that come first, in this order."""
 TITLES: Final = {
     "per_token": "per token",
@@ -53,18 +57,14 @@ EVICTIONS: Final = {
     "compactor": "Compactor",
     "kvzip": "KVzip",
 }
-CODED: Final = " + lexico"
-"""Ends the name of an eviction whose kept tokens are coded."""
+CODED: Final = (" + lexico", " + lexico-residual")
+"""End the name of an eviction whose kept tokens are coded, by what."""
+DRAWN: Final = 3
+"""Evictions in the plot: those that get to `DRAWN_KL` with the fewest bytes."""
+DRAWN_KL: Final = 0.1
 
 _OURS, _CODERS, _EVICTIONS, _BOTH = range(4)
-_GROUPS: Final = (
-    "ours",
-    "published codecs",
-    "eviction",
-    "eviction, what is kept coded with lexico",
-)
-_START: Final = "<!-- quality:table -->"
-_END: Final = "<!-- /quality:table -->"
+_GROUPS: Final = ("ours", "published codecs", "eviction", "eviction, what is kept coded by ours")
 
 _PANEL, _HEIGHT, _LEFT, _TOP = 400, 360, 66, 40
 _GAP: Final = 30
@@ -80,7 +80,10 @@ _DARK: Final = (
     "#c9a27c", "#a3aeff", "#a9d65a", "#f08080",
 )  # fmt: skip
 _STROKES: Final = ("3.4", "1.6", "1.1", "1.1")
-_DASHES: Final = ("", "", ' stroke-dasharray="1.5 3"', ' stroke-dasharray="7 3"')
+_DASHES: Final = (
+    *("", "", ' stroke-dasharray="1.5 3"'),
+    *(' stroke-dasharray="7 3"', ' stroke-dasharray="7 2 2 2"'),
+)
 _RADII: Final = (4.2, 2.6, 1.8, 1.8)
 _OUR_DASHES: Final = ("", ' stroke-dasharray="9 4"', ' stroke-dasharray="3 3"')
 
@@ -114,18 +117,20 @@ def methods_of(names: Iterable[str]) -> list[Method]:
     places = {name: order.index(name) for name in order}
 
     def place(name: str) -> tuple[int, int, str]:
-        bare = name.removesuffix(CODED)
-        return _group(name), places.get(bare, len(order)), bare
+        bare = _bare(name)
+        return _group(name), places.get(bare, len(order)), name
 
     for name in sorted(set(names), key=place):
-        group, bare = _group(name), name.removesuffix(CODED)
+        group, bare = _group(name), _bare(name)
         in_group = sum(one.group == group for one in shown)
         if group == _OURS:
             title, colour = bare, "ours"
             dash = _OUR_DASHES[in_group % len(_OUR_DASHES)]
         else:
             known = TITLES if group == _CODERS else EVICTIONS
-            title, dash = known.get(bare, bare), _DASHES[group]
+            title, dash = known.get(bare, bare) + name[len(bare) :], _DASHES[group]
+            if name.endswith(CODED[1]):
+                dash = _DASHES[-1]
             number_of = list(known).index(bare) if bare in known else in_group
             colour = f"c{number_of % len(_LIGHT)}"
         shown.append(Method(name, title, group, colour, dash))
@@ -149,7 +154,6 @@ def table_of(result: Result) -> str:
         rows.append("|---" * (len(kls) + 1) + "|")
         for one in methods:
             title = f"**{one.title}**" if one.group == _OURS else one.title
-            title += " + lexico" if one.group == _BOTH else ""
             cells = [_percent(at[one.name].get(kl)) for kl in kls]
             rows.append(f"| {title} | {' | '.join(cells)} |")
         leads = [measured["lead"][kl] for kl in kls]
@@ -159,10 +163,41 @@ def table_of(result: Result) -> str:
     return "\n\n".join(parts)
 
 
+def cliffs_table_of(result: Result) -> str:
+    """Markdown: a row a case, a column a preset; what decides first, as the result has it."""
+    if not result:
+        return MISSING
+    cells: dict[str, dict[str, str]] = {}
+    for row in result["rows"]:
+        name = row["case"] if row["decides"] else f"*{row['case']}*"
+        cells.setdefault(name, {})[row["preset"]] = _cell(row)
+    presets = list(next(iter(cells.values())))
+    lines = [
+        f"| KL over the plain case's, ± standard error; bytes | {' | '.join(presets)} |",
+        "|---" * (len(presets) + 1) + "|",
+    ]
+    lines += [
+        f"| {name} | {' | '.join(of[preset] for preset in presets)} |" for name, of in cells.items()
+    ]
+    return "\n".join(lines)
+
+
+def _cell(row: dict[str, Any]) -> str:
+    if "refused" in row:
+        return f"refused, {row['refused']} of {row['texts']}"
+    return f"{row['ratio']:.2f} ± {row['ratio_standard_error']:.2f}; {row['bytes_ratio']:.2f}"
+
+
 def svg_of(result: Result) -> str:
     """The plot: a panel for each of the first two text sets, on equal axes, and a legend."""
     sets = dict(list(sets_of(result).items())[:2])
-    rows = [row for part in sets.values() for row in part["points"] if row["kl"] > 0]
+    left_out = _not_drawn(sets)
+    rows = [
+        row
+        for part in sets.values()
+        for row in part["points"]
+        if row["kl"] > 0 and row["method"] not in left_out
+    ]
     methods = methods_of(row["method"] for row in rows)
     x = Axis("bytes, % of fp16", log=True).fitted(100 * row["fraction"] for row in rows)
     y = Axis("KL, nats", log=True).fitted(row["kl"] for row in rows)
@@ -181,35 +216,42 @@ def svg_of(result: Result) -> str:
     )
 
 
-def filled(text: str, table: str) -> str:
-    """`text` with what lies between the markers taken from `table`.
+def filled(text: str, table: str, name: str = "quality") -> str:
+    """`text` with what lies between the markers of a name taken from `table`.
 
     Raises:
         SystemExit: not one pair of markers.
     """
-    before, start, rest = text.partition(_START)
-    _, end, after = rest.partition(_END)
-    if not start or not end or _START in rest or _END in after:
-        raise SystemExit(f"docs/quality.md: needs {_START} and {_END}, once each")
+    opening, closing = f"<!-- {name}:table -->", f"<!-- /{name}:table -->"
+    before, start, rest = text.partition(opening)
+    _, end, after = rest.partition(closing)
+    if not start or not end or opening in rest or closing in after:
+        raise SystemExit(f"docs/quality.md: needs {opening} and {closing}, once each")
     return f"{before}{start}\n\n{table}\n\n{end}{after}"
 
 
-def write(result: Path = RESULT, docs: Path = DOCS, *, check: bool = False) -> list[str]:
-    """Rewrites the plot and the table where they differ.
+def write(
+    result: Path = RESULT, docs: Path = DOCS, *, cliffs: Path = CLIFFS, check: bool = False
+) -> list[str]:
+    """Rewrites the plot and the tables where they differ.
 
     Args:
         result: what `bench.quality` wrote; where it is absent there is a table that says so, and
             no plot.
+        cliffs: what `bench.cliffs` wrote; where it is absent its table says so.
         docs: folder of quality.md and quality.svg.
         check: change nothing.
 
     Returns:
         Names of the files that differed.
     """
-    measured = json.loads(result.read_text(encoding="utf-8")) if result.is_file() else {}
+    measured, hard = (
+        json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
+        for path in (result, cliffs)
+    )
     page, image = docs / "quality.md", docs / "quality.svg"
-    text = page.read_text(encoding="utf-8")
-    wanted = {page: filled(text, table_of(measured))}
+    text = filled(page.read_text(encoding="utf-8"), table_of(measured))
+    wanted = {page: filled(text, cliffs_table_of(hard), "cliffs")}
     if sets_of(measured):
         wanted[image] = svg_of(measured)
     stale = [
@@ -231,19 +273,38 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stale = write(check=options.check)
     if options.check:
         for name in stale:
-            sys.stderr.write(f"docs/{name}: not what {RESULT.name} says\n")
+            sys.stderr.write(f"docs/{name}: not what {RESULT.name} and {CLIFFS.name} say\n")
         return 1 if stale else 0
     print(f"{len(stale)} files changed")
     return 0
 
 
+def _bare(name: str) -> str:
+    """The eviction whose kept tokens are coded, or the method itself."""
+    return next((name.removesuffix(end) for end in CODED if name.endswith(end)), name)
+
+
 def _group(name: str) -> int:
     if name in CODECS:
         return _OURS
-    bare = name.removesuffix(CODED)
-    if bare != name:
+    if _bare(name) != name:
         return _BOTH
     return _EVICTIONS if name in EVICTIONS else _CODERS
+
+
+def _not_drawn(sets: Mapping[str, Result]) -> set[str]:
+    """Evictions that others leave no place for: by bytes to `DRAWN_KL`, then by their least KL."""
+    found: dict[str, tuple[float, float]] = {}
+    for part in sets.values():
+        for name in {row["method"] for row in part["points"]}:
+            if _group(name) not in (_EVICTIONS, _BOTH):
+                continue
+            rows = [row for row in part["points"] if row["method"] == name]
+            points = curve((row["fraction"], row["kl"]) for row in rows)
+            fraction, kl = found.get(name, (0.0, 0.0))
+            fraction += min((f for f, kl_there in points if kl_there <= DRAWN_KL), default=math.inf)
+            found[name] = fraction, kl + points[-1][1]
+    return set(sorted(found, key=lambda name: found[name])[DRAWN:])
 
 
 def _percent(fraction: float | None) -> str:

@@ -39,6 +39,7 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
     "quality.kl_gsm8k": "{:.3f}".format,
     "quality.lead_wikitext2": "{:.1f}".format,
     "quality.lead_gsm8k": "{:.1f}".format,
+    "cliffs.worst_ratio": "{:.2f}".format,
     "codec_speed.decode_vs_prefill": "{:.0f}".format,
     "codec_speed.encode_vs_paper_s8": "{:.2f}".format,
 }

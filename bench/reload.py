@@ -23,7 +23,7 @@ from bench.service import Service
 from lexico_client import Client
 from lexico_codec.evaluation.caches import divergence
 
-CODEC = "lexico"
+CODEC = "balanced"
 
 
 def compare(node: Node, ids: list[int], rounds: int, page_tokens: int) -> dict[str, Any]:

@@ -202,7 +202,9 @@ class DictionarySet:
         """Whether the set is one for the codec of that name."""
         if self.family("residual") is not None:
             return codec == "lexico-residual"
-        return codec == ("lexico-packed" if self.unrotated else "lexico")
+        if self.unrotated:
+            return codec == "lexico-packed"
+        return codec in ("lexico", "lexico-adaptive")
 
     @property
     def unrotated(self) -> bool:

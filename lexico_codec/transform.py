@@ -41,6 +41,8 @@ LEAST_OCTAVE: Final = -6
 """log2 of deviation over step in class 0: what varies less is not coded."""
 GAINS: Final = range(-8, 8)
 """Of a token, in thirds of octaves: four bits."""
+ENERGIES: Final = range(-4, 4)
+"""Of a token, and of a band of components, in thirds of octaves: three bits, see `energies`."""
 COEFFICIENT_STEPS: Final = 4
 """Steps of an atom's coefficient, in steps of components."""
 MAX_ATOMS: Final = 4096
@@ -210,10 +212,14 @@ class Transform:
         """
         weights = self._on("gains", components.device, lambda: self.gains)[run]
         predictors = len(weights) - BANDS - 1
-        eta = features(components, self.deviations[run].to(components.device), predictors)
+        eta = features(components, self.deviations_on(run, components.device), predictors)
         octaves = (weights[:-1] @ eta + weights[-1]) / (2 * math.log(2))
         thirds = torch.nan_to_num(octaves * CLASSES_AN_OCTAVE)  # of what overflowed
         return thirds.round().clamp(GAINS[0], GAINS[-1]).to(torch.int8)
+
+    def deviations_on(self, run: int, device: torch.device) -> Tensor:
+        """`[C]`: deviations of a run's components."""
+        return self._on("deviations", device, lambda: self.deviations)[run]
 
     def classes(self, run: int, step: float) -> Tensor:
         """Classes of coefficients and components at a step, `[s + C]` int16; negative: none."""
@@ -288,7 +294,8 @@ def features(components: Tensor, deviations: Tensor, count: int) -> Tensor:
 def classes_of(deviations: Tensor, step: float, count: int) -> Tensor:
     """Class of each deviation at a step: thirds of octaves from `LEAST_OCTAVE` on, int16."""
     octaves = (deviations.double() / step).clamp(1e-30, 1e30).log2() - LEAST_OCTAVE
-    found = (octaves * CLASSES_AN_OCTAVE).round().clamp(-GAINS[-1] - 1, count - 1 - GAINS[0])
+    most, least = GAINS[-1] + 2 * ENERGIES[-1], GAINS[0] + 2 * ENERGIES[0]  # that may be added
+    found = (octaves * CLASSES_AN_OCTAVE).round().clamp(-most - 1, count - 1 - least)
     return found.to(torch.int16)
 
 

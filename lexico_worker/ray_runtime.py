@@ -8,6 +8,7 @@ import os
 import secrets
 import shutil
 import signal
+import socket
 import sys
 import tempfile
 import threading
@@ -30,6 +31,9 @@ _LONGEST_SOCKET: Final = (
 _REMOVE_S: Final = 5.0
 _LEFTOVER_GRACE_S: Final = 3.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
+_ANSWER_S: Final = 5.0
+_LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
+_ON_LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _VITAL: Final = ("gcs_server", "raylet")
 
 
@@ -72,7 +76,7 @@ class RayRuntime:
 
         Raises:
             ConfigurationError: Ray is in use in this process already, does not start, or has no
-                folder short enough for its sockets.
+                folder short enough for its sockets; no cluster answers at the address.
         """
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         # Ray runs workers at nice 15: beside any busy process, ingress and encoders would starve.
@@ -84,7 +88,9 @@ class RayRuntime:
         os.environ["RAY_ENABLE_AUTO_CONNECT"] = "0"
         # Below Python, Ray answers SIGTERM with a stack trace and the end of the process.
         os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
-        if not self._config.address:
+        if self._config.address:
+            _check_answers(self._config.address)
+        else:
             self._keep_to_ourselves()
         try:
             self._init()
@@ -147,8 +153,7 @@ class RayRuntime:
         _log.info("ray=up version=%s", ray.__version__)
 
     def _keep_to_ourselves(self) -> None:
-        # Undocumented, and the only switch that keeps every listener of a single node on 127.0.0.1.
-        os.environ["RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"] = "0"
+        _stay_on_loopback()
         os.environ["RAY_AUTH_MODE"] = "token"
         _adopt_orphans()
         self._folder = _make_folder()
@@ -167,6 +172,74 @@ class RayRuntime:
         while folder.exists() and time.monotonic() < deadline:
             shutil.rmtree(folder, ignore_errors=True)
             time.sleep(0.05)
+
+
+def _check_answers(address: str) -> None:
+    """Finds out at once that there is no cluster: Ray itself would try for minutes.
+
+    Ray takes 127.0.0.1 for the machine's own address, where a cluster that keeps to loopback does
+    not answer: it is then told to stay there.
+
+    Raises:
+        ConfigurationError: nothing answers, or the address is none.
+    """
+    if address == "auto":
+        address = _running_here()
+    client = address.startswith("ray://")
+    host, _, port = address.removeprefix("ray://").rpartition(":")
+    host = host.strip("[]")
+    if not host or not port.isdecimal() or not 0 < int(port) < 65536:
+        raise ConfigurationError(f"Ray address {address}: must be HOST:PORT, ray://HOST:PORT, auto")
+    if host not in _LOOPBACK or client:
+        found = _answers(host, int(port))
+    elif not (found := _answers(_own_address(), int(port))):
+        found = _answers(host, int(port))
+        if found:
+            _stay_on_loopback()
+    if not found:
+        raise ConfigurationError(f"Ray address {address}: no cluster answers there")
+
+
+def _stay_on_loopback() -> None:
+    """Undocumented, and the only switch that keeps every listener of a single node on 127.0.0.1."""
+    os.environ[_ON_LOOPBACK] = "0"
+    if "ray" in sys.modules:  # which has read it already
+        from ray._private import ray_constants
+
+        ray_constants.ENABLE_RAY_CLUSTER = False
+
+
+def _running_here() -> str:
+    """The cluster that Ray itself would take for `auto`."""
+    given = os.environ.get("RAY_ADDRESS", "")
+    if given not in ("", "auto"):
+        return given
+    from ray._private import services
+
+    try:
+        found: str = services.get_ray_address_from_environment("auto", None)
+    except ConnectionError as error:
+        raise ConfigurationError("Ray address auto: no cluster runs on this machine") from error
+    return found
+
+
+def _answers(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=_ANSWER_S):
+            return True
+    except OSError:
+        return False
+
+
+def _own_address() -> str:
+    """Where other machines reach this one; nothing is sent to find out."""
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as probe:
+        try:
+            probe.connect(("192.0.2.1", 9))
+            address: str = probe.getsockname()[0]
+        except OSError:
+            return "127.0.0.1"
+    return address
 
 
 def _adopt_orphans() -> None:

@@ -58,6 +58,8 @@ def coders() -> list[Coder]:
 class CacheGen(Coder):
     """CacheGen at one level."""
 
+    learns = 12
+
     def __init__(self, scale: float) -> None:
         """Args:
         scale: of the bins, which are in units of the deltas' root mean square.

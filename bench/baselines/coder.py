@@ -5,7 +5,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Self
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -57,6 +57,10 @@ class Coder(ABC):
 
     name: str
     """Method and setting, as reports show it: `KIVI 2 bit`."""
+    learns: ClassVar[int] = 0
+    """Prefixes that it learns from: as many as make a difference."""
+    weighs: ClassVar[bool] = False
+    """Whether it asks for `Prefix.importance`, which is zero where no coder does."""
 
     def calibrate(self, training: Sequence[Prefix]) -> Self:
         """Learns what the method learns from training text; most learn nothing."""

@@ -22,6 +22,7 @@ tokens is the harness's business.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Final, Self
 
 import torch
@@ -35,28 +36,27 @@ _BITS: Final = 4
 
 
 def coders() -> list[Coder]:
-    """Ranks as shares of a layer's channels, in 4 bits and in float16."""
-    quantised = [Cskv(share, 4) for share in (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0)]
-    return [*quantised, *(Cskv(share, 16) for share in (1 / 16, 1 / 8, 3 / 16, 1 / 4, 1 / 3))]
+    """Ranks as shares of a layer's channels, in 4 bits and in float16; one calibration for all."""
+    shares = {
+        4: (1 / 8, 1 / 4, 3 / 8, 1 / 2, 3 / 4, 1.0),
+        16: (1 / 16, 1 / 8, 3 / 16, 1 / 4, 1 / 3),
+    }
+    shared = Calibration()
+    return [Cskv(share, bits, shared) for bits in shares for share in shares[bits]]
 
 
-class Cskv(Coder):
-    """Low rank per layer, at a share of the channels."""
+@dataclass(eq=False)
+class Calibration:
+    """What coders of all ranks learn: principal channels of keys and of values."""
 
-    def __init__(self, share: float, bits: int) -> None:
-        """Args:
-        share: rank over channels (kv_heads * head_dim) of a layer.
-        bits: of a coefficient, 4 or 16.
-        """
-        if not 0 < share <= 1 or bits not in (4, 16):
-            raise ValueError(f"share={share} bits={bits}: share in (0, 1], 4 or 16 bits")
-        coefficients = "fp16" if bits == 16 else f"{bits} bit"
-        self.name = f"CSKV rank {100 * share:.3g} % {coefficients}"
-        self.share = share
-        self.bits = bits
-        self._bases: tuple[Tensor, Tensor] | None = None
+    vectors: list[Tensor] = field(default_factory=list)
+    """`[layers, channels, channels]` float32, by falling variance."""
+    _training: Sequence[Prefix] | None = None
 
-    def calibrate(self, training: Sequence[Prefix]) -> Self:
+    def learn(self, training: Sequence[Prefix]) -> None:
+        """Learns, unless it has learned from this very text already."""
+        if self._training is training:
+            return
         grams: list[Tensor] = []
         for prefix in training:
             for side, rows in enumerate(_rows(prefix)):
@@ -65,12 +65,39 @@ class Cskv(Coder):
                     grams.append(gram)
                 else:
                     grams[side] += gram
-        keys, values = (self._basis(gram) for gram in grams)
-        self._bases = keys, values
+        self.vectors = [torch.linalg.eigh(gram).eigenvectors.flip(2).float() for gram in grams]
+        self._training = training
+
+
+class Cskv(Coder):
+    """Low rank per layer, at a share of the channels."""
+
+    learns = 150
+
+    def __init__(self, share: float, bits: int, shared: Calibration | None = None) -> None:
+        """Args:
+        share: rank over channels (kv_heads * head_dim) of a layer.
+        bits: of a coefficient, 4 or 16.
+        shared: what coders of several ranks learn together.
+        """
+        if not 0 < share <= 1 or bits not in (4, 16):
+            raise ValueError(f"share={share} bits={bits}: share in (0, 1], 4 or 16 bits")
+        coefficients = "fp16" if bits == 16 else f"{bits} bit"
+        self.name = f"CSKV rank {100 * share:.3g} % {coefficients}"
+        self.share = share
+        self.bits = bits
+        self._shared = shared or Calibration()
+        self._bases: list[Tensor] = []
+
+    def calibrate(self, training: Sequence[Prefix]) -> Self:
+        self._shared.learn(training)
+        channels = self._shared.vectors[0].shape[2]
+        rank = max(1, round(self.share * channels))
+        self._bases = [side[:, :, :rank].contiguous() for side in self._shared.vectors]
         return self
 
     def code(self, prefix: Prefix) -> Stored:
-        if self._bases is None:
+        if not self._bases:
             raise RuntimeError("calibrate first")
         parts, size = [], 0
         for rows, basis in zip(_rows(prefix), self._bases, strict=True):
@@ -78,12 +105,6 @@ class Cskv(Coder):
             parts.append((coefficients @ basis.transpose(1, 2)).reshape(prefix.keys.shape))
             size += count
         return Stored(prefix.rotated(parts[0]), parts[1], size)
-
-    def _basis(self, gram: Tensor) -> Tensor:
-        """`[layers, channels, rank]` from `[layers, channels, channels]`."""
-        rank = max(1, round(self.share * gram.shape[1]))
-        vectors: Tensor = torch.linalg.eigh(gram).eigenvectors
-        return vectors.flip(2)[:, :, :rank].float().contiguous()
 
     def _store(self, coefficients: Tensor) -> tuple[Tensor, int]:
         """Coefficients `[layers, tokens, rank]` as they come back, and their bytes."""

@@ -42,6 +42,8 @@ def rank_tokens(importance: Tensor, percent: int) -> tuple[Tensor, Tensor]:
 class ZipCache(Coder):
     """ZipCache at one share of salient tokens."""
 
+    weighs = True
+
     def __init__(self, percent: int) -> None:
         """`percent`: share of salient tokens."""
         self.percent = percent

@@ -90,8 +90,8 @@ def _builtin_for(geometry: Geometry, name: str, codec: Codec) -> DictionarySet:
 
 def _needs(name: str, codec: Codec) -> str:
     return (
-        f"{spoken(name)} needs a set trained with `lexico train --codec {codec.name}` for this "
-        "model"
+        f"{spoken(name)} needs a set trained with `lexico train --codec "
+        f"{codec.set_of or codec.name}` for this model"
     )
 
 

@@ -96,7 +96,7 @@ class HuggingFaceCache:
         client: Client,
         model: PreTrainedModel,
         *,
-        codec: str = "lexico",
+        codec: str = "balanced",
         codec_config: Mapping[str, Any] | None = None,
         dictionary: DictionarySet | bytes | None = None,
         page_tokens: int = DEFAULT_PAGE_TOKENS,
@@ -108,7 +108,9 @@ class HuggingFaceCache:
         Args:
             client: the way to the service.
             model: a decoder, all of it on one device.
-            codec: name of a preset (`lexico_codec.presets`) or of a codec.
+            codec: name of a preset (`lexico_codec.presets`) or of a codec. One that needs a
+                dictionary set finds the built-in one by the model's shape; for other weights of
+                that shape train one, or use preset lossless.
             codec_config: a codec's parameters; those left out take their defaults. A preset takes
                 none.
             dictionary: the set, or the digest of one that is registered. By default the one

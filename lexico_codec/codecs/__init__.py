@@ -7,6 +7,7 @@ from dataclasses import fields
 from typing import Final
 
 from lexico_codec.codecs.abc import Codec, GroupCodes, Place
+from lexico_codec.codecs.adaptive import AdaptiveCodec
 from lexico_codec.codecs.lexico import LexicoCodec
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.codecs.packed import PackedCodec
@@ -16,6 +17,7 @@ from lexico_proto.errors import ConfigurationError, UnknownCodec
 
 __all__ = [
     "CODECS",
+    "AdaptiveCodec",
     "Codec",
     "GroupCodes",
     "LexicoCodec",
@@ -28,7 +30,15 @@ __all__ = [
 ]
 
 CODECS: Final[dict[str, type[Codec]]] = {
-    cls.name: cls for cls in (RawCodec, LexicoCodec, PackedCodec, ResidualCodec, LosslessCodec)
+    cls.name: cls
+    for cls in (
+        RawCodec,
+        LexicoCodec,
+        PackedCodec,
+        ResidualCodec,
+        LosslessCodec,
+        AdaptiveCodec,
+    )
 }
 """name → class. A new codec is one more class here."""
 

@@ -60,6 +60,8 @@ class Codec(ABC):
     codec_id: ClassVar[int]
     """Number in frame headers."""
     needs_dictionary: ClassVar[bool]
+    set_of: ClassVar[str] = ""
+    """Codec whose dictionary sets it takes; empty for its own."""
     has_codes: ClassVar[bool] = False
     """Whether `read` gives codes."""
 
@@ -167,7 +169,7 @@ class Codec(ABC):
                 kind = "one with a transform"
             raise DictionaryMismatch(
                 f"codec {self.name}: the dictionary set of {dictionary.info.model} is {kind}; "
-                f"make one with `lexico train --codec {self.name}`"
+                f"make one with `lexico train --codec {self.set_of or self.name}`"
             )
         end = place.first_layer + layers
         if dictionary.head_dim != dim or end > dictionary.layers:

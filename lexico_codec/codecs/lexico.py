@@ -8,15 +8,13 @@ saturating, in place of the paper's row offset.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lexico_codec import ragged_codes
 from lexico_codec.codecs.abc import (
     SINK_TOKENS,
     Codec,
@@ -25,16 +23,11 @@ from lexico_codec.codecs.abc import (
     leading_sinks,
     target_over,
 )
+from lexico_codec.codecs.parameters import check_sparsity, check_tolerance, check_whole
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import Geometry
-from lexico_codec.kernels import Codes, encode, reconstruct_into
-from lexico_codec.quantise import LEAST_EXPONENT
-from lexico_codec.tensors import bytes_of, tensor_from
-from lexico_proto.errors import (
-    ConfigurationError,
-    DamagedFrame,
-    InternalError,
-)
+from lexico_codec.kernels import encode, reconstruct_into
+from lexico_codec.tensors import bytes_of
 
 __all__ = ["SINK_TOKENS", "LexicoCodec"]
 
@@ -56,20 +49,12 @@ class LexicoCodec(Codec):
     """Stop at this relative error (delta), or None to always use s atoms."""
 
     def __post_init__(self) -> None:
-        whole = isinstance(self.sparsity, int) and not isinstance(self.sparsity, bool)
-        if not whole or not 1 <= self.sparsity <= 255:
-            raise ConfigurationError(f"lexico: sparsity={self.sparsity!r} is no integer in 1..255")
-        if self.tolerance is not None and not (
-            isinstance(self.tolerance, int | float) and 0 < self.tolerance < 1
-        ):
-            raise ConfigurationError(f"lexico: tolerance={self.tolerance!r} is not in (0, 1)")
+        check_whole(self.name, "sparsity", self.sparsity, 1, 255)
+        check_tolerance(self.name, self.tolerance)
 
     def check_geometry(self, geometry: Geometry) -> None:
         """More atoms than components are never needed, and are refused."""
-        if self.sparsity > geometry.head_dim:
-            raise ConfigurationError(
-                f"lexico: sparsity={self.sparsity} is over the model's head_dim {geometry.head_dim}"
-            )
+        check_sparsity(self.name, self.sparsity, geometry.head_dim)
 
     def sink_tokens(self, first_token: int, tokens: int) -> int:
         """Those of the first four tokens of the sequence that lie in the page."""
@@ -86,15 +71,7 @@ class LexicoCodec(Codec):
         sinks = self.sink_tokens(place.first_token, tokens)
         vectors = group.flatten(0, 1)[:, sinks:]  # [2 * layers, tokens, heads, dim]
         codes = encode(vectors, atoms, self.sparsity, self.tolerance, quantised=True)
-        indices, coefficients = codes.indices, codes.coefficients
-        if not bool((codes.counts == self.sparsity).all()):
-            used = torch.arange(self.sparsity, device=group.device) < codes.counts[:, None]
-            indices, coefficients = indices[used], coefficients[used]
-        exponents = codes.exponents
-        if exponents is None:  # cannot be: the type is shared with plain codes
-            raise InternalError("quantised codes without exponents")
-        sections = (group[:, :, :sinks], codes.counts, exponents, indices, coefficients)
-        return b"".join(bytes_of(section) for section in sections)
+        return b"".join([bytes_of(group[:, :, :sinks]), ragged_codes.write(codes)])
 
     def decode(
         self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
@@ -120,64 +97,7 @@ class LexicoCodec(Codec):
         """The sinks and the codes of every table, as the body has them."""
         layers, _, tokens, heads, dim = shape
         sinks = self.sink_tokens(place.first_token, tokens)
-        exact_bytes = 2 * layers * sinks * heads * dim * dtype.itemsize
-        if len(body) < exact_bytes:
-            raise DamagedFrame(f"lexico body of {len(body)} bytes: sinks alone are {exact_bytes}")
-        exact = tensor_from(body[:exact_bytes], dtype, (layers, 2, sinks, heads, dim))
+        exact, rest = ragged_codes.split_sinks(body, shape, sinks, dtype)
         atoms = self._stack_for(dictionary, place, layers, dim, device)
-        rows = (tokens - sinks) * heads
-        codes = _parse(body[exact_bytes:], atoms.sizes, rows, self.sparsity)
+        codes = ragged_codes.read(rest, atoms.sizes, (tokens - sinks) * heads, self.sparsity)
         return GroupCodes(exact.to(device), codes.to(device), atoms, heads)
-
-
-def _parse(body: memoryview, sizes: Sequence[int], rows: int, sparsity: int) -> Codes:
-    """Codes of every table's vectors, every length checked before it is used.
-
-    Args:
-        body: what follows the sinks.
-        sizes: atoms in the dictionary of each table.
-        rows: vectors a table.
-        sparsity: most atoms a vector.
-
-    Returns:
-        Quantised codes of `tables * rows` vectors, in the CPU's memory.
-    """
-    vectors = len(sizes) * rows
-    nonzeros, rest = divmod(len(body) - 2 * vectors, 3)
-    if nonzeros < 0 or rest:
-        raise DamagedFrame(f"lexico body of {len(body)} bytes does not hold {vectors} vectors")
-    counts = np.frombuffer(body, np.uint8, vectors)
-    if int(counts.sum(dtype=np.int64)) != nonzeros or int(counts.max(initial=0)) > sparsity:
-        raise DamagedFrame("lexico counts do not add up to the codes that follow")
-    exponents = np.frombuffer(body, np.int8, vectors, offset=vectors)
-    indices = np.frombuffer(body, "<i2", nonzeros, offset=2 * vectors)
-    coefficients = np.frombuffer(body, np.uint8, nonzeros, offset=2 * vectors + 2 * nonzeros)
-    if int(indices.min(initial=0)) < 0 or bool(((coefficients & 0x7F) == 0x7F).any()):
-        raise DamagedFrame("lexico code with a negative index or a coefficient that is no number")
-    if int(exponents.min(initial=0)) < LEAST_EXPONENT:
-        raise DamagedFrame("lexico exponent that no float32 has")
-    index, fp8 = _padded(counts, indices, coefficients)
-    by_table = index.reshape(len(sizes), -1)
-    if bool((by_table.max(axis=1, initial=0) >= np.array(sizes)).any()):
-        raise DamagedFrame("lexico index beyond a dictionary")
-    return Codes(
-        indices=torch.from_numpy(index),
-        coefficients=torch.from_numpy(fp8),
-        counts=torch.tensor(counts),
-        exponents=torch.tensor(exponents),
-    )
-
-
-def _padded(
-    counts: npt.NDArray[np.uint8],
-    indices: npt.NDArray[np.int16],
-    coefficients: npt.NDArray[np.uint8],
-) -> tuple[npt.NDArray[np.int16], npt.NDArray[np.uint8]]:
-    """Ragged codes as rectangles `[vectors, width]`, zeros after a row's last atom."""
-    rows, width = len(counts), int(counts.max(initial=0))
-    if rows * width == len(indices):  # every row full: the usual case at fixed s
-        return indices.reshape(rows, width).copy(), coefficients.reshape(rows, width).copy()
-    used = np.arange(width) < counts[:, None]
-    index, fp8 = np.zeros((rows, width), np.int16), np.zeros((rows, width), np.uint8)
-    index[used], fp8[used] = indices, coefficients
-    return index, fp8

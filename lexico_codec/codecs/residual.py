@@ -11,22 +11,23 @@ others attend to get a finer step.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+import struct
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final
 
-import numpy as np
 import torch
 from torch import Tensor
 
-from lexico_codec.bitpack import pack, packed_bytes, unpack
+from lexico_codec import energies
 from lexico_codec.codecs.abc import Codec, Place, leading_sinks
+from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels import encode as pursue
 from lexico_codec.kernels import entropy, layout
 from lexico_codec.kernels.levels import choose_levels
+from lexico_codec.residual_head import Head, bands_of, head_bytes
 from lexico_codec.rope import Turn, turn_at
-from lexico_codec.tensors import bytes_of, tensor_from
 from lexico_codec.transform import (
     CLASSES_AN_OCTAVE,
     COEFFICIENT_STEPS,
@@ -45,14 +46,17 @@ from lexico_proto.errors import (
 
 _TYPICAL_BITS: Final = {"near": 0.9, "balanced": 0.4, "small": 0.25}  # a value, for estimates
 _LARGEST: Final = 2.0**29  # of a level: further out it stays there
+_STRANGE: Final = 16.0  # times what is expected
+_ALIEN: Final = 3.0  # times what is expected; all but a few are within 1.6
+_FEW, _SHARE = 4, 0.25  # tokens of a page that may be either
 
 
 @dataclass(frozen=True)
 class ResidualCodec(Codec):
-    """Body: sinks, gains of tokens in four bits each, indices of atoms, entropy coded levels."""
+    """Body: a head (`residual_head`), exact tokens without loss, entropy coded levels."""
 
     name: ClassVar[str] = "lexico-residual"
-    codec_id: ClassVar[int] = 4
+    codec_id: ClassVar[int] = 7
     needs_dictionary: ClassVar[bool] = True
 
     quality: str = "balanced"
@@ -97,72 +101,89 @@ class ResidualCodec(Codec):
     def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
         """Codes the tokens behind the sinks, all layers of the group together."""
         transform, run = self._transform(dictionary, place, group)
-        sinks = self.sink_tokens(place.first_token, group.shape[2])
-        exact = bytes_of(group[:, :, :sinks])
-        tokens = group.shape[2] - sinks
+        on, tokens = group.device, group.shape[2]
+        sinks = self.sink_tokens(place.first_token, tokens)
+        tokens -= sinks
         if not tokens:
-            return bytes(exact)
+            return _exact(group, place)
         step = self._step(transform)
-        coded = group[:, :, sinks:]
-        turn = _turn(place, sinks, tokens, group.device, inverse=True)
-        rows = layout.gather(coded, transform.means_of(run, group.device), turn)
+        turn = _turn(place, sinks, tokens, on, inverse=True)
+        rows = layout.gather(group[:, :, sinks:], transform.means_of(run, on), turn)
         components = transform.components(run, rows.mT)
         gains = transform.gains_of(run, components)
+        head, classes, alien = _measured(transform, run, step, components, gains)
+        strange = _strange(transform, run, step, components, classes, head, alien)
+        self._check_fit(strange | alien, dictionary)
+        if bool(strange.any()):
+            components[:, strange.to(on)] = 0
+            gains[strange.to(on)] = GAINS[0]
+            head, classes, _ = _measured(transform, run, step, components, gains)
+            head = replace(head, exact=strange)
+        offsets = head.offsets
         finer = torch.exp2(gains.float() / CLASSES_AN_OCTAVE) / step
-        gains = gains.cpu()
-        classes = transform.classes(run, step)
-        count = _coded(classes, gains)
+        count = _coded(classes, offsets)
         s, width = transform.sparsity, transform.atoms.shape[2]
         values = components[: max(count - s, width)] * finer
         values = values.clamp_(-_LARGEST, _LARGEST).cpu()
         if not bool(values.sum().isfinite()):  # of numbers beyond float32 on the way
             values = torch.nan_to_num(values)
-        live = classes.long()[:s, None] + gains.long() >= 0  # [s, tokens]
+        live = classes[:s, None] + offsets >= 0  # [s, tokens]
         indices, coefficients = _sparse(transform, run, values, live)
         values = values[: max(count - s, 0)]
         values.clamp_(-_LARGEST, _LARGEST)  # clamped coefficients leave more than there was
-        levels = choose_levels(values, classes[s : s + len(values)], gains, transform.tables)
+        levels = choose_levels(values, classes[s : s + len(values)], offsets, transform.tables)
         rows = torch.cat([coefficients, levels])
-        body = entropy.encode(rows, classes[: len(rows)], gains, transform.tables)
-        return b"".join([exact, _nibbles(gains), _packed(indices, transform), body])
+        body = entropy.encode(rows, classes[: len(rows)], offsets, transform.tables)
+        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), head.exact])
+        exact = _exact(group[:, :, stored.to(on)], place) if bool(stored.any()) else b""
+        return b"".join([replace(head, indices=indices).pack(transform), exact, body])
 
     def decode(
         self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
     ) -> None:
         """Reconstructs the group into `out`: sinks exact."""
         transform, run = self._transform(dictionary, place, out)
-        layers, _, tokens, heads, dim = out.shape
+        on, tokens = out.device, out.shape[2]
         sinks = self.sink_tokens(place.first_token, tokens)
-        exact_bytes = 2 * layers * sinks * heads * dim * out.dtype.itemsize
         tokens -= sinks
-        index_bits = tokens * transform.sparsity * _index_bits(transform)
-        head = exact_bytes + (tokens + 1) // 2
-        start = head + packed_bytes(index_bits)
-        if len(body) < start or (not tokens and len(body) > start):
-            raise DamagedFrame(f"residual body of {len(body)} bytes: {start} come first")
-        exact = tensor_from(body[:exact_bytes], out.dtype, (layers, 2, sinks, heads, dim))
-        with torch.no_grad():
-            out[:, :, :sinks].copy_(exact)
         if not tokens:
+            if len(_read_exact(body, place, out)):
+                raise DamagedFrame("residual body: more than its sinks")
             return
-        gains = _gains(body[exact_bytes:head], tokens)
-        indices = _indices(body[head:start], tokens, transform)
         step = self._step(transform)
-        classes = transform.classes(run, step)
-        count = _coded(classes, gains)
-        values = entropy.decode(
-            body[start:], classes[:count], gains, transform.tables, tokens, device=out.device
-        )
-        on = out.device
-        scales = (torch.exp2(-gains.float() / CLASSES_AN_OCTAVE) * step).to(on)
+        bands = bands_of(transform, run, step)
+        start = head_bytes(transform, bands, tokens)
+        if len(body) < start:
+            raise DamagedFrame(f"residual body of {len(body)} bytes: {start} come first")
+        head = Head.unpack(body, transform, bands, tokens)
+        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), head.exact])
+        exact, rest = out.new_empty(*out.shape[:2], int(stored.sum()), *out.shape[3:]), body[start:]
+        if exact.shape[2]:
+            rest = _read_exact(rest, place, exact)
+        classes, offsets = head.classes(transform, run, step), head.offsets
+        count = _coded(classes, offsets)
+        values = entropy.decode(rest, classes[:count], offsets, transform.tables, tokens, device=on)
+        scales = (torch.exp2(-head.gains.float() / CLASSES_AN_OCTAVE) * step).to(on)
         used = min(transform.sparsity, count)
         columns = transform.atoms_as_columns(run, on)
-        sparse = layout.Sparse(indices.T[:used].to(on), columns, COEFFICIENT_STEPS)
+        sparse = layout.Sparse(head.indices.T[:used].to(on), columns, COEFFICIENT_STEPS)
         places, dtype = transform.places(run, on), transform.product_dtype(on)
         arranged = layout.arrange(values, scales, sparse, places, transform.rows, dtype)
         rows = transform.restored(run, arranged, count - used)
         turn = _turn(place, sinks, tokens, on)
         layout.scatter(rows, transform.means_of(run, on), turn, out[:, :, sinks:])
+        if exact.shape[2]:
+            with torch.no_grad():
+                out[:, :, stored.to(on)] = exact
+
+    def _check_fit(self, odd: Tensor, dictionary: DictionarySet | None) -> None:
+        """Refuses a set that was made for other weights than those of the cache."""
+        if int(odd.sum()) > max(_FEW, len(odd) * _SHARE) and dictionary is not None:
+            raise DictionaryMismatch(
+                f"codec {self.name}: {int(odd.sum())} of {len(odd)} tokens are nothing "
+                f"like what the dictionary set of {dictionary.info.model} was made from; train "
+                f"one for these weights with `lexico train --codec {self.name}`"
+            )
 
     def _step(self, transform: Transform) -> float:
         return transform.steps[self.quality] if self.step is None else float(self.step)
@@ -190,9 +211,69 @@ class ResidualCodec(Codec):
             raise DictionaryMismatch(f"codec {self.name}: {error.message}") from error
 
 
-def _coded(classes: Tensor, gains: Tensor) -> int:
+def _measured(
+    transform: Transform, run: int, step: float, components: Tensor, gains: Tensor
+) -> tuple[Head, Tensor, Tensor]:
+    """What a page tells but its atoms, no token exact; its classes; which tokens are far stronger
+    than any that the set was made from, `[tokens]` bool.
+    """
+    on, tokens = components.device, len(gains)
+    told = energies.measure(components, transform.deviations_on(run, on), step)
+    none, no_atoms = (
+        torch.zeros(tokens, dtype=torch.bool),
+        torch.zeros(tokens, 0, dtype=torch.int64),
+    )
+    head = Head(none, gains.cpu(), told.tokens.cpu(), told.bands.cpu(), no_atoms)
+    return head, head.classes(transform, run, step), ~(told.ratios <= _ALIEN).cpu()
+
+
+def _strange(
+    transform: Transform,
+    run: int,
+    step: float,
+    components: Tensor,
+    classes: Tensor,
+    head: Head,
+    alien: Tensor,
+) -> Tensor:
+    """Tokens that the set would lose much of: `[tokens]` bool.
+
+    What is not coded should hold no more than the set expects. A token where it holds many times
+    that, and more than all quantisation costs, is of no kind that the set was made from. Nor is an
+    alien one with a level beyond the largest.
+    """
+    on, s, least = components.device, transform.sparsity, int(head.offsets.min())
+    finer = torch.exp2(head.gains.float() / CLASSES_AN_OCTAVE).to(on) / step
+    beyond = ~(components.abs().amax(0) * finer <= _LARGEST).cpu() & alien  # NaN too
+    coded = classes[s:] + least >= 0
+    if bool(coded.all()):
+        return beyond
+    first = int(coded.to(torch.uint8).argmin())  # all before it are coded
+    lost = (classes[s + first :, None] + head.offsets < 0).to(on)  # [C - first, tokens]
+    found = (components[first:] * finer * lost).square().sum(0)
+    expected = (transform.deviations_on(run, on)[first:, None] * finer * lost).square().sum(0)
+    most = torch.clamp(_STRANGE * expected, min=len(components) / 12)
+    return beyond | ~(found <= most).cpu()
+
+
+def _exact(tokens: Tensor, place: Place) -> bytes:
+    """Tokens as codec lossless has them, after their length."""
+    body = LosslessCodec().encode(tokens.contiguous(), place, None)
+    return struct.pack("<I", len(body)) + bytes(body)
+
+
+def _read_exact(body: memoryview, place: Place, out: Tensor) -> memoryview:
+    """Fills the tokens that are stored as they are; what follows them."""
+    size = struct.unpack_from("<I", body)[0] if len(body) >= 4 else len(body)
+    if len(body) < 4 + size:
+        raise DamagedFrame(f"residual body of {len(body)} bytes ends within its exact tokens")
+    LosslessCodec().decode(body[4 : 4 + size], place, None, out)
+    return body[4 + size :]
+
+
+def _coded(classes: Tensor, offsets: Tensor) -> int:
     """How many rows there are until nothing is coded any more."""
-    coded = (classes + int(gains.max()) >= 0).nonzero()
+    coded = (classes + int(offsets.max()) >= 0).nonzero()
     return int(coded[-1]) + 1 if len(coded) else 0
 
 
@@ -226,39 +307,3 @@ def _sparse(transform: Transform, run: int, values: Tensor, coded: Tensor) -> tu
     for k in range(s):
         values[:width] -= (atoms[indices[:, k]] * (COEFFICIENT_STEPS * levels[:, k, None])).T
     return indices, levels.T.to(torch.int32).contiguous()
-
-
-def _index_bits(transform: Transform) -> int:
-    return max(0, transform.atoms.shape[1] - 1).bit_length()
-
-
-def _packed(indices: Tensor, transform: Transform) -> bytes:
-    numbers = indices.flatten().numpy().astype(np.uint64)
-    return pack(numbers, np.full(len(numbers), _index_bits(transform), np.int64))
-
-
-def _indices(run: memoryview, tokens: int, transform: Transform) -> Tensor:
-    count = tokens * transform.sparsity
-    widths = np.full(count, _index_bits(transform), np.int64)
-    spare = -int(widths.sum()) % 8
-    if spare and run[-1] >> (8 - spare):
-        raise DamagedFrame("residual body: bits behind the last index")
-    found = torch.from_numpy(unpack(run, widths).astype(np.int64)).view(tokens, transform.sparsity)
-    if bool((found >= max(1, transform.atoms.shape[1])).any()):
-        raise DamagedFrame("residual body: an index outside the atoms")
-    return found
-
-
-def _nibbles(gains: Tensor) -> bytes:
-    """Four bits a token, the first token's low; the last four of an odd number are zero."""
-    codes = (gains.to(torch.int64) - GAINS[0]).to(torch.uint8)
-    even = torch.nn.functional.pad(codes, (0, len(codes) % 2)).view(-1, 2)
-    return bytes((even[:, 0] | even[:, 1] << 4).numpy())
-
-
-def _gains(nibbles: memoryview, tokens: int) -> Tensor:
-    codes = np.frombuffer(nibbles, np.uint8)
-    both = np.stack([codes & 15, codes >> 4], 1).reshape(-1)
-    if tokens % 2 and both[-1]:
-        raise DamagedFrame("residual body: bits behind the last gain")
-    return torch.from_numpy(both[:tokens].astype(np.int8) + np.int8(GAINS[0]))

@@ -90,7 +90,7 @@ def pack(table: Tensor, starts: tuple[int, ...]) -> Tensor:
     tables, m = len(starts) - 1, table.shape[1]
     if m > MAX_DIM:
         raise ShapeMismatch(f"table: at most {MAX_DIM} components, not {m}")
-    packed = torch.empty(_packed_bytes(m, starts), dtype=torch.uint8)
+    packed = torch.empty(_packed_bytes(m, starts), dtype=torch.uint8, device="cpu")
     status = library.lexico_pack(
         torch.get_num_threads(), table.data_ptr(), m, tables, offsets, packed.data_ptr()
     )
@@ -139,9 +139,10 @@ def omp(
         raise InvalidInput(f"sparsity: must be 1..{min(m, least, 255)} here, not {sparsity}")
     if tolerance is not None and not 0 <= tolerance < 1:
         raise InvalidInput(f"tolerance: must be in [0, 1), not {tolerance}")
-    indices = torch.empty(tables * rows, sparsity, dtype=torch.int32)
-    coefficients = torch.empty(tables * rows, sparsity)
-    counts = torch.empty(tables * rows, dtype=torch.int32)
+    on: Any = {"device": "cpu"}
+    indices = torch.empty(tables * rows, sparsity, dtype=torch.int32, **on)
+    coefficients = torch.empty(tables * rows, sparsity, dtype=torch.float32, **on)
+    counts = torch.empty(tables * rows, dtype=torch.int32, **on)
     status = library.lexico_omp(
         isa_number(),
         torch.get_num_threads(),
@@ -189,7 +190,7 @@ def reconstruct(
     _check(coefficients, torch.float32, (vectors, sparsity), "coefficients")
     _check(counts, torch.int32, (vectors,), "counts")
     rows, m = vectors // max(tables, 1), table.shape[1]
-    out = torch.empty(tables, rows, m)
+    out = torch.empty(tables, rows, m, dtype=torch.float32, device="cpu")
     status = library.lexico_reconstruct(
         isa_number(),
         torch.get_num_threads(),

@@ -60,7 +60,8 @@ def decode(
 ) -> Tensor:
     """See `entropy.decode`; `begins` is what `entropy.split` gives."""
     library = compiled.loaded()
-    out = torch.empty(len(classes), tokens, dtype=torch.int32 if levels else torch.float32)
+    kind = torch.int32 if levels else torch.float32
+    out = torch.empty(len(classes), tokens, dtype=kind, device="cpu")
     status = library.lexico_entropy_decode(
         compiled.isa_number(),
         torch.get_num_threads(),
@@ -94,7 +95,7 @@ def choose_levels(
 ) -> Tensor:
     """See `levels.choose_levels`; all contiguous, shapes checked. bits: `[E, 17]` float32."""
     library = compiled.loaded()
-    out = torch.empty(values.shape, dtype=torch.int32)
+    out = torch.empty(values.shape, dtype=torch.int32, device="cpu")
     status = library.lexico_choose_levels(
         torch.get_num_threads(),
         values.data_ptr(),

@@ -26,7 +26,7 @@ def serves(tensor: Tensor) -> bool:
 def gather(group: Tensor, means: Tensor, turn: Turn | None) -> Tensor:
     """See `layout.gather`; shapes checked."""
     layers, _, tokens, heads, dim = group.shape
-    rows = torch.empty(2 * layers, tokens, heads * dim)
+    rows = torch.empty(2 * layers, tokens, heads * dim, dtype=torch.float32, device="cpu")
     means, cos, sin = _contiguous(means, turn)
     status = compiled.loaded().lexico_gather(
         compiled.isa_number(),

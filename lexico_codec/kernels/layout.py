@@ -21,6 +21,9 @@ MAX_DIM: Final = compiled_layout.MAX_DIM
 """Components of a vector that the compiled kernel takes."""
 
 
+_ROOM: Final = 1e30  # what may be turned without overflow, as in native/layout.inl
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sparse:
     """The sparse code of some tokens: s atoms each, over the first components."""
@@ -80,7 +83,7 @@ def scatter(
     least, largest = torch.aminmax(found)  # NaN if any number is
     wild = not bool((least >= -room) & (largest <= room))  # of levels that no encoder chose
     if wild:
-        found = torch.nan_to_num(found)
+        found = torch.nan_to_num(found).clamp(-_ROOM, _ROOM)
     made = found.view(layers, 2, tokens, heads, dim)
     keys = made[:, 0]
     if turn is not None:

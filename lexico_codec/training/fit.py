@@ -13,10 +13,11 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lexico_codec import energies
 from lexico_codec.kernels import encode, reconstruct
 from lexico_codec.training.counts import Counts
 from lexico_codec.training.learn import LearnSettings, learn
-from lexico_codec.training.observe import GRADIENT_TOKENS, Observations
+from lexico_codec.training.observe import GRADIENT_TOKENS, WINDOW_TOKENS, Observations
 from lexico_codec.transform import (
     CLASSES_AN_OCTAVE,
     COEFFICIENT_STEPS,
@@ -24,28 +25,33 @@ from lexico_codec.transform import (
     classes_of,
     features,
 )
+from lexico_proto.errors import ConfigurationError
 
 Progress = Callable[[Iterable[int], str], Iterable[int]]
 
 _RIDGE: Final = 0.02  # of a table's mean Fisher information: what is never felt still counts a bit
 _SIGNIFICANT: Final = 0.2  # share of components that decide what tokens and steps are weighed by
 _RIDGE_OF_GAINS: Final = 3e-3
+_PAGE: Final = 64  # tokens that energies are measured over
 _STEPS: Final = tuple(2.0**k for k in (-2, -1, 0, 1, 2))  # that tables are counted at, relative
-_FIT_WINDOWS: Final = 48  # of them deviations, gains, atoms and tables are made
+_FIT_WINDOWS: Final = 48  # of them deviations, atoms and tables are made
+_GAIN_WINDOWS: Final = 128
+_SAMPLE_BYTES: Final = 2 << 30  # of components that are kept for atoms and tables
 
 
 @dataclass(frozen=True, slots=True)
 class FitSettings:
     """What decides a transform, its observations given."""
 
-    run_layers: int
-    """Layers that are coded together; a divisor of the model's."""
+    run_layers: int = 0
+    """Layers that are coded together; a divisor of the model's. 0 stands for all of them, until the
+    model is known."""
     joint: int = 2880
     """Components of a run in the second transform, R."""
     predictors: int = 512
     """Components that a token's gain is predicted from, F."""
     sparsity: int = 1
-    """Atoms a token and run."""
+    """Atoms a token and run; 0 for none."""
     atoms: int = 2048
     """N."""
     width: int = 256
@@ -55,6 +61,19 @@ class FitSettings:
     vectors: int = 200_000
     """Vectors coded while learning atoms."""
     seed: int = 0
+
+    def __post_init__(self) -> None:
+        if min(self.run_layers, self.joint, self.sparsity) < 0:
+            raise ConfigurationError("run_layers, joint and sparsity: must not be negative")
+        if min(self.predictors, self.atoms, self.width, self.blocks, self.vectors) < 1:
+            raise ConfigurationError(
+                "predictors, atoms, width, blocks and vectors: must be positive"
+            )
+
+
+def _thinned(windows: range, most: int) -> range:
+    """About so many of the windows, evenly spread: never twice as many."""
+    return windows[:: max(1, len(windows) // most)]
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +90,8 @@ class Held:
         return cls(range(last), range(last, windows))
 
     def some(self) -> range:
-        """At most `_FIT_WINDOWS` of the fitted ones, evenly spread."""
-        return self.fitted[:: max(1, len(self.fitted) // _FIT_WINDOWS)]
+        """About `_FIT_WINDOWS` of the fitted ones, evenly spread."""
+        return _thinned(self.fitted, _FIT_WINDOWS)
 
 
 def fit_bases(seen: Observations, settings: FitSettings, progress: Progress) -> dict[str, Tensor]:
@@ -81,20 +100,21 @@ def fit_bases(seen: Observations, settings: FitSettings, progress: Progress) -> 
     """
     tables, width = 2 * seen.geometry.layers, seen.row // (2 * seen.geometry.layers)
     d = width // settings.blocks
-    total = torch.zeros(tables, width, dtype=torch.float64)
+    total = torch.zeros(tables * width, dtype=torch.float64)
     moment = torch.zeros(tables * settings.blocks, d, d)
     fisher = torch.zeros_like(moment)
     fitted = Held.of(len(seen.windows)).fitted
     tokens = 0
+    near = seen.states(fitted[0]).float().mean(0)  # large means would drown what float32 adds up
     for window in progress(fitted, "moments"):
-        x = seen.states(window).float()
+        x = seen.states(window).float() - near
         tokens += len(x)
-        total += x.double().sum(0).view(tables, width)
+        total += x.double().sum(0)
         _add_outer(moment, x, d)
         _add_outer(fisher, seen.gradients(window), d)
-    means = (total / tokens).float()
-    flat = means.view(-1, d).double()
-    covariance = moment.double() / tokens - flat[:, :, None] * flat[:, None]
+    off = (total / tokens).view(-1, d)
+    covariance = moment.double() / tokens - off[:, :, None] * off[:, None]
+    means = (near.double() + off.flatten()).float()
     fisher = fisher.double() / (len(fitted) * GRADIENT_TOKENS)
     level = fisher.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)
     fisher += _RIDGE * level[:, None, None] * torch.eye(d, dtype=torch.float64)
@@ -175,11 +195,12 @@ def fit_rest(
         gains = _fit_gains(seen, settings, transform, run, counted, progress)
         transform = replace(transform, gains=gains[None].expand(runs, -1))
         samples = []
-        for window in progress(some[::2], "components"):
+        fewer = max(1, _SAMPLE_BYTES // (4 * WINDOW_TOKENS * order.shape[1]))
+        for window in progress(_thinned(some[::2], fewer), "components"):
             components = transform.analyse(run, _prepared(seen, window, runs)[run])
             of = transform.gains_of(run, components)
             samples.append((components * torch.exp2(of.float() / CLASSES_AN_OCTAVE), of))
-        atoms = _fit_atoms([values for values, _ in samples], settings, step)
+        atoms = _fit_atoms(samples, settings, step)
         _count(counts, samples, deviations[run], atoms, step, progress)
         made.append({"gains": gains, **atoms})
     tables = counts.tables()
@@ -211,7 +232,7 @@ def _fit_gains(
     at = slice(run * tables, (run + 1) * tables)
     rows, wanted = [], []
     predictors = min(settings.predictors, transform.order.shape[1])
-    windows = Held.of(len(seen.windows)).fitted
+    windows = _thinned(Held.of(len(seen.windows)).fitted, _GAIN_WINDOWS)
     for window in progress(windows, "gains"):
         prepared = _prepared(seen, window, transform.runs)[run][:, :, :GRADIENT_TOKENS]
         components = transform.analyse(run, prepared)
@@ -240,16 +261,26 @@ def _fit_gains(
     return torch.cat([scaled, (found[-1] - scaled @ mean)[None]])
 
 
-def _fit_atoms(values: list[Tensor], settings: FitSettings, step: float) -> dict[str, Tensor]:
-    """Atoms over the first components, what they leave, and deviations of coefficients."""
-    width = min(settings.width, len(values[0]))
-    vectors = torch.cat([window[:width] for window in values], 1).T.contiguous()
+def _fit_atoms(
+    samples: list[tuple[Tensor, Tensor]], settings: FitSettings, step: float
+) -> dict[str, Tensor]:
+    """Atoms over the first components, and deviations of what they leave and of coefficients.
+
+    Deviations are those of a gain of 0, as a token's gain is added to their classes.
+
+    Args:
+        samples: components `[C, tokens]` with their gains, and these `[tokens]`.
+    """
+    width = min(settings.width, len(samples[0][0]))
+    vectors = torch.cat([scaled[:width] for scaled, _ in samples], 1).T.contiguous()
+    gains = torch.cat([of for _, of in samples])
+    bare = torch.exp2(-gains.float() / CLASSES_AN_OCTAVE)[:, None]
     atoms_wanted = min(settings.atoms, len(vectors) // 8)
     sparsity = min(settings.sparsity, atoms_wanted, width)
     if not sparsity:
         return {
             "atoms": torch.zeros(0, width, dtype=torch.int8),
-            "remaining": _deviations(vectors.T),
+            "remaining": _deviations((vectors * bare).T),
             "coefficients": torch.zeros(0),
         }
     held = vectors[:: max(1, len(vectors) // 2000)]
@@ -260,8 +291,8 @@ def _fit_atoms(values: list[Tensor], settings: FitSettings, step: float) -> dict
     left, coefficients = _take_off(vectors, atoms, sparsity, step)
     return {
         "atoms": stored,
-        "remaining": _deviations(left.T),
-        "coefficients": _deviations(coefficients.T),
+        "remaining": _deviations((left * bare).T),
+        "coefficients": _deviations((coefficients * bare).T),
     }
 
 
@@ -302,7 +333,14 @@ def _count(
                 some, found = _take_off(scaled[:width].T.contiguous(), unit, sparsity, step)
                 rest[:width], coefficients = some.T, found.T / COEFFICIENT_STEPS
             values = torch.cat([coefficients, rest]) / step
-            to.add(values, classes_of(all_deviations, step, counts.classes), gains, tables())
+            bare = scaled * torch.exp2(-gains.float() / CLASSES_AN_OCTAVE)
+            classes = classes_of(all_deviations, step, counts.classes)
+            for page in range(0, len(gains), _PAGE):
+                at = slice(page, page + _PAGE)
+                told = energies.measure(bare[:, at], deviations, step)
+                louder = classes.clone()
+                louder[sparsity:] += energies.spread(told.bands, len(deviations))
+                to.add(values[:, at], louder, gains[at] + told.tokens, tables())
 
 
 def _deviations(rows: Tensor) -> Tensor:

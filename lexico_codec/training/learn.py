@@ -76,6 +76,7 @@ def learn(
     settings: LearnSettings,
     weights: Tensor | None = None,
     packed: bool = False,
+    device: str = "cpu",
 ) -> Learned:
     """Learns a dictionary from `train` and measures it on `held_out`.
 
@@ -86,6 +87,7 @@ def learn(
         held_out: `[h, m]`, not part of `train`, h >= 1.
         weights: `[n]`, how much the error of each vector counts, or None for all alike.
         packed: for codec lexico-packed: atoms as int8, and what is left after each number of atoms.
+        device: where it computes; vectors go there as they are. What is learned is on the CPU.
 
     Raises:
         InvalidInput: too few vectors, or sparsity over m.
@@ -95,19 +97,21 @@ def learn(
     _check(train, held_out, settings)
     if weights is not None and weights.shape != train.shape[:1]:
         raise ShapeMismatch(f"weights: must be [{len(train)}], not {list(weights.shape)}")
-    generator = torch.Generator().manual_seed(settings.seed)
+    generator = torch.Generator(device="cpu").manual_seed(settings.seed)  # equal picks anywhere
+    train, held_out = train.to(device), held_out.to(device)
+    weights = weights.to(device) if weights is not None else None
     atoms = _seed_atoms(train, settings.atoms, generator)
     size, m = atoms.shape
-    gram, cross = torch.zeros(size, size), torch.zeros(size, m)  # A [N, N], Bᵀ [N, m]
-    use = torch.zeros(size)
+    gram, cross = atoms.new_zeros(size, size), atoms.new_zeros(size, m)  # A [N, N], Bᵀ [N, m]
+    use = atoms.new_zeros(size)
     batch = min(settings.batch, len(train))
     steps = max(1, -(-settings.vectors // batch))
     revived = 0
-    order = torch.empty(0, dtype=torch.int64)
+    order = torch.empty(0, dtype=torch.int64, device="cpu")
     for step in range(1, steps + 1):
         if len(order) < batch:
-            order = torch.randperm(len(train), generator=generator)
-        picked, order = order[:batch], order[batch:]
+            order = torch.randperm(len(train), generator=generator, device="cpu")
+        picked, order = order[:batch].to(device), order[batch:]
         x = train[picked].float()
         codes = encode(x, atoms, settings.sparsity)
         keep = (1 - 1 / step) ** _MEMORY_EXPONENT
@@ -115,7 +119,8 @@ def learn(
         cross *= keep
         use *= keep
         weight = weights[picked] if weights is not None else None
-        _accumulate(gram, cross, use, x, codes, weight)
+        add = _accumulate if x.device.type == "cpu" else _accumulate_dense
+        add(gram, cross, use, x, codes, weight)
         _descend(atoms, gram, cross)
         if step < _QUIET_FROM * steps:
             error = (x - reconstruct(codes, atoms)).square().sum(1)
@@ -123,6 +128,7 @@ def learn(
     shipped = _as_int8(atoms) if packed else atoms.half()
     relative, energy = held_out_errors(shipped, held_out, settings.sparsity)
     curve = error_curve(shipped, held_out) if packed else None
+    shipped, curve = shipped.cpu(), curve.cpu() if curve is not None else None
     seconds = time.monotonic() - start
     _LOG.info("steps=%d revived=%d relative_error=%.4f", steps, revived, relative)
     return Learned(shipped, relative, energy, revived, seconds, errors=curve)
@@ -156,10 +162,10 @@ def error_curve(atoms: Tensor, vectors: Tensor, most: int = _CURVE_ATOMS) -> Ten
     x = vectors[:: -(-len(vectors) // _CURVE_VECTORS)].float()
     wide = unit_rows(atoms)
     most = min(most, *wide.shape)
-    left = torch.zeros(most + 1, dtype=torch.float64)
+    left = torch.zeros(most + 1, dtype=torch.float64, device=x.device)
     for some in torch.split(x, 512):
         codes = encode(some, wide, most)
-        used = torch.arange(most) < codes.counts[:, None]
+        used = torch.arange(most, device=x.device) < codes.counts[:, None]
         picked = torch.where(used[..., None], wide[codes.indices.long()], 0).double()  # [b, S, m]
         directions = torch.linalg.qr(picked.transpose(1, 2)).Q  # [b, m, S]
         along = (directions.transpose(1, 2) @ some.double()[:, :, None])[..., 0]
@@ -174,8 +180,8 @@ def _as_int8(atoms: Tensor) -> Tensor:
 
 
 def _seed_atoms(train: Tensor, size: int, generator: torch.Generator) -> Tensor:
-    order = torch.randperm(len(train), generator=generator)
-    pool = train[order[: 4 * size]].float()
+    order = torch.randperm(len(train), generator=generator, device="cpu")
+    pool = train[order[: 4 * size].to(train.device)].float()
     pool = pool[pool.norm(dim=1) > 0]
     if len(pool) < size:
         raise InvalidInput(f"train: {size} atoms need as many vectors that are not zero")
@@ -194,6 +200,20 @@ def _accumulate(
     for k in range(sparsity):
         cross.index_add_(0, indices[:, k], x * scaled[:, k, None])
     use.index_add_(0, indices.flatten(), (coefficients.flatten() != 0).float())
+
+
+def _accumulate_dense(
+    gram: Tensor, cross: Tensor, use: Tensor, x: Tensor, codes: Codes, weight: Tensor | None
+) -> None:
+    """The same by products of matrices, for GPUs: there sums of scattered numbers, which threads
+    add in any order, would differ from run to run.
+    """
+    indices, coefficients = codes.indices.long(), codes.coefficients
+    dense = x.new_zeros(len(x), len(gram)).scatter_add_(1, indices, coefficients)  # unused ones: 0
+    scaled = dense if weight is None else dense * weight[:, None]
+    gram.addmm_(dense.T, scaled)
+    cross.addmm_(scaled.T, x)
+    use += (dense != 0).sum(0)
 
 
 def _descend(atoms: Tensor, gram: Tensor, cross: Tensor) -> None:

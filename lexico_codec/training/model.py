@@ -39,12 +39,13 @@ class LoadedModel:
     tokenizer: PreTrainedTokenizerBase
 
 
-def load_model(name: str) -> LoadedModel:
-    """Loads a model on the CPU.
+def load_model(name: str, device: str = "cpu") -> LoadedModel:
+    """Loads a model.
 
     Args:
         name: `smollm2`, a folder with a saved model, or a name on the Hugging Face hub, which is
             only asked where HF_HUB_OFFLINE allows it.
+        device: where it runs.
 
     Raises:
         InvalidInput: no such model here.
@@ -61,7 +62,7 @@ def load_model(name: str) -> LoadedModel:
         )
     except (OSError, ValueError) as e:
         raise InvalidInput(f"model {name!r}: cannot load ({e})") from e
-    return LoadedModel(name, model.eval(), tokenizer)
+    return LoadedModel(name, model.eval().to(device), tokenizer)
 
 
 def cache_folder() -> Path:

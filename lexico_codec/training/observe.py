@@ -12,7 +12,8 @@ cut short goes on where it stopped.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -26,6 +27,8 @@ from lexico_codec.codecs.abc import SINK_TOKENS
 from lexico_codec.dictionary import canonical_json, write_atomically
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.rope import unrotate
+from lexico_codec.training.model import LoadedModel, load_model
+from lexico_codec.training.pool import Pool
 from lexico_proto.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:
@@ -92,41 +95,111 @@ _STATE_TOKENS: Final = WINDOW_TOKENS - SINK_TOKENS
 GRADIENT_TOKENS: Final = PROMPT_TOKENS - SINK_TOKENS - RECENT_TOKENS
 
 
-def observe(model: PreTrainedModel, observations: Observations, seed: int) -> Iterator[int]:
-    """Writes the windows that are not on disk yet, yielding the number of each as it is finished.
+@dataclass(frozen=True, slots=True, eq=False)
+class Observed:
+    """What one window gives."""
 
-    Raises:
-        ConfigurationError: the folder cannot be written.
-        InvalidInput: the model gives NaN or infinity, or states beyond fp16.
-    """
-    done = observations.finished()
-    _make(observations.folder)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
-    for index in range(done, len(observations.windows)):
-        generator = torch.Generator().manual_seed(seed * 1_000_003 + index)
-        states, gradients = _window(model, observations, index, generator)
+    states: npt.NDArray[np.float16]
+    """`[tokens, row]`."""
+    gradients: npt.NDArray[np.float16]
+    """`[tokens, row]`, divided by `scale`."""
+    scale: npt.NDArray[np.float32]
+    """`[1]`."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Observer:
+    """Takes windows, as index and token ids, to what they give."""
+
+    model: PreTrainedModel
+    geometry: Geometry
+    seed: int
+
+    def __call__(self, window: tuple[int, Sequence[int]]) -> Observed:
+        """
+        Raises:
+            InvalidInput: the model gives NaN or infinity, states beyond fp16, or no gradient.
+        """
+        index, ids = window
+        generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
+        states, gradients = _window(self.model, self.geometry, ids, generator)
         scale = float(gradients.abs().max())
         if not bool(states.isfinite().all()) or not 0 < scale < float("inf"):
             raise InvalidInput(f"window {index}: NaN, infinity, beyond fp16, or no gradient at all")
         scaled = (gradients / scale).half()
-        _append(observations.folder / "states.f16", index, states)
-        _append(observations.folder / "gradients.f16", index, scaled)
-        _append(observations.folder / "scales.f32", index, torch.tensor([scale]))
-        write_atomically(
-            observations.folder / _PROGRESS, canonical_json({"windows": index + 1}).encode()
+        return Observed(
+            states.contiguous().numpy(), scaled.contiguous().numpy(), np.array([scale], np.float32)
         )
-        yield index
+
+
+@dataclass(frozen=True, slots=True)
+class Observing:
+    """The work of observing, for workers that load the model themselves."""
+
+    model: str
+    geometry: Geometry
+    seed: int
+    threads: int
+
+    def begin(self, device: str) -> Observer:
+        """Loads the model."""
+        return Observer(_frozen(load_model(self.model, device).model), self.geometry, self.seed)
+
+
+def observe(
+    loaded: LoadedModel, observations: Observations, seed: int, pool: Pool | None = None
+) -> Iterator[int]:
+    """Writes the windows that are not on disk yet, yielding the number of each as it is finished.
+
+    Args:
+        loaded: the model.
+        observations: what to write.
+        seed: of the tokens drawn.
+        pool: whose workers run the model; None for this process alone.
+
+    Raises:
+        ConfigurationError: the folder cannot be written.
+        InvalidInput: see `Observer`.
+        Unavailable: see `Pool`.
+    """
+    done = observations.finished()
+    _make(observations.folder)
+    left = enumerate(observations.windows[done:], start=done)
+    made: Generator[Observed, None, None]
+    if pool is None:
+        observer = Observer(_frozen(loaded.model), observations.geometry, seed)
+        made = (observer(window) for window in left)
+    else:
+        work = Observing(loaded.name, observations.geometry, seed, torch.get_num_threads())
+        made = pool.map(work, left)
+    with closing(made):
+        for index, found in enumerate(made, start=done):
+            _append(observations.folder / "states.f16", index, found.states)
+            _append(observations.folder / "gradients.f16", index, found.gradients)
+            _append(observations.folder / "scales.f32", index, found.scale)
+            write_atomically(
+                observations.folder / _PROGRESS, canonical_json({"windows": index + 1}).encode()
+            )
+            yield index
+
+
+def _frozen(model: PreTrainedModel) -> PreTrainedModel:
+    for parameter in model.parameters():
+        parameter.requires_grad_(False)
+    return model
 
 
 def _window(
-    model: PreTrainedModel, observations: Observations, index: int, generator: torch.Generator
+    model: PreTrainedModel, geometry: Geometry, window: Sequence[int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """States `[tokens, row]` float16 and gradients `[tokens, row]` float32 of a window."""
+    """States `[tokens, row]` float16 and gradients `[tokens, row]` float32 of a window's token ids.
+
+    The generator is of the CPU, wherever the model runs: tokens drawn are then alike.
+    """
     from transformers import DynamicCache
 
-    ids = torch.tensor([observations.windows[index]], device=model.device)
-    prompt, rope = DynamicCache(), observations.geometry.rope
+    ids = torch.tensor([list(window)], device=model.device)
+    prompt, rope = DynamicCache(), geometry.rope
     layers: Any = prompt.layers
     with torch.no_grad():
         model(ids[:, :PROMPT_TOKENS], past_key_values=prompt, logits_to_keep=1)
@@ -170,8 +243,7 @@ def _rows(states: Tensor, rope: Rope | None, last: int) -> Tensor:
     return rows.reshape(len(rows), -1)
 
 
-def _append(path: Path, window: int, tensor: Tensor) -> None:
-    data = tensor.contiguous().numpy()
+def _append(path: Path, window: int, data: npt.NDArray[Any]) -> None:
     try:
         path.touch()
         with path.open("r+b") as f:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +26,7 @@ from lexico_codec.training.calibrate import TARGETS, Ruler, step_for
 from lexico_codec.training.fit import FitSettings, Held, fit_bases, fit_cross, fit_rest
 from lexico_codec.training.model import LoadedModel
 from lexico_codec.training.observe import WINDOW_TOKENS, Observations, observe
+from lexico_codec.training.pool import Pool
 from lexico_codec.training.sample import cut_windows, digest_of
 from lexico_codec.training.state import RunState
 from lexico_codec.transform import MAX_ATOMS, MAX_COMPONENTS, MAX_SPARSITY, QUALITIES
@@ -33,6 +34,8 @@ from lexico_proto.errors import ConfigurationError, InvalidInput
 
 LEAST_WINDOWS: Final = 4
 """Windows that a text must fill: three to fit to and one to hold out."""
+IMPORTANCE: Final = "importance"
+"""Entry of `SetInfo.training`: see `importance_of`."""
 _CALIBRATED: Final = 8  # held-out windows that steps are measured on
 
 
@@ -51,8 +54,33 @@ class ResidualSettings:
     """For the artefact."""
 
 
+def windows_of(
+    settings: ResidualSettings, text: str, loaded: LoadedModel
+) -> tuple[tuple[int, ...], ...]:
+    """Windows of a text, once it is known that a set can be made of them.
+
+    Raises:
+        InvalidInput: the text is too short.
+        ConfigurationError: settings that no set of the model could hold.
+        Unsupported: a model whose cache the codecs do not cover.
+    """
+    geometry = geometry_of(loaded.model.config, "float32")
+    _check_caps(_resolved(settings.fit, geometry), geometry)
+    windows = cut_windows(text, loaded.tokenizer, settings.tokens, (WINDOW_TOKENS,))
+    if len(windows) < LEAST_WINDOWS:
+        raise InvalidInput(
+            f"text: fills {len(windows)} windows of {WINDOW_TOKENS} tokens; at least "
+            f"{LEAST_WINDOWS} are needed"
+        )
+    return windows
+
+
 def train_residual(
-    settings: ResidualSettings, text: str, loaded: LoadedModel, progress: Any
+    settings: ResidualSettings,
+    text: str,
+    loaded: LoadedModel,
+    progress: Any,
+    pool: Pool | None = None,
 ) -> DictionarySet:
     """Makes the set, going on where a run with the same settings stopped.
 
@@ -61,24 +89,17 @@ def train_residual(
         text: what the model reads.
         loaded: the model.
         progress: makes a progress bar, as tqdm does.
+        pool: whose workers observe the model; None for this process.
 
     Raises:
         InvalidInput: the text is too short, or the model cannot be observed.
         ConfigurationError: a state folder of other settings, or one that cannot be used.
         Unsupported: a model whose cache the codecs do not cover.
+        Unavailable: see `Pool`.
     """
+    windows = windows_of(settings, text, loaded)
     geometry = geometry_of(loaded.model.config, "float32")
-    if geometry.layers % settings.fit.run_layers:
-        raise ConfigurationError(
-            f"run_layers: {geometry.layers} layers are no runs of {settings.fit.run_layers}"
-        )
-    _check_caps(settings.fit, geometry)
-    windows = cut_windows(text, loaded.tokenizer, settings.tokens, (WINDOW_TOKENS,))
-    if len(windows) < LEAST_WINDOWS:
-        raise InvalidInput(
-            f"text: fills {len(windows)} windows of {WINDOW_TOKENS} tokens; at least "
-            f"{LEAST_WINDOWS} are needed"
-        )
+    fit = _resolved(settings.fit, geometry)
     seen = Observations(settings.state / "observations", windows, geometry)
     decides = {
         "codec": "lexico-residual",
@@ -88,7 +109,7 @@ def train_residual(
         "layers": geometry.layers,
         "kv_heads": geometry.kv_heads,
         "head_dim": geometry.head_dim,
-        **asdict(settings.fit),
+        **asdict(fit),
     }
     state = RunState.claim(settings.state, decides)
 
@@ -98,11 +119,12 @@ def train_residual(
 
     done = seen.finished()
     with progress(total=len(windows), initial=done, desc="observing", unit="window") as shown:
-        for _ in observe(loaded.model, seen, settings.fit.seed):
+        for _ in observe(loaded, seen, fit.seed, pool):
             shown.update()
-    bases = _stage(state, "bases", lambda: fit_bases(seen, settings.fit, bar))
-    cross = _stage(state, "cross", lambda: fit_cross(seen, settings.fit, bases, bar))
-    rest = _stage(state, "rest", lambda: fit_rest(seen, settings.fit, bases, cross, bar))
+    costs = _stage(state, "importance", lambda: {"importance": importance_of(seen, bar)})
+    bases = _stage(state, "bases", lambda: fit_bases(seen, fit, bar))
+    cross = _stage(state, "cross", lambda: fit_cross(seen, fit, bases, bar))
+    rest = _stage(state, "rest", lambda: fit_rest(seen, fit, bases, cross, bar))
     tensors = {**bases, **cross, **rest}
     guess = float(tensors.pop("guess"))
     del tensors["variances"]
@@ -111,7 +133,7 @@ def train_residual(
         kv_heads=geometry.kv_heads,
         rope=json.loads(canonical_json(asdict(geometry.rope))) if geometry.rope else {},
         sparsity=rest["coefficients"].shape[1],
-        training=decides,
+        training={**decides, IMPORTANCE: costs["importance"].tolist()},
         corpus_digest=digest_of(windows),
         held_out=[],
         command=settings.command,
@@ -127,6 +149,37 @@ def train_residual(
     return build(steps)
 
 
+def importance_of(
+    seen: Observations, progress: Callable[[Iterable[int], str], Iterable[int]]
+) -> Tensor:
+    """How much a squared error of one component of a layer's keys and of its values costs.
+
+    The mean square of the gradients, over tokens and components: the mean of the diagonal of the
+    Fisher information, whose half is nats a squared error. Errors of lexico-packed too are means
+    over components of keys before RoPE and of values, and all tables have equally many: this is
+    their weight, but for a factor that is the same for all.
+
+    Returns:
+        `[layers, 2]` float64, keys before values.
+    """
+    fitted = Held.of(len(seen.windows)).fitted
+    total = torch.zeros(2 * seen.geometry.layers, dtype=torch.float64)
+    for window in progress(fitted, "importance"):
+        squares = seen.gradients(window).double().square().mean(0)
+        total += squares.view(len(total), -1).mean(1)
+    return (total / len(fitted)).view(-1, 2)
+
+
+def _resolved(fit: FitSettings, geometry: Geometry) -> FitSettings:
+    """With a number of layers that makes runs of the model's."""
+    made = replace(fit, run_layers=fit.run_layers or geometry.layers)
+    if geometry.layers % made.run_layers:
+        raise ConfigurationError(
+            f"run_layers: {geometry.layers} layers are no runs of {made.run_layers}"
+        )
+    return made
+
+
 def _check_caps(fit: FitSettings, geometry: Geometry) -> None:
     """Refuses at once what no set could hold when all is done."""
     if fit.sparsity > MAX_SPARSITY or fit.atoms > MAX_ATOMS:
@@ -134,6 +187,8 @@ def _check_caps(fit: FitSettings, geometry: Geometry) -> None:
             f"a transform has at most {MAX_SPARSITY} atoms a token, of {MAX_ATOMS}; "
             f"not {fit.sparsity} of {fit.atoms}"
         )
+    if geometry.kv_heads % fit.blocks:
+        raise ConfigurationError(f"blocks: {geometry.kv_heads} KV heads are no {fit.blocks} blocks")
     width = geometry.kv_heads * geometry.head_dim
     count = 2 * fit.run_layers * width
     if count > MAX_COMPONENTS:
@@ -147,7 +202,7 @@ def _check_caps(fit: FitSettings, geometry: Geometry) -> None:
     if size > MAX_ARTEFACT_BYTES:
         raise ConfigurationError(
             f"the set would have over {size} bytes, at most {MAX_ARTEFACT_BYTES} are read: "
-            f"{of_bases} for the layers, joint² for each run of them"
+            f"{of_bases} for the layers, which --blocks divides, and joint² for each run of them"
         )
 
 

@@ -11,12 +11,14 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from lexico_codec.codecs.abc import SINK_TOKENS
@@ -24,6 +26,8 @@ from lexico_codec.dictionary import PARTS, Part, canonical_json, write_atomicall
 from lexico_codec.geometry import Rope
 from lexico_codec.rope import unrotate
 from lexico_codec.training.importance import recorded_importance
+from lexico_codec.training.model import LoadedModel, load_model
+from lexico_codec.training.pool import Pool
 from lexico_proto.errors import ConfigurationError, InvalidInput, Unsupported
 
 if TYPE_CHECKING:
@@ -115,44 +119,112 @@ def cut_windows(
     return tuple(windows)
 
 
-def sample(model: PreTrainedModel, samples: Samples) -> Iterator[int]:
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampled:
+    """What one window gives."""
+
+    states: list[npt.NDArray[np.float16]]
+    """`[tokens, kv_heads, head_dim]` of each dictionary, keys before values in each layer."""
+    energies: list[npt.NDArray[np.float32]]
+    """`[tokens, kv_heads]` of each layer."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sampler:
+    """Takes windows' token ids to what they give."""
+
+    model: PreTrainedModel
+    layers: int
+    rope: Rope | None
+
+    def __call__(self, window: Sequence[int]) -> Sampled:
+        """
+        Raises:
+            InvalidInput: the model gives NaN or infinity, or values beyond fp16.
+            Unsupported: attention that does not go through the interface of transformers.
+        """
+        with torch.inference_mode(), recorded_importance(self.model) as energy:
+            ids = torch.tensor([list(window)], device=self.model.device)
+            cache = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+        states: list[npt.NDArray[Any]] = []
+        for layer, part in itertools.product(range(self.layers), PARTS):
+            found = cache.layers[layer].keys if part == "key" else cache.layers[layer].values
+            taken = found[0, :, SINK_TOKENS:].transpose(0, 1)  # [T, G, m]
+            if part == "key" and self.rope is not None:
+                positions = torch.arange(SINK_TOKENS, len(window), device=taken.device)
+                taken = unrotate(taken, positions, self.rope)
+            block = taken.half().cpu().contiguous()
+            if not bool(block.isfinite().all()):
+                raise InvalidInput(f"layer {layer} {part}: NaN, infinity or beyond fp16")
+            states.append(block.numpy())
+        for layer in range(self.layers):
+            if layer not in energy:
+                raise Unsupported(f"layer {layer}: its attention cannot be watched")
+        flat = [energy[layer][:, SINK_TOKENS:].T.contiguous() for layer in range(self.layers)]
+        return Sampled(states, [one.cpu().numpy() for one in flat])
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """The work of sampling, for workers that load the model themselves."""
+
+    model: str
+    layers: int
+    rope: Rope | None
+    threads: int
+
+    def begin(self, device: str) -> Sampler:
+        """Loads the model."""
+        return Sampler(load_model(self.model, device).model, self.layers, self.rope)
+
+
+def sample(loaded: LoadedModel, samples: Samples, pool: Pool | None = None) -> Iterator[int]:
     """Dumps the windows that are not on disk yet, yielding the tokens of each as it is finished.
 
     A run that was cut short goes on with the window it had not finished.
 
+    Args:
+        loaded: the model.
+        samples: what to write.
+        pool: whose workers run the model; None for this process alone.
+
     Raises:
         ConfigurationError: the folder cannot be written.
-        InvalidInput: the model gives NaN or infinity, or values beyond fp16.
-        Unsupported: attention that does not go through the interface of transformers.
+        InvalidInput, Unsupported: see `Sampler`.
+        Unavailable: see `Pool`.
     """
     done = samples.finished()
-    samples.folder.mkdir(parents=True, exist_ok=True)
-    for index, window in enumerate(samples.windows[done:], start=done):
-        offset = 2 * samples.head_dim * samples.rows_of(index)
-        with torch.inference_mode(), recorded_importance(model) as energy:
-            ids = torch.tensor([window], device=model.device)
-            cache = model(ids, use_cache=True, logits_to_keep=1).past_key_values
-        for layer, part in itertools.product(range(samples.layers), PARTS):
-            states = cache.layers[layer].keys if part == "key" else cache.layers[layer].values
-            taken = states[0, :, SINK_TOKENS:].transpose(0, 1)  # [T, G, m]
-            if part == "key" and samples.rope is not None:
-                positions = torch.arange(SINK_TOKENS, len(window), device=taken.device)
-                taken = unrotate(taken, positions, samples.rope)
-            block = taken.half().cpu()
-            if not bool(block.isfinite().all()):
-                raise InvalidInput(f"layer {layer} {part}: NaN, infinity or beyond fp16")
-            _write_at(samples.path(layer, part), offset, block.numpy().tobytes())
-        for layer in range(samples.layers):
-            if layer not in energy:
-                raise Unsupported(f"layer {layer}: its attention cannot be watched")
-            flat = energy[layer][:, SINK_TOKENS:].T.contiguous().cpu()  # [T, G]
-            _write_at(
-                samples.energy_path(layer), 4 * samples.rows_of(index), flat.numpy().tobytes()
-            )
-        write_atomically(
-            samples.folder / _PROGRESS, canonical_json({"windows": index + 1}).encode()
-        )
-        yield len(window)
+    _make(samples.folder)
+    left = samples.windows[done:]
+    made: Generator[Sampled, None, None]
+    if pool is None:
+        sampler = Sampler(loaded.model, samples.layers, samples.rope)
+        made = (sampler(window) for window in left)
+    else:
+        work = Sampling(loaded.name, samples.layers, samples.rope, torch.get_num_threads())
+        made = pool.map(work, left)
+    with closing(made):
+        for index, found in enumerate(made, start=done):
+            _keep(samples, index, found)
+            yield len(samples.windows[index])
+
+
+def _keep(samples: Samples, index: int, found: Sampled) -> None:
+    """Writes what a window gave, and then that it is there."""
+    offset = 2 * samples.head_dim * samples.rows_of(index)
+    places = itertools.product(range(samples.layers), PARTS)
+    for (layer, part), block in zip(places, found.states, strict=True):
+        _write_at(samples.path(layer, part), offset, block.tobytes())
+    for layer, energy in enumerate(found.energies):
+        _write_at(samples.energy_path(layer), 4 * samples.rows_of(index), energy.tobytes())
+    write_atomically(samples.folder / _PROGRESS, canonical_json({"windows": index + 1}).encode())
+
+
+def _make(folder: Path) -> None:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as e:
+        raise ConfigurationError(f"{folder}: cannot write ({e.strerror or e})") from e
 
 
 def _write_at(path: Path, offset: int, data: bytes) -> None:

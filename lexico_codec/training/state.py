@@ -1,17 +1,19 @@
-"""What a training run has done so far, and the work that is left, spread over processes."""
+"""What a training run has done so far, and the dictionaries that are left to learn."""
 
 from __future__ import annotations
 
 import json
 import logging
-import multiprocessing
-from collections.abc import Iterator, Sequence
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import safetensors
 import torch
 from safetensors.torch import save
@@ -20,11 +22,13 @@ from torch import Tensor
 from lexico_codec.dictionary import Part, canonical_json, write_atomically
 from lexico_codec.training.importance import training_weights
 from lexico_codec.training.learn import Learned, LearnSettings, learn
+from lexico_codec.training.pool import Pool
 from lexico_proto.errors import ConfigurationError
 
 _LOG = logging.getLogger(__name__)
 _HELD_OUT_VECTORS = 20_000  # most that a dictionary is measured on
 _TOKENS_AT_ONCE = 65536
+_MARK = "run.json"
 
 
 @dataclass(frozen=True, slots=True)
@@ -40,22 +44,56 @@ class RunState:
         Raises:
             ConfigurationError: the folder belongs to another configuration, or cannot be used.
         """
-        mark = folder / "run.json"
         try:
             folder.mkdir(parents=True, exist_ok=True)
+        except OSError as e:
+            raise ConfigurationError(f"state {folder}: cannot use ({e})") from e
+        if not cls.check(folder, decides):
+            write_atomically(folder / _MARK, canonical_json(decides).encode())
+        return cls(folder)
+
+    @classmethod
+    def check(cls, folder: Path, decides: dict[str, Any]) -> bool:
+        """Whether the folder has the state of this very run. Writes nothing.
+
+        Raises:
+            ConfigurationError: see `claim`.
+        """
+        mark = folder / _MARK
+        try:
+            if folder.exists() and not folder.is_dir():
+                raise NotADirectoryError("is no folder")
             found = json.loads(mark.read_text()) if mark.exists() else None
         except (OSError, ValueError) as e:
             raise ConfigurationError(f"state {folder}: cannot use ({e})") from e
         if found is None:
-            write_atomically(mark, canonical_json(decides).encode())
-        elif found != json.loads(canonical_json(decides)):
+            return False
+        if found != json.loads(canonical_json(decides)):
             known = found if isinstance(found, dict) else {}
             other = sorted(k for k in {*known, *decides} if known.get(k) != decides.get(k))
             raise ConfigurationError(
                 f"state {folder}: belongs to a run with another {', '.join(other)}; "
                 "choose another folder, or remove it"
             )
-        return cls(folder)
+        return True
+
+    def remove(self) -> None:
+        """Removes it, but for folders in it that other runs have claimed.
+
+        Raises:
+            OSError: something cannot be removed.
+        """
+        kept = False
+        mine = self.folder / _MARK  # last: what is left must not pass for another run's
+        for path in [*(p for p in self.folder.iterdir() if p != mine), mine]:
+            if (path / _MARK).exists():
+                kept = True
+            elif path.is_dir() and not path.is_symlink():
+                shutil.rmtree(path)
+            else:
+                path.unlink(missing_ok=True)
+        if not kept:
+            self.folder.rmdir()
 
     def result_path(self, layer: int, part: Part) -> Path:
         """File of one finished dictionary."""
@@ -96,40 +134,57 @@ class Task:
     packed_heads: int = 0
     """For codec lexico-packed the KV heads, whose vectors alternate: the mean of each is removed.
     0 for codec lexico."""
+    data: tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]] | None = None
+    """What the files hold, for workers that do not see them."""
+
+    def read(self) -> tuple[npt.NDArray[np.float16], npt.NDArray[np.float32]]:
+        """Vectors `[rows, m]` and energies `[rows]`, to be written to at will.
+
+        Raises:
+            ConfigurationError: the files are not as they must be.
+        """
+        if self.data is not None:
+            return self.data[0].copy(), self.data[1].copy()
+        try:
+            flat = np.fromfile(self.vectors, dtype=np.float16).reshape(self.shape)
+            energies = np.fromfile(self.energies, dtype=np.float32).reshape(self.shape[0])
+        except (OSError, ValueError) as e:
+            raise ConfigurationError(f"{self.vectors}: not the samples of this run ({e})") from e
+        return flat, energies
 
 
-def work_through(tasks: Sequence[Task], workers: int) -> Iterator[Path]:
+@dataclass(frozen=True, slots=True)
+class Learning:
+    """The work of learning: from tasks to what goes to their files."""
+
+    threads: int = 1
+
+    def begin(self, device: str) -> Callable[[Task], tuple[Path, bytes]]:
+        """Nothing is to be loaded."""
+        return partial(_do, device=device)
+
+
+def work_through(tasks: Sequence[Task], pool: Pool) -> Iterator[Path]:
     """Learns every task's dictionary on one thread each, yielding result files as they are written.
 
-    One worker means this process, so that small runs need no start-up. The bytes are the same
-    either way.
+    The bytes are the same whoever of a machine learns them.
+
+    Raises:
+        ConfigurationError: samples that are not of this run.
+        Unavailable: see `Pool`.
     """
-    if workers == 1 or len(tasks) < 2:
-        threads = torch.get_num_threads()
-        torch.set_num_threads(1)
-        try:
-            for task in tasks:
-                yield _do(task)
-        finally:
-            torch.set_num_threads(threads)
-        return
-    context = multiprocessing.get_context("spawn")
-    pool = ProcessPoolExecutor(
-        min(workers, len(tasks)), context, initializer=torch.set_num_threads, initargs=(1,)
-    )
-    try:
-        for future in as_completed([pool.submit(_do, task) for task in tasks]):
-            yield future.result()
-    finally:
-        pool.shutdown(cancel_futures=True)
+    if pool.shares_files:
+        items: Iterable[Task] = tasks
+    else:
+        items = (replace(task, data=task.read()) for task in tasks)
+    with closing(pool.map(Learning(), items, ordered=False)) as made:
+        for result, data in made:
+            write_atomically(result, data)
+            yield result
 
 
-def _do(task: Task) -> Path:
-    try:
-        flat = np.fromfile(task.vectors, dtype=np.float16).reshape(task.shape)
-        energies = np.fromfile(task.energies, dtype=np.float32).reshape(task.shape[0])
-    except (OSError, ValueError) as e:
-        raise ConfigurationError(f"{task.vectors}: not the samples of this run ({e})") from e
+def _do(task: Task, device: str) -> tuple[Path, bytes]:
+    flat, energies = task.read()
     vectors = torch.from_numpy(flat)
     packed = task.packed_heads > 0
     mean = None
@@ -140,14 +195,14 @@ def _do(task: Task) -> Path:
     held_out = vectors[task.held_out_from :]
     stride = -(-len(held_out) // _HELD_OUT_VECTORS)
     train = vectors[: task.held_out_from]
-    learned = replace(learn(train, held_out[::stride], task.settings, weights, packed), mean=mean)
+    learned = replace(
+        learn(train, held_out[::stride], task.settings, weights, packed, device), mean=mean
+    )
     found = {field.name: getattr(learned, field.name) for field in fields(learned)}
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     rest = {k: v for k, v in found.items() if k not in tensors and v is not None}
-    data = save(tensors, {"learned": canonical_json(rest)})
-    write_atomically(task.result, data)
     _LOG.info("learned=%s relative_error=%.4f", task.result.name, learned.relative_error)
-    return task.result
+    return task.result, save(tensors, {"learned": canonical_json(rest)})
 
 
 def _mean_of(vectors: Tensor) -> Tensor:

@@ -13,7 +13,7 @@
     ├── Unsupported             UNIMPLEMENTED        a model or option this version does not cover
     │   └── UnknownCodec        UNIMPLEMENTED        no codec of that name here
     ├── UnknownDictionary       NOT_FOUND            no dictionary set with that digest
-    ├── DictionaryMismatch      FAILED_PRECONDITION  a dictionary set made for another geometry
+    ├── DictionaryMismatch      FAILED_PRECONDITION  a dictionary set made for another model
     ├── DamagedFrame            DATA_LOSS            stored bytes that fail a check: a miss
     │   └── FrameMismatch       DATA_LOSS            a sound frame that belongs elsewhere
     ├── Busy                    RESOURCE_EXHAUSTED   a bound is reached: retry later or recompute
@@ -130,7 +130,7 @@ class UnknownDictionary(LexicoError):
 
 
 class DictionaryMismatch(LexicoError):
-    """A dictionary set that was made for another geometry."""
+    """A dictionary set that was made for another geometry, another codec or other weights."""
 
     status = 9
     reason = "dictionary-mismatch"

@@ -18,6 +18,7 @@ from lexico_services import process
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
 
 if TYPE_CHECKING:
+    from lexico_codec.training.pool import Pool
     from lexico_services.offload_server import OffloadServer
 
 DEFAULT_STORE = "embedded://"
@@ -97,8 +98,9 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     _log_option(training)
     if command == ["train"]:
         with _needs("train"):
-            from lexico_codec.training.run import add_arguments
+            from lexico_codec.training.options import add_arguments
         add_arguments(training)
+        _ray_option(training)
 
     evaluation = commands.add_parser("eval", help="report what codecs do to a model's predictions")
     evaluation.set_defaults(command=_eval, extra="train")
@@ -160,6 +162,10 @@ def _offload_options(parser: argparse.ArgumentParser) -> None:
         type=float,
         help="Ray GPUs of an encoder (default: 1 where there is any, else 0)",
     )
+    _ray_option(parser)
+
+
+def _ray_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--ray-address", default="", help="join this cluster")
 
 
@@ -238,10 +244,29 @@ def _reload_server(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from lexico_codec.training.run import run as train
+    from lexico_codec.training.options import run as train
 
-    sys.stdout.write(train(options) + "\n")
+    with _training_pool(options) as pool:
+        sys.stdout.write(train(options, pool) + "\n")
     return 0
+
+
+@contextmanager
+def _training_pool(options: argparse.Namespace) -> Iterator[Pool | None]:
+    """Workers of the cluster that was given."""
+    if not options.ray_address:
+        yield None
+        return
+    with _needs("worker"):
+        from lexico_worker.ray_runtime import RayConfig
+        from lexico_worker.training_pool import RayPool
+
+        pool = RayPool(RayConfig(address=options.ray_address), options.device, options.workers)
+        pool.start()
+    try:
+        yield pool
+    finally:
+        pool.stop()
 
 
 def _eval(options: argparse.Namespace) -> int:

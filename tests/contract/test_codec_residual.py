@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from itertools import pairwise
 from typing import Any, ClassVar
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -15,13 +16,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lexico_codec.codecs import Codec, LexicoCodec, PackedCodec, Place, ResidualCodec
+from lexico_codec.codecs import Codec, LexicoCodec, LosslessCodec, PackedCodec, Place, ResidualCodec
 from lexico_codec.codecs import codec_from_config as configured
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import DTYPES, Geometry, Pairing, Rope
+from lexico_codec.residual_head import Head, bands_of, head_bytes
 from lexico_codec.rope import rotate, unrotate
 from lexico_codec.spec import CacheSpec
-from lexico_codec.transform import CLASSES_AN_OCTAVE, QUALITIES
+from lexico_codec.transform import CLASSES_AN_OCTAVE, GAINS, QUALITIES
 from lexico_proto.errors import (
     ConfigurationError,
     DamagedFrame,
@@ -209,7 +211,7 @@ class TestResidualCodec(CodecSuite):
         body, out = coded(ResidualCodec(step=1000 * step), group, dictionary)
         means = transform_of(dictionary).means.view(2, 2, 1, 3, 16)
         torch.testing.assert_close(out, means.expand_as(out), atol=1e-5, rtol=1e-5)
-        assert len(body) == 35 + -(-70 * 6 // 8) + 3 * 4 + 70 * 4
+        assert len(body) == -(-70 * (1 + 4 + 3 + 6) // 8) + 3 * 4 + 70 * 4
 
     # Gains, atoms, runs
 
@@ -243,7 +245,10 @@ class TestResidualCodec(CodecSuite):
             tensors = residual_tensors(2, 3, 16, gain=0.0)
             tensors["residual.gains"][:, -1] = bias
             body, out = coded(BALANCED, group_of(MIXED), set_of(tensors))
-            assert body[:35] == bytes([0 if bias < 0 else 0xFF]) * 35
+            transform = transform_of(set_of(tensors))
+            told = bands_of(transform, 0, transform.steps["balanced"])
+            head = Head.unpack(memoryview(body), transform, told, 70)
+            assert set(head.gains.tolist()) == {GAINS[0] if bias < 0 else GAINS[-1]}
             assert bool(out.isfinite().all())
 
     @pytest.mark.parametrize("sparsity", [0, 1, 2, 4])
@@ -301,12 +306,56 @@ class TestResidualCodec(CodecSuite):
 
     # Tokens
 
+    @pytest.mark.parametrize(("dtype", "largest"), [("float16", 65504.0), ("bfloat16", 1e30)])
+    def test_large_values_stay_finite(self, codec: Codec, dtype: str, largest: float) -> None:
+        """A page of nothing else is refused: a set that fits it would be another one."""
+        group = torch.full_like(group_of(SMALL, "float32"), largest).to(DTYPES[dtype])
+        with pytest.raises(DictionaryMismatch):
+            self.encode(codec, group, FAR)
+
+    @pytest.mark.parametrize("value", [3e38, float("inf"), float("nan")])
+    def test_a_token_beyond_all_levels_is_exact(self, value: float) -> None:
+        """Finite, or as a caller may give it who did not check."""
+        group = group_of(MIXED, "float32")
+        group[:, :, 33, 0] = value
+        _, out = coded(ResidualCodec(step=1e-3), group, residual_set(2, 3, 16))
+        assert torch.equal(bits(out[:, :, 33]), bits(group[:, :, 33]))
+        assert relative(out[:, :, :33], group[:, :, :33]) < 1e-2
+
+    def test_strange_tokens_are_exact(self) -> None:
+        """What the set never codes is lost: a token that has much of it is stored as it is."""
+        dictionary = residual_set(2, 3, 16)
+        transform = transform_of(dictionary)
+        quiet = transform.deviations.clone()
+        quiet[:, 60:] = 1e-6  # not coded at any gain
+        transform = replace(transform, deviations=quiet)
+        components = torch.randn(192, 37, generator=torch.Generator().manual_seed(0))
+        components *= quiet[0, :, None]
+        usual = transform.synthesise(0, components).view(2, 2, 37, 3, 16)
+        codec, place = ResidualCodec(step=0.25), Place(0, FAR)
+        with mock.patch.object(ResidualCodec, "_transform", return_value=(transform, 0)):
+            body, plain = coded(codec, usual, dictionary)
+            components[100:, [3, 20]] = 2.0
+            strange = transform.synthesise(0, components).view(2, 2, 37, 3, 16)
+            longer, out = coded(codec, strange, dictionary)
+            assert torch.equal(out[:, :, [3, 20]], strange[:, :, [3, 20]])
+            others = [t for t in range(37) if t not in (3, 20)]
+            off = (out - strange)[:, :, others]
+            assert float(off.norm()) <= 1.1 * float((plain - usual)[:, :, others].norm())
+            assert len(body) < len(longer) < len(body) + 2 * 4 * 3 * 16 * 4 + 200
+            components[100:, :11] = 2.0
+            with pytest.raises(DictionaryMismatch, match=r"12 of 37 tokens .* train"):
+                codec.encode(
+                    transform.synthesise(0, components).view(2, 2, 37, 3, 16), place, dictionary
+                )
+
     @pytest.mark.parametrize("tokens", [1, 2, 3, 4])
     @pytest.mark.parametrize("dtype", DTYPES)
-    def test_a_page_of_sinks_is_raw(self, tokens: int, dtype: str) -> None:
+    def test_a_page_of_sinks_loses_nothing(self, tokens: int, dtype: str) -> None:
         group = group_of((2, 3, 16, tokens), dtype)
         body = self.encode(BALANCED, group, 0)
-        assert body == bytes(group.view(torch.uint8).flatten().tolist())
+        alone = LosslessCodec().encode(group, Place(0, 0), None)
+        assert body == len(alone).to_bytes(4, "little") + alone
         assert torch.equal(bits(self.decode(BALANCED, body, group, 0)), bits(group))
         for wrong in (body[:-1], body + b"\0", b""):
             with pytest.raises(DamagedFrame):
@@ -371,18 +420,23 @@ class TestResidualCodec(CodecSuite):
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_values_far_beyond_the_set(self, dtype: str) -> None:
-        """Escapes hold them: absolute errors stay what the step allows."""
+        """Escapes hold a few tokens: errors stay what the step allows. More are refused."""
         dictionary = residual_set(2, 3, 16, gain=0.0)
         for size in (1e3, 1e4, 6e4):
             signs = group_of(MIXED, "float32").sign()
-            group = (size * signs).to(DTYPES[dtype])
+            group = group_of(MIXED, dtype)
+            group[:, :, 10:24:2] = (size * signs).to(DTYPES[dtype])[:, :, 10:24:2]
             _, out = coded(BALANCED, group, dictionary)
             off = (out.double() - group.double()).square().mean().sqrt()
             assert float(off) < 0.5 + 0.01 * size * torch.finfo(group.dtype).eps
+            with pytest.raises(DictionaryMismatch, match="70 of 70 tokens"):
+                coded(BALANCED, (size * signs).to(DTYPES[dtype]), dictionary)
 
     @pytest.mark.parametrize("dtype", DTYPES)
     def test_outlier_channels(self, dtype: str) -> None:
-        """Keys as Qwen2's first layers have them, and a few channels of 30 times the usual norm."""
+        """Keys as Qwen2's first layers have them, and a few channels of 30 times the usual norm: a
+        set that learned them keeps to its step, one that did not is refused.
+        """
         plain = group_of((2, 3, 16, 70), "float32")
         _, out = coded(BALANCED, plain, fitted_to(plain, gain=0.0))
         usual = float((out - plain).square().mean().sqrt())
@@ -392,14 +446,12 @@ class TestResidualCodec(CodecSuite):
         group[1, 0, :, 2, 3] *= 30 * norm / 4  # and a deviation
         group = group.to(DTYPES[dtype])
         rounding = torch.finfo(group.dtype).eps * 30 * norm
-        for dictionary, most in (
-            (fitted_to(plain, gain=0.0), 2.0),
-            (fitted_to(group, gain=0.0), 40.0),
-        ):
-            _, out = coded(BALANCED, group, dictionary)
-            off = (out.double() - group.double()).square().mean((2, 4)).sqrt()
-            assert bool((off < most * usual + rounding).all())
-            assert relative(out, group) < 0.1
+        with pytest.raises(DictionaryMismatch, match="70 of 70"):
+            coded(BALANCED, group, fitted_to(plain, gain=0.0))
+        _, out = coded(BALANCED, group, fitted_to(group, gain=0.0))
+        off = (out.double() - group.double()).square().mean((2, 4)).sqrt()
+        assert bool((off < 40 * usual + rounding).all())
+        assert relative(out, group) < 0.1
 
     def test_constant_keys(self) -> None:
         group = group_of(MIXED, "float32")
@@ -418,9 +470,14 @@ class TestResidualCodec(CodecSuite):
         for size in (1e6, 1e9, 1e15, 1e30, largest):
             for group in (signs * size, torch.full_like(signs, size)):
                 for step in (None, 1e-6):
-                    given = group.to(DTYPES[dtype])
-                    _, out = coded(ResidualCodec(step=step), given, dictionary, rope=ROPE)
+                    given, some = group.to(DTYPES[dtype]), group_of(MIXED, dtype)
+                    with pytest.raises(DictionaryMismatch):
+                        coded(ResidualCodec(step=step), given, dictionary, rope=ROPE)
+                    some[:, :, 60:] = given[:, :, 60:]
+                    _, out = coded(ResidualCodec(step=step), some, dictionary, rope=ROPE)
                     assert bool(out.isfinite().all())
+                    lost = (some - out)[:, :, 60:].double().norm() / some[:, :, 60:].double().norm()
+                    assert float(lost) < 1e-2
 
     def test_one_huge_token_leaves_the_others_alone(self) -> None:
         group, dictionary = group_of(MIXED, "float32"), residual_set(2, 3, 16)
@@ -440,13 +497,9 @@ class TestResidualCodec(CodecSuite):
             body, rough = coded(ResidualCodec(step=step), group, residual_set(2, 3, 16))
             assert relative(rough, exact) < 0.02
             for size in (1e4, 1e15, 1e38):
-                signs = group.float().sign() * min(size, float(torch.finfo(group.dtype).max))
-                _, out = coded(
-                    ResidualCodec(step=step),
-                    signs.to(group.dtype),
-                    residual_set(2, 3, 16),
-                    rope=ROPE,
-                )
+                some = group.clone()
+                some[:, :, :9] = min(size, float(torch.finfo(group.dtype).max))
+                _, out = coded(ResidualCodec(step=step), some, residual_set(2, 3, 16), rope=ROPE)
                 assert bool(out.isfinite().all())
         across = torch.full_like(group, float("nan"))
         ResidualCodec(step=step).decode(
@@ -593,20 +646,25 @@ class TestResidualCodec(CodecSuite):
         group = group_of((2, 3, 16, 9))
         sound = self.encode(BALANCED, group, FAR)
         self.decode(BALANCED, sound, group, FAR)
-        indices = 5 + -(-9 * 6 // 8)
+        transform = transform_of(self.dictionary(2, 16))
+        told = bands_of(transform, 0, transform.steps["balanced"])
+        bits = 9 * (1 + 4 + 3) + 3 * told
+        rows = -(-(bits + 9 * 6) // 8)
+        assert rows == head_bytes(transform, told, 9)
+        assert (bits + 9 * 6) % 8, "there are bits behind the last index"
 
         def altered(at: int, *values: int) -> bytes:
             body = bytearray(sound)
             body[at : at + len(values)] = bytes(values)
             return bytes(body)
 
-        assert np.frombuffer(sound, "<u4", 1, offset=indices)[0] == len(sound) - indices - 4
+        assert np.frombuffer(sound, "<u4", 1, offset=rows)[0] == len(sound) - rows - 4
         bad = {
-            "behind the last gain": [altered(4, sound[4] | 0x10)],
-            "outside the atoms": [altered(5, 0xFF), altered(5, 48)],
-            "come first": [sound[: indices - 1], b""],
-            "lengths": [sound[:-2], sound + b"\0\0", altered(indices, 0, 0, 0, 0)],
-            "its states": [sound[: indices + 8]],
+            "behind the last index": [altered(rows - 1, sound[rows - 1] | 0x80)],
+            "outside the atoms": [altered(rows - 3, 0xFF, 0xFF)],
+            "come first": [sound[: rows - 1], b""],
+            "lengths": [sound[:-2], sound + b"\0\0", altered(rows, 0, 0, 0, 0)],
+            "its states": [sound[: rows + 8]],
         }
         for message, bodies in bad.items():
             for body in bodies:

@@ -162,3 +162,25 @@ def test_what_does_not_fit_is_refused() -> None:
         scatter(torch.zeros(2, 2, 4), torch.zeros(2, 4), None, group)
     with pytest.raises(ConfigurationError, match="kernel"):
         gather(group, torch.zeros(2, 4), None, kernel="quick")
+
+
+@needs_library
+def test_the_default_dtype_does_not_matter() -> None:
+    """Models are loaded under another one, process-wide."""
+    group, means = drawn(1, 2, 5, 2, 8), drawn(2, 16)
+    rows = gather(group, means, None, kernel="compiled")
+    before = torch.get_default_dtype()
+    try:
+        torch.set_default_dtype(torch.float64)
+        assert torch.equal(gather(group, means, None, kernel="compiled"), rows)
+    finally:
+        torch.set_default_dtype(before)
+
+
+def test_wild_rows_of_a_large_scale_are_finite() -> None:
+    rope = Rope(tuple(1.0 / (1 + i) for i in range(16)), "half", 100.0)
+    rows = torch.full((2, 9, 64), float("inf"))
+    for kernel in ("naive", "compiled") if compiled.available() else ("naive",):
+        out = torch.empty(1, 2, 9, 2, 32)
+        scatter(rows, torch.zeros(2, 64), turn_at(torch.arange(9), rope), out, kernel=kernel)
+        assert bool(out.isfinite().all())

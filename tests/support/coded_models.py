@@ -59,6 +59,7 @@ def prompt(tokens: int, seed: int = 3) -> Tensor:
 def shared_of(client: Client, model: Any, **changes: Any) -> HuggingFaceCache:
     """Codec lexico over a random dictionary set, pages of 8 tokens."""
     arguments: dict[str, Any] = {
+        "codec": "lexico",
         "codec_config": {"sparsity": SPARSITY},
         "dictionary": DICTIONARY,
         "page_tokens": PAGE_TOKENS,

@@ -21,7 +21,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs import LexicoCodec, LosslessCodec, PackedCodec, RawCodec, ResidualCodec
+from lexico_codec.codecs import (
+    AdaptiveCodec,
+    LexicoCodec,
+    LosslessCodec,
+    PackedCodec,
+    RawCodec,
+    ResidualCodec,
+)
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.kernels import Preparation
@@ -135,6 +142,25 @@ def lexico_dictionary() -> DictionarySet:
     return DictionarySet.build(layers, set_info(kv_heads=2, sparsity=4))
 
 
+def adaptive(dictionary: DictionarySet | None = None) -> Golden:
+    """Noise, and values of layer 0 that are one vector in four sizes: an added atom codes them."""
+    if dictionary is None:
+        dictionary = DictionarySet.load(FOLDER / "lexico.safetensors")
+    geometry = Geometry(2, 2, 16, "float32", Rope((1.0, 0.5, 0.25)))
+    codec = AdaptiveCodec(sparsity=3, tolerance=0.25, added=2, bits=4)
+    spec = CacheSpec(bytes(range(32)), geometry, codec, dictionary.digest, page_tokens=12)
+    tensor = tensor_of(spec.group_shape(0), 14).float()
+    whole = (tensor_of((16,), 33) * 0.875).round()  # levels of 4 bits: the atom is exact
+    sizes = torch.tensor([0.25, 0.5, 1.0, 2.0]).repeat(4)
+    tensor[0, 1, 4:] = whole * sizes.view(8, 2, 1)
+    tensor[1, 0, 11, 1] = 0.0
+    return Golden("lexico-adaptive", spec, list(range(12)), 0, 0, tensor, dictionary)
+
+
+ADAPTIVE_SINKS = 2 * 2 * 4 * 2 * 16 * 4
+"""Bytes."""
+
+
 def packed(dictionary: DictionarySet | None = None) -> Golden:
     if dictionary is None:
         dictionary = DictionarySet.load(FOLDER / "lexico-packed.safetensors")
@@ -166,13 +192,16 @@ def packed_dictionary() -> DictionarySet:
 
 
 def residual(dictionary: DictionarySet | None = None) -> Golden:
-    """Two tables of two blocks of tokens each: sinks, odd tokens, escapes, raw bits, two atoms."""
+    """Two tables of two blocks of tokens each: sinks, odd tokens, strong and weak ones, escapes,
+    raw bits, two atoms.
+    """
     if dictionary is None:
         dictionary = DictionarySet.load(FOLDER / "lexico-residual.safetensors")
     geometry = Geometry(2, 2, 16, "float32", Rope((1.0, 0.5, 0.25), "interleaved", 1.25))
     codec = ResidualCodec(quality="near", run_layers=1)
     spec = CacheSpec(bytes(range(32)), geometry, codec, dictionary.digest, page_tokens=41)
     tensor = tensor_of(spec.group_shape(1), 21).float()
+    tensor *= 2.0 ** (torch.arange(41) % 4 - 2).float()[:, None, None]
     tensor[0, 1, 9, 0] *= 512  # levels of every size
     tensor[0, 0, 10:12] = 0
     return Golden("lexico-residual", spec, list(range(41)), 0, 1, tensor, dictionary)
@@ -193,7 +222,7 @@ def residual_dictionary() -> DictionarySet:
     """Two runs of a layer; two blocks a table; all numbers exact, but for the atoms' norms."""
     source = integers(31)
     stretch = 2.0 ** ((torch.arange(16) % 5).float() - 2)
-    falls = 8 * 2.0 ** -(torch.arange(64) // 6).float()
+    falls = 16 * 2.0 ** -(torch.arange(64) // 20).float()
     symbols = torch.arange(32)
     frequencies = []
     for size in range(46):  # about as wide as the class: 16, 32, 64 .. for each level further out
@@ -321,6 +350,7 @@ def write(*, rewrite: bool) -> list[Path]:
         raw(),
         lossless(),
         lexico(sets["lexico"]),
+        adaptive(sets["lexico"]),
         packed(sets["lexico-packed"]),
         residual(sets["lexico-residual"]),
     ]

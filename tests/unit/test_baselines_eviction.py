@@ -10,8 +10,8 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from bench.baselines.eviction import (
-    CODED_FRACTIONS,
     FRACTIONS,
+    KVZIP_FRACTIONS,
     METHODS,
     Eviction,
     available,
@@ -153,7 +153,7 @@ def test_bytes(model: Any, ids: list[int]) -> None:
     assert coded.size == sinks + int(kept.sum()) * (2 * (3 * 8 + 2) + 2)
 
 
-@pytest.mark.parametrize("fraction", CODED_FRACTIONS)
+@pytest.mark.parametrize("fraction", [*KVZIP_FRACTIONS, *FRACTIONS])
 @pytest.mark.parametrize("method", METHODS)
 def test_the_share_of_kept_tokens_is_as_asked(method: str, fraction: float) -> None:
     stored = slice(4, 736)
@@ -194,12 +194,14 @@ def test_pyramid(layers: int, count: int, tokens: int, ends: tuple[int, int]) ->
 
 
 @needs_kvpress
-@pytest.mark.parametrize("fraction", [FRACTIONS[1], FRACTIONS[-1]])
+@pytest.mark.parametrize("fraction", [0.1, 0.5])
 def test_every_method_selects(model: Any, ids: list[int], fraction: float) -> None:
     chosen = [Eviction(method, fraction) for method in METHODS]
     prefix = ids[:PREFIX]
-    first = list(selections(model, prefix, chosen, STORED, [5, 6, 7]))
-    again = list(selections(model, prefix, chosen, STORED, [5, 6, 7]))
+    cache = cache_of(model, ids)
+    first = list(selections(model, prefix, cache, chosen, STORED, [5, 6, 7]))
+    again = list(selections(model, prefix, cache, chosen, STORED, [5, 6, 7]))
+    assert cache.get_seq_length() == PREFIX
     assert [one for one, _ in first] == chosen
     for (one, kept), (_, same) in zip(first, again, strict=True):
         assert kept.shape == (LAYERS, HEADS, TOKENS)
@@ -212,7 +214,7 @@ def test_every_method_selects(model: Any, ids: list[int], fraction: float) -> No
 @needs_kvpress
 def test_streamingllm_keeps_the_latest(model: Any, ids: list[int]) -> None:
     one = Eviction("streamingllm", 0.5)
-    ((_, kept),) = selections(model, ids[:PREFIX], [one], STORED, [])
+    ((_, kept),) = selections(model, ids[:PREFIX], DynamicCache(), [one], STORED, [])
     count = one.count(STORED)
     assert kept[:, :, -count:].all()
     assert not kept[:, :, :-count].any()
@@ -220,7 +222,8 @@ def test_streamingllm_keeps_the_latest(model: Any, ids: list[int]) -> None:
 
 @needs_kvpress
 def test_snapkv_keeps_what_the_tail_attends_to(model: Any, ids: list[int]) -> None:
-    ((_, kept),) = selections(model, ids[:PREFIX], [Eviction("snapkv", 0.3)], STORED, [])
+    one = Eviction("snapkv", 0.3)
+    ((_, kept),) = selections(model, ids[:PREFIX], DynamicCache(), [one], STORED, [])
     model.set_attn_implementation("eager")
     with torch.inference_mode():
         seen = model(torch.tensor([ids[:PREFIX]]), output_attentions=True).attentions

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from bench.baselines import cachegen, cskv, kvtc, mustafar
 from bench.baselines.coder import Coder, Prefix, Stored
+from bench.baselines.training import Training
 from lexico_codec.geometry import Rope
 
 LAYERS, HEADS, HEAD_DIM = 6, 2, 32
@@ -197,7 +198,7 @@ def test_mustafar_keeps_the_largest_of_every_vector(training: list[Prefix]) -> N
 
 def test_every_module_offers_named_settings() -> None:
     names = [coder.name for module in MODULES for coder in module.coders()]
-    assert len(names) == len(set(names)) == 10 + 6 + 11 + 6
+    assert len(names) == len(set(names)) == 12 + 6 + 11 + 6
 
 
 def test_one_calibration_serves_all_budgets(training: list[Prefix]) -> None:
@@ -207,6 +208,26 @@ def test_one_calibration_serves_all_budgets(training: list[Prefix]) -> None:
     assert shared.sides is second.calibrate(training)._shared.sides is sides
     alone = kvtc.Kvtc(0.05).calibrate(training).code(training[0])
     assert torch.equal(first.code(training[0]).values, alone.values)
+
+
+def test_ranks_of_cskv_share_a_calibration(training: list[Prefix]) -> None:
+    shared = cskv.Calibration()
+    first, second = (cskv.Cskv(share, 16, shared).calibrate(training) for share in (0.25, 0.5))
+    vectors = shared.vectors
+    assert second.calibrate(training)._shared.vectors is vectors
+    alone = cskv.Cskv(0.25, 16).calibrate(training).code(training[0])
+    assert torch.equal(first.code(training[0]).values, alone.values)
+
+
+def test_training_text_is_held_in_float16_and_seen_in_float32(training: list[Prefix]) -> None:
+    held = Training(iter(training))
+    assert {prefix.keys.dtype for prefix in held._held} == {torch.float16}
+    assert len(held) == len(training)
+    for seen, exact in zip(held, training, strict=True):
+        assert seen.keys.dtype == seen.values.dtype == torch.float32
+        assert torch.equal(seen.keys, exact.keys)
+    assert torch.equal(held[1:3][1].values, training[2].values)
+    assert torch.equal(held[-1].values, training[-1].values)
 
 
 @pytest.mark.parametrize("coder", [kvtc.Kvtc(0.1), cachegen.CacheGen(1.0), cskv.Cskv(0.5, 4)])

@@ -178,6 +178,7 @@ def test_lexico_registers_its_dictionary_when_first_needed(
     shared = HuggingFaceCache(
         client,
         model,
+        codec="lexico",
         codec_config={"sparsity": 4},
         dictionary=dictionary,
         page_tokens=PAGE_TOKENS,
@@ -189,6 +190,7 @@ def test_lexico_registers_its_dictionary_when_first_needed(
         hit = HuggingFaceCache(
             other,
             model,
+            codec="lexico",
             codec_config={"sparsity": 4},
             dictionary=dictionary.digest,  # fetched
             page_tokens=PAGE_TOKENS,
@@ -203,7 +205,9 @@ def test_lexico_registers_its_dictionary_when_first_needed(
 
 def test_a_digest_that_nobody_registered(client: Client, model: LlamaForCausalLM) -> None:
     ids = prompt(20)
-    shared = HuggingFaceCache(client, model, dictionary=bytes(32), page_tokens=PAGE_TOKENS)
+    shared = HuggingFaceCache(
+        client, model, codec="paper", dictionary=bytes(32), page_tokens=PAGE_TOKENS
+    )
     with pytest.raises(errors.UnknownDictionary):
         shared.offload(ids, prefilled(model, ids))
 
@@ -212,7 +216,9 @@ def test_no_built_in_dictionary_fits(client: Client, model: LlamaForCausalLM) ->
     with pytest.raises(errors.ConfigurationError, match="lexico train"):
         HuggingFaceCache(client, model)
     with pytest.raises(errors.DictionaryMismatch):
-        HuggingFaceCache(client, model, dictionary=small_dictionary(layers=LAYERS + 1))
+        HuggingFaceCache(
+            client, model, codec="paper", dictionary=small_dictionary(layers=LAYERS + 1)
+        )
 
 
 def test_what_is_no_single_sequence_of_this_model_is_refused(

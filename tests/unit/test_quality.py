@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import pytest
 
+from bench import quality
+from bench.baselines import kivi, kvtc
 from bench.quality import summary
 from lexico_codec.evaluation.curves import curve, fraction_at
 
@@ -39,3 +41,29 @@ def test_lead_is_the_best_peer_over_ours() -> None:
     lead = summary(rows)["lead"]
     assert lead["0.01"] == pytest.approx(1.6)
     assert summary(rows[2:])["lead"]["0.01"] is None  # nothing of ours
+
+
+def test_what_comes_after_an_eviction_is_neither_ours_nor_a_peer() -> None:
+    peers = [row("kvzip", f, k) for f, k in ((0.1, 0.04), (0.2, 0.004))]
+    ours = [row("lexico-residual", f, k) for f, k in ((0.05, 0.04), (0.1, 0.004))]
+    both = [row("kvzip + lexico-residual", f, k) for f, k in ((0.01, 0.04), (0.02, 0.004))]
+    found = summary([*peers, *ours, *both])
+    assert found["lead"]["0.01"] == pytest.approx(2.0)
+    assert found["bytes_at_kl"]["kvzip + lexico-residual"]["0.01"] < 0.02
+
+
+def test_points_of_what_learns_are_kept_by_how_much_it_learns_from(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    learner, other = kvtc.coders()[0], kivi.coders()[0]
+    before = quality._key(learner), quality._key(other)
+    monkeypatch.setattr(type(learner), "learns", 12)
+    assert quality._key(learner) != before[0]
+    assert quality._key(other) == before[1] == other.name
+
+
+def test_threads_are_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", "3")
+    assert quality._threads() == 3
+    monkeypatch.delenv("OMP_NUM_THREADS")
+    assert quality._threads() >= 1

@@ -1,4 +1,4 @@
-"""The plot and the table of `bench.quality_plot`, from a made-up result."""
+"""The plot and the tables of `bench.quality_plot`, from made-up results."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 
 from bench import quality, quality_plot
 from bench.baselines import eviction
-from bench.quality_plot import filled, methods_of, svg_of, table_of, write
+from bench.quality_plot import cliffs_table_of, filled, methods_of, svg_of, table_of, write
 
 SVG = "{http://www.w3.org/2000/svg}"
 SCALES = {
@@ -52,8 +52,27 @@ def result() -> dict[str, Any]:
     }
 
 
+def hard_result() -> dict[str, Any]:
+    rows = [
+        {
+            "case": case,
+            "preset": preset,
+            "ratio": 1.0 + number / 10,
+            "ratio_standard_error": 0.05,
+            "bytes_ratio": 1.25,
+            "decides": case == "key outliers",
+        }
+        for case in ("key outliers", "constant keys")
+        for number, preset in enumerate(("near", "small"))
+    ]
+    return {"benchmark": "cliffs", "worst_ratio": 1.1, "rows": rows}
+
+
 def folder(tmp_path: Path) -> Path:
-    page = "# Quality\n\n<!-- quality:table -->\nold\n<!-- /quality:table -->\n\nafter\n"
+    page = (
+        "# Quality\n\n<!-- quality:table -->\nold\n<!-- /quality:table -->\n\n"
+        "<!-- cliffs:table -->\nold\n<!-- /cliffs:table -->\n\nafter\n"
+    )
     (tmp_path / "quality.md").write_text(page, encoding="utf-8")
     (tmp_path / "quality.json").write_text(json.dumps(result()), encoding="utf-8")
     return tmp_path
@@ -82,6 +101,26 @@ def test_an_eviction_has_one_colour_alone_and_coded() -> None:
     assert alone.dash != coded.dash
 
 
+def test_the_best_evictions_are_drawn_and_the_table_has_all() -> None:
+    scales = {"lexico": 1.0, "snapkv": 2.0, "tova": 2.5, "kvzip": 1.5, "kvzip + lexico": 0.9}
+    scales["kvzip + lexico-residual"] = 0.2
+    made = {"wikitext2": measured(scales)}
+    root = ElementTree.fromstring(svg_of(made))
+    lines = [line.get("class") for line in root.iter(f"{SVG}polyline")]
+    assert len(lines) == 1 + quality_plot.DRAWN
+    texts = {text.text for text in root.iter(f"{SVG}text")}
+    assert {"KVzip", "KVzip + lexico", "KVzip + lexico-residual"} <= texts
+    table = table_of(made)
+    assert all(f"| {name} |" in table for name in ("SnapKV", "TOVA", "KVzip + lexico-residual"))
+
+
+def test_an_eviction_that_never_comes_near_is_not_drawn_for_it() -> None:
+    part = measured(dict.fromkeys(("snapkv", "tova", "kvzip", "keydiff"), 1.0))
+    for row in part["points"]:
+        row["kl"] += row["method"] == "snapkv"
+    assert ">SnapKV<" not in svg_of({"wikitext2": part})
+
+
 def test_table_has_a_row_a_method_and_the_lead() -> None:
     table = table_of(result())
     assert "| WikiText-2, 12 texts: KL | 0.005 | 0.01 | 0.02 | 0.035 |" in table
@@ -90,6 +129,13 @@ def test_table_has_a_row_a_method_and_the_lead() -> None:
     assert "| KIVI | – | 19.9 |" in table
     assert "| SnapKV + lexico | – | 14.9 |" in table
     assert "| lead | – | 4.0 |" in table
+
+
+def test_cliffs_have_a_row_a_case_and_a_column_a_preset() -> None:
+    table = cliffs_table_of(hard_result())
+    assert table.splitlines()[0].endswith("| near | small |")
+    assert "| key outliers | 1.00 ± 0.05; 1.25 | 1.10 ± 0.05; 1.25 |" in table
+    assert "| *constant keys* |" in table  # decides nothing
 
 
 def test_plot_is_sound_and_draws_ours_last() -> None:
@@ -121,18 +167,22 @@ def test_check_changes_nothing_and_writing_settles_it(tmp_path: Path) -> None:
     docs = folder(tmp_path)
     source, page = docs / "quality.json", docs / "quality.md"
     before = page.read_text(encoding="utf-8")
-    assert write(source, docs, check=True) == ["quality.md", "quality.svg"]
+    cliffs = docs / "cliffs.json"
+    cliffs.write_text(json.dumps(hard_result()), encoding="utf-8")
+    assert write(source, docs, cliffs=cliffs, check=True) == ["quality.md", "quality.svg"]
     assert page.read_text(encoding="utf-8") == before
     assert not (docs / "quality.svg").exists()
-    assert write(source, docs) == ["quality.md", "quality.svg"]
-    assert write(source, docs, check=True) == []
-    assert page.read_text(encoding="utf-8").endswith("<!-- /quality:table -->\n\nafter\n")
+    assert write(source, docs, cliffs=cliffs) == ["quality.md", "quality.svg"]
+    assert write(source, docs, cliffs=cliffs, check=True) == []
+    after = page.read_text(encoding="utf-8")
+    assert after.endswith("<!-- /cliffs:table -->\n\nafter\n")
+    assert cliffs_table_of(hard_result()) in after
 
 
 def test_without_a_result_the_page_says_so(tmp_path: Path) -> None:
     docs = folder(tmp_path)
-    assert write(docs / "none.json", docs) == ["quality.md"]
-    assert "Not measured yet." in (docs / "quality.md").read_text(encoding="utf-8")
+    assert write(docs / "none.json", docs, cliffs=docs / "none.json") == ["quality.md"]
+    assert (docs / "quality.md").read_text(encoding="utf-8").count("Not measured yet.") == 2
     assert not (docs / "quality.svg").exists()
 
 

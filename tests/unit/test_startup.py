@@ -192,6 +192,11 @@ def test_train_needs_no_package_of_the_service() -> None:
         (["serve", "--offload-port", "0", "--reload-port", "0"], "grpc", "service"),
         (["reload-server", "--store", "redis://127.0.0.1:1"], "grpc_health", "reload"),
         (["offload-server", "--store", "redis://127.0.0.1:1", "--port", "0"], "ray", "service"),
+        (
+            ["train", *("--model", "m", "--text", "t", "--out", "o", "--ray-address", "h:1")],
+            "ray",
+            "worker",
+        ),
     ],
 )
 def test_a_missing_package_names_its_extra(command: list[str], package: str, extra: str) -> None:

@@ -16,8 +16,8 @@ from lexico_codec.dictionary import DictionarySet
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.kernels import encode, reconstruct
 from lexico_codec.rope import rotate
+from lexico_codec.training import dictionaries, options, state
 from lexico_codec.training import run as runner
-from lexico_codec.training import state
 from lexico_codec.training.importance import (
     attention_energy,
     recorded_importance,
@@ -173,15 +173,15 @@ class TestRun:
         second = replace(
             settings, out=tmp_path / "second" / settings.out.name, state=tmp_path / "second.state"
         )
-        stop_after(monkeypatch, runner, "sample", 5)
+        stop_after(monkeypatch, dictionaries, "sample", 5)
         with pytest.raises(KeyboardInterrupt):
             train(second, tiny)
         assert not second.out.exists()
-        stop_after(monkeypatch, runner, "sample", 3)
+        stop_after(monkeypatch, dictionaries, "sample", 3)
         with pytest.raises(KeyboardInterrupt):
             train(second, tiny)
         monkeypatch.undo()
-        stop_after(monkeypatch, runner, "work_through", 2)
+        stop_after(monkeypatch, dictionaries, "work_through", 2)
         with pytest.raises(KeyboardInterrupt):
             train(second, tiny)
         assert not second.out.exists()
@@ -218,11 +218,11 @@ class TestRun:
     ) -> None:
         whole = train(packed, tiny)
         second = replace(packed, state=tmp_path / "second.state")
-        stop_after(monkeypatch, runner, "sample", 5)
+        stop_after(monkeypatch, dictionaries, "sample", 5)
         with pytest.raises(KeyboardInterrupt):
             train(second, tiny)
         monkeypatch.undo()
-        stop_after(monkeypatch, runner, "work_through", 2)
+        stop_after(monkeypatch, dictionaries, "work_through", 2)
         with pytest.raises(KeyboardInterrupt):
             train(second, tiny)
         monkeypatch.undo()
@@ -299,12 +299,12 @@ class TestRun:
     def test_command_line_runs_and_clears_its_state(
         self, tiny: LoadedModel, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(runner, "load_model", lambda _: tiny)
+        monkeypatch.setattr(runner, "load_model", lambda *_: tiny)
         settings.text.write_text("The quick brown fox jumps over the lazy dog.\n" * 200)
         parser = argparse.ArgumentParser()
-        runner.add_arguments(parser)
+        options.add_arguments(parser)
         line = f"--model tiny --text {settings.text} --out {settings.out} --atoms 40 --sparsity 2"
-        told = runner.run(parser.parse_args([*line.split(), "--vectors", "900", "--workers", "1"]))
+        told = options.run(parser.parse_args([*line.split(), "--vectors", "900", "--workers", "1"]))
         assert DictionarySet.load(settings.out).digest.hex() in told
         assert sorted(p.name for p in settings.out.parent.iterdir()) == [
             "set.safetensors",
@@ -329,7 +329,7 @@ def test_samples_are_the_cache_of_the_model(tiny: LoadedModel, tmp_path: Path) -
     windows = cut_windows("abcdefgh" * 30, tiny.tokenizer, 200, (64, 32))
     assert [len(w) for w in windows] == [64, 32, 64, 32]
     samples = Samples(tmp_path, windows, layers=2, kv_heads=2, head_dim=8)
-    assert list(sample(tiny.model, samples)) == [64, 32, 64, 32]
+    assert list(sample(tiny, samples)) == [64, 32, 64, 32]
     with torch.inference_mode():
         cache = tiny.model(torch.tensor([windows[1]]), use_cache=True).past_key_values
     expected = cache.layers[1].values[0, :, 4:].transpose(0, 1).reshape(-1, 8).half()
@@ -344,7 +344,7 @@ def test_samples_before_rope(tiny: LoadedModel, tmp_path: Path) -> None:
     assert rope is not None
     windows = ((5, 9, 9, 9, 9, 7, 9, 9),) * 2
     samples = Samples(tmp_path, windows, layers=2, kv_heads=2, head_dim=8, rope=rope)
-    assert list(sample(tiny.model, samples)) == [8, 8]
+    assert list(sample(tiny, samples)) == [8, 8]
     data = bytearray(samples.path(0, "key").read_bytes())
     keys = torch.frombuffer(data, dtype=torch.half).view(2, 4, 2, 8)
     torch.testing.assert_close(keys[0, 0], keys[0, 3], atol=2e-3, rtol=2e-3)

@@ -21,11 +21,11 @@ from lexico_codec.dictionary import DictionarySet
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.rope import rotate, unrotate
 from lexico_codec.training import observe as observing
-from lexico_codec.training import residual
+from lexico_codec.training import options, residual
 from lexico_codec.training import run as runner
 from lexico_codec.training.calibrate import step_for
 from lexico_codec.training.counts import Counts
-from lexico_codec.training.learn import LearnSettings
+from lexico_codec.training.fit import FitSettings, Held, _bare
 from lexico_codec.training.model import LoadedModel
 from lexico_codec.training.observe import (
     GRADIENT_TOKENS,
@@ -83,9 +83,8 @@ def settings_in(folder: Path) -> TrainSettings:
         text=text,
         out=folder / "set.safetensors",
         state=folder / "state",
-        learn=LearnSettings(atoms=16, sparsity=1, vectors=600),
+        fit=FitSettings(atoms=16, vectors=600, joint=40),
         codec="lexico-residual",
-        joint=40,
     )
 
 
@@ -156,7 +155,7 @@ class TestRun:
         assert float(apart.square().sum() / len(apart)) < 1.5, "a sum of 64 if they were all alike"
 
     def test_runs_of_layers(self, tiny: LoadedModel, settings: TrainSettings) -> None:
-        made = train(replace(settings, run_layers=1, joint=0), tiny)
+        made = train(fitted(settings, run_layers=1, joint=0), tiny)
         transform = made.family("residual")
         assert (transform.runs, transform.run_layers, transform.selected.shape) == (2, 1, (2, 0))
         assert sound_round_trip(made, tiny.model, 1) < 0.3
@@ -176,7 +175,7 @@ class TestRun:
                 with pytest.raises(KeyboardInterrupt):
                     train(second, tiny)
         assert observations(second, tiny).finished() == 3
-        for stage in ("fit_bases", "fit_cross", "fit_rest", "_steps"):
+        for stage in ("importance_of", "fit_bases", "fit_cross", "fit_rest", "_steps"):
             calls: list[int] = []
             with monkeypatch.context() as patch:
                 patch.setattr(residual, stage, interrupted(calls))
@@ -188,12 +187,13 @@ class TestRun:
         assert made == {
             "run.json",
             "observations",
+            "importance.safetensors",
             "bases.safetensors",
             "cross.safetensors",
             "rest.safetensors",
         }
         with monkeypatch.context() as patch:
-            for stage in ("fit_bases", "fit_cross", "fit_rest"):
+            for stage in ("importance_of", "fit_bases", "fit_cross", "fit_rest"):
                 patch.setattr(residual, stage, interrupted([]))
             assert train(second, tiny).to_bytes() == whole
             patch.setattr(residual, "_steps", interrupted([]))
@@ -203,23 +203,24 @@ class TestRun:
         self, tiny: LoadedModel, settings: TrainSettings
     ) -> None:
         seen = observations(settings, tiny)
-        assert list(observe(tiny.model, seen, 0)) == [0, 1, 2, 3, 4]
+        assert list(observe(tiny, seen, 0)) == [0, 1, 2, 3, 4]
         before = {path.name: path.read_bytes() for path in seen.folder.iterdir()}
         (seen.folder / "progress.json").write_text('{"windows":3}')
         with (seen.folder / "states.f16").open("r+b") as f:
             f.truncate(len(before["states.f16"]) * 7 // 10)
-        assert list(observe(tiny.model, seen, 0)) == [3, 4]
+        assert list(observe(tiny, seen, 0)) == [3, 4]
         assert {path.name: path.read_bytes() for path in seen.folder.iterdir()} == before
-        assert list(observe(tiny.model, seen, 0)) == []
+        assert list(observe(tiny, seen, 0)) == []
 
     def test_state_of_other_settings_is_refused(
         self, tiny: LoadedModel, own: TrainSettings
     ) -> None:
         changes: list[tuple[dict[str, Any], str]] = [
-            ({"joint": 41}, "joint"),
-            ({"run_layers": 1}, "run_layers"),
-            ({"learn": replace(own.learn, seed=1)}, "seed"),
-            ({"learn": replace(own.learn, atoms=17)}, "atoms"),
+            ({"fit": replace(own.fit, joint=41)}, "joint"),
+            ({"fit": replace(own.fit, run_layers=1)}, "run_layers"),
+            ({"fit": replace(own.fit, seed=1)}, "seed"),
+            ({"fit": replace(own.fit, atoms=17)}, "atoms"),
+            ({"fit": replace(own.fit, blocks=2)}, "blocks"),
             ({"tokens": 4 * WINDOW_TOKENS}, "corpus, tokens"),
             ({"codec": "lexico", "window_lengths": (64,)}, "codec"),
         ]
@@ -267,32 +268,36 @@ class TestRun:
         self, tiny: LoadedModel, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         refused: list[tuple[dict[str, Any], str]] = [
-            ({"learn": LearnSettings(atoms=4097, sparsity=1)}, "4096"),
-            ({"learn": LearnSettings(atoms=16, sparsity=5)}, "at most 4 atoms"),
+            ({"atoms": 4097}, "4096"),
+            ({"sparsity": 5}, "at most 4 atoms"),
             ({"run_layers": 3}, "run_layers"),
+            ({"blocks": 3}, "blocks"),
         ]
         for change, named in refused:
             with pytest.raises(ConfigurationError, match=named):
-                train(replace(settings, **change), tiny)
+                train(fitted(settings, **change), tiny)
         monkeypatch.setattr(residual, "MAX_ARTEFACT_BYTES", 2000)
         with pytest.raises(ConfigurationError, match="bytes"):
             train(settings, tiny)
         monkeypatch.setattr(residual, "MAX_COMPONENTS", 63)
         with pytest.raises(ConfigurationError, match="64 components"):
             train(settings, tiny)
-        for change in ({"joint": -1}, {"run_layers": -1}):
+        for name in ("joint", "run_layers", "sparsity"):
             with pytest.raises(ConfigurationError, match="negative"):
-                replace(settings, **change)
+                fitted(settings, **{name: -1})
+        for name in ("blocks", "atoms", "vectors"):
+            with pytest.raises(ConfigurationError, match="positive"):
+                fitted(settings, **{name: 0})
         assert not settings.state.exists()
 
     def test_command_line(
         self, tiny: LoadedModel, settings: TrainSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(runner, "load_model", lambda _: tiny)
+        monkeypatch.setattr(runner, "load_model", lambda *_: tiny)
         parser = argparse.ArgumentParser()
-        runner.add_arguments(parser)
+        options.add_arguments(parser)
         line = f"--codec lexico-residual --model tiny --text {settings.text} --out {settings.out}"
-        told = runner.run(parser.parse_args([*line.split(), "--vectors", "500", "--joint", "8"]))
+        told = options.run(parser.parse_args([*line.split(), "--vectors", "500", "--joint", "8"]))
         made = DictionarySet.load(settings.out)
         assert made.digest.hex() in told
         assert all(quality in told for quality in QUALITIES)
@@ -300,7 +305,7 @@ class TestRun:
             "set.safetensors",
             "text.txt",
         ]
-        assert "--joint 8 --run-layers 0" in made.info.command
+        assert made.info.command.endswith("--joint 8 --run-layers 0 --blocks 1")
 
     def test_model_that_gives_nan_is_named(self, settings: TrainSettings) -> None:
         model = LlamaForCausalLM(LlamaConfig(**TINY)).eval()
@@ -308,6 +313,11 @@ class TestRun:
             model.model.layers[1].self_attn.v_proj.weight.mul_(1e6)
         with pytest.raises(InvalidInput, match="window 0"):
             train(settings, LoadedModel("tiny", model, Letters()))
+
+
+def fitted(settings: TrainSettings, **changes: Any) -> TrainSettings:
+    """With another transform."""
+    return replace(settings, fit=replace(settings.fit, **changes))
 
 
 def observations(settings: TrainSettings, loaded: LoadedModel) -> Observations:
@@ -375,8 +385,7 @@ def test_gradients_are_those_of_keys_before_rope_and_of_values(name: str, tmp_pa
     assert rope is not None
     assert (rope.scale != 1, rope.rotary_dim) == (name != "plain", 4 if "partial" in name else 8)
     ids = tuple(ord(c) % 64 for c in letters(WINDOW_TOKENS, seed=3))
-    seen = Observations(tmp_path, (ids,), geometry)
-    states, gradients = observing._window(model, seen, 0, torch.Generator().manual_seed(5))
+    states, gradients = observing._window(model, geometry, ids, torch.Generator().manual_seed(5))
     assert gradients.shape == (GRADIENT_TOKENS, 64)
     assert states.shape == (WINDOW_TOKENS - SINK_TOKENS, 64)
 
@@ -427,7 +436,7 @@ def test_states_of_layer_0_do_not_depend_on_the_position(tiny: LoadedModel, tmp_
     """RoPE is taken off: equal tokens have equal keys."""
     ids = tuple(7 + at % 5 for at in range(WINDOW_TOKENS))
     seen = Observations(tmp_path, (ids,), geometry_of(tiny.model.config, "float32"))
-    assert list(observe(tiny.model, seen, 0)) == [0]
+    assert list(observe(tiny, seen, 0)) == [0]
     states = seen.states(0).float()
     torch.testing.assert_close(states[5:105, :16], states[905:1005, :16], atol=5e-3, rtol=5e-3)
 
@@ -523,8 +532,6 @@ def test_offsets_move_classes_and_uncoded_values_are_not_counted() -> None:
 
 def test_a_transform_of_a_run_is_a_transform() -> None:
     """`_bare`, which the stages of fitting use, fits what the codec does."""
-    from lexico_codec.training.fit import FitSettings, Held, _bare
-
     bases = {
         "means": torch.zeros(4, 2, 8),
         "bases": torch.eye(16).expand(4, 1, 16, 16).half(),

@@ -24,6 +24,7 @@ from lexico_codec.spec import CacheSpec, Shard
 from lexico_codec.training.counts import Counts
 from lexico_codec.transform import (
     CLASSES_AN_OCTAVE,
+    ENERGIES,
     GAINS,
     LEAST_OCTAVE,
     MAX_ATOMS,
@@ -53,6 +54,7 @@ SHAPES = [
     ]
 ]
 TENSORS = residual_tensors(2, 3, 8, runs=2, joint=6, width=12, atoms=20, sparsity=2)
+MOST_ADDED, LEAST_ADDED = GAINS[-1] + 2 * ENERGIES[-1], GAINS[0] + 2 * ENERGIES[0]
 COUNT = 2 * 3 * 8
 """Components of a run."""
 
@@ -194,18 +196,20 @@ def test_classes_are_thirds_of_octaves() -> None:
     found = classes_of(deviations, step, 46)
     wanted = torch.arange(-30, 40) - LEAST_OCTAVE * CLASSES_AN_OCTAVE
     assert found.dtype == torch.int16
-    assert found.tolist() == wanted.clamp(-GAINS[-1] - 1, 46 - 1 - GAINS[0]).tolist()
+    assert found.tolist() == wanted.clamp(-MOST_ADDED - 1, 46 - 1 - LEAST_ADDED).tolist()
     for extreme in (1e-300, 1e-45, 1e38, 1e300):
         some = classes_of(torch.tensor([1e-45, 1.0, 3e38]), extreme, 46).tolist()
-        assert all(-8 <= one <= 53 for one in some)
+        assert all(-14 <= one <= 61 for one in some)
         assert some == sorted(some)
 
 
 def test_the_last_classes_reach_every_table_and_none() -> None:
-    """With any gain: what is below the first class is not coded, what is above the last is."""
+    """With any gain and energies: what is below the first class is not coded, what is above the
+    last one is.
+    """
     least, most = classes_of(torch.tensor([1e-30, 1e30]), 1.0, 46).tolist()
-    assert least + GAINS[-1] == -1
-    assert most + GAINS[0] == 45
+    assert least + MOST_ADDED == -1
+    assert most + LEAST_ADDED == 45
 
 
 def test_classes_of_coefficients_come_first() -> None:

@@ -122,7 +122,7 @@ static void gather_as(Laying& job) {
 
 template <typename T, typename Row>
 static void scatter_as(Laying& job) {
-    constexpr float room = 1e37f; // what may be turned without overflow
+    constexpr float room = 1e30f; // what may be turned without overflow
     const int64_t tables = 2 * job.layers, m = job.m, width = job.heads * m;
     float row[kMostHead];
     for (int64_t item; (item = job.next.fetch_add(1)) < tables * job.chunks();) {

@@ -1,0 +1,88 @@
+"""KVzip before lexico-residual: what is freed gets cheaper, what is kept stays."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+from torch import Tensor
+from transformers import DynamicCache
+
+from bench.baselines.freed import _adjoint, freed
+from lexico_codec.codecs import Place, ResidualCodec
+from lexico_codec.geometry import Rope
+from tests.support.residual_sets import products, residual_set, transform_of
+
+LAYERS, HEADS, DIM, TOKENS = 2, 3, 16, 63
+STORED = slice(4, 50)
+ROPE = Rope(tuple(10000.0 ** (-i / 8) for i in range(8)))
+SET = residual_set(LAYERS, HEADS, DIM, 1, 1, 24)
+STEP = 0.5
+
+
+@pytest.fixture(autouse=True)
+def exact_products() -> Iterator[None]:
+    with products(quick=False):
+        yield
+
+
+def states() -> Tensor:
+    """`[layers, 2, kv_heads, tokens, dim]`, in values that float16 holds."""
+    shape = (LAYERS, 2, HEADS, TOKENS, DIM)
+    drawn = torch.randn(shape, generator=torch.Generator().manual_seed(0))
+    return (3 * drawn).half().float()
+
+
+def cache_of(made: Tensor) -> DynamicCache:
+    cache = DynamicCache()
+    for index, (keys, values) in enumerate(made):
+        cache.update(keys[None].clone(), values[None].clone(), index)
+    return cache
+
+
+def states_of(cache: DynamicCache) -> Tensor:
+    return torch.stack([torch.stack((layer.keys[0], layer.values[0])) for layer in cache.layers])
+
+
+def through(kept: Tensor) -> Tensor:
+    made = freed(cache_of(states()), kept, STORED, transform_of(SET), STEP, ROPE)
+    return states_of(made)
+
+
+def random_kept(share: float) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.rand(LAYERS, HEADS, STORED.stop - STORED.start, generator=generator) < share
+
+
+def size_of(made: Tensor) -> int:
+    group = made[:, :, :, STORED].transpose(2, 3).half().contiguous()
+    return len(ResidualCodec(step=STEP).encode(group, Place(0, STORED.start, ROPE), SET))
+
+
+def test_what_is_kept_stays() -> None:
+    kept = random_kept(0.5)
+    made, exact = through(kept), states()
+    stays = torch.ones(LAYERS, HEADS, TOKENS, dtype=torch.bool)
+    stays[:, :, STORED] = kept
+    stays = stays[:, None].expand(-1, 2, -1, -1)
+    torch.testing.assert_close(made[stays], exact[stays], atol=1e-4, rtol=1e-5)
+    assert (made - exact).abs()[~stays].mean() > 0.5
+
+
+def test_what_is_freed_takes_fewer_bytes() -> None:
+    sizes = [size_of(through(random_kept(share))) for share in (1.0, 0.5, 0.1)]
+    assert sizes[0] == pytest.approx(size_of(states()), rel=0.01)
+    assert sizes[1] < 0.9 * sizes[0]
+    assert sizes[2] < 0.9 * sizes[1]
+
+
+def test_the_adjoint_of_analysis() -> None:
+    transform = transform_of(SET)
+    generator = torch.Generator().manual_seed(2)
+    x = torch.randn(2 * LAYERS, HEADS * DIM, 7, generator=generator)
+    c = torch.randn(2 * LAYERS * HEADS * DIM, 7, generator=generator)
+    moved = transform.analyse(0, x) - transform.analyse(0, torch.zeros_like(x))
+    there, back = (moved * c).sum(0), (x * _adjoint(transform, c)).sum((0, 1))
+    size = moved.norm(dim=0) * c.norm(dim=0)  # Q is stored rounded: its transpose nearly inverts it
+    assert ((there - back).abs() < 2e-3 * size).all()
