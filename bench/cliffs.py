@@ -367,7 +367,7 @@ def main() -> None:
     points = Points(models, options.data, options.state, options.texts, options.long_texts)
     chosen = [case for case in CASES if any(part in case.name for part in options.only)]
     rows = [row for case in chosen for row in rows_of(case, points)]
-    print(table(rows))
+    print(table([row for row in rows if "refused" not in row]))
     if options.only == [""]:
         finish("cliffs", {**summary(rows), "rows": rows}, described)
 

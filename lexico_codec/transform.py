@@ -231,6 +231,8 @@ class Transform:
             both = (self.coefficients[run] / COEFFICIENT_STEPS, left)
             return classes_of(torch.cat(both), step, self.tables.classes)
 
+        if step not in self.steps.values():  # whoever names a cache may name any step
+            return make()
         found: Tensor = self._forms.once(("classes", run, step), make)
         return found
 

@@ -219,7 +219,9 @@ def test_classes_of_coefficients_come_first() -> None:
     assert found[:2].tolist() == classes_of(transform.coefficients[1] / 4, 0.5, 46).tolist()
     assert found[2:14].tolist() == classes_of(transform.remaining[1], 0.5, 46).tolist()
     assert found[14:].tolist() == classes_of(transform.deviations[1, 12:], 0.5, 46).tolist()
-    assert transform.classes(1, 0.5) is found
+    assert torch.equal(transform.classes(1, 0.5), found)
+    own = transform.steps["balanced"]
+    assert transform.classes(1, own) is transform.classes(1, own), "made once"
     assert not torch.equal(transform.classes(1, 1.0), found)
 
 
