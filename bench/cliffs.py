@@ -31,7 +31,7 @@ import statistics
 import sys
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -47,6 +47,7 @@ from lexico_codec.evaluation.curves import curve, fraction_at
 from lexico_codec.evaluation.fidelity import through_frames
 from lexico_codec.evaluation.prefixes import ExactText, cut, read_text
 from lexico_codec.evaluation.settings import EvalSettings
+from lexico_codec.evaluation.shelf import FrameShelf
 from lexico_codec.evaluation.turns import converse, exact_turns
 from lexico_codec.evaluation.ways import Way
 from lexico_codec.geometry import Geometry
@@ -224,7 +225,9 @@ class Points:
         if kind == "turns":
             exact = exact_turns(model, ids, settings)
             return {
-                quality: _turns_point(converse(model, exact, way, settings), settings, geometry)
+                quality: _turns_point(
+                    converse(model, exact, partial(FrameShelf, way), settings), settings, geometry
+                )
                 for quality, way in ways.items()
             }
         text = _exact(model, ids, settings)
@@ -302,7 +305,11 @@ def rows_of(case: Case, points: Points) -> list[dict[str, Any]]:
     kind = "turns" if case.kind == "first turn" else case.kind
     hard = points.of(case.model, case.set_name, kind)
     if any("refused" in point for ones in hard.values() for point in ones):
-        return [_refused(case, quality, hard[quality]) for quality in QUALITIES]
+        refused = [_refused(case, quality, hard[quality]) for quality in QUALITIES]
+        if case.decides:
+            named = ", ".join(f"{row['preset']} {row['refused']}" for row in refused)
+            raise SystemExit(f"{case.name}: texts refused of {refused[0]['texts']}: {named}")
+        return refused
     if kind == "turns":
         against = "kl_first" if case.kind == "first turn" else "kl_once"
         plain = {
@@ -337,8 +344,6 @@ def rows_of(case: Case, points: Points) -> list[dict[str, Any]]:
 def _refused(case: Case, quality: str, hard: Sequence[Point]) -> dict[str, Any]:
     """A row without figures: how many of the texts the codec refused to code with the set."""
     refused = sum("refused" in point for point in hard)
-    if case.decides:
-        raise SystemExit(f"{case.name} {quality}: {refused} of {len(hard)} texts were refused")
     return {
         "case": case.name,
         "preset": quality,

@@ -15,8 +15,6 @@ from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.transform import QUALITIES
 
-METHODS: Final = ("lexico", "lexico-adaptive", "lexico-packed", "lexico-residual")
-"""Names of the codecs."""
 HEADLINE: Final = "lexico-residual balanced"
 STEPS: Final = (0.12, 0.2, 0.35, 0.7, 1.5, 3.0)
 """Of codec lexico-residual, beside its qualities: in steps of balanced."""

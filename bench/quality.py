@@ -22,7 +22,6 @@ import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Final
@@ -32,10 +31,11 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
+from bench import titles
 from bench.baselines import eviction
 from bench.baselines.coder import Coder, Prefix, Stored
 from bench.baselines.eviction import Eviction
-from bench.baselines.freed import freed
+from bench.baselines.freed import Freed
 from bench.baselines.training import Training
 from bench.fidelity import (
     CONTINUATION,
@@ -47,7 +47,6 @@ from bench.fidelity import (
     windows_of,
 )
 from bench.ours import HEADLINE, Frames, all_of, residual
-from bench.ours import METHODS as OURS
 from bench.report import finish, gate, machine, table
 from lexico_codec.codecs.lexico import SINK_TOKENS
 from lexico_codec.evaluation.caches import divergence
@@ -55,17 +54,6 @@ from lexico_codec.evaluation.curves import curve, fraction_at
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.training.model import load_model
 
-PEERS: Final = (
-    "per_token",
-    "kivi",
-    "turboquant",
-    "zipcache",
-    "kvtc",
-    "cachegen",
-    "cskv",
-    "mustafar",
-)
-"""Modules of `bench.baselines`, each with its `coders()`."""
 EVICTIONS: Final = ("snapkv", "pyramidkv", "compactor", "kvzip")
 """Methods of `bench.baselines.eviction` that run where none is named."""
 FREED: Final = ("near", "step=0.7", "step=1.5")
@@ -73,36 +61,6 @@ FREED: Final = ("near", "step=0.7", "step=1.5")
 KLS: Final = (0.005, 0.01, 0.02, 0.035)
 
 Point = dict[str, Any]
-
-
-@dataclass(frozen=True)
-class Freed(Eviction):
-    """An eviction, then a codec of ours that fills what is evicted as suits it."""
-
-    frames: Frames | None = None
-
-    @property
-    def curve(self) -> str:
-        """As of `Eviction`."""
-        return f"{self.method} + {self.through.spec.codec.name}"
-
-    @property
-    def name(self) -> str:
-        """As of `Eviction`."""
-        return f"{super().name} + {self.through.name}"
-
-    @property
-    def through(self) -> Frames:
-        """The codec."""
-        if self.frames is None:
-            raise ValueError("an eviction without a codec behind it")
-        return self.frames
-
-    def cache(self, cache: DynamicCache, kept: Tensor, stored: slice) -> DynamicCache:
-        """The cache that is coded."""
-        codec, transform = self.through.spec.codec, self.through.dictionary.family("residual")
-        step = transform.steps[codec.quality] if codec.step is None else codec.step
-        return freed(cache, kept, stored, transform, step, self.through.spec.geometry.rope)
 
 
 def method_of(coder: Coder | Frames | Eviction) -> str:
@@ -157,7 +115,7 @@ def prefix_of(cache: DynamicCache, importance: Tensor, tokens: slice, model: Any
 
 def coders(names: Sequence[str]) -> Iterator[Coder]:
     """The peers' coders, not calibrated, those whose name has one of `names` in it."""
-    for module in PEERS:
+    for module in titles.CODERS:
         made: list[Coder] = import_module(f"bench.baselines.{module}").coders()
         yield from (one for one in made if any(n in f"{module} {one.name}" for n in names))
 
@@ -263,9 +221,9 @@ def summary(rows: Sequence[Point]) -> dict[str, Any]:
     at = {name: {str(kl): fraction_at(points, kl) for kl in KLS} for name, points in curves.items()}
     lead: dict[str, float | None] = {}
     for kl in map(str, KLS):
-        others = [name for name in methods if name not in OURS and " + " not in name]
+        others = [name for name in methods if name not in titles.OURS and " + " not in name]
         peers = [at[name][kl] for name in others if at[name][kl]]
-        mine = [at[name][kl] for name in methods if name in OURS and at[name][kl]]
+        mine = [at[name][kl] for name in methods if name in titles.OURS and at[name][kl]]
         lead[kl] = min(peers) / min(mine) if peers and mine else None
     return {"bytes_at_kl": at, "lead": lead}
 
@@ -379,7 +337,7 @@ def _evictions(model: Any, names: Sequence[str]) -> list[Eviction]:
     """Those whose name has one of `names` in it, of all methods where one is named."""
     made = eviction.evictions()
     made += [Freed("kvzip", 0.5, frames=one) for one in residual(model) if one.name.endswith(FREED)]
-    methods = set(eviction.METHODS) & set(names) or EVICTIONS
+    methods = set(titles.EVICTIONS) & set(names) or EVICTIONS
     made = [one for one in made if one.method in methods]
     chosen = [one for one in made if _named(f"{one.curve} {one.name}", names)]
     if chosen and not eviction.available():

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.report import RESULTS
+from bench.titles import CODERS, EVICTIONS, OURS
 from lexico_codec.codecs import CODECS
 from lexico_codec.evaluation.curves import curve
 from lexico_codec.evaluation.svg import Axis, number
@@ -32,31 +33,6 @@ RESULT: Final = RESULTS / "quality.json"
 CLIFFS: Final = RESULTS / "cliffs.json"
 MISSING: Final = "Not measured yet."
 SETS: Final = {"wikitext2": "WikiText-2", "gsm8k": "GSM8K"}
-OURS: Final = ("lexico-residual", "lexico-packed", "lexico-adaptive", "lexico")
-"""Of `CODECS`, those that come first, in this order."""
-TITLES: Final = {
-    "per_token": "per token",
-    "kivi": "KIVI",
-    "turboquant": "TurboQuant",
-    "zipcache": "ZipCache",
-    "kvtc": "KVTC",
-    "cachegen": "CacheGen",
-    "cskv": "CSKV",
-    "mustafar": "Mustafar",
-}
-"""Methods that code, as papers name them; others have the name of their module."""
-EVICTIONS: Final = {
-    "streamingllm": "StreamingLLM",
-    "knorm": "Knorm",
-    "keydiff": "KeyDiff",
-    "tova": "TOVA",
-    "snapkv": "SnapKV",
-    "pyramidkv": "PyramidKV",
-    "adakv": "Ada-SnapKV",
-    "expected_attention": "Expected Attention",
-    "compactor": "Compactor",
-    "kvzip": "KVzip",
-}
 CODED: Final = (" + lexico", " + lexico-residual")
 """End the name of an eviction whose kept tokens are coded, by what."""
 DRAWN: Final = 3
@@ -111,9 +87,9 @@ def sets_of(result: Result) -> dict[str, Result]:
 
 
 def methods_of(names: Iterable[str]) -> list[Method]:
-    """Every method, ours first, each kind in the order of the tables above and by name."""
+    """Every method, ours first, each kind in the order of `bench.titles` and by name."""
     shown: list[Method] = []
-    order = [*OURS, *CODECS, *TITLES, *EVICTIONS]
+    order = [*OURS, *CODECS, *CODERS, *EVICTIONS]
     places = {name: order.index(name) for name in order}
 
     def place(name: str) -> tuple[int, int, str]:
@@ -127,7 +103,7 @@ def methods_of(names: Iterable[str]) -> list[Method]:
             title, colour = bare, "ours"
             dash = _OUR_DASHES[in_group % len(_OUR_DASHES)]
         else:
-            known = TITLES if group == _CODERS else EVICTIONS
+            known = CODERS if group == _CODERS else EVICTIONS
             title, dash = known.get(bare, bare) + name[len(bare) :], _DASHES[group]
             if name.endswith(CODED[1]):
                 dash = _DASHES[-1]

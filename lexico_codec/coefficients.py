@@ -43,6 +43,20 @@ class Quantised:
     bits: Tensor
     """`[tables]` bits of a level."""
 
+    def codes(self) -> Codes:
+        """The codes as they come back, in the CPU's memory."""
+        rows, width = self.levels.shape
+        used = torch.arange(width) < self.counts[:, None]
+        bits = self.bits.repeat_interleave(rows // max(1, len(self.bits)))
+        sizes = torch.zeros(rows, width)
+        for some in set(self.bits.tolist()):
+            at = bits == some
+            sizes[at] = sizes_of(some, sizes.device)[self.levels[at] >> 1]
+        values = torch.where(self.levels & 1 > 0, -sizes, sizes)
+        values *= scales_of(sizes.device)[self.scales][:, None]
+        indices, values = torch.where(used, self.indices, 0), torch.where(used, values, 0.0)
+        return Codes(indices.int(), values, self.counts.int())
+
 
 def quantise(codes: Codes, atoms: Atoms, squares: Tensor, bits: int) -> Quantised:
     """The codes with coefficients of `bits` bits, of more in tables that would suffer from it.

@@ -2,10 +2,11 @@
 
 The artefact holds the tensors `layers.00.key.atoms` and `layers.00.value.atoms` (`[N, head_dim]`,
 rows of unit norm; N may differ from tensor to tensor) and one metadata entry `lexico`: canonical
-JSON (sorted keys, no spaces) of `SetInfo`. Format 1 has fp16 atoms and nothing else. Format 2 may
-have int8 atoms, `layers.00.key.mean` and so on, and families of further tensors (`set_families`).
-Format 3 has a transform (family `residual`, see `transform`) in place of layers' tensors. Equal
-content gives equal bytes. The set's name everywhere is the BLAKE2b-256 of those bytes.
+JSON (sorted keys, no spaces) of `SetInfo` (`set_info`). Format 1 has fp16 atoms and nothing else.
+Format 2 may have int8 atoms, `layers.00.key.mean` and so on, and families of further tensors
+(`set_families`). Format 3 has a transform (family `residual`, see `transform`) in place of layers'
+tensors. Equal content gives equal bytes. The set's name everywhere is the BLAKE2b-256 of those
+bytes.
 """
 
 from __future__ import annotations
@@ -13,11 +14,10 @@ from __future__ import annotations
 import functools
 import hashlib
 import json
-import math
 import os
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass
 from importlib import resources
 from itertools import accumulate
 from pathlib import Path
@@ -30,6 +30,7 @@ from torch import Tensor
 
 from lexico_codec.kernels.atoms import Atoms
 from lexico_codec.set_families import parse_families
+from lexico_codec.set_info import SetInfo, parse_document, parse_info
 from lexico_codec.set_tensors import (
     MAX_ATOMS,
     MAX_HEAD_DIM,
@@ -55,7 +56,6 @@ __all__ = [
     "PARTS",
     "DictionarySet",
     "Part",
-    "SetInfo",
     "builtin_sets",
     "canonical_json",
     "find_builtin",
@@ -63,36 +63,9 @@ __all__ = [
     "write_atomically",
 ]
 
-FORMATS: Final = (1, 2, 3)
 MAX_ARTEFACT_BYTES: Final = 64 << 20
-MAX_METADATA_BYTES: Final = 1 << 20
-MAX_LAYERS: Final = 512
-MAX_KV_HEADS: Final = 4096
 
 _METADATA_KEY: Final = "lexico"
-
-
-@dataclass(frozen=True, slots=True)
-class SetInfo:
-    """What the set was made for and how."""
-
-    model: str
-    """Name of the model as it was given to `lexico train`."""
-    kv_heads: int
-    """Heads whose vectors share one dictionary."""
-    rope: dict[str, Any]
-    """Rotary embedding of the model (frequencies, pairing). Keys are coded after it, or before it
-    where the set has means."""
-    sparsity: int
-    """Atoms a vector that the set was trained for; with a transform, atoms a token, or 0."""
-    training: dict[str, Any]
-    """Seed, vectors, batch and the other settings of the run."""
-    corpus_digest: str
-    """BLAKE2b-256 of the token ids, as hex."""
-    held_out: list[dict[str, float]]
-    """Per layer `{"key": e, "value": e}`: mean relative error on held-out vectors."""
-    command: str
-    """The command that made the set."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -167,10 +140,10 @@ class DictionarySet:
             parsed = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
             header = data[8 : 8 + int.from_bytes(data[:8], "little")]
             text = json.loads(header)["__metadata__"][_METADATA_KEY]
-            document, version = _parse_json(text)
+            document, version = parse_document(text)
         except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
             raise InvalidInput(f"dictionary set: not a safetensors artefact of ours ({e})") from e
-        info, count = _parse_info(document)
+        info, count = parse_info(document)
         views = {name: dict(view) for name, view in parsed}
         if version == 1:
             _check_format_1(views)
@@ -372,53 +345,7 @@ def _read(path: Path) -> bytes:
         raise ConfigurationError(f"{path}: cannot read ({e.strerror or e})") from e
 
 
-def _parse_json(text: str) -> tuple[dict[str, Any], int]:
-    if len(text) > MAX_METADATA_BYTES:
-        refuse(f"metadata over {MAX_METADATA_BYTES} bytes")
-    document = json.loads(text)
-    if not isinstance(document, dict):
-        refuse("metadata is not a JSON object")
-    version = document.pop("format", None)
-    if version not in FORMATS or isinstance(version, bool | float):
-        refuse("format is none of 1, 2 and 3")
-    return document, int(version)
-
-
 def _check_format_1(views: dict[str, dict[str, Any]]) -> None:
     """What was no set before format 2 came is none now."""
     if not all(n.endswith(".atoms") and view["dtype"] == "F16" for n, view in views.items()):
         refuse("format 1 has F16 atoms and nothing else")
-
-
-def _parse_info(document: dict[str, Any]) -> tuple[SetInfo, int]:
-    count = document.pop("layers", None)
-    if not _is_count(count, MAX_LAYERS):
-        refuse(f"layers must be 1..{MAX_LAYERS}")
-    if set(document) != {f.name for f in fields(SetInfo)}:
-        refuse("metadata has other fields than ours")
-    for name, kind in (("model", str), ("corpus_digest", str), ("command", str), ("rope", dict)):
-        if not isinstance(document[name], kind):
-            refuse(f"{name} must be a {kind.__name__}")
-    if not isinstance(document["training"], dict):
-        refuse("training must be a dict")
-    atoms = document["sparsity"]
-    if not _is_count(document["kv_heads"], MAX_KV_HEADS) or not (
-        _is_count(atoms, 255) or (isinstance(atoms, int) and atoms == 0)
-    ):
-        refuse(f"kv_heads must be 1..{MAX_KV_HEADS} and sparsity 0..255")
-    errors = document["held_out"]
-    if not isinstance(errors, list) or not all(_is_error_pair(e) for e in errors):
-        refuse("held_out must be a list of {key, value} errors")
-    return SetInfo(**document), int(count)
-
-
-def _is_count(value: object, most: int) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and 1 <= value <= most
-
-
-def _is_error_pair(pair: object) -> bool:
-    return (
-        isinstance(pair, dict)
-        and set(pair) == {"key", "value"}
-        and all(isinstance(e, float | int) and math.isfinite(e) for e in pair.values())
-    )

@@ -38,19 +38,8 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache
 
-METHODS: Final = {
-    "streamingllm": "StreamingLLM",
-    "knorm": "Knorm",
-    "keydiff": "KeyDiff",
-    "tova": "TOVA",
-    "snapkv": "SnapKV",
-    "pyramidkv": "PyramidKV",
-    "adakv": "Ada-SnapKV",
-    "expected_attention": "Expected Attention",
-    "compactor": "Compactor",
-    "kvzip": "KVzip",
-}
-"""Methods as `bench.quality` names them, and as papers do."""
+from bench.titles import EVICTIONS
+
 FRACTIONS: Final = (0.35, 0.9)
 CODED_FRACTIONS: Final = (0.75,)
 KVZIP_FRACTIONS: Final = (0.1, 0.2, 0.35, 0.5)
@@ -73,7 +62,7 @@ class Eviction:
     """One method at one setting."""
 
     method: str
-    """Of `METHODS`."""
+    """Of `bench.titles.EVICTIONS`."""
     fraction: float
     """Share of the stored tokens that are kept, sinks among them; the mean over heads."""
     coded: bool = False
@@ -88,7 +77,7 @@ class Eviction:
     def name(self) -> str:
         """Method and setting, as reports show it."""
         coded = f" + {CODER}" if self.coded else ""
-        return f"{METHODS[self.method]}, {100 * self.fraction:.0f} % kept{coded}"
+        return f"{EVICTIONS[self.method]}, {100 * self.fraction:.0f} % kept{coded}"
 
     def count(self, stored: slice) -> int:
         """Tokens a head keeps on average, beside the sinks before `stored`."""
@@ -115,7 +104,7 @@ def available() -> bool:
 def evictions() -> list[Eviction]:
     """Every setting worth plotting."""
     made = []
-    for method in METHODS:
+    for method in EVICTIONS:
         kvzip = method == "kvzip"
         plain = KVZIP_FRACTIONS if kvzip else FRACTIONS
         coded = KVZIP_CODED_FRACTIONS if kvzip else CODED_FRACTIONS

@@ -10,12 +10,15 @@ hidden: what comes back in an evicted vector's place serves better than its abse
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Final
 
 import torch
 from torch import Tensor
 from transformers import DynamicCache
 
+from bench.baselines.eviction import Eviction
+from bench.ours import Frames
 from lexico_codec.geometry import Rope
 from lexico_codec.rope import rotate, unrotate
 from lexico_codec.transform import CLASSES_AN_OCTAVE, Transform, _inverse
@@ -23,6 +26,36 @@ from lexico_codec.transform import CLASSES_AN_OCTAVE, Transform, _inverse
 ROUNDS: Final = 6
 _FLOOR: Final = 0.3
 """Of a component's mean square, in squared steps: what varies less is rarely coded."""
+
+
+@dataclass(frozen=True)
+class Freed(Eviction):
+    """An eviction, then a codec of ours that fills what is evicted as suits it."""
+
+    frames: Frames | None = None
+
+    @property
+    def curve(self) -> str:
+        """As of `Eviction`."""
+        return f"{self.method} + {self.through.spec.codec.name}"
+
+    @property
+    def name(self) -> str:
+        """As of `Eviction`."""
+        return f"{super().name} + {self.through.name}"
+
+    @property
+    def through(self) -> Frames:
+        """The codec."""
+        if self.frames is None:
+            raise ValueError("an eviction without a codec behind it")
+        return self.frames
+
+    def cache(self, cache: DynamicCache, kept: Tensor, stored: slice) -> DynamicCache:
+        """The cache that is coded."""
+        codec, transform = self.through.spec.codec, self.through.dictionary.family("residual")
+        step = transform.steps[codec.quality] if codec.step is None else codec.step
+        return freed(cache, kept, stored, transform, step, self.through.spec.geometry.rope)
 
 
 def freed(

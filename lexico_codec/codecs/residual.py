@@ -5,7 +5,11 @@ components that matter alike and do not depend on one another (`lexico_codec.tra
 atoms of a universal dictionary, found by matching pursuit, take their strongest shape off; the rest
 is quantised with one step, where a level that saves more bits than its error is worth may be
 smaller than the nearest one, and entropy coded with static tables (`kernels.entropy`). Tokens that
-others attend to get a finer step.
+others attend to get a finer step. Tokens and bands of components tell how strong they are
+(`energies`), so that tables fit text of any kind.
+
+Sinks and single tokens that are like nothing the set was made from are stored exactly. Where a page
+has many of those the set is refused: it was made for other weights.
 """
 
 from __future__ import annotations
@@ -99,7 +103,12 @@ class ResidualCodec(Codec):
         return math.ceil(values * _TYPICAL_BITS[self.quality] / 8)
 
     def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
-        """Codes the tokens behind the sinks, all layers of the group together."""
+        """Codes the tokens behind the sinks, all layers of the group together.
+
+        Raises:
+            UnknownDictionary: no set.
+            DictionaryMismatch: a set without a transform, of another shape, or for other weights.
+        """
         transform, run = self._transform(dictionary, place, group)
         on, tokens = group.device, group.shape[2]
         sinks = self.sink_tokens(place.first_token, tokens)
@@ -219,10 +228,8 @@ def _measured(
     """
     on, tokens = components.device, len(gains)
     told = energies.measure(components, transform.deviations_on(run, on), step)
-    none, no_atoms = (
-        torch.zeros(tokens, dtype=torch.bool),
-        torch.zeros(tokens, 0, dtype=torch.int64),
-    )
+    none = torch.zeros(tokens, dtype=torch.bool)
+    no_atoms = torch.zeros(tokens, 0, dtype=torch.int64)
     head = Head(none, gains.cpu(), told.tokens.cpu(), told.bands.cpu(), no_atoms)
     return head, head.classes(transform, run, step), ~(told.ratios <= _ALIEN).cpu()
 

@@ -49,7 +49,7 @@ def forward(model: Any, ids: Sequence[int], cache: DynamicCache, keep: int) -> T
 def divergence(reference: Tensor, other: Tensor) -> float:
     """Mean over positions of KL(reference || other) in nats, from log-probabilities."""
     mean = float((reference.exp() * (reference - other)).sum(-1).mean())
-    return max(0.0, mean)  # rounding may leave a KL of zero just below it
+    return max(mean, 0.0)  # rounding may leave a KL of zero just below it; NaN stays
 
 
 def negative_log_likelihood(predictions: Tensor, ids: Sequence[int]) -> float:

@@ -15,7 +15,7 @@ from lexico_codec.evaluation.caches import (
     negative_log_likelihood,
 )
 from lexico_codec.evaluation.prefixes import ExactText
-from lexico_codec.evaluation.shelf import Shelf
+from lexico_codec.evaluation.shelf import FrameShelf, Shelf
 from lexico_codec.evaluation.ways import Way
 
 
@@ -39,19 +39,24 @@ class Fidelity(TypedDict):
     layers: LayerErrors
 
 
-def through_frames(exact: ExactText, way: Way, coded: int) -> tuple[Tensor, Shelf]:
-    """The prefix's states as a node would reload them, and the frames they lay in.
+def through_frames(exact: ExactText, way: Way, coded: int) -> tuple[Tensor, FrameShelf]:
+    """The prefix's states over a codec of ours, and the frames they lay in: see `through_shelf`."""
+    shelf = FrameShelf(way)
+    return through_shelf(exact, shelf, coded), shelf
+
+
+def through_shelf(exact: ExactText, shelf: Shelf, coded: int) -> Tensor:
+    """The prefix's states as a node would reload them.
 
     Args:
         exact: the text.
-        way: the codec.
-        coded: leading tokens that are stored; the rest stays exact.
+        shelf: an empty one.
+        coded: leading tokens that are stored, whole pages; the rest stays exact.
     """
-    shelf = Shelf(way)
     shelf.store(exact.ids[:coded], exact.states)
     # One token more than is stored: a reload leaves the model at least one.
     states = shelf.reload(exact.ids[: coded + 1], exact.states.dtype, exact.states.device)
-    return torch.cat([states, exact.states[:, :, :, coded:]], dim=3), shelf
+    return torch.cat([states, exact.states[:, :, :, coded:]], dim=3)
 
 
 @torch.inference_mode()

@@ -25,7 +25,7 @@ nav a{margin-right:1rem;white-space:nowrap}
 figure{margin:0;padding:.7rem;background:var(--soft);border-radius:8px}
 figcaption{font-weight:600;margin-bottom:.3rem}
 svg{width:100%;height:auto;display:block;font:12px system-ui,sans-serif}
-svg text{fill:var(--fg)}svg .small{font-size:10px;fill:var(--dim)}
+svg text{fill:var(--fg)}svg .small{font-size:10px;fill:var(--dim)}svg .ours{font-weight:600}
 .grid{stroke:var(--line);stroke-width:1}.axis{stroke:var(--dim);fill:none}
 .line{stroke:var(--c);fill:none;stroke-linejoin:round}.mark,.bar{fill:var(--c)}
 .mark:hover,.bar:hover{stroke:var(--fg);stroke-width:1.5}
@@ -33,7 +33,7 @@ svg text{fill:var(--fg)}svg .small{font-size:10px;fill:var(--dim)}
 .legend{list-style:none;display:flex;flex-wrap:wrap;gap:.1rem 1rem;margin:.4rem 0 0;padding:0;
 font-size:13px}
 .key{display:inline-block;width:1.3em;height:0;border-top:3px solid var(--c);margin-right:.4em;
-vertical-align:middle}.key.dashed{border-top-style:dashed}
+vertical-align:middle}svg.key{width:2em;height:.9em;border:0}
 .scroll{overflow-x:auto;margin:.6rem 0}
 table{border-collapse:collapse;font-size:13.5px;font-variant-numeric:tabular-nums}
 th,td{padding:.25rem .6rem;text-align:right;border-bottom:1px solid var(--line);white-space:nowrap}

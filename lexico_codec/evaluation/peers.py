@@ -13,12 +13,12 @@ from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from lexico_codec.codecs.abc import SINK_TOKENS
 from lexico_codec.evaluation.caches import cache_of, forward, states_of
-from lexico_codec.evaluation.prefixes import ExactText
 from lexico_codec.geometry import Rope
-from lexico_proto.errors import LexicoError
+from lexico_proto.errors import ConfigurationError, LexicoError
 
 MODULES: Final = (
     "per_token",
@@ -35,7 +35,13 @@ TRAINING_TEXTS: Final = 12
 FAILURES: Final = (ValueError, RuntimeError, LexicoError)
 """What a method says that does not fit a model: `head_dim 8 is no multiple of the group`."""
 
+ABSENT: Final = (
+    "absent: they are part of the project's repository (package bench), not of the installed wheel"
+)
+
 _PACKAGE: Final = "bench.baselines"
+_QUERIES: Final = 1024
+"""Most tokens at once whose attention over all others lies in memory, for every head and layer."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -47,6 +53,10 @@ class Peer:
     coder: Any
     """A `bench.baselines.coder.Coder`."""
 
+    def goes_by(self, name: str) -> bool:
+        """Whether its method or its own name contains a name, in either case of letters."""
+        return name.lower() in self.method.lower() or name.lower() in self.name.lower()
+
 
 def available() -> bool:
     """Whether the package is there."""
@@ -56,15 +66,30 @@ def available() -> bool:
         return False
 
 
-def load_peers() -> list[Peer]:
-    """Every setting of every method, not calibrated yet; none where the package is not there."""
+def load_peers(names: Sequence[str] = ()) -> list[Peer]:
+    """Settings of methods, not calibrated yet.
+
+    Args:
+        names: parts of names, see `Peer.goes_by`; none for every setting of every method, or for
+            nothing where the package is not there.
+
+    Raises:
+        ConfigurationError: a name that nothing goes by, or names where the package is not there.
+    """
     if not available():
+        if names:
+            raise ConfigurationError(f"peer {names[0]}: published methods are {ABSENT}")
         return []
-    found = []
-    for name in MODULES:
-        for coder in import_module(f"{_PACKAGE}.{name}").coders():
-            found.append(Peer(coder.name, name, coder))
-    return found
+    every = []
+    for module in MODULES:
+        for coder in import_module(f"{_PACKAGE}.{module}").coders():
+            every.append(Peer(coder.name, module, coder))
+    for name in names:
+        if not any(one.goes_by(name) for one in every):
+            raise ConfigurationError(
+                f"peer {name}: no published method goes by it; there are {', '.join(MODULES)}"
+            )
+    return [one for one in every if not names or any(map(one.goes_by, names))]
 
 
 def calibrate(peers: Sequence[Peer], training: Sequence[Any]) -> dict[str, str]:
@@ -97,39 +122,44 @@ def prefix_of(states: Tensor, importance: Tensor, tokens: slice, rope: Rope) -> 
     return made(part[:, 0], part[:, 1], positions, rope, importance[:, tokens].cpu())
 
 
-def through_peer(
-    peer: Peer, exact: ExactText, importance: Tensor, coded: int, rope: Rope
-) -> tuple[Tensor, int]:
-    """The prefix's states as a peer gives them back, and the bytes, exact sinks included."""
-    tokens = slice(SINK_TOKENS, coded)
-    stored = peer.coder.code(prefix_of(exact.states, importance, tokens, rope))
-    made = exact.states.clone()
-    for part, tensor in enumerate((stored.keys, stored.values)):
-        made[:, part, :, tokens] = tensor.transpose(1, 2).to(made)
-    sinks = 2 * made[:, :, :, :SINK_TOKENS].numel()  # in float16
-    return made, int(stored.size) + sinks
-
-
 @torch.inference_mode()
-def importance_of(model: Any, ids: Sequence[int]) -> Tensor:
+def importance_of(model: Any, ids: Sequence[int], known: Tensor | None = None) -> Tensor:
     """`[layers, tokens]`: mean attention that each token gets from those that can see it.
 
     Only eager attention shows its weights: this is another forward pass.
+
+    Args:
+        model: the model.
+        ids: tokens of the cache.
+        known: states of the leading tokens, which are not run again: what is found of these is too
+            little, as their own attention is missing.
     """
+    cache = cache_of(torch.empty(0, 0, 0, 0, 0) if known is None else known)
+    start = 0 if known is None else known.shape[3]
+    parts = []
     former = model.config._attn_implementation
     model.set_attn_implementation("eager")
     try:
-        tokens = torch.tensor([list(ids)], device=model.device)
-        seen = model(tokens, use_cache=False, logits_to_keep=1, output_attentions=True).attentions
+        for at in range(start, len(ids), _QUERIES):
+            tokens = torch.tensor([list(ids[at : at + _QUERIES])], device=model.device)
+            seen = model(
+                tokens,
+                past_key_values=cache,
+                use_cache=True,
+                logits_to_keep=1,
+                output_attentions=True,
+            ).attentions
+            part = torch.stack([layer[0].mean(0).sum(0) for layer in seen])
+            parts.append(pad(part, (0, len(ids) - part.shape[1])))
     finally:
         model.set_attn_implementation(former)
     later = torch.arange(len(ids), 0, -1, device=model.device)  # itself included
-    return torch.stack([layer[0].mean(0).sum(0) / later for layer in seen])
+    return torch.stack(parts).sum(0) / later
 
 
 def training_prefix(model: Any, ids: Sequence[int], rope: Rope) -> Any:
-    """One text for `calibrate`."""
+    """One text for `calibrate`, which looks at no importance: it is zero."""
     cache = cache_of(torch.empty(0, 0, 0, 0, 0))
     forward(model, ids, cache, 1)
-    tokens = slice(SINK_TOKENS, len(ids))
-    return prefix_of(states_of(cache), importance_of(model, ids), tokens, rope)
+    states, tokens = states_of(cache), slice(SINK_TOKENS, len(ids))
+    return prefix_of(states, torch.zeros(len(states), len(ids)), tokens, rope)

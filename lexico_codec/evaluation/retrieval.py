@@ -23,9 +23,8 @@ from torch import Tensor
 from lexico_codec.evaluation.caches import cache_of, divergence, forward, states_of
 from lexico_codec.evaluation.prefixes import tokenize
 from lexico_codec.evaluation.settings import EvalSettings
-from lexico_codec.evaluation.shelf import Shelf
+from lexico_codec.evaluation.shelf import OpenShelf
 from lexico_codec.evaluation.turns import resume
-from lexico_codec.evaluation.ways import Way
 from lexico_proto.errors import InvalidInput
 
 Mode = Literal["requests", "turns"]
@@ -161,9 +160,9 @@ def exact_task(model: Any, task: Task) -> ExactTask:
 
 
 @torch.inference_mode()
-def ask(model: Any, exact: ExactTask, way: Way) -> dict[Mode, list[Answer]]:
+def ask(model: Any, exact: ExactTask, open_shelf: OpenShelf) -> dict[Mode, list[Answer]]:
     """Asks all questions in both modes of a context that was stored and reloaded."""
-    shelf, context = Shelf(way), list(exact.task.context)
+    shelf, context = open_shelf(), list(exact.task.context)
     shelf.store(context, exact.states)
     made: dict[Mode, list[Tensor]] = {"requests": [], "turns": []}
     cache, _, _ = resume(model, shelf, context, 1)

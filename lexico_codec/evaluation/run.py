@@ -21,18 +21,18 @@ from typing import Any
 from lexico_codec.dictionary import write_atomically
 from lexico_codec.evaluation.environment import describe, model_digest
 from lexico_codec.evaluation.html import page
-from lexico_codec.evaluation.peers import TRAINING_TEXTS, Peer, available, load_peers
+from lexico_codec.evaluation.peers import ABSENT, TRAINING_TEXTS, Peer, load_peers
 from lexico_codec.evaluation.prefixes import Source, read_sources, read_text, training_texts
 from lexico_codec.evaluation.retrieval import Task, make_task
 from lexico_codec.evaluation.settings import EvalSettings, check_target
-from lexico_codec.evaluation.state import Units
+from lexico_codec.evaluation.state import Unit, Units
 from lexico_codec.evaluation.summary import document_of
 from lexico_codec.evaluation.units import Judge, JudgedText
 from lexico_codec.evaluation.ways import Chosen, Way, choose_ways, load_sets
 from lexico_codec.geometry import DTYPES, Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.training.model import LoadedModel, load_model
-from lexico_proto.errors import ConfigurationError, InvalidInput
+from lexico_proto.errors import ConfigurationError, InvalidInput, NonFiniteCache
 
 REPORT, DATA = "report.html", "report.json"
 
@@ -103,6 +103,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=True,
         help="also run the published methods of bench.baselines, where that package is there",
     )
+    parser.add_argument(
+        "--peer",
+        action="append",
+        default=[],
+        metavar="NAME",
+        help="run these of the published methods alone, by a part of their name, and in every "
+        "section; can be repeated (default: all of them, in quality against bytes)",
+    )
     parser.add_argument("--peer-text", type=Path, help="what peers learn from")
     parser.add_argument("--state", type=Path, help="folder for resuming (default: OUT.state)")
 
@@ -122,6 +130,7 @@ def run(args: argparse.Namespace) -> str:
         sources=tuple(args.text),
         sets=tuple(args.set),
         codecs=tuple(args.codec),
+        peer=tuple(args.peer),
         state=args.state or args.out.with_name(args.out.name + ".state"),
         **{name: getattr(args, name) for name in (*same, *more)},
     )
@@ -145,14 +154,16 @@ def evaluate(settings: EvalSettings, loaded: LoadedModel | None = None) -> dict[
 
     Raises:
         InvalidInput: a text is too short, or the model cannot be read.
-        ConfigurationError: an unusable file or folder, or a state folder of other settings.
+        ConfigurationError: an unusable file or folder, a state folder of other settings, or a
+            published method that was asked for by name and is not there.
         DictionaryMismatch: a set for another model, or none that serves a codec asked for.
         UnknownCodec, Unsupported: a codec or a model that this version does not cover.
     """
     check_target(settings.out)
     for path in settings.sources:
         read_text(path)  # what cannot be read is said before the model is loaded
-    plan = _plan(settings, loaded or load_model(settings.model))
+    peers = load_peers(settings.peer) if settings.peers else []
+    plan = _plan(settings, loaded or load_model(settings.model), peers)
     units = Units.claim(settings.state, _what_decides(plan))
     _measure(plan, units)
     document = document_of(
@@ -174,7 +185,7 @@ def evaluate(settings: EvalSettings, loaded: LoadedModel | None = None) -> dict[
     return document
 
 
-def _plan(settings: EvalSettings, loaded: LoadedModel) -> Plan:
+def _plan(settings: EvalSettings, loaded: LoadedModel, peers: Sequence[Peer]) -> Plan:
     geometry = geometry_of(loaded.model.config, settings.dtype)
     weights = model_digest(loaded.model)
     sets = load_sets(settings.sets, geometry)
@@ -188,7 +199,7 @@ def _plan(settings: EvalSettings, loaded: LoadedModel) -> Plan:
         )
         for source in sources
     )
-    peers, training, note = _peers_of(settings, loaded, geometry, sources[0])
+    fitting, training, note = _peers_of(settings, loaded, geometry, sources[0], peers)
     facts = {
         "model": {
             "name": loaded.name,
@@ -210,26 +221,34 @@ def _plan(settings: EvalSettings, loaded: LoadedModel) -> Plan:
             for one in sets
         ],
     }
-    return Plan(settings, loaded, geometry, chosen, peers, sources, tasks, training, facts, note)
+    return Plan(settings, loaded, geometry, chosen, fitting, sources, tasks, training, facts, note)
 
 
 def _peers_of(
-    settings: EvalSettings, loaded: LoadedModel, geometry: Geometry, first: Source
+    settings: EvalSettings,
+    loaded: LoadedModel,
+    geometry: Geometry,
+    first: Source,
+    peers: Sequence[Peer],
 ) -> tuple[tuple[Peer, ...], tuple[tuple[int, ...], ...], str]:
-    """Peers, the texts they learn from, and what the report says of them."""
+    """Peers that fit, the texts they learn from, and what the report says of them."""
     if not settings.peers:
         return (), (), "Published methods were not asked for (--no-peers)."
-    if not available():
-        return (
-            (),
-            (),
-            (
-                "Published methods were absent: they are part of the project's repository (package "
-                "bench), not of the installed wheel."
-            ),
-        )
+    if not peers:
+        return (), (), f"Published methods were {ABSENT}."
     if geometry.rope is None:
+        if settings.peer:
+            raise ConfigurationError(f"peer {settings.peer[0]}: needs a model with RoPE")
         return (), (), "Published methods were left out: they need a model with RoPE."
+    note = (
+        f"Published methods that were asked for ({', '.join(settings.peer)}) take part in every "
+        "section but times."
+        if settings.peer
+        else "Published methods take part in quality against bytes alone; --peer NAME has one take "
+        "part in every section but times."
+    )
+    if not any(peer.coder.learns for peer in peers):
+        return tuple(peers), (), note
     if settings.peer_text is not None:
         name, text = settings.peer_text.name, read_text(settings.peer_text)
         training = training_texts(name, text, loaded.tokenizer, settings.prefix, TRAINING_TEXTS)
@@ -242,8 +261,8 @@ def _peers_of(
             f"text {first.name}: leaves nothing for the published methods to learn from: give "
             "--peer-text or --no-peers, or ask for fewer --texts"
         )
-    note = f"Published methods that learn did so on {len(training)} texts: {where}."
-    return tuple(load_peers()), training, note
+    note = f"{note} Those that learn did so on {len(training)} texts: {where}."
+    return tuple(peers), training, note
 
 
 def _check_positions(model: Any, settings: EvalSettings) -> None:
@@ -276,8 +295,17 @@ def _measure(plan: Plan, units: Units) -> None:
                     unit = judge.of_peer(text, one, plan.peers, plan.geometry.rope)
                 else:
                     unit = judge.of_way(text, one)
-                units.put(source, number, one.name, unit)
+                _put(units, source, number, one, unit)
                 bar.update()
+
+
+def _put(units: Units, source: int, number: int, one: Way | Peer, unit: Unit) -> None:
+    try:
+        units.put(source, number, one.name, unit)
+    except NonFiniteCache as error:
+        if not isinstance(one, Peer):
+            raise
+        units.put(source, number, one.name, {"failed": error.message})
 
 
 def _progress(**options: Any) -> Any:
@@ -300,7 +328,7 @@ def _what_decides(plan: Plan) -> dict[str, Any]:
         "sources": [source.digest for source in plan.sources],
         "ways": [[way.name, way.spec.namespace.hex()] for way in plan.chosen.ways],
         "peers": [peer.name for peer in plan.peers],
-        "learned_from": learned.hexdigest() if plan.peers else "",
+        "learned_from": learned.hexdigest() if plan.training else "",
     }
 
 
@@ -328,6 +356,7 @@ def _shown(settings: EvalSettings) -> dict[str, Any]:
         found.pop(name)
     return {
         **found,
+        "peer": list(settings.peer),
         "text": [path.name for path in settings.sources],
         "set": [Path(name).name for name in settings.sets],
         "codec": list(settings.codecs),
@@ -355,4 +384,7 @@ def _table(document: dict[str, Any]) -> str:
             for row in source["fidelity"]
         ]
         lines = [*lines, f"{source['name']:32} {'bytes %':>7} {'KL':>10}", *rows]
+    asked_for = {way["name"] for way in document["ways"] if way["every_section"]}
+    refused = [row for row in document["not_run"] if row["name"] in asked_for]
+    lines = [*lines, *(f"{row['name']}: not run: {row['reason']}" for row in refused)]
     return "\n".join(lines)

@@ -7,6 +7,7 @@ from html import escape
 from typing import Any
 
 from lexico_codec.evaluation.curves import curve
+from lexico_codec.evaluation.reload_sections import retrieval, turns
 from lexico_codec.evaluation.svg import Axis, Point, Series, bars, number, plot
 from lexico_codec.evaluation.tables import folded, ranged, table, text, value, wide
 
@@ -26,6 +27,9 @@ methods codes, scales, indices and exact first tokens, as the repository's bench
 over all tokens of the continuation. Lower and further left is better; a method's line leaves out
 settings that another one of it beats in both. <b>NLL increase</b> is what
 the true text costs more, in nats a token; it may be negative by chance.</li>
+<li><b>Published methods</b> take part in quality against bytes; one that was asked for by name
+takes part in every section but times. At every reload it codes the pages that are new as one range,
+and pays each time for what it stores once a range, such as scales of channels.</li>
 <li><b>Keys alone, values alone</b>: only that part is as it comes back, the other is exact.</li>
 <li><b>Relative error</b> is the squared error of a layer's vectors over their squared norm, without
 the first tokens, which stay exact.</li>
@@ -66,12 +70,13 @@ def body_of(document: Document) -> Iterator[str]:
     yield "<nav>" + "".join(f'<a href="#{at}">{escape(name)}</a>' for at, name in names) + "</nav>"
     yield f'<h2 id="how">How to read it</h2>{_HOW}'
     yield from _methods(document)
+    ours = _ours(document["ways"])
     for index, source in enumerate(sources):
         yield f'<h2 id="s{index}">{escape(source["name"])}</h2>'
         yield from _fidelity(source, document["ways"])
         yield from _layers(source, document["ways"])
-        yield from _turns(source)
-        yield from _retrieval(source)
+        yield from turns(source, ours)
+        yield from retrieval(source, ours)
     yield from _times(document["times"])
     yield from _settings(document)
 
@@ -92,8 +97,16 @@ def _methods(document: Document) -> Iterator[str]:
     yield table(heads, rows, [way["ours"] for way in document["ways"]])
     yield f"<p>{escape(document['peers'])}</p>"
     if document["not_run"]:
-        lines = [[text(one["name"]), wide(one["reason"])] for one in document["not_run"]]
-        yield f"<p>Left out:</p>{table(('name', 'reason'), lines)}"
+        every = len(document["sources"])
+        lines = [
+            [
+                text(one["name"]),
+                wide("all" if len(one["sources"]) == every else ", ".join(one["sources"])),
+                wide(one["reason"]),
+            ]
+            for one in document["not_run"]
+        ]
+        yield f"<p>Left out:</p>{table(('name', 'texts', 'reason'), lines)}"
 
 
 def _fidelity(source: Document, ways: Rows) -> Iterator[str]:
@@ -151,14 +164,28 @@ def _fidelity(source: Document, ways: Rows) -> Iterator[str]:
         ]
         for name, row in rows.items()
     ]
-    of_ours = {way["name"] for way in ways if way["ours"]}
+    of_ours = _ours(ways)
     yield table(heads, cells, [name in of_ours for name in rows])
     yield from _equal_quality(source["bytes_at_kl"], ours)
-    mine = [row for name, row in rows.items() if name in of_ours and row["kl"]["mean"] > 1e-6]
-    if mine:
-        split = [(row["name"], [row["kl_keys"]["mean"], row["kl_values"]["mean"]]) for row in mine]
+    shown = [way["name"] for way in ways if way["every_section"] and way["name"] in rows]
+    split = [
+        (name, [rows[name]["kl_keys"]["mean"], rows[name]["kl_values"]["mean"]])
+        for name in shown
+        if rows[name]["kl"]["mean"] > 1e-6
+    ]
+    if split:
         yield "<h3>Keys and values apart</h3>"
-        yield bars("KL, one part coded", ("keys", "values"), split, Axis("KL, nats", log=True))
+        yield bars(
+            "KL, one part coded",
+            ("keys", "values"),
+            split,
+            Axis("KL, nats", log=True),
+            [name in of_ours for name, _ in split],
+        )
+
+
+def _ours(ways: Rows) -> set[str]:
+    return {way["name"] for way in ways if way["ours"]}
 
 
 def _equal_quality(at: dict[str, dict[str, float | None]], ours: set[str]) -> Iterator[str]:
@@ -182,11 +209,11 @@ def _equal_quality(at: dict[str, dict[str, float | None]], ours: set[str]) -> It
 
 
 def _layers(source: Document, ways: Rows) -> Iterator[str]:
-    of_ours = [way["name"] for way in ways if way["ours"]]
+    of_ours, shown = _ours(ways), {way["name"] for way in ways if way["every_section"]}
     rows = [
         row
         for row in source["fidelity"]
-        if row["name"] in of_ours and max(row["layers"]["keys"]) > 1e-6
+        if row["name"] in shown and max(row["layers"]["keys"]) > 1e-6
     ]
     if not rows:
         return
@@ -204,6 +231,7 @@ def _layers(source: Document, ways: Rows) -> Iterator[str]:
                     for layer, error in enumerate(row["layers"][part])
                 ],
                 index,
+                strong=row["name"] in of_ours,
             )
             for index, row in enumerate(rows)
         ]
@@ -227,96 +255,6 @@ def _layers(source: Document, ways: Rows) -> Iterator[str]:
         for layer in range(len(rows[0]["layers"]["keys"]))
     ]
     yield folded("Numbers: squared error, % of squared norm", table(heads, cells))
-
-
-def _turns(source: Document) -> Iterator[str]:
-    if not source["turns"]:
-        return
-    by_way: dict[str, list[dict[str, Any]]] = {}
-    for row in source["turns"]:
-        by_way.setdefault(row["name"], []).append(row)
-    coded = {n: some for n, some in by_way.items() if max(r["kl"]["mean"] for r in some) > 1e-6}
-    yield "<h3>Turns: reloads of a growing conversation</h3>"
-    series = []
-    for index, (name, some) in enumerate(coded.items()):
-        for key, dashed, what in (("kl", False, ""), ("kl_once", True, ", coded once")):
-            points = [
-                Point(
-                    row["turn"],
-                    row[key]["mean"],
-                    None if dashed else row[key]["low"],
-                    None if dashed else row[key]["high"],
-                    f"{name}{what}, reload {row['turn']}: {number(row[key]['mean'])}",
-                )
-                for row in some
-            ]
-            series.append(Series(f"{name}{what}", points, index, not dashed, dashed))
-    if series:
-        piled = [
-            Series(name, [_piled(name, row) for row in some if row["kl_once"]["mean"] > 0], index)
-            for index, (name, some) in enumerate(coded.items())
-        ]
-        yield '<div class="plots">'
-        yield plot(
-            "KL at every reload", series, Axis("reloads", whole=True), Axis("KL, nats", log=True)
-        )
-        yield plot(
-            "What piled up", piled, Axis("reloads", whole=True), Axis("KL over KL coded once")
-        )
-        yield "</div>"
-    turns = next(iter(by_way.values()))
-    heads = ["", *(f"{row['turn']} ({row['reloaded']} tokens)" for row in turns)]
-    cells = [
-        [text(f"{name}{what}"), *(ranged(row[key]) for row in some)]
-        for name, some in by_way.items()
-        for key, what in (("kl", ""), ("kl_once", ", coded once"), ("nll_more", ", NLL increase"))
-    ]
-    yield table(heads, cells, [at % 3 == 0 for at in range(len(cells))])
-
-
-def _piled(name: str, row: dict[str, Any]) -> Point:
-    ratio = row["kl"]["mean"] / row["kl_once"]["mean"]
-    return Point(row["turn"], ratio, title=f"{name}, reload {row['turn']}: {number(ratio)}")
-
-
-def _retrieval(source: Document) -> Iterator[str]:
-    rows = source["retrieval"]
-    if not rows:
-        return
-    yield "<h3>Retrieval from a shared context</h3>"
-    kinds = [(mode, kind) for mode in ("requests", "turns") for kind in ("key-value", "needle")]
-    found = {(row["name"], row["mode"], row["kind"]): row for row in rows}
-    names = list(dict.fromkeys(row["name"] for row in rows))
-    yield '<div class="plots">'
-    for mode in ("requests", "turns"):
-        shown = [
-            (
-                name,
-                [
-                    100 * found[name, mode, kind]["right"]["mean"]
-                    for kind in ("key-value", "needle")
-                ],
-            )
-            for name in names
-        ]
-        yield bars(
-            f"Right answers, mode {mode}",
-            ("key-value", "needle"),
-            shown,
-            Axis("%", from_zero=True, up_to=100),
-        )
-    yield "</div>"
-    heads = [""]
-    for mode, kind in kinds:
-        heads += [f"{mode}, {kind}: right %", "score", "KL"]
-    cells = []
-    for name in names:
-        line = [text(name)]
-        for mode, kind in kinds:
-            row = found[name, mode, kind]
-            line += [ranged(row["right"], 100), ranged(row["score"]), value(row["kl"]["mean"])]
-        cells.append(line)
-    yield table(heads, cells, [name != "exact cache" for name in names])
 
 
 def _times(rows: Rows) -> Iterator[str]:

@@ -46,6 +46,9 @@ class EvalSettings:
     """Facts hidden in a context for retrieval; 0 leaves retrieval out."""
     peers: bool = True
     """Whether methods of `bench.baselines` run too, where that package is there."""
+    peer: tuple[str, ...] = ()
+    """Parts of names: these of the methods alone run, and in every section; none for all of them,
+    in quality against bytes."""
     peer_text: Path | None = None
     """What peers learn from; None for parts of the first source that are not judged."""
     seed: int = 0
@@ -79,6 +82,10 @@ class EvalSettings:
             raise ConfigurationError(f"dtype={self.dtype}: one of {', '.join(DTYPES)}")
         if not self.sources:
             raise ConfigurationError("text: at least one file")
+        if self.peer and not self.peers:
+            raise ConfigurationError(f"peer={', '.join(self.peer)}: not together with no-peers")
+        if "" in self.peer:
+            raise ConfigurationError("peer: a name, or a part of one")
 
     @property
     def coded(self) -> int:

@@ -1,9 +1,10 @@
-"""Pages of one codec, coded into real frames and kept in memory in place of a store."""
+"""What a store would hold of a conversation, kept in memory: real frames, for codecs of ours."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -13,8 +14,41 @@ from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 
 
-class Shelf:
-    """What the service would hold for one conversation, and what reloading it gives."""
+class Shelf(ABC):
+    """What is stored of one conversation, and what reloading it gives."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """Bytes of all that is stored."""
+
+    @abstractmethod
+    def store(self, ids: Sequence[int], states: Tensor) -> int:
+        """Codes the full pages that are not there yet; those that are stay as they are.
+
+        Args:
+            ids: tokens of the cache.
+            states: as `caches.states_of` gives them, of these tokens or more.
+
+        Returns:
+            Pages newly stored.
+        """
+
+    @abstractmethod
+    def reload(self, ids: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
+        """The leading pages that are there, but leaves the model at least one token.
+
+        Returns:
+            `[layers, 2, kv_heads, tokens, head_dim]` of the model's dtype; no tokens for a miss.
+        """
+
+
+OpenShelf = Callable[[], Shelf]
+"""Opens an empty one."""
+
+
+class FrameShelf(Shelf):
+    """Pages of one codec, as the service would hold them."""
 
     def __init__(self, way: Way) -> None:
         self._way = way
@@ -25,19 +59,9 @@ class Shelf:
 
     @property
     def size(self) -> int:
-        """Bytes of all frames."""
         return sum(len(frame) for frames in self._frames.values() for frame in frames)
 
     def store(self, ids: Sequence[int], states: Tensor) -> int:
-        """Encodes the full pages that are not there yet; those that are stay as they are.
-
-        Args:
-            ids: tokens of the cache.
-            states: as `caches.states_of` gives them.
-
-        Returns:
-            Pages encoded.
-        """
         spec, dictionary = self._way.spec, self._way.dictionary
         missing = [
             (page, key)
@@ -59,11 +83,6 @@ class Shelf:
         return len(missing)
 
     def reload(self, ids: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """Decodes the leading pages that are there, but leaves the model at least one token.
-
-        Returns:
-            `[layers, 2, kv_heads, tokens, head_dim]` of the model's dtype.
-        """
         spec, geometry = self._way.spec, self._way.spec.geometry
         found: list[tuple[bytes, list[bytes]]] = []
         for key in page_keys(spec, list(ids)[:-1]):

@@ -41,8 +41,10 @@ def document_of(
         coded_bytes: of the stored tokens in 16 bits an element.
         seed: of the bootstrap.
     """
-    ways = [*map(_way_row, chosen.ways), *map(_peer_row, peers)]
-    not_run = dict(chosen.left_out)
+    named = bool(about["settings"]["peer"])
+    ways = [*map(_way_row, chosen.ways), *(_peer_row(peer, named) for peer in peers)]
+    every = [name for name, _, _ in sources]
+    not_run = {left_out: [*every] for left_out in chosen.left_out}
     made, times = [], []
     for index, (name, digest, texts) in enumerate(sources):
         found: dict[str, list[Unit]] = {}
@@ -50,7 +52,7 @@ def document_of(
             of_way = [units.get(index, text, way["name"]) for text in range(texts)]
             failed = [unit["failed"] for unit in of_way if "failed" in unit]
             if failed:
-                not_run[way["name"]] = failed[0]
+                not_run.setdefault((way["name"], failed[0]), []).append(name)
             else:
                 found[way["name"]] = of_way
         made.append(
@@ -63,14 +65,17 @@ def document_of(
         **about,
         "intervals": {"level": LEVEL, "resamples": RESAMPLES, "over": "texts"},
         "ways": ways,
-        "not_run": [{"name": name, "reason": reason} for name, reason in not_run.items()],
+        "not_run": [
+            {"name": name, "reason": reason, "sources": missing}
+            for (name, reason), missing in not_run.items()
+        ],
         "sources": made,
         "times": times,
     }
 
 
-def _peer_row(one: Peer) -> Row:
-    return {"name": one.name, "method": one.method, "ours": False}
+def _peer_row(one: Peer, named: bool) -> Row:
+    return {"name": one.name, "method": one.method, "ours": False, "every_section": named}
 
 
 def _way_row(one: Way) -> Row:
@@ -78,6 +83,7 @@ def _way_row(one: Way) -> Row:
         "name": one.name,
         "method": one.method,
         "ours": True,
+        "every_section": True,
         "codec": one.spec.codec.name,
         "config": one.spec.codec.config_json(),
         "set": one.set_name,
@@ -99,15 +105,15 @@ def _source(
         )
         for method in methods
     }
-    ours = {name: some for name, some in found.items() if "turns" in some[0]}
+    whole = {name: some for name, some in found.items() if "turns" in some[0]}
     return {
         "fidelity": fidelity,
         "bytes_at_kl": {
             method: {str(kl): fraction_at(points, kl) for kl in KLS}
             for method, points in curves.items()
         },
-        "turns": [row for name, some in ours.items() for row in _turns(name, some, seed)],
-        "retrieval": _retrieval(ours, seed),
+        "turns": [row for name, some in whole.items() for row in _turns(name, some, seed)],
+        "retrieval": _retrieval(whole, seed),
         "per_text": {
             name: [{k: v for k, v in unit.items() if k != "times"} for unit in some]
             for name, some in found.items()
@@ -149,13 +155,13 @@ def _turns(name: str, some: Sequence[Unit], seed: int) -> Iterable[Row]:
         }
 
 
-def _retrieval(ours: dict[str, list[Unit]], seed: int) -> list[Row]:
+def _retrieval(whole: dict[str, list[Unit]], seed: int) -> list[Row]:
     """A row for each way, mode and kind of question; the exact cache's first."""
-    if not ours:
+    if not whole:
         return []
-    first = next(iter(ours.values()))
+    first = next(iter(whole.values()))
     sets = {"exact cache": ("retrieval_exact", first)}
-    sets |= {name: ("retrieval", some) for name, some in ours.items()}
+    sets |= {name: ("retrieval", some) for name, some in whole.items()}
     rows = []
     for name, (key, some) in sets.items():
         if not some[0][key]:

@@ -39,7 +39,7 @@ class Series:
     points: Sequence[Point]
     colour: int
     strong: bool = True
-    """Drawn thick."""
+    """Drawn thick, over the others."""
     dashed: bool = False
 
 
@@ -104,30 +104,31 @@ def plot(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
     ends = [end for p in points for end in (p.y, p.low, p.high) if end is not None]
     y = y.fitted(ends)
     parts = [_frame(x, y)]
-    for index, one in enumerate(series):
+    for index, one in sorted(enumerate(series), key=lambda numbered: numbered[1].strong):
         marks = [(_x(x, point.x), _y(y, point.y), point) for point in one.points]
         corners = [(px, py) for px, py, point in marks if point.on_line]
         if len(corners) > 1:
             path = " ".join(f"{px:.1f},{py:.1f}" for px, py in corners)
             dash = ' stroke-dasharray="5 4"' if one.dashed else ""
-            width = 2.2 if one.strong else 1.1
             parts.append(
-                f'<polyline class="line" style="{_colour(one.colour)}" stroke-width="{width}"'
-                f'{dash} points="{path}"></polyline>'
+                f'<polyline class="line" style="{_colour(one.colour)}" '
+                f'stroke-width="{_width(one)}"{dash} points="{path}"></polyline>'
             )
         for px, py, point in marks:
             parts.append(_whisker(px, y, point, one.colour))
             parts.append(_mark(px, py, point, one, index))
     legend = "".join(
-        f'<li><span class="key{" dashed" if one.dashed else ""}" style="{_colour(one.colour)}">'
-        f"</span>{escape(one.name)}</li>"
-        for one in series
+        f"<li>{_key(one, index)}{escape(one.name)}</li>" for index, one in enumerate(series)
     )
     return _figure(title, _WIDTH, _HEIGHT, "".join(parts), legend)
 
 
 def bars(
-    title: str, names: Sequence[str], rows: Sequence[tuple[str, Sequence[float | None]]], axis: Axis
+    title: str,
+    names: Sequence[str],
+    rows: Sequence[tuple[str, Sequence[float | None]]],
+    axis: Axis,
+    strong: Sequence[bool] | None = None,
 ) -> str:
     """Horizontal bars, a group a row; dots on a logarithmic axis.
 
@@ -136,6 +137,7 @@ def bars(
         names: of the bars in every group.
         rows: label and values of each group; None is left out.
         axis: of the values.
+        strong: which groups are this project's.
     """
     axis = axis.fitted(value for _, values in rows for value in values if value is not None)
     left, height, gap = 210, 11, 8
@@ -152,8 +154,9 @@ def bars(
     for index, (label, values) in enumerate(rows):
         top = _TOP + index * group
         middle = top + height * len(names) / 2 + 4
+        mark = ' class="ours"' if strong and strong[index] else ""
         parts.append(
-            f'<text x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(label)}</text>'
+            f'<text{mark} x="{left - 8}" y="{middle:.1f}" text-anchor="end">{escape(label)}</text>'
         )
         for at, value in enumerate(values):
             if value is None:
@@ -249,9 +252,26 @@ def _whisker(px: float, y: Axis, point: Point, colour: int) -> str:
     )
 
 
+def _key(one: Series, index: int) -> str:
+    """A line and a mark for the legend."""
+    dash = ' stroke-dasharray="5 4"' if one.dashed else ""
+    line = (
+        f'<line class="line" style="{_colour(one.colour)}" stroke-width="{_width(one)}"{dash} '
+        'x1="0" y1="6" x2="26" y2="6"></line>'
+    )
+    return (
+        f'<svg class="key" viewBox="0 0 26 12">{line}{_mark(13, 6, Point(0, 0), one, index)}</svg>'
+    )
+
+
+def _width(one: Series) -> float:
+    return 2.2 if one.strong else 1.1
+
+
 def _mark(px: float, py: float, point: Point, one: Series, index: int) -> str:
     size = 4.2 if one.strong else 3.0
-    kind = _MARKS[index // COLOURS % len(_MARKS)] if one.strong else _MARKS[index % len(_MARKS)]
+    repeats = index // COLOURS  # of the colour, which then has another mark
+    kind = _MARKS[(repeats if one.strong else index + repeats) % len(_MARKS)]
     style = f'class="mark" style="{_colour(one.colour)}"'
     title = f"<title>{escape(point.title or one.name)}</title>"
     if kind == "circle":

@@ -2,8 +2,8 @@
 
 Turn i reloads the pages stored so far, prefills what they lack and the next piece of text, and
 stores the new pages. Those already stored are not coded again, but new ones were computed on top of
-coded ones. The reference never compressed; `once` reloads pages that were coded from its cache, so
-what `kl` has over `kl_once` is what piled up.
+coded ones. The reference never compressed; `once` reloads pages that were coded from its cache, at
+the same turns, so what `kl` has over `kl_once` is what piled up.
 """
 
 from __future__ import annotations
@@ -23,8 +23,7 @@ from lexico_codec.evaluation.caches import (
     states_of,
 )
 from lexico_codec.evaluation.settings import EvalSettings
-from lexico_codec.evaluation.shelf import Shelf
-from lexico_codec.evaluation.ways import Way
+from lexico_codec.evaluation.shelf import OpenShelf, Shelf
 
 if TYPE_CHECKING:
     from transformers import DynamicCache
@@ -86,19 +85,20 @@ def resume(
 
 
 @torch.inference_mode()
-def converse(model: Any, exact: ExactTurns, way: Way, settings: EvalSettings) -> list[Turn]:
-    """Every turn of a conversation over one codec."""
-    ids, shelf, once = exact.ids, Shelf(way), Shelf(way)
+def converse(
+    model: Any, exact: ExactTurns, open_shelf: OpenShelf, settings: EvalSettings
+) -> list[Turn]:
+    """Every turn of a conversation that is stored one way."""
+    ids, shelf, once = exact.ids, open_shelf(), open_shelf()
     shelf.store(ids[: settings.prefix], exact.states)
-    once.store(ids, exact.states)
+    once.store(ids[: settings.prefix], exact.states)
     found: list[Turn] = []
     for turn, reference in enumerate(exact.predictions, start=1):
         start, end = _end(settings, turn - 1), _end(settings, turn)
         cache, made, reloaded = resume(model, shelf, ids[:end], end - start)
-        # The other shelf knows the turn's own pages too: they are not to be reloaded yet.
-        known = once.reload(ids[: start + 1], model.dtype, model.device)[:, :, :, :reloaded]
-        single = forward(model, ids[known.shape[3] : end], cache_of(known), end - start)
+        _, single, _ = resume(model, once, ids[:end], end - start)
         pages = shelf.store(ids[:end], states_of(cache))
+        once.store(ids[:end], exact.states)  # as above: methods code new pages together
         found.append(
             {
                 "turn": turn,

@@ -4,30 +4,31 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from lexico_codec.evaluation.caches import cache_of, forward
-from lexico_codec.evaluation.fidelity import judge, through_frames
+from lexico_codec.evaluation.fidelity import judge, through_frames, through_shelf
+from lexico_codec.evaluation.peer_shelf import PeerShelf, Weigh
 from lexico_codec.evaluation.peers import (
     FAILURES,
     Peer,
     calibrate,
     importance_of,
-    through_peer,
     training_prefix,
 )
 from lexico_codec.evaluation.prefixes import ExactText, exact_text
 from lexico_codec.evaluation.retrieval import ExactTask, Task, ask, exact_task
 from lexico_codec.evaluation.settings import EvalSettings
-from lexico_codec.evaluation.shelf import Shelf
+from lexico_codec.evaluation.shelf import FrameShelf, OpenShelf
 from lexico_codec.evaluation.state import Unit
 from lexico_codec.evaluation.turns import ExactTurns, converse, exact_turns
 from lexico_codec.evaluation.ways import Way
 from lexico_codec.geometry import Rope
+from lexico_proto.errors import DictionaryMismatch
 
 WARM_UP_TOKENS = 32
 
@@ -62,6 +63,10 @@ class JudgedText:
         """Of the prefix's tokens, for peers."""
         return importance_of(self.model, self.ids[: self.settings.prefix])
 
+    def find_all(self) -> None:
+        """Finds it now: what the model itself fails at is no failure of a way to store."""
+        _ = self.exact, self.asked, self.settings.turns and self.turns
+
 
 class Judge:
     """Measures units; the first of each way after a warm-up of its kernels."""
@@ -81,30 +86,16 @@ class Judge:
         self._failed: dict[str, str] | None = None
 
     def of_way(self, text: JudgedText, way: Way) -> Unit:
-        """A codec of ours, through frames."""
-        exact, settings = text.exact, self._settings
-        if way.name not in self._warm:
-            page = exact.ids[: settings.page_tokens + 1]
-            shelf = Shelf(way)
-            shelf.store(page, exact.states)
-            shelf.reload(page, exact.states.dtype, exact.states.device)
-            self._warm.add(way.name)
-        made, shelf = through_frames(exact, way, settings.coded)
-        asked = text.asked
-        return {
-            "fidelity": judge(self._model, exact, made, shelf.size, settings.coded),
-            "turns": converse(self._model, text.turns, way, settings) if settings.turns else [],
-            "retrieval": {} if asked is None else ask(self._model, asked, way),
-            "retrieval_exact": {} if asked is None else asked.answers(),
-            "times": {
-                "prefill_s": exact.prefill_s,
-                "encode_s": shelf.encode_s,
-                "decode_s": shelf.decode_s,
-            },
-        }
+        """A codec of ours, through frames, or why it refuses to code this text over its set."""
+        text.find_all()
+        try:
+            return self._of_way(text, way)
+        except DictionaryMismatch as error:  # found while coding: a set of other weights
+            return {"failed": error.message}
 
     def of_peer(self, text: JudgedText, peer: Peer, peers: Sequence[Peer], rope: Rope) -> Unit:
-        """A published method: its prefix is judged, but its pages are no frames of ours.
+        """A published method, or why it cannot store this text; turns and retrieval too where
+        methods were asked for by name.
 
         Args:
             text: the text.
@@ -117,9 +108,48 @@ class Judge:
             self._failed = calibrate(peers, prefixes)
         if peer.name in self._failed:
             return {"failed": self._failed[peer.name]}
-        coded = self._settings.coded
+        if self._settings.peer:
+            text.find_all()
+        exact, coded = text.exact, self._settings.coded
+
+        def opened(weigh: Weigh) -> PeerShelf:
+            return PeerShelf(peer, rope, self._settings.page_tokens, weigh)
+
         try:
-            made, size = through_peer(peer, text.exact, text.importance, coded, rope)
+            shelf = opened(lambda *_: text.importance)
+            made = through_shelf(exact, shelf, coded)
+            unit: Unit = {"fidelity": judge(self._model, exact, made, shelf.size, coded)}
+            if self._settings.peer:
+                unit |= self._reloaded(text, partial(opened, partial(importance_of, self._model)))
         except FAILURES as error:
             return {"failed": str(error)}
-        return {"fidelity": judge(self._model, text.exact, made, size, coded)}
+        return unit
+
+    def _of_way(self, text: JudgedText, way: Way) -> Unit:
+        exact, settings = text.exact, self._settings
+        if way.name not in self._warm:
+            page = exact.ids[: settings.page_tokens + 1]
+            shelf = FrameShelf(way)
+            shelf.store(page, exact.states)
+            shelf.reload(page, exact.states.dtype, exact.states.device)
+            self._warm.add(way.name)
+        made, shelf = through_frames(exact, way, settings.coded)
+        return {
+            "fidelity": judge(self._model, exact, made, shelf.size, settings.coded),
+            **self._reloaded(text, partial(FrameShelf, way)),
+            "times": {
+                "prefill_s": exact.prefill_s,
+                "encode_s": shelf.encode_s,
+                "decode_s": shelf.decode_s,
+            },
+        }
+
+    def _reloaded(self, text: JudgedText, open_shelf: OpenShelf) -> Unit:
+        """Turns and retrieval."""
+        settings, asked = self._settings, text.asked
+        turns = converse(self._model, text.turns, open_shelf, settings) if settings.turns else []
+        return {
+            "turns": turns,
+            "retrieval": {} if asked is None else ask(self._model, asked, open_shelf),
+            "retrieval_exact": {} if asked is None else asked.answers(),
+        }

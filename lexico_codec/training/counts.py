@@ -14,6 +14,8 @@ from lexico_codec.transform import CLASSES_AN_OCTAVE, LEAST_OCTAVE
 _MOST_OCTAVE: Final = 9
 _PRIOR: Final = 64.0  # values that a Laplace distribution stands for in each class
 _FEW: Final = 30.0  # levels: a point of fewer stays the level itself
+_AGREEING: Final = 1.25
+"""How many times its square an error costs that all values of a class have a share of."""
 
 
 class Counts:
@@ -27,6 +29,7 @@ class Counts:
         self._symbols = torch.zeros_like(self._prior)
         self._levels = torch.zeros(self.classes, MIDDLE + 1, dtype=torch.float64)
         self._sums = torch.zeros_like(self._levels)
+        self._squares = torch.zeros(self.classes, dtype=torch.float64)
 
     def add(self, values: Tensor, classes: Tensor, offsets: Tensor, tables: Tables) -> None:
         """Counts the levels that `tables` make of values, see `choose_levels`."""
@@ -44,6 +47,7 @@ class Counts:
         at, size = e[own] * (MIDDLE + 1) + q[own].abs(), self._levels.numel()
         self._levels += torch.bincount(at, minlength=size).view_as(self._levels)
         self._sums += torch.bincount(at, v[own], size).view_as(self._sums)
+        self._squares += torch.bincount(e[own], v[own].square(), self.classes)
 
     def tables(self) -> Tables:
         """Tables of what was counted, signs taken alike, and of the prior."""
@@ -54,10 +58,28 @@ class Counts:
         plain = torch.where(shifted[:, None], plain, even)
         shares = torch.cat([plain, counted[:, -1:]], 1)
         shares /= shares.sum(1, keepdim=True)
+        return Tables(_rounded(shares), self._shifts, self._points().float().contiguous())
+
+    def _points(self) -> Tensor:
+        """What each level stands for, `[E, 16]`: the mean of its values, and a little more.
+
+        Means have the least error, but they and the levels of 0 make values smaller all together.
+        Errors of many tokens that point the same way are not averaged out by attention: they cost
+        the predictions more than others of their size. All levels but 0 are larger by what is least
+        in the mean square and `_AGREEING` times the square of the share that is lost.
+        """
         points = torch.arange(MIDDLE + 1.0).expand(self.classes, -1).double()
         points = torch.where(self._levels >= _FEW, self._sums / self._levels.clamp(min=1), points)
         points[:, 0] = 0
-        return Tables(_rounded(shares), self._shifts, points.float().contiguous())
+        values = self._levels.sum(1).clamp(min=1)
+        some = self._levels[:, 1:].sum(1)
+        square = (self._squares / values).clamp(min=1e-30)
+        size = (self._levels * points).sum(1) / values
+        lost = 1 - (self._levels * points.square()).sum(1) / values / square
+        push = _AGREEING * size
+        more = push * lost.clamp(min=0) / (some / values + push * size / square).clamp(min=1e-30)
+        points[:, 1:] += torch.where(some >= _FEW, more, 0.0)[:, None]
+        return points
 
 
 def _rounded(shares: Tensor) -> Tensor:

@@ -10,9 +10,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
-from lexico_codec.dictionary import PARTS, DictionarySet, SetInfo, canonical_json
+from lexico_codec.dictionary import PARTS, DictionarySet, canonical_json
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.set_info import SetInfo
 from lexico_codec.tensors import bytes_of
 from lexico_codec.training.learn import Learned
 from lexico_codec.training.model import LoadedModel

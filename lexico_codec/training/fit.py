@@ -18,6 +18,7 @@ from lexico_codec.kernels import encode, reconstruct
 from lexico_codec.training.counts import Counts
 from lexico_codec.training.learn import LearnSettings, learn
 from lexico_codec.training.observe import GRADIENT_TOKENS, WINDOW_TOKENS, Observations
+from lexico_codec.training.rounding import in_steps
 from lexico_codec.transform import (
     CLASSES_AN_OCTAVE,
     COEFFICIENT_STEPS,
@@ -29,7 +30,8 @@ from lexico_proto.errors import ConfigurationError
 
 Progress = Callable[[Iterable[int], str], Iterable[int]]
 
-_RIDGE: Final = 0.02  # of a table's mean Fisher information: what is never felt still counts a bit
+_RIDGE: Final = 0.02  # of each number's own Fisher information: the rest may be chance
+_FLOOR: Final = 5e-4  # of a table's mean: what is never felt still counts a bit
 _SIGNIFICANT: Final = 0.2  # share of components that decide what tokens and steps are weighed by
 _RIDGE_OF_GAINS: Final = 3e-3
 _PAGE: Final = 64  # tokens that energies are measured over
@@ -116,8 +118,9 @@ def fit_bases(seen: Observations, settings: FitSettings, progress: Progress) -> 
     covariance = moment.double() / tokens - off[:, :, None] * off[:, None]
     means = (near.double() + off.flatten()).float()
     fisher = fisher.double() / (len(fitted) * GRADIENT_TOKENS)
-    level = fisher.diagonal(dim1=1, dim2=2).mean(1).clamp(min=1e-300)
-    fisher += _RIDGE * level[:, None, None] * torch.eye(d, dtype=torch.float64)
+    felt = fisher.diagonal(dim1=1, dim2=2)
+    level = felt.mean(1, keepdim=True).clamp(min=1e-300)
+    fisher += torch.diag_embed(_RIDGE * felt + _FLOOR * level)
     values, vectors = torch.linalg.eigh(fisher)
     root = (vectors * values.sqrt()[:, None]) @ vectors.mT
     unroot = (vectors / values.sqrt()[:, None]) @ vectors.mT
@@ -285,7 +288,10 @@ def _fit_atoms(
         }
     held = vectors[:: max(1, len(vectors) // 2000)]
     how = LearnSettings(atoms_wanted, sparsity, settings.vectors, 8192, settings.seed)
-    learned = learn(vectors, held, how).atoms.float()
+    rounding = in_steps(COEFFICIENT_STEPS * step)
+    learned = learn(
+        vectors, held, how, _even_saving(vectors, step), rounding=rounding
+    ).atoms.float()
     stored = (learned * (127 / learned.abs().amax(1, keepdim=True))).round().to(torch.int8)
     atoms = stored.float() / stored.float().norm(dim=1, keepdim=True)
     left, coefficients = _take_off(vectors, atoms, sparsity, step)
@@ -299,9 +305,17 @@ def _fit_atoms(
 def _take_off(vectors: Tensor, atoms: Tensor, sparsity: int, step: float) -> tuple[Tensor, Tensor]:
     """What atoms with rounded coefficients leave of `[n, m]`, and the coefficients `[n, s]`."""
     codes = encode(vectors, atoms, sparsity)
-    unit = COEFFICIENT_STEPS * step
-    rounded = (codes.coefficients / unit).round() * unit
-    return vectors - reconstruct(replace(codes, coefficients=rounded), atoms), rounded
+    rounded = in_steps(COEFFICIENT_STEPS * step)(codes, vectors, atoms)
+    return vectors - reconstruct(rounded, atoms), rounded.coefficients
+
+
+def _even_saving(vectors: Tensor, step: float) -> Tensor:
+    """Weights `[n]` by which learning counts bits: an atom that takes off a given share of a vector
+    saves as many, be it loud or not, unless it is lost in the noise of the step.
+    """
+    noise = vectors.shape[1] * step**2
+    weights = 1 / (vectors.square().sum(1) + noise)
+    return weights / weights.mean()
 
 
 def _count(

@@ -4,7 +4,7 @@ Every minibatch is coded with the current atoms; the sums `A = Σ w c cᵀ` and 
 with slowly growing memory, and each atom in turn moves to the minimum of the quadratic that they
 define (Mairal, Bach, Ponce, Sapiro: Online Learning for Matrix Factorization and Sparse Coding,
 JMLR 2010, algorithm 2). Far fewer vectors are needed than with gradient steps, because every update
-is a least-squares fit to all recent codes.
+is a least-squares fit to all recent codes. Codes are rounded as a frame rounds them.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ from torch import Tensor
 
 from lexico_codec.kernels import Codes, encode, reconstruct
 from lexico_codec.set_tensors import unit_rows
+from lexico_codec.training.rounding import Rounding, as_lexico
 from lexico_proto.errors import InvalidInput, NonFiniteCache, ShapeMismatch
 
 _LOG = logging.getLogger(__name__)
@@ -77,6 +78,7 @@ def learn(
     weights: Tensor | None = None,
     packed: bool = False,
     device: str = "cpu",
+    rounding: Rounding = as_lexico,
 ) -> Learned:
     """Learns a dictionary from `train` and measures it on `held_out`.
 
@@ -88,6 +90,7 @@ def learn(
         weights: `[n]`, how much the error of each vector counts, or None for all alike.
         packed: for codec lexico-packed: atoms as int8, and what is left after each number of atoms.
         device: where it computes; vectors go there as they are. What is learned is on the CPU.
+        rounding: what storing makes of the codes.
 
     Raises:
         InvalidInput: too few vectors, or sparsity over m.
@@ -113,7 +116,7 @@ def learn(
             order = torch.randperm(len(train), generator=generator, device="cpu")
         picked, order = order[:batch].to(device), order[batch:]
         x = train[picked].float()
-        codes = encode(x, atoms, settings.sparsity)
+        codes = rounding(encode(x, atoms, settings.sparsity), x, atoms)
         keep = (1 - 1 / step) ** _MEMORY_EXPONENT
         gram *= keep
         cross *= keep

@@ -16,12 +16,12 @@ from torch import Tensor
 from lexico_codec.dictionary import (
     MAX_ARTEFACT_BYTES,
     DictionarySet,
-    SetInfo,
     canonical_json,
     write_atomically,
 )
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.set_info import SetInfo
 from lexico_codec.training.calibrate import TARGETS, Ruler, step_for
 from lexico_codec.training.fit import FitSettings, Held, fit_bases, fit_cross, fit_rest
 from lexico_codec.training.model import LoadedModel
@@ -36,7 +36,9 @@ LEAST_WINDOWS: Final = 4
 """Windows that a text must fill: three to fit to and one to hold out."""
 IMPORTANCE: Final = "importance"
 """Entry of `SetInfo.training`: see `importance_of`."""
-_CALIBRATED: Final = 8  # held-out windows that steps are measured on
+_CALIBRATED: Final = 24
+"""Windows, as many as there are, that steps are measured on. A window's KL at a coarse step can be
+several times the mean: few of them say little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,9 +56,16 @@ class ResidualSettings:
     """For the artefact."""
 
 
-def windows_of(
-    settings: ResidualSettings, text: str, loaded: LoadedModel
-) -> tuple[tuple[int, ...], ...]:
+@dataclass(frozen=True, slots=True)
+class Windows:
+    """Windows of a text, `WINDOW_TOKENS` token ids each."""
+
+    observed: tuple[tuple[int, ...], ...]
+    calibrating: tuple[tuple[int, ...], ...]
+    """What nothing is fitted to: the last of those, and what the text has after them."""
+
+
+def windows_of(settings: ResidualSettings, text: str, loaded: LoadedModel) -> Windows:
     """Windows of a text, once it is known that a set can be made of them.
 
     Raises:
@@ -66,13 +75,29 @@ def windows_of(
     """
     geometry = geometry_of(loaded.model.config, "float32")
     _check_caps(_resolved(settings.fit, geometry), geometry)
-    windows = cut_windows(text, loaded.tokenizer, settings.tokens, (WINDOW_TOKENS,))
-    if len(windows) < LEAST_WINDOWS:
+    count = settings.tokens // WINDOW_TOKENS
+    tokens = settings.tokens + _CALIBRATED * WINDOW_TOKENS
+    windows = cut_windows(text, loaded.tokenizer, tokens, (WINDOW_TOKENS,))
+    observed = windows[:count]
+    if len(observed) < LEAST_WINDOWS:
         raise InvalidInput(
-            f"text: fills {len(windows)} windows of {WINDOW_TOKENS} tokens; at least "
+            f"text: fills {len(observed)} windows of {WINDOW_TOKENS} tokens; at least "
             f"{LEAST_WINDOWS} are needed"
         )
-    return windows
+    unseen = windows[Held.of(len(observed)).held_out.start :]
+    return Windows(observed, unseen[:_CALIBRATED])
+
+
+def check_residual(settings: ResidualSettings, text: str, loaded: LoadedModel) -> None:
+    """Raises what `train_residual` would before it begins. Writes nothing.
+
+    Raises:
+        InvalidInput, Unsupported: see `windows_of`.
+        ConfigurationError: see `windows_of`; a state folder of other settings.
+    """
+    windows = windows_of(settings, text, loaded)
+    geometry = geometry_of(loaded.model.config, "float32")
+    RunState.check(settings.state, _what_decides(settings, geometry, windows))
 
 
 def train_residual(
@@ -100,25 +125,16 @@ def train_residual(
     windows = windows_of(settings, text, loaded)
     geometry = geometry_of(loaded.model.config, "float32")
     fit = _resolved(settings.fit, geometry)
-    seen = Observations(settings.state / "observations", windows, geometry)
-    decides = {
-        "codec": "lexico-residual",
-        "model": settings.model,
-        "corpus": digest_of(windows),
-        "tokens": sum(map(len, windows)),
-        "layers": geometry.layers,
-        "kv_heads": geometry.kv_heads,
-        "head_dim": geometry.head_dim,
-        **asdict(fit),
-    }
+    seen = Observations(settings.state / "observations", windows.observed, geometry)
+    decides = _what_decides(settings, geometry, windows)
     state = RunState.claim(settings.state, decides)
 
     def bar(items: Iterable[int], what: str) -> Iterable[int]:
         shown: Iterable[int] = progress(items, desc=what, leave=False)
         return shown
 
-    done = seen.finished()
-    with progress(total=len(windows), initial=done, desc="observing", unit="window") as shown:
+    total, done = len(windows.observed), seen.finished()
+    with progress(total=total, initial=done, desc="observing", unit="window") as shown:
         for _ in observe(loaded, seen, fit.seed, pool):
             shown.update()
     costs = _stage(state, "importance", lambda: {"importance": importance_of(seen, bar)})
@@ -134,7 +150,7 @@ def train_residual(
         rope=json.loads(canonical_json(asdict(geometry.rope))) if geometry.rope else {},
         sparsity=rest["coefficients"].shape[1],
         training={**decides, IMPORTANCE: costs["importance"].tolist()},
-        corpus_digest=digest_of(windows),
+        corpus_digest=digest_of(windows.observed),
         held_out=[],
         command=settings.command,
     )
@@ -143,10 +159,11 @@ def train_residual(
         named = {f"residual.{name}": tensor for name, tensor in tensors.items()}
         return DictionarySet.build((), info, further={**named, "residual.steps": steps})
 
-    steps = _stage(state, "steps", lambda: {"steps": _steps(loaded, seen, build, guess, progress)})[
-        "steps"
-    ]
-    return build(steps)
+    def calibrate() -> dict[str, Tensor]:
+        ruler = Ruler(loaded.model, geometry, windows.calibrating)
+        return {"steps": _steps(ruler, build, guess, progress)}
+
+    return build(_stage(state, "steps", calibrate)["steps"])
 
 
 def importance_of(
@@ -168,6 +185,23 @@ def importance_of(
         squares = seen.gradients(window).double().square().mean(0)
         total += squares.view(len(total), -1).mean(1)
     return (total / len(fitted)).view(-1, 2)
+
+
+def _what_decides(
+    settings: ResidualSettings, geometry: Geometry, windows: Windows
+) -> dict[str, Any]:
+    """All that the artefact's bytes depend on."""
+    return {
+        "codec": "lexico-residual",
+        "model": settings.model,
+        "corpus": digest_of(windows.observed),
+        "calibrated": digest_of(windows.calibrating),
+        "tokens": sum(map(len, windows.observed)),
+        "layers": geometry.layers,
+        "kv_heads": geometry.kv_heads,
+        "head_dim": geometry.head_dim,
+        **asdict(_resolved(settings.fit, geometry)),
+    }
 
 
 def _resolved(fit: FitSettings, geometry: Geometry) -> FitSettings:
@@ -207,15 +241,9 @@ def _check_caps(fit: FitSettings, geometry: Geometry) -> None:
 
 
 def _steps(
-    loaded: LoadedModel,
-    seen: Observations,
-    build: Callable[[Tensor], DictionarySet],
-    guess: float,
-    progress: Any,
+    ruler: Ruler, build: Callable[[Tensor], DictionarySet], guess: float, progress: Any
 ) -> Tensor:
     """Steps of the qualities, finest first."""
-    held = Held.of(len(seen.windows)).held_out[:_CALIBRATED]
-    ruler = Ruler(loaded.model, seen.geometry, [seen.windows[window] for window in held])
     trial = build(torch.full((len(QUALITIES),), guess))
     found: dict[str, float] = {}
     with progress(desc="calibrating", unit="step") as shown:

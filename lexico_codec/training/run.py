@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lexico_codec.dictionary import PARTS, DictionarySet, SetInfo
+from lexico_codec.dictionary import PARTS, DictionarySet
+from lexico_codec.set_info import SetInfo
 from lexico_codec.training.dictionaries import check_dictionaries, train_dictionaries
 from lexico_codec.training.model import LoadedModel, load_model
 from lexico_codec.training.pool import Pool
@@ -24,8 +25,8 @@ from lexico_codec.training.progress import bars
 from lexico_codec.training.residual import (
     IMPORTANCE,
     ResidualSettings,
+    check_residual,
     train_residual,
-    windows_of,
 )
 from lexico_codec.training.settings import RESIDUAL, TrainSettings
 from lexico_proto.errors import ConfigurationError
@@ -83,8 +84,8 @@ def train_all(
 ) -> list[Made]:
     """Makes several sets of one model, one after another, each as `train` makes it.
 
-    What can be refused is refused before the first is begun. A run for lexico-residual is to be
-    the first: what its state folder belongs to is looked at when it begins.
+    What can be refused is refused before the first is begun. A run for lexico-residual that tells
+    another its importance is to come before it.
 
     Raises:
         LexicoError: see `train`.
@@ -163,7 +164,7 @@ def _told(settings: TrainSettings, earlier: Sequence[TrainSettings]) -> Tensor |
 
 def _check(settings: TrainSettings, loaded: LoadedModel, importance: Tensor | None) -> None:
     if settings.codec == RESIDUAL:
-        windows_of(_residual(settings), settings.read_text(), loaded)
+        check_residual(_residual(settings), settings.read_text(), loaded)
     else:
         check_dictionaries(settings, loaded, importance)
 

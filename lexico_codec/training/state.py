@@ -23,6 +23,7 @@ from lexico_codec.dictionary import Part, canonical_json, write_atomically
 from lexico_codec.training.importance import training_weights
 from lexico_codec.training.learn import Learned, LearnSettings, learn
 from lexico_codec.training.pool import Pool
+from lexico_codec.training.rounding import as_lexico, as_packed
 from lexico_proto.errors import ConfigurationError
 
 _LOG = logging.getLogger(__name__)
@@ -195,9 +196,9 @@ def _do(task: Task, device: str) -> tuple[Path, bytes]:
     held_out = vectors[task.held_out_from :]
     stride = -(-len(held_out) // _HELD_OUT_VECTORS)
     train = vectors[: task.held_out_from]
-    learned = replace(
-        learn(train, held_out[::stride], task.settings, weights, packed, device), mean=mean
-    )
+    rounding = as_packed if packed else as_lexico
+    learned = learn(train, held_out[::stride], task.settings, weights, packed, device, rounding)
+    learned = replace(learned, mean=mean)
     found = {field.name: getattr(learned, field.name) for field in fields(learned)}
     tensors = {name: value for name, value in found.items() if isinstance(value, Tensor)}
     rest = {k: v for k, v in found.items() if k not in tensors and v is not None}

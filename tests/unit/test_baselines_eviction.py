@@ -12,7 +12,6 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from bench.baselines.eviction import (
     FRACTIONS,
     KVZIP_FRACTIONS,
-    METHODS,
     Eviction,
     available,
     continued,
@@ -22,6 +21,7 @@ from bench.baselines.eviction import (
     selections,
     shorten,
 )
+from bench.titles import EVICTIONS
 
 # What kvpress imports warns of its own imports.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")
@@ -88,7 +88,7 @@ def random_kept(*, layers_alike: bool = True) -> Tensor:
 def test_names_differ() -> None:
     made = evictions()
     assert len({one.name for one in made}) == len(made)
-    assert len({one.curve for one in made}) == 2 * len(METHODS)
+    assert len({one.curve for one in made}) == 2 * len(EVICTIONS)
 
 
 def test_keeping_all_predicts_as_the_whole_cache_does(model: Any, ids: list[int]) -> None:
@@ -154,7 +154,7 @@ def test_bytes(model: Any, ids: list[int]) -> None:
 
 
 @pytest.mark.parametrize("fraction", [*KVZIP_FRACTIONS, *FRACTIONS])
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVICTIONS)
 def test_the_share_of_kept_tokens_is_as_asked(method: str, fraction: float) -> None:
     stored = slice(4, 736)
     count = Eviction(method, fraction).count(stored)
@@ -163,7 +163,7 @@ def test_the_share_of_kept_tokens_is_as_asked(method: str, fraction: float) -> N
     assert int(select(scores, method, count).sum()) == pytest.approx(5 * HEADS * count, abs=5)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", EVICTIONS)
 def test_the_best_scored_stay(method: str) -> None:
     """Of each head, and for KVzip of all heads of all layers."""
     scores = torch.rand(LAYERS, HEADS, 100, generator=torch.Generator().manual_seed(4))
@@ -196,7 +196,7 @@ def test_pyramid(layers: int, count: int, tokens: int, ends: tuple[int, int]) ->
 @needs_kvpress
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
 def test_every_method_selects(model: Any, ids: list[int], fraction: float) -> None:
-    chosen = [Eviction(method, fraction) for method in METHODS]
+    chosen = [Eviction(method, fraction) for method in EVICTIONS]
     prefix = ids[:PREFIX]
     cache = cache_of(model, ids)
     first = list(selections(model, prefix, cache, chosen, STORED, [5, 6, 7]))

@@ -3,7 +3,9 @@ arithmetic."""
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from bench import cliff_models
+from bench import cliff_models, cliffs
 from bench.cliff_models import (
     OUTLIER,
     OUTLIER_PAIRS,
@@ -21,9 +23,11 @@ from bench.cliff_models import (
     with_outliers,
     with_wide_heads,
 )
-from bench.cliffs import CASES, compare, summary
+from bench.cliffs import BUILT_IN, CASES, Case, compare, rows_of, summary
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.rope import unrotate
+from lexico_codec.transform import QUALITIES
+from lexico_proto.errors import DictionaryMismatch
 from tests.support.tiny_configs import SMALL
 
 TEXT = [(7 * i + i // 5) % 64 for i in range(63)]
@@ -128,6 +132,43 @@ def test_the_worst_ratio_is_of_rows_that_decide() -> None:
     assert summary(rows)["worst_ratio"] == 1.2
     assert summary(rows)["ratios"] == {"a near": 1.1, "a small": 1.2}
     assert len({case.name for case in CASES}) == len(CASES)
+
+
+class Refusing:
+    """Points of two texts, the second of which the codec refuses at preset small."""
+
+    def of(self, model: str, set_name: str, kind: str) -> dict[str, list[cliffs.Point]]:
+        point = {"kl": 0.1, "token_bytes": 100.0, "fraction": 0.1}
+        return {name: [point, {"refused": 1.0} if name == "small" else point] for name in QUALITIES}
+
+
+FOREIGN = Case("foreign set", BUILT_IN, "outliers", decides=False)
+
+
+def test_one_refusal_leaves_every_preset_of_the_case_without_figures() -> None:
+    points: Any = Refusing()
+    rows = rows_of(FOREIGN, points)
+    assert [(row.pop("preset"), row.pop("refused")) for row in rows] == [
+        (name, int(name == "small")) for name in QUALITIES
+    ]
+    assert all(row == {"case": "foreign set", "texts": 2, "decides": False} for row in rows)
+    decides = {"case": "a", "preset": "near", "ratio": 1.1, "decides": True}
+    assert summary([decides, *rows])["ratios"] == {"a near": 1.1}
+
+
+def test_a_refusal_where_a_case_decides_ends_the_run() -> None:
+    points: Any = Refusing()
+    with pytest.raises(SystemExit, match="of 2: near 0, balanced 0, small 1"):
+        rows_of(replace(FOREIGN, decides=True), points)
+
+
+def test_a_refused_set_is_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: Any) -> None:
+        raise DictionaryMismatch("of other weights")
+
+    monkeypatch.setattr(cliffs, "through_frames", refuse)
+    anything: Any = SimpleNamespace(coded=704)
+    assert cliffs._point(None, anything, anything, anything) == {"refused": 1.0}
 
 
 def test_twice_is_no_type_that_changes_with_the_length() -> None:

@@ -17,11 +17,11 @@ from torch import Tensor
 from lexico_codec import dictionary, set_families
 from lexico_codec.dictionary import (
     DictionarySet,
-    SetInfo,
     builtin_sets,
     canonical_json,
     load_builtin,
 )
+from lexico_codec.set_info import SetInfo
 from lexico_proto.errors import (
     ConfigurationError,
     DictionaryMismatch,
@@ -146,6 +146,7 @@ SPOILT[2, 1] = float("nan")
         artefact(extra=1),
         artefact(held_out=[{"key": 0.1, "value": 0.2}]),
         artefact(held_out=[{"key": 0.1}, {"key": 0.1}]),
+        artefact(held_out=2 * [{"key": 0.1, "value": 10**400}]),
         save(TENSORS, {"lexico": json.dumps({**DOCUMENT, "held_out": [float("nan")]})}),
         artefact(but("00.key", atoms(5, 4, 0))),
         artefact(but("00.key", atoms(5, 4, 0).half()[None])),

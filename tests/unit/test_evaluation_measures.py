@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from lexico_codec.evaluation.intervals import interval
 from lexico_codec.evaluation.prefixes import cut, exact_text, read_text
 from lexico_codec.evaluation.retrieval import ask, exact_task, make_task
 from lexico_codec.evaluation.settings import EvalSettings
-from lexico_codec.evaluation.shelf import Shelf
+from lexico_codec.evaluation.shelf import FrameShelf
 from lexico_codec.evaluation.svg import Axis, Point, Series, number, plot
 from lexico_codec.evaluation.turns import converse, exact_turns
 from lexico_codec.evaluation.ways import NamedSet, Way, choose_ways
@@ -148,7 +149,7 @@ class TestShelf:
     def test_stored_pages_are_never_coded_again(self, model: Any) -> None:
         way = ways_of(model, 'lexico:{"sparsity":3}')["lexico s=3"]
         exact = exact_text(model, prompt(176)[0].tolist(), settings_of())
-        shelf = Shelf(way)
+        shelf = FrameShelf(way)
         assert shelf.store(exact.ids[:50], exact.states) == 3
         before = shelf.reload(exact.ids[:50], torch.float32, model.device)
         assert shelf.store(exact.ids[:70], 0 * exact.states + 1) == 1
@@ -158,7 +159,7 @@ class TestShelf:
     def test_another_text_shares_its_common_pages_alone(self, model: Any) -> None:
         way = ways_of(model)["raw"]
         exact = exact_text(model, prompt(176)[0].tolist(), settings_of())
-        shelf = Shelf(way)
+        shelf = FrameShelf(way)
         shelf.store(exact.ids[:160], exact.states)
         other = [*exact.ids[:40], 7, *exact.ids[41:]]
         assert shelf.reload(other, torch.float32, model.device).shape[3] == 32
@@ -166,7 +167,7 @@ class TestShelf:
     def test_leaves_the_model_a_token(self, model: Any) -> None:
         way = ways_of(model)["raw"]
         exact = exact_text(model, prompt(176)[0].tolist(), settings_of())
-        shelf = Shelf(way)
+        shelf = FrameShelf(way)
         shelf.store(exact.ids[:32], exact.states)
         assert shelf.reload(exact.ids[:32], torch.float32, model.device).shape[3] == 16
 
@@ -175,7 +176,7 @@ class TestTurns:
     def test_raw_stays_at_zero(self, model: Any) -> None:
         settings = settings_of(turn_tokens=PAGE)
         exact = exact_turns(model, prompt(300)[0].tolist(), settings)
-        turns = converse(model, exact, ways_of(model)["raw"], settings)
+        turns = converse(model, exact, partial(FrameShelf, ways_of(model)["raw"]), settings)
         assert [turn["turn"] for turn in turns] == [1, 2, 3]
         assert [turn["kl"] for turn in turns] == [0, 0, 0]
         assert [turn["reloaded"] for turn in turns] == [160, 176, 192]
@@ -183,7 +184,7 @@ class TestTurns:
     def test_raw_stays_at_zero_where_tails_are_prefilled_again(self, model: Any) -> None:
         settings = settings_of(prefix=165)
         exact = exact_turns(model, prompt(300)[0].tolist(), settings)
-        turns = converse(model, exact, ways_of(model)["raw"], settings)
+        turns = converse(model, exact, partial(FrameShelf, ways_of(model)["raw"]), settings)
         assert max(turn["kl"] for turn in turns) < 1e-6
         assert [turn["reloaded"] for turn in turns] == [160, 176, 208]
         assert [turn["pages"] for turn in turns] == [1, 2, 1]
@@ -192,8 +193,8 @@ class TestTurns:
     def test_first_reload_is_that_of_pages_coded_once(self, model: Any) -> None:
         settings = settings_of()
         exact = exact_turns(model, prompt(300)[0].tolist(), settings)
-        ways = ways_of(model, 'lexico:{"sparsity":3}')
-        turns = converse(model, exact, ways["lexico s=3"], settings)
+        way = ways_of(model, 'lexico:{"sparsity":3}')["lexico s=3"]
+        turns = converse(model, exact, partial(FrameShelf, way), settings)
         assert turns[0]["kl"] == turns[0]["kl_once"] > 1e-4
         assert turns[2]["kl"] != turns[2]["kl_once"]
         assert turns[0]["bytes"] < turns[1]["bytes"] < turns[2]["bytes"]
@@ -232,7 +233,7 @@ class TestRetrieval:
 
     def test_raw_answers_as_the_exact_cache(self, model: Any) -> None:
         exact = exact_task(model, self.task())
-        found = ask(model, exact, ways_of(model)["raw"])
+        found = ask(model, exact, partial(FrameShelf, ways_of(model)["raw"]))
         expected = exact.answers()
         for mode in retrieval.MODES:
             assert len(found[mode]) == 4
@@ -243,7 +244,8 @@ class TestRetrieval:
 
     def test_codes_are_seen(self, model: Any) -> None:
         exact = exact_task(model, self.task())
-        found = ask(model, exact, ways_of(model, 'lexico:{"sparsity":2}')["lexico s=2"])
+        way = ways_of(model, 'lexico:{"sparsity":2}')["lexico s=2"]
+        found = ask(model, exact, partial(FrameShelf, way))
         assert all(answer["kl"] > 1e-6 for mode in retrieval.MODES for answer in found[mode])
 
     def test_context_without_room_is_refused(self) -> None:

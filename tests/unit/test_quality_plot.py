@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import json
+from importlib import import_module
 from pathlib import Path
+from pkgutil import iter_modules
 from typing import Any
 from xml.etree import ElementTree
 
 import pytest
 
-from bench import quality, quality_plot
-from bench.baselines import eviction
+from bench import baselines, quality, quality_plot, titles
 from bench.quality_plot import cliffs_table_of, filled, methods_of, svg_of, table_of, write
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -79,8 +80,10 @@ def folder(tmp_path: Path) -> Path:
 
 
 def test_every_method_of_the_benchmark_has_a_title() -> None:
-    assert set(quality_plot.TITLES) == set(quality.PEERS)
-    assert eviction.METHODS == quality_plot.EVICTIONS
+    names = [module.name for module in iter_modules(baselines.__path__)]
+    made = {name for name in names if hasattr(import_module(f"bench.baselines.{name}"), "coders")}
+    assert made == set(titles.CODERS)
+    assert set(quality.EVICTIONS) <= set(titles.EVICTIONS)
 
 
 def test_ours_come_first_and_evictions_last() -> None:
@@ -136,6 +139,15 @@ def test_cliffs_have_a_row_a_case_and_a_column_a_preset() -> None:
     assert table.splitlines()[0].endswith("| near | small |")
     assert "| key outliers | 1.00 ± 0.05; 1.25 | 1.10 ± 0.05; 1.25 |" in table
     assert "| *constant keys* |" in table  # decides nothing
+
+
+def test_a_cell_of_a_refused_set_says_so_in_place_of_figures() -> None:
+    refused = {"case": "foreign set", "refused": 5, "texts": 8, "decides": False}
+    made = hard_result()
+    made["rows"] += [{**refused, "preset": preset} for preset in ("near", "small")]
+    table = cliffs_table_of(made)
+    assert table.endswith("\n| *foreign set* | refused, 5 of 8 | refused, 5 of 8 |")
+    assert "| key outliers | 1.00 ± 0.05; 1.25 |" in table
 
 
 def test_plot_is_sound_and_draws_ours_last() -> None:

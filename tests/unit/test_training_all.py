@@ -258,12 +258,12 @@ class TestAll:
         self, tiny: LoadedModel, tmp_path: Path
     ) -> None:
         runs = options.settings_of(asked(tmp_path, "--codec", "all"))
-        for run in runs[1:]:
+        for run in runs:
             RunState.claim(run.state, {"codec": "another"})
             with pytest.raises(ConfigurationError, match=f"{run.codec}: belongs to a run"):
                 runner.train_all(runs, tiny)
             (run.state / "run.json").unlink()
-        assert not runs[0].state.exists()
+            assert not any(run.state.iterdir())
 
     def test_no_run_removes_the_state_of_another(
         self, tiny: LoadedModel, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -19,6 +19,7 @@ from lexico_codec.codecs import Place, ResidualCodec
 from lexico_codec.codecs.abc import SINK_TOKENS
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.kernels.levels import choose_levels
 from lexico_codec.rope import rotate, unrotate
 from lexico_codec.training import observe as observing
 from lexico_codec.training import options, residual
@@ -34,21 +35,12 @@ from lexico_codec.training.observe import (
     Observations,
     observe,
 )
+from lexico_codec.training.residual import ResidualSettings, windows_of
 from lexico_codec.training.run import TrainSettings, train
 from lexico_codec.transform import QUALITIES, Transform, classes_of
 from lexico_proto.errors import ConfigurationError, InvalidInput
+from tests.support.saved_model import TINY, letters
 
-TINY = {
-    "vocab_size": 64,
-    "hidden_size": 32,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "max_position_embeddings": 2048,
-    "initializer_range": 0.3,
-}
 YARN = {
     "rope_type": "yarn",
     "rope_theta": 1e4,
@@ -62,11 +54,6 @@ class Letters:
 
     def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
         return {"input_ids": [ord(c) % 64 for c in text]}
-
-
-def letters(count: int, seed: int = 0) -> str:
-    drawn = torch.randint(64, 127, (count,), generator=torch.Generator().manual_seed(seed))
-    return "".join(map(chr, drawn.tolist()))
 
 
 @pytest.fixture(scope="module")
@@ -227,6 +214,29 @@ class TestRun:
         for change, named in changes:
             with pytest.raises(ConfigurationError, match=f"another .*{named}"):
                 train(replace(own, **change), tiny)
+
+    def test_another_text_behind_what_was_observed_is_refused(
+        self, tiny: LoadedModel, own: TrainSettings, tmp_path: Path
+    ) -> None:
+        """Steps are measured on it."""
+        fewer = replace(own, tokens=5 * WINDOW_TOKENS, text=tmp_path / "more.txt")
+        fewer.text.write_text(letters(5 * WINDOW_TOKENS + 100))
+        train(fewer, tiny)
+        fewer.text.write_text(letters(5 * WINDOW_TOKENS + 100) + letters(WINDOW_TOKENS, seed=3))
+        with pytest.raises(ConfigurationError, match="with another calibrated;"):
+            train(fewer, tiny)
+
+    @pytest.mark.parametrize(("filled", "most"), [(5, 9), (30, 5), (60, 40)])
+    def test_steps_are_measured_on_windows_that_nothing_is_fitted_to(
+        self, tiny: LoadedModel, tmp_path: Path, filled: int, most: int
+    ) -> None:
+        text = "".join(chr(65 + number % 26) * WINDOW_TOKENS for number in range(filled))
+        settings = ResidualSettings("tiny", tmp_path, most * WINDOW_TOKENS, FitSettings(), "")
+        windows = windows_of(settings, text, tiny)
+        cut = [tuple(ord(c) % 64 for c in text[i:][:1024]) for i in range(0, len(text), 1024)]
+        assert list(windows.observed) == cut[:most]
+        first = Held.of(len(windows.observed)).held_out.start
+        assert list(windows.calibrating) == cut[first:][:24]
 
     def test_spoilt_state_is_named(self, tiny: LoadedModel, own: TrainSettings) -> None:
         (own.state / "rest.safetensors").write_bytes(b"junk")
@@ -517,6 +527,36 @@ def test_counted_tables_are_the_shares_of_the_levels() -> None:
     far = made.points[int(classes[0])]
     assert torch.equal(far[2:], torch.arange(2.0, 16.0)), "levels that were not met"
     assert int(made.shifts[int(classes[3])]) > 0
+
+
+@pytest.mark.parametrize("deviation", [0.5, 0.8, 1.6])
+def test_points_trade_the_error_against_what_is_lost_of_all_values(deviation: float) -> None:
+    """The shift of all levels but 0 is the best of a fine grid of them."""
+    values = deviation * torch.randn(1, 100_000, generator=torch.Generator().manual_seed(1))
+    none = torch.zeros(100_000, dtype=torch.int8)
+    counts = Counts()
+    classes = classes_of(torch.tensor([deviation]), 1.0, counts.classes)
+    tables = counts.tables()
+    counts.add(values, classes, none, tables)
+    points = counts.tables().points[int(classes[0])]
+    levels = choose_levels(values, classes, none, tables)[0].abs().long()
+    size = values[0].abs().double()
+    sums = torch.zeros(16, dtype=torch.float64).index_add_(0, levels, size)
+    means = sums / levels.bincount(minlength=16).clamp(min=1)
+    many = levels.bincount(minlength=16) >= 30
+
+    def cost(shift: float) -> float:
+        made = torch.where(many, means, torch.arange(16)) + shift
+        made[0] = 0
+        read = made[levels]
+        lost = 1 - (read * size).mean() / size.square().mean()
+        return float((read - size).square().mean() + 1.25 * size.square().mean() * lost**2)
+
+    shift = float((points.double() - means)[1])
+    best = min((cost(step / 1000), step / 1000) for step in range(-100, 600))[1]
+    assert shift == pytest.approx(best, abs=2e-3)
+    assert torch.allclose((points.double() - means)[many][1:], torch.tensor(shift).double())
+    assert shift > 0.01 or deviation > 1
 
 
 def test_offsets_move_classes_and_uncoded_values_are_not_counted() -> None:

@@ -1,0 +1,439 @@
+"""Published methods in `lexico eval`: what they store, who takes part where, and who cannot."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from functools import partial
+from html.parser import HTMLParser
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from bench.baselines.coder import Coder, Prefix, Stored
+from bench.baselines.kivi import Kivi
+from bench.baselines.per_token import PerToken
+from bench.baselines.zipcache import ZipCache
+from lexico_codec.evaluation import peers, run, state, units
+from lexico_codec.evaluation.fidelity import through_shelf
+from lexico_codec.evaluation.peer_shelf import PeerShelf
+from lexico_codec.evaluation.peers import Peer, importance_of, load_peers, prefix_of
+from lexico_codec.evaluation.prefixes import ExactText, exact_text
+from lexico_codec.evaluation.run import evaluate
+from lexico_codec.evaluation.settings import EvalSettings
+from lexico_codec.evaluation.turns import converse, exact_turns, resume
+from lexico_codec.geometry import Rope
+from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.training.model import LoadedModel
+from lexico_proto.errors import ConfigurationError, DictionaryMismatch
+from lexico_services import cli
+from tests.support.coded_models import LAYERS, llama, prompt
+from tests.support.residual_sets import residual_set
+
+PAGE, HEAD_DIM, SINKS = 16, 32, 4
+
+
+def letters(text: str, **_: Any) -> dict[str, list[int]]:
+    """A tokenizer of single characters."""
+    return {"input_ids": [ord(c) % 64 for c in text]}
+
+
+def never(*_: Any) -> Any:
+    raise AssertionError("was asked for")
+
+
+class Listening(PerToken):
+    """Knows which positions it was given."""
+
+    def __init__(self) -> None:
+        super().__init__(4)
+        self.given: list[tuple[int, int]] = []
+
+    def code(self, prefix: Prefix) -> Stored:
+        self.given.append((int(prefix.positions[0]), int(prefix.positions[-1]) + 1))
+        return super().code(prefix)
+
+
+class Late(PerToken):
+    """Fails at what is not the beginning of a text."""
+
+    name = "late"
+
+    def code(self, prefix: Prefix) -> Stored:
+        if prefix.positions[0] != SINKS:
+            raise ValueError("not the beginning")
+        return super().code(prefix)
+
+
+class Infinite(Coder):
+    """Gives nothing finite back."""
+
+    name = "infinite"
+
+    def code(self, prefix: Prefix) -> Stored:
+        return Stored(prefix.keys / 0, prefix.values / 0, 1)
+
+
+@pytest.fixture(scope="module")
+def model() -> Any:
+    return llama(attn_implementation="sdpa", head_dim=HEAD_DIM)
+
+
+@pytest.fixture(scope="module")
+def rope(model: Any) -> Rope:
+    found = geometry_of(model.config, "float32").rope
+    assert found is not None
+    return found
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> EvalSettings:
+    text = tmp_path / "foxes.txt"
+    text.write_text("".join(f"The fox saw {i} hounds and the hounds saw it. " for i in range(80)))
+    return EvalSettings(
+        model="tiny",
+        sources=(text,),
+        out=tmp_path / "report",
+        state=tmp_path / "state",
+        codecs=("raw",),
+        texts=1,
+        prefix=208,
+        tail=8,
+        continuation=24,
+        page_tokens=PAGE,
+        turns=2,
+        turn_tokens=32,
+        pairs=2,
+        dtype="float32",
+    )
+
+
+@pytest.fixture(scope="module")
+def exact(model: Any) -> ExactText:
+    given = EvalSettings("tiny", (Path("a"),), Path("b"), Path("c"), prefix=165, continuation=16)
+    return exact_text(model, prompt(181)[0].tolist(), replace(given, page_tokens=PAGE))
+
+
+def shelf_of(coder: Coder, rope: Rope, weigh: Any = never) -> PeerShelf:
+    return PeerShelf(Peer(coder.name, "method", coder), rope, PAGE, weigh)
+
+
+def reloaded(shelf: PeerShelf, ids: Any) -> Tensor:
+    return shelf.reload(ids, torch.float32, torch.device("cpu"))
+
+
+class TestShelf:
+    @pytest.mark.parametrize(
+        "coder", [PerToken(3), Kivi(4, 16), ZipCache(40)], ids=lambda coder: coder.name
+    )
+    def test_a_prefix_is_what_the_method_gives(
+        self, model: Any, rope: Rope, exact: ExactText, coder: Coder
+    ) -> None:
+        """As before there were shelves: one range without the sinks, which are exact."""
+        coded = 144
+        importance = importance_of(model, exact.ids[:165])
+        range_ = slice(SINKS, coded)
+        stored = coder.code(prefix_of(exact.states, importance, range_, rope))
+        expected = exact.states.clone()
+        expected[:, 0, :, range_] = stored.keys.transpose(1, 2)
+        expected[:, 1, :, range_] = stored.values.transpose(1, 2)
+        shelf = shelf_of(coder, rope, lambda *_: importance)
+        made = through_shelf(exact, shelf, coded)
+        assert torch.equal(made, expected)
+        assert torch.equal(made[:, :, :, :SINKS], exact.states[:, :, :, :SINKS])
+        assert not torch.equal(made, exact.states)
+        assert shelf.size == stored.size + 2 * exact.states[:, :, :, :SINKS].numel()
+
+    def test_what_is_stored_is_never_coded_again(self, rope: Rope, exact: ExactText) -> None:
+        coder = Listening()
+        shelf = shelf_of(coder, rope)
+        assert shelf.store(exact.ids[:50], exact.states) == 3
+        assert shelf.store(exact.ids[:63], exact.states) == 0
+        before = reloaded(shelf, exact.ids[:50])
+        assert shelf.store(exact.ids[:100], 0 * exact.states + 1) == 3
+        assert coder.given == [(SINKS, 48), (48, 96)]
+        assert torch.equal(reloaded(shelf, exact.ids[:100])[:, :, :, :48], before)
+
+    def test_ranges_add_up(self, rope: Rope, exact: ExactText) -> None:
+        """Of a method that codes every token by itself."""
+        parts, whole = shelf_of(PerToken(4), rope), shelf_of(PerToken(4), rope)
+        for end in (50, 70, 160):
+            parts.store(exact.ids[:end], exact.states)
+        whole.store(exact.ids[:160], exact.states)
+        assert parts.size == whole.size
+        ids = exact.ids[:161]
+        assert torch.equal(reloaded(parts, ids), reloaded(whole, ids))
+
+    def test_whole_pages_come_back_of_a_part_of_a_range(self, rope: Rope, exact: ExactText) -> None:
+        shelf = shelf_of(Kivi(2, 16), rope)
+        shelf.store(exact.ids[:160], exact.states)
+        part = reloaded(shelf, exact.ids[:100])
+        assert part.shape == (LAYERS, 2, 2, 96, HEAD_DIM)
+        assert torch.equal(part, reloaded(shelf, exact.ids[:161])[:, :, :, :96])
+        assert reloaded(shelf, exact.ids[:96]).shape[3] == 80, "leaves the model a token"
+
+    def test_another_text_shares_its_common_pages_alone(self, rope: Rope, exact: ExactText) -> None:
+        shelf = shelf_of(PerToken(4), rope)
+        shelf.store(exact.ids[:160], exact.states)
+        other = [*exact.ids[:40], (exact.ids[40] + 1) % 97, *exact.ids[41:]]
+        assert reloaded(shelf, other).shape[3] == 32
+        assert shelf.store(other[:64], exact.states) == 2
+        assert reloaded(shelf, other).shape[3] == 64
+
+    def test_a_miss_is_prefilled(self, model: Any, rope: Rope, exact: ExactText) -> None:
+        cache, _, found = resume(model, shelf_of(PerToken(4), rope), exact.ids[:40], 1)
+        assert found == 0
+        assert cache.get_seq_length() == 40
+
+    def test_importance_is_that_of_the_new_tokens(
+        self, model: Any, exact: ExactText, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = importance_of(model, exact.ids[:165])
+        assert torch.allclose(whole[:, 0], whole[:, 0].clamp(0.01, 1)), "what all tokens see"
+        later = importance_of(model, exact.ids[:165], exact.states[:, :, :, :96])
+        torch.testing.assert_close(later[:, 96:], whole[:, 96:], atol=1e-6, rtol=1e-4)
+        monkeypatch.setattr(peers, "_QUERIES", 63)
+        torch.testing.assert_close(
+            importance_of(model, exact.ids[:165]), whole, atol=1e-6, rtol=1e-4
+        )
+
+    def test_tokens_are_weighed_on_the_cache_that_is_stored(
+        self, model: Any, rope: Rope, exact: ExactText
+    ) -> None:
+        asked: list[tuple[int, int]] = []
+
+        def weigh(ids: Any, known: Tensor) -> Tensor:
+            asked.append((len(ids), known.shape[3]))
+            return importance_of(model, ids, known)
+
+        shelf = shelf_of(ZipCache(40), rope, weigh)
+        shelf.store(exact.ids[:50], exact.states)
+        shelf.store(exact.ids[:100], exact.states)
+        assert asked == [(50, 0), (100, 48)]
+
+
+class TestTurns:
+    def test_errors_pile_up_after_the_first_reload(
+        self, model: Any, rope: Rope, settings: EvalSettings
+    ) -> None:
+        exact = exact_turns(model, prompt(272)[0].tolist(), settings)
+        turns = converse(model, exact, partial(shelf_of, Kivi(2, 16), rope), settings)
+        assert turns[0]["kl"] == turns[0]["kl_once"] > 1e-4
+        assert turns[1]["kl"] != turns[1]["kl_once"]
+        assert [turn["reloaded"] for turn in turns] == [208, 240]
+        assert [turn["pages"] for turn in turns] == [2, 2]
+        assert turns[0]["bytes"] < turns[1]["bytes"]
+
+
+class TestChoice:
+    def test_by_a_part_of_a_name_in_either_case(self) -> None:
+        assert {one.method for one in load_peers(["kvTC"])} == {"kvtc"}
+        assert [one.name for one in load_peers(["TOKEN 2 BIT,"])] == [
+            "per token 2 bit, groups of 32"
+        ]
+        names = [one.name for one in load_peers(["KIVI 2", "zipcache"])]
+        assert names[:2] == ["KIVI 2 bit", "KIVI 2 bit, groups of 64"]
+        assert len(names) == 7
+        assert len(load_peers()) > 50
+
+    @pytest.mark.parametrize("change", [{"peers": False}, {"peer": ("KIVI", "")}], ids=str)
+    def test_settings(self, settings: EvalSettings, change: dict[str, Any]) -> None:
+        with pytest.raises(ConfigurationError, match="peer"):
+            replace(settings, **{"peer": ("KIVI",), **change})
+
+    def test_unknown_name_before_the_model_is_read(
+        self, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(run, "load_model", never)
+        with pytest.raises(ConfigurationError, match=r"peer squeeze: .* per_token, kivi, "):
+            evaluate(replace(settings, peer=("KIVI", "squeeze")))
+
+    def test_absent_package(self, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch) -> None:
+        monkeypatch.setattr(run, "load_model", never)
+        monkeypatch.setattr(peers, "find_spec", lambda name: None)
+        with pytest.raises(ConfigurationError, match=r"peer KIVI: .* absent"):
+            evaluate(replace(settings, peer=("KIVI",)))
+
+    def test_model_without_rope(
+        self, model: Any, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        geometry = replace(geometry_of(model.config, "float32"), rope=None)
+        monkeypatch.setattr(run, "geometry_of", lambda *_: geometry)
+        loaded = LoadedModel("tiny", model, letters)
+        with pytest.raises(ConfigurationError, match="peer KIVI: needs a model with RoPE"):
+            evaluate(replace(settings, peer=("KIVI",)), loaded)
+        quick = replace(settings, turns=0, pairs=0)
+        assert "need a model with RoPE" in evaluate(quick, loaded)["peers"]
+
+    @pytest.mark.parametrize(
+        ("options", "said"),
+        [(["--peer", "squeeze"], "peer squeeze"), (["--no-peers", "--peer", "KIVI"], "no-peers")],
+        ids=str,
+    )
+    def test_command_says_so(
+        self,
+        settings: EvalSettings,
+        options: list[str],
+        said: str,
+        capsys: pytest.CaptureFixture[str],
+    ) -> None:
+        command = ["eval", "--model", "tiny", "--text", str(settings.sources[0]), *options]
+        assert cli.main([*command, "--out", str(settings.out)]) == 2
+        assert said in capsys.readouterr().err
+
+
+class Text(HTMLParser):
+    """What a page says."""
+
+    def __init__(self, page: str) -> None:
+        super().__init__()
+        self.said: list[str] = []
+        self.feed(page)
+
+    def handle_data(self, data: str) -> None:
+        self.said.append(data)
+
+
+class TestReport:
+    @pytest.fixture
+    def loaded(self, model: Any) -> LoadedModel:
+        return LoadedModel("tiny", model, letters)
+
+    def test_methods_asked_for_are_in_every_section(
+        self,
+        loaded: LoadedModel,
+        settings: EvalSettings,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(peers, "MODULES", ("per_token", "kivi"))
+        document = evaluate(replace(settings, peer=("KIVI",)), loaded)
+        (source,) = document["sources"]
+        ran = ["raw", "KIVI 2 bit", "KIVI 3 bit", "KIVI 4 bit"]
+        assert [row["name"] for row in source["fidelity"]] == ran
+        assert [row["name"] for row in source["turns"]] == [name for name in ran for _ in "12"]
+        assert {row["name"] for row in source["retrieval"]} == {"exact cache", *ran}
+        by_name = {row["name"]: row for row in source["turns"] if row["turn"] == 2}
+        assert by_name["KIVI 2 bit"]["kl"]["mean"] > by_name["KIVI 4 bit"]["kl"]["mean"] > 0
+        assert {row["name"] for row in document["times"]} == {"raw"}
+        refused = {row["name"]: row for row in document["not_run"]}
+        assert "multiple of the group" in refused["KIVI 2 bit, groups of 64"]["reason"]
+        assert refused["KIVI 2 bit, groups of 64"]["sources"] == ["foxes.txt"]
+        assert "(KIVI) take part in every section but times" in document["peers"]
+        assert "--peer KIVI " in document["command"]
+        said = Text((settings.out / "report.html").read_text()).said
+        for heading in ("Keys and values apart", "Error of each layer", "KL at every reload"):
+            assert heading in said
+        assert "KIVI 2 bit, reload 1" in "\n".join(said)
+        assert "KIVI 2 bit: keys" in said
+        assert "KIVI 2 bit, groups of 64: not run: " in run._table(document)
+
+        state = tmp_path / "other.state"
+        alone = replace(settings, state=state, out=tmp_path / "other", turns=0, pairs=0)
+        (plain,) = evaluate(alone, loaded)["sources"]
+        rows = {row["name"]: row for row in plain["fidelity"]}
+        assert rows["KIVI 3 bit"] == source["fidelity"][2], "figures depend on who else runs"
+        assert len(rows) == 1 + 7 + 3
+        assert plain["turns"] == []
+
+    def test_not_asked_for_they_are_in_fidelity_alone(
+        self, loaded: LoadedModel, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        monkeypatch.setattr(peers, "MODULES", ("kivi",))
+        document = evaluate(settings, loaded)
+        (source,) = document["sources"]
+        assert "KIVI 2 bit" in {row["name"] for row in source["fidelity"]}
+        assert {row["name"] for row in source["turns"]} == {"raw"}
+        assert {row["name"] for row in source["retrieval"]} == {"exact cache", "raw"}
+        assert "KIVI 2 bit: keys" not in Text((settings.out / "report.html").read_text()).said
+
+    def test_a_stopped_run_goes_on_to_the_same_figures(
+        self,
+        loaded: LoadedModel,
+        settings: EvalSettings,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        """With a method that learns."""
+        given = replace(settings, peer=("CacheGen bins x1", "60 % salient"))
+        whole = evaluate(given, loaded)
+        assert len(whole["sources"][0]["fidelity"]) >= 3
+        second = replace(given, out=tmp_path / "again", state=tmp_path / "again.state")
+        put, done = state.Units.put, list[str]()
+
+        def stopping(self: state.Units, source: int, text: int, way: str, unit: Any) -> None:
+            if len(done) == 2:
+                raise KeyboardInterrupt
+            put(self, source, text, way, unit)
+            done.append(way)
+
+        monkeypatch.setattr(state.Units, "put", stopping)
+        with pytest.raises(KeyboardInterrupt):
+            evaluate(second, loaded)
+        monkeypatch.setattr(state.Units, "put", put)
+        made = evaluate(second, loaded)
+        moment = ("times", "environment")
+        assert {k: v for k, v in made.items() if k not in moment} == {
+            k: v for k, v in whole.items() if k not in moment
+        }
+        with pytest.raises(ConfigurationError, match="another learned_from, peer, peers"):
+            evaluate(replace(second, peer=("60 % salient",)), loaded)
+
+    def test_a_method_that_fails_in_any_part_is_named_and_others_stay(
+        self, loaded: LoadedModel, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        coders: list[Coder] = [Late(4), Infinite(), PerToken(4)]
+        coders[0].name = "late"
+        found = [Peer(coder.name, "odd", coder) for coder in coders]
+        monkeypatch.setattr(run, "load_peers", lambda names: found)
+        document = evaluate(replace(settings, peer=("odd",)), loaded)
+        refused = {row["name"]: row["reason"] for row in document["not_run"]}
+        assert refused["late"] == "not the beginning"
+        assert "NaN or infinite" in refused["infinite"]
+        (source,) = document["sources"]
+        assert {row["name"] for row in source["turns"]} == {"raw", "per token 4 bit"}
+
+
+class TestRefusedSets:
+    def test_a_set_of_other_weights_leaves_the_report(
+        self, model: Any, settings: EvalSettings, tmp_path: Path
+    ) -> None:
+        far = tmp_path / "far.safetensors"
+        residual_set(LAYERS, 2, HEAD_DIM, mean=5.0, gain=0.0).save(far)
+        given = replace(settings, sets=(str(far),), codecs=("lossless", "balanced"), peers=False)
+        document = evaluate(given, LoadedModel("tiny", model, letters))
+        (refused,) = document["not_run"]
+        assert refused["name"] == "lexico-residual quality=balanced"
+        assert "nothing like what the dictionary set of random was made from" in refused["reason"]
+        (source,) = document["sources"]
+        assert [row["name"] for row in source["fidelity"]] == ["raw", "lossless"]
+        assert "lexico-residual quality=balanced: not run: " in run._table(document)
+
+    def test_texts_that_are_not_refused_keep_their_figures(
+        self,
+        model: Any,
+        settings: EvalSettings,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        odd = tmp_path / "odd.txt"
+        odd.write_text("x" * 4000)
+        whole = units.through_frames
+
+        def refusing(exact: ExactText, way: Any, coded: int) -> Any:
+            if way.name == "lossless" and exact.ids[:3] == (ord("x") % 64,) * 3:
+                raise DictionaryMismatch("a set of other weights")
+            return whole(exact, way, coded)
+
+        monkeypatch.setattr(units, "through_frames", refusing)
+        sources = (*settings.sources, odd)
+        given = replace(settings, sources=sources, codecs=("lossless",), peers=False, turns=0)
+        document = evaluate(given, LoadedModel("tiny", model, letters))
+        assert document["not_run"] == [
+            {"name": "lossless", "reason": "a set of other weights", "sources": ["odd.txt"]}
+        ]
+        names = [[row["name"] for row in source["fidelity"]] for source in document["sources"]]
+        assert names == [["raw", "lossless"], ["raw"]]
+        assert "odd.txt" in Text((settings.out / "report.html").read_text()).said

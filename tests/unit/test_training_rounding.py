@@ -1,0 +1,82 @@
+"""Atoms are learned from codes as frames give them back."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch import Tensor
+
+from lexico_codec.coefficients import quantise
+from lexico_codec.kernels import Atoms, Codes, encode
+from lexico_codec.packed_codes import read, write
+from lexico_codec.training.learn import LearnSettings, learn
+from lexico_codec.training.rounding import as_lexico, as_packed, in_steps
+from tests.support.dictionaries import unit_rows
+
+
+def drawn(rows: int, m: int, seed: int = 0) -> Tensor:
+    return torch.randn(rows, m, generator=torch.Generator().manual_seed(seed))
+
+
+@pytest.mark.parametrize("tables", [1, 3])
+@pytest.mark.parametrize("tolerance", [None, 0.6])
+def test_packed_codes_are_those_that_a_frame_gives_back(
+    tables: int, tolerance: float | None
+) -> None:
+    sizes = [40, 33, 48][:tables]
+    atoms = Atoms.of(unit_rows(sum(sizes), 16, 1), [0, *torch.tensor(sizes).cumsum(0).tolist()])
+    vectors = drawn(tables * 50, 16)
+    # Of table 0 atoms have nearly all: it takes more bits than the others.
+    vectors[:50] = atoms.stack[torch.arange(50) % 40] * drawn(50, 1, 2) + 1e-4 * vectors[:50]
+    codes = encode(vectors.view(tables, 50, 16), atoms, 5, tolerance)
+    chosen = quantise(codes, atoms, vectors.square().sum(1), 3)
+    stored = read(memoryview(write(chosen, atoms.sizes)), atoms.sizes, [5] * tables, 50)
+    made = chosen.codes()
+    width = stored.indices.shape[1]
+    assert chosen.bits[0] > 3
+    assert torch.equal(made.counts, stored.counts)
+    assert torch.equal(made.indices[:, :width], stored.indices)
+    assert torch.equal(made.coefficients[:, :width], stored.coefficients)
+    assert not bool(made.coefficients[:, width:].any())
+
+
+def test_no_codes_at_all() -> None:
+    atoms = Atoms.of(unit_rows(8, 4, 1))
+    none = quantise(encode(torch.zeros(0, 4), atoms, 2), atoms, torch.zeros(0), 4).codes()
+    assert none.indices.shape == (0, 2)
+
+
+def test_each_rounding_is_its_codecs() -> None:
+    atoms, vectors = unit_rows(40, 16, 1), drawn(60, 16)
+    codes = encode(vectors, atoms, 4)
+    lexico = as_lexico(codes, vectors, atoms)
+    assert torch.equal(lexico.coefficients, codes.quantised().plain().coefficients)
+    packed = as_packed(codes, vectors, atoms)
+    squares = vectors.square().sum(1)
+    four_bits = quantise(codes, Atoms.of(atoms), squares, 4).codes()
+    assert torch.equal(packed.coefficients, four_bits.coefficients)
+    steps = in_steps(0.5)(codes, vectors, atoms)
+    assert torch.equal(steps.coefficients % 0.5, torch.zeros_like(steps.coefficients))
+    assert bool(((steps.coefficients - codes.coefficients).abs() <= 0.25).all())
+    for rounded in (lexico, packed, steps):
+        assert not torch.equal(rounded.coefficients, codes.coefficients)
+
+
+def test_learning_sees_rounded_codes_alone() -> None:
+    """Codes that rounding takes away move nothing: the atoms stay the vectors that they were."""
+    vectors = torch.nn.functional.normalize(drawn(500, 12), dim=1)
+    how = LearnSettings(atoms=20, sparsity=2, vectors=100, batch=100)
+    met: list[int] = []
+
+    def nothing(codes: Codes, rows: Tensor, atoms: Tensor) -> Codes:
+        met.append(len(rows))
+        return replace(codes, coefficients=torch.zeros_like(codes.coefficients))
+
+    still = learn(vectors, vectors[:50], how, rounding=nothing).atoms
+    moved = learn(vectors, vectors[:50], how).atoms
+    assert met == [100]
+    nearest = (still.float() @ vectors.T).amax(1)
+    assert bool((nearest > 1 - 1e-3).all())
+    assert bool(((moved.float() @ vectors.T).amax(1) < 1 - 1e-3).any())
