@@ -69,6 +69,8 @@ TURN_TOKENS: Final = 128
 SAMPLE_WINDOWS: Final = 16
 """Windows of 1,024 tokens that sets are trained on here; one of them is held out."""
 SAMPLE_VECTORS: Final = 60_000
+CALIBRATED: Final = 8
+"""Windows that their steps are measured on."""
 NORM_TOKENS: Final = 1024
 """Of the validation text, to measure keys on."""
 
@@ -152,6 +154,7 @@ class Models:
                     run_layers=geometry_of(made.config, "float32").layers, vectors=SAMPLE_VECTORS
                 ),
                 command="python -m bench.cliffs",
+                calibrated=CALIBRATED,
             )
             loaded = LoadedModel(settings.model, made, self.loaded.tokenizer)
             train_residual(settings, self._text, loaded, _progress).save(path)

@@ -17,8 +17,10 @@ from torch.nn.functional import pad
 
 from lexico_codec.codecs.abc import SINK_TOKENS
 from lexico_codec.evaluation.caches import cache_of, forward, states_of
-from lexico_codec.geometry import Rope
-from lexico_proto.errors import ConfigurationError, LexicoError
+from lexico_codec.evaluation.prefixes import Source, read_text, training_texts
+from lexico_codec.evaluation.settings import EvalSettings
+from lexico_codec.geometry import Geometry, Rope
+from lexico_proto.errors import ConfigurationError, InvalidInput, LexicoError
 
 MODULES: Final = (
     "per_token",
@@ -90,6 +92,62 @@ def load_peers(names: Sequence[str] = ()) -> list[Peer]:
                 f"peer {name}: no published method goes by it; there are {', '.join(MODULES)}"
             )
     return [one for one in every if not names or any(map(one.goes_by, names))]
+
+
+def choose_peers(
+    settings: EvalSettings,
+    tokenizer: Any,
+    geometry: Geometry,
+    first: Source,
+    peers: Sequence[Peer],
+) -> tuple[tuple[Peer, ...], tuple[tuple[int, ...], ...], str]:
+    """Peers that fit, the texts they learn from, and what the report says of them.
+
+    Args:
+        settings: the run.
+        tokenizer: of the model.
+        geometry: of its cache.
+        first: of the sources: what it has to spare is learned from where no other text is given.
+        peers: those that are there, see `load_peers`.
+
+    Raises:
+        ConfigurationError: peers asked for by name do not fit the model, or `peer_text` cannot be
+            read.
+        InvalidInput: there is nothing to learn from.
+    """
+    given = settings.peer_text
+    unused = "" if given is None else f" Nothing learned from {given.name}."
+    if not settings.peers:
+        return (), (), f"Published methods were not asked for (--no-peers).{unused}"
+    if not peers:
+        return (), (), f"Published methods were {ABSENT}.{unused}"
+    if geometry.rope is None:
+        if settings.peer:
+            raise ConfigurationError(f"peer {settings.peer[0]}: needs a model with RoPE")
+        return (), (), f"Published methods were left out: they need a model with RoPE.{unused}"
+    note = (
+        f"Published methods that were asked for ({', '.join(settings.peer)}) take part in every "
+        "section but times."
+        if settings.peer
+        else "Published methods take part in quality against bytes alone; --peer NAME has one take "
+        "part in every section but times."
+    )
+    if not any(peer.coder.learns for peer in peers):
+        return tuple(peers), (), f"{note}{unused}"
+    if given is not None:
+        text = read_text(given)
+        training = training_texts(given.name, text, tokenizer, settings.prefix, TRAINING_TEXTS)
+        where = given.name
+    else:
+        training = first.spare[:TRAINING_TEXTS]
+        where = f"parts of {first.name} that are not judged"
+    if not training:
+        raise InvalidInput(
+            f"text {first.name}: leaves nothing for the published methods to learn from: give "
+            "--peer-text or --no-peers, or ask for fewer --texts"
+        )
+    note = f"{note} Those that learn did so on {len(training)} texts: {where}."
+    return tuple(peers), training, note
 
 
 def calibrate(peers: Sequence[Peer], training: Sequence[Any]) -> dict[str, str]:

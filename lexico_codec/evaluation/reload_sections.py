@@ -12,7 +12,13 @@ Rows = Sequence[dict[str, Any]]
 
 _MODES: Final = ("requests", "turns")
 _KINDS: Final = ("key-value", "needle")
-_REPORTED: Final = (("kl", ""), ("kl_once", ", coded once"), ("nll_more", ", NLL increase"))
+_REPORTED: Final = (
+    ("kl", "", 1),
+    ("kl_once", ", coded once", 1),
+    ("nll_more", ", NLL increase", 1),
+    ("fraction", ", bytes %", 100),
+)
+"""Rows of a way: figure, what is added to the way's name, scale."""
 
 
 def turns(source: dict[str, Any], ours: Collection[str]) -> Iterator[str]:
@@ -38,8 +44,8 @@ def turns(source: dict[str, Any], ours: Collection[str]) -> Iterator[str]:
     heads = ["", *(f"{r['turn']} ({r['reloaded']} tokens)" for r in next(iter(by_way.values())))]
     cells, strong = [], []
     for name, some in by_way.items():
-        for key, what in _REPORTED:
-            cells.append([text(f"{name}{what}"), *(ranged(row[key]) for row in some)])
+        for key, what, scale in _REPORTED:
+            cells.append([text(f"{name}{what}"), *(ranged(row[key], scale) for row in some)])
             strong.append(name in ours and key == "kl")
     yield table(heads, cells, strong)
 

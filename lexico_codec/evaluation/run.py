@@ -21,18 +21,18 @@ from typing import Any
 from lexico_codec.dictionary import write_atomically
 from lexico_codec.evaluation.environment import describe, model_digest
 from lexico_codec.evaluation.html import page
-from lexico_codec.evaluation.peers import ABSENT, TRAINING_TEXTS, Peer, load_peers
-from lexico_codec.evaluation.prefixes import Source, read_sources, read_text, training_texts
+from lexico_codec.evaluation.peers import Peer, choose_peers, load_peers
+from lexico_codec.evaluation.prefixes import Source, read_sources, read_text
 from lexico_codec.evaluation.retrieval import Task, make_task
 from lexico_codec.evaluation.settings import EvalSettings, check_target
-from lexico_codec.evaluation.state import Unit, Units
+from lexico_codec.evaluation.state import Units
 from lexico_codec.evaluation.summary import document_of
 from lexico_codec.evaluation.units import Judge, JudgedText
 from lexico_codec.evaluation.ways import Chosen, Way, choose_ways, load_sets
 from lexico_codec.geometry import DTYPES, Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.training.model import LoadedModel, load_model
-from lexico_proto.errors import ConfigurationError, InvalidInput, NonFiniteCache
+from lexico_proto.errors import ConfigurationError
 
 REPORT, DATA = "report.html", "report.json"
 
@@ -160,7 +160,8 @@ def evaluate(settings: EvalSettings, loaded: LoadedModel | None = None) -> dict[
         UnknownCodec, Unsupported: a codec or a model that this version does not cover.
     """
     check_target(settings.out)
-    for path in settings.sources:
+    learned_from = () if settings.peer_text is None else (settings.peer_text,)
+    for path in (*settings.sources, *learned_from):
         read_text(path)  # what cannot be read is said before the model is loaded
     peers = load_peers(settings.peer) if settings.peers else []
     plan = _plan(settings, loaded or load_model(settings.model), peers)
@@ -178,7 +179,7 @@ def evaluate(settings: EvalSettings, loaded: LoadedModel | None = None) -> dict[
             "environment": describe(),
             "command": _command(settings),
         },
-        coded_bytes=2 * settings.coded * plan.geometry.token_bytes // plan.geometry.itemsize,
+        token_bytes=2 * plan.geometry.token_bytes // plan.geometry.itemsize,
         seed=settings.seed,
     )
     _write(settings.out, document)
@@ -199,7 +200,7 @@ def _plan(settings: EvalSettings, loaded: LoadedModel, peers: Sequence[Peer]) ->
         )
         for source in sources
     )
-    fitting, training, note = _peers_of(settings, loaded, geometry, sources[0], peers)
+    fitting, training, note = choose_peers(settings, loaded.tokenizer, geometry, sources[0], peers)
     facts = {
         "model": {
             "name": loaded.name,
@@ -222,47 +223,6 @@ def _plan(settings: EvalSettings, loaded: LoadedModel, peers: Sequence[Peer]) ->
         ],
     }
     return Plan(settings, loaded, geometry, chosen, fitting, sources, tasks, training, facts, note)
-
-
-def _peers_of(
-    settings: EvalSettings,
-    loaded: LoadedModel,
-    geometry: Geometry,
-    first: Source,
-    peers: Sequence[Peer],
-) -> tuple[tuple[Peer, ...], tuple[tuple[int, ...], ...], str]:
-    """Peers that fit, the texts they learn from, and what the report says of them."""
-    if not settings.peers:
-        return (), (), "Published methods were not asked for (--no-peers)."
-    if not peers:
-        return (), (), f"Published methods were {ABSENT}."
-    if geometry.rope is None:
-        if settings.peer:
-            raise ConfigurationError(f"peer {settings.peer[0]}: needs a model with RoPE")
-        return (), (), "Published methods were left out: they need a model with RoPE."
-    note = (
-        f"Published methods that were asked for ({', '.join(settings.peer)}) take part in every "
-        "section but times."
-        if settings.peer
-        else "Published methods take part in quality against bytes alone; --peer NAME has one take "
-        "part in every section but times."
-    )
-    if not any(peer.coder.learns for peer in peers):
-        return tuple(peers), (), note
-    if settings.peer_text is not None:
-        name, text = settings.peer_text.name, read_text(settings.peer_text)
-        training = training_texts(name, text, loaded.tokenizer, settings.prefix, TRAINING_TEXTS)
-        where = name
-    else:
-        training = first.spare[:TRAINING_TEXTS]
-        where = f"parts of {first.name} that are not judged"
-    if not training:
-        raise InvalidInput(
-            f"text {first.name}: leaves nothing for the published methods to learn from: give "
-            "--peer-text or --no-peers, or ask for fewer --texts"
-        )
-    note = f"{note} Those that learn did so on {len(training)} texts: {where}."
-    return tuple(peers), training, note
 
 
 def _check_positions(model: Any, settings: EvalSettings) -> None:
@@ -295,17 +255,8 @@ def _measure(plan: Plan, units: Units) -> None:
                     unit = judge.of_peer(text, one, plan.peers, plan.geometry.rope)
                 else:
                     unit = judge.of_way(text, one)
-                _put(units, source, number, one, unit)
+                units.put(source, number, one.name, unit)
                 bar.update()
-
-
-def _put(units: Units, source: int, number: int, one: Way | Peer, unit: Unit) -> None:
-    try:
-        units.put(source, number, one.name, unit)
-    except NonFiniteCache as error:
-        if not isinstance(one, Peer):
-            raise
-        units.put(source, number, one.name, {"failed": error.message})
 
 
 def _progress(**options: Any) -> Any:
@@ -376,15 +327,18 @@ def _write(out: Path, document: dict[str, Any]) -> None:
 
 
 def _table(document: dict[str, Any]) -> str:
-    """KL and bytes, for the terminal."""
-    lines: Sequence[str] = []
+    """KL and bytes, for the terminal, and what is missing of ways that are in every section."""
+    lines: list[str] = []
     for source in document["sources"]:
         rows = [
             f"{row['name']:32} {100 * row['fraction']['mean']:7.2f} {row['kl']['mean']:10.5f}"
             for row in source["fidelity"]
         ]
-        lines = [*lines, f"{source['name']:32} {'bytes %':>7} {'KL':>10}", *rows]
-    asked_for = {way["name"] for way in document["ways"] if way["every_section"]}
-    refused = [row for row in document["not_run"] if row["name"] in asked_for]
-    lines = [*lines, *(f"{row['name']}: not run: {row['reason']}" for row in refused)]
+        lines += [f"{source['name']:32} {'bytes %':>7} {'KL':>10}", *rows]
+    named = {way["name"] for way in document["ways"] if way["every_section"]}
+    every = len(document["sources"])
+    for row in document["not_run"]:
+        if row["name"] in named:
+            where = "" if len(row["sources"]) == every else f" on {', '.join(row['sources'])}"
+            lines.append(f"{row['name']}: not run{where}: {row['reason']}")
     return "\n".join(lines)

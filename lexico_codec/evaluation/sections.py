@@ -36,7 +36,8 @@ the first tokens, which stay exact.</li>
 <li><b>Turns</b>: a conversation is reloaded, goes on for a while, its new pages are stored, and so
 on. Pages already stored are not coded again, but new ones are computed on top of coded ones. The
 dashed line reloads pages that were all coded from the exact cache: what the solid line has above it
-piled up. Texts differ from turn to turn, so that the lines rise and fall together.</li>
+piled up. Texts differ from turn to turn, so that the lines rise and fall together. Bytes in the
+table are of all that is stored when a turn has ended, its own new pages included.</li>
 <li><b>Retrieval</b>: words are hidden in a context that is stored once. In mode requests every
 question is asked on the reloaded context alone; in mode turns they follow one another in a
 conversation that is stored and reloaded between them (modes of SCBench). Score is the
@@ -106,7 +107,8 @@ def _methods(document: Document) -> Iterator[str]:
             ]
             for one in document["not_run"]
         ]
-        yield f"<p>Left out:</p>{table(('name', 'texts', 'reason'), lines)}"
+        yield "<p>Left out, of everything or of the sections named:</p>"
+        yield table(("name", "files", "reason"), lines)
 
 
 def _fidelity(source: Document, ways: Rows) -> Iterator[str]:

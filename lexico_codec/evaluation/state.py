@@ -16,6 +16,18 @@ from lexico_proto.errors import ConfigurationError, NonFiniteCache
 Unit = dict[str, Any]
 
 
+def encoded(way: str, unit: Unit) -> bytes:
+    """A unit, or a part of one, as it is stored.
+
+    Raises:
+        NonFiniteCache: a figure that is NaN or infinite.
+    """
+    try:
+        return canonical_json({"way": way, **unit}).encode()
+    except ValueError as error:
+        raise NonFiniteCache(f"{way}: predictions on its cache are NaN or infinite") from error
+
+
 @dataclass(frozen=True, slots=True)
 class Units:
     """Finished parts of one run."""
@@ -42,11 +54,7 @@ class Units:
         Raises:
             NonFiniteCache: a figure that is NaN or infinite.
         """
-        try:
-            data = canonical_json({"way": way, **unit}).encode()
-        except ValueError as error:
-            raise NonFiniteCache(f"{way}: predictions on its cache are NaN or infinite") from error
-        write_atomically(self._path(source, text, way), data)
+        write_atomically(self._path(source, text, way), encoded(way, unit))
 
     def get(self, source: int, text: int, way: str) -> Unit:
         """A finished unit.

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any, Final
 
 from lexico_codec.evaluation.curves import curve, fraction_at
@@ -27,7 +27,7 @@ def document_of(
     peers: Sequence[Peer],
     about: dict[str, Any],
     *,
-    coded_bytes: int,
+    token_bytes: int,
     seed: int,
 ) -> dict[str, Any]:
     """What `report.json` holds.
@@ -38,10 +38,11 @@ def document_of(
         chosen: codecs of ours.
         peers: published methods.
         about: settings and environment, taken over as they are.
-        coded_bytes: of the stored tokens in 16 bits an element.
+        token_bytes: of a token's keys and values in 16 bits an element.
         seed: of the bootstrap.
     """
-    named = bool(about["settings"]["peer"])
+    settings = about["settings"]
+    named = bool(settings["peer"])
     ways = [*map(_way_row, chosen.ways), *(_peer_row(peer, named) for peer in peers)]
     every = [name for name, _, _ in sources]
     not_run = {left_out: [*every] for left_out in chosen.left_out}
@@ -50,14 +51,13 @@ def document_of(
         found: dict[str, list[Unit]] = {}
         for way in ways:
             of_way = [units.get(index, text, way["name"]) for text in range(texts)]
-            failed = [unit["failed"] for unit in of_way if "failed" in unit]
-            if failed:
-                not_run.setdefault((way["name"], failed[0]), []).append(name)
-            else:
+            for reason in _reasons(of_way):
+                not_run.setdefault((way["name"], reason), []).append(name)
+            if not any("failed" in unit for unit in of_way):
                 found[way["name"]] = of_way
         made.append(
             {"name": name, "digest": digest, "texts": texts}
-            | _source(found, ways, coded_bytes, seed)
+            | _source(found, ways, settings, token_bytes, seed)
         )
         times += _times(found, name, seed)
     return {
@@ -91,10 +91,29 @@ def _way_row(one: Way) -> Row:
     }
 
 
+def _reasons(some: Sequence[Unit]) -> Iterable[str]:
+    """Why a way has no figures of a file, or none in some sections: those of one of its texts are
+    missing."""
+    failed = [unit["failed"] for unit in some if "failed" in unit]
+    if failed:
+        return failed[:1]
+    sections: dict[str, list[str]] = {}
+    for section in ("turns", "retrieval"):
+        missing = [unit["missing"][section] for unit in some if section in unit.get("missing", ())]
+        if missing:
+            sections.setdefault(missing[0], []).append(section)
+    return [f"{' and '.join(names)}: {reason}" for reason, names in sections.items()]
+
+
 def _source(
-    found: dict[str, list[Unit]], ways: Sequence[Row], coded_bytes: int, seed: int
+    found: dict[str, list[Unit]],
+    ways: Sequence[Row],
+    settings: Mapping[str, Any],
+    token_bytes: int,
+    seed: int,
 ) -> dict[str, Any]:
     method_of = {way["name"]: way["method"] for way in ways}
+    coded_bytes = settings["coded"] * token_bytes
     fidelity = [_fidelity(name, some, coded_bytes, seed) for name, some in found.items()]
     methods = list(dict.fromkeys(method_of[row["name"]] for row in fidelity))
     curves = {
@@ -105,15 +124,22 @@ def _source(
         )
         for method in methods
     }
-    whole = {name: some for name, some in found.items() if "turns" in some[0]}
+    reloaded, asked = (
+        {name: some for name, some in found.items() if all(section in unit for unit in some)}
+        for section in ("turns", "retrieval")
+    )
     return {
         "fidelity": fidelity,
         "bytes_at_kl": {
             method: {str(kl): fraction_at(points, kl) for kl in KLS}
             for method, points in curves.items()
         },
-        "turns": [row for name, some in whole.items() for row in _turns(name, some, seed)],
-        "retrieval": _retrieval(whole, seed),
+        "turns": [
+            row
+            for name, some in reloaded.items()
+            for row in _turns(name, some, settings["page_tokens"], token_bytes, seed)
+        ],
+        "retrieval": _retrieval(asked, seed),
         "per_text": {
             name: [{k: v for k, v in unit.items() if k != "times"} for unit in some]
             for name, some in found.items()
@@ -142,26 +168,30 @@ def _fidelity(name: str, some: Sequence[Unit], coded_bytes: int, seed: int) -> R
     }
 
 
-def _turns(name: str, some: Sequence[Unit], seed: int) -> Iterable[Row]:
+def _turns(
+    name: str, some: Sequence[Unit], page_tokens: int, token_bytes: int, seed: int
+) -> Iterable[Row]:
     for turns in zip(*(unit["turns"] for unit in some), strict=True):
+        stored = turns[0]["reloaded"] + turns[0]["pages"] * page_tokens  # when the turn has ended
         yield {
             "name": name,
             "turn": turns[0]["turn"],
             "reloaded": turns[0]["reloaded"],
             "pages": turns[0]["pages"],
+            "fraction": interval([t["bytes"] / (stored * token_bytes) for t in turns], seed),
             "kl": interval([turn["kl"] for turn in turns], seed),
             "kl_once": interval([turn["kl_once"] for turn in turns], seed),
             "nll_more": interval([turn["nll"] - turn["nll_exact"] for turn in turns], seed),
         }
 
 
-def _retrieval(whole: dict[str, list[Unit]], seed: int) -> list[Row]:
+def _retrieval(asked: dict[str, list[Unit]], seed: int) -> list[Row]:
     """A row for each way, mode and kind of question; the exact cache's first."""
-    if not whole:
+    if not asked:
         return []
-    first = next(iter(whole.values()))
+    first = next(iter(asked.values()))
     sets = {"exact cache": ("retrieval_exact", first)}
-    sets |= {name: ("retrieval", some) for name, some in whole.items()}
+    sets |= {name: ("retrieval", some) for name, some in asked.items()}
     rows = []
     for name, (key, some) in sets.items():
         if not some[0][key]:

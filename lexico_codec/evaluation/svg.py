@@ -38,9 +38,11 @@ class Series:
     name: str
     points: Sequence[Point]
     colour: int
+    """Decides on the mark too, so that a name looks alike in all plots."""
     strong: bool = True
     """Drawn thick, over the others."""
     dashed: bool = False
+    """Belongs to the strong one of the same colour, and has its mark."""
 
 
 @dataclass(frozen=True)
@@ -104,7 +106,7 @@ def plot(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
     ends = [end for p in points for end in (p.y, p.low, p.high) if end is not None]
     y = y.fitted(ends)
     parts = [_frame(x, y)]
-    for index, one in sorted(enumerate(series), key=lambda numbered: numbered[1].strong):
+    for one in sorted(series, key=lambda one: one.strong):
         marks = [(_x(x, point.x), _y(y, point.y), point) for point in one.points]
         corners = [(px, py) for px, py, point in marks if point.on_line]
         if len(corners) > 1:
@@ -116,10 +118,8 @@ def plot(title: str, series: Sequence[Series], x: Axis, y: Axis) -> str:
             )
         for px, py, point in marks:
             parts.append(_whisker(px, y, point, one.colour))
-            parts.append(_mark(px, py, point, one, index))
-    legend = "".join(
-        f"<li>{_key(one, index)}{escape(one.name)}</li>" for index, one in enumerate(series)
-    )
+            parts.append(_mark(px, py, point, one))
+    legend = "".join(f"<li>{_key(one)}{escape(one.name)}</li>" for one in series)
     return _figure(title, _WIDTH, _HEIGHT, "".join(parts), legend)
 
 
@@ -252,26 +252,25 @@ def _whisker(px: float, y: Axis, point: Point, colour: int) -> str:
     )
 
 
-def _key(one: Series, index: int) -> str:
+def _key(one: Series) -> str:
     """A line and a mark for the legend."""
     dash = ' stroke-dasharray="5 4"' if one.dashed else ""
     line = (
         f'<line class="line" style="{_colour(one.colour)}" stroke-width="{_width(one)}"{dash} '
         'x1="0" y1="6" x2="26" y2="6"></line>'
     )
-    return (
-        f'<svg class="key" viewBox="0 0 26 12">{line}{_mark(13, 6, Point(0, 0), one, index)}</svg>'
-    )
+    return f'<svg class="key" viewBox="0 0 26 12">{line}{_mark(13, 6, Point(0, 0), one)}</svg>'
 
 
 def _width(one: Series) -> float:
     return 2.2 if one.strong else 1.1
 
 
-def _mark(px: float, py: float, point: Point, one: Series, index: int) -> str:
+def _mark(px: float, py: float, point: Point, one: Series) -> str:
     size = 4.2 if one.strong else 3.0
-    repeats = index // COLOURS  # of the colour, which then has another mark
-    kind = _MARKS[(repeats if one.strong else index + repeats) % len(_MARKS)]
+    repeats = one.colour // COLOURS  # of the colour, which then has another mark
+    ours = one.strong or one.dashed
+    kind = _MARKS[(repeats if ours else one.colour + repeats) % len(_MARKS)]
     style = f'class="mark" style="{_colour(one.colour)}"'
     title = f"<title>{escape(point.title or one.name)}</title>"
     if kind == "circle":

@@ -24,7 +24,7 @@ from lexico_codec.evaluation.prefixes import ExactText, exact_text
 from lexico_codec.evaluation.retrieval import ExactTask, Task, ask, exact_task
 from lexico_codec.evaluation.settings import EvalSettings
 from lexico_codec.evaluation.shelf import FrameShelf, OpenShelf
-from lexico_codec.evaluation.state import Unit
+from lexico_codec.evaluation.state import Unit, encoded
 from lexico_codec.evaluation.turns import ExactTurns, converse, exact_turns
 from lexico_codec.evaluation.ways import Way
 from lexico_codec.geometry import Rope
@@ -65,7 +65,10 @@ class JudgedText:
 
     def find_all(self) -> None:
         """Finds it now: what the model itself fails at is no failure of a way to store."""
-        _ = self.exact, self.asked, self.settings.turns and self.turns
+        _ = self.exact
+        _ = self.asked
+        if self.settings.turns:
+            _ = self.turns
 
 
 class Judge:
@@ -86,7 +89,8 @@ class Judge:
         self._failed: dict[str, str] | None = None
 
     def of_way(self, text: JudgedText, way: Way) -> Unit:
-        """A codec of ours, through frames, or why it refuses to code this text over its set."""
+        """A codec of ours, through frames, or why it refuses to code this text over its set; where
+        it does so in turns or retrieval alone, why these are `missing`, by the section's name."""
         text.find_all()
         try:
             return self._of_way(text, way)
@@ -95,7 +99,7 @@ class Judge:
 
     def of_peer(self, text: JudgedText, peer: Peer, peers: Sequence[Peer], rope: Rope) -> Unit:
         """A published method, or why it cannot store this text; turns and retrieval too where
-        methods were asked for by name.
+        methods were asked for by name, or why they are `missing`, as for `of_way`.
 
         Args:
             text: the text.
@@ -110,6 +114,8 @@ class Judge:
             return {"failed": self._failed[peer.name]}
         if self._settings.peer:
             text.find_all()
+        if peer.coder.weighs:  # a pass of the model's own
+            _ = text.importance
         exact, coded = text.exact, self._settings.coded
 
         def opened(weigh: Weigh) -> PeerShelf:
@@ -119,10 +125,12 @@ class Judge:
             shelf = opened(lambda *_: text.importance)
             made = through_shelf(exact, shelf, coded)
             unit: Unit = {"fidelity": judge(self._model, exact, made, shelf.size, coded)}
-            if self._settings.peer:
-                unit |= self._reloaded(text, partial(opened, partial(importance_of, self._model)))
+            encoded(peer.name, unit)  # refuses what is not finite
         except FAILURES as error:
             return {"failed": str(error)}
+        if self._settings.peer:
+            weigh = partial(importance_of, self._model)
+            unit |= self._reloaded(text, peer.name, partial(opened, weigh), FAILURES)
         return unit
 
     def _of_way(self, text: JudgedText, way: Way) -> Unit:
@@ -136,7 +144,7 @@ class Judge:
         made, shelf = through_frames(exact, way, settings.coded)
         return {
             "fidelity": judge(self._model, exact, made, shelf.size, settings.coded),
-            **self._reloaded(text, partial(FrameShelf, way)),
+            **self._reloaded(text, way.name, partial(FrameShelf, way), (DictionaryMismatch,)),
             "times": {
                 "prefill_s": exact.prefill_s,
                 "encode_s": shelf.encode_s,
@@ -144,12 +152,34 @@ class Judge:
             },
         }
 
-    def _reloaded(self, text: JudgedText, open_shelf: OpenShelf) -> Unit:
-        """Turns and retrieval."""
-        settings, asked = self._settings, text.asked
-        turns = converse(self._model, text.turns, open_shelf, settings) if settings.turns else []
-        return {
-            "turns": turns,
-            "retrieval": {} if asked is None else ask(self._model, asked, open_shelf),
-            "retrieval_exact": {} if asked is None else asked.answers(),
-        }
+    def _reloaded(
+        self,
+        text: JudgedText,
+        name: str,
+        open_shelf: OpenShelf,
+        refusals: tuple[type[Exception], ...],
+    ) -> Unit:
+        """Turns and retrieval, and why one of them is `missing`: the other figures stay."""
+        unit: Unit = {}
+        missing: dict[str, str] = {}
+        for section, measure in (("turns", self._turns), ("retrieval", self._retrieval)):
+            try:
+                found = measure(text, open_shelf)
+                encoded(name, found)  # refuses what is not finite
+                unit |= found
+            except refusals as error:
+                missing[section] = str(error)
+        return unit | {"missing": missing} if missing else unit
+
+    def _turns(self, text: JudgedText, open_shelf: OpenShelf) -> Unit:
+        settings = self._settings
+        if not settings.turns:
+            return {"turns": []}
+        return {"turns": converse(self._model, text.turns, open_shelf, settings)}
+
+    def _retrieval(self, text: JudgedText, open_shelf: OpenShelf) -> Unit:
+        asked = text.asked
+        if asked is None:
+            return {"retrieval": {}, "retrieval_exact": {}}
+        answers = ask(self._model, asked, open_shelf)
+        return {"retrieval": answers, "retrieval_exact": asked.answers()}

@@ -8,6 +8,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
+from functools import cache, partial
 from typing import Final
 
 import torch
@@ -328,7 +329,8 @@ def _count(
 ) -> None:
     """Counts the levels of components, atoms taken off, at several steps in turn.
 
-    Twice over: the levels that are chosen depend on the tables, which are then made again.
+    Twice over: the levels that are chosen depend on the tables, which are then made again from what
+    was chosen with those of the first time.
     """
     left = deviations.clone()
     width, sparsity = len(atoms["remaining"]), len(atoms["coefficients"])
@@ -338,7 +340,10 @@ def _count(
     unit = unit / unit.norm(dim=1, keepdim=True)
     all_deviations = torch.cat([atoms["coefficients"] / COEFFICIENT_STEPS, left])
     trial = Counts()
-    for to, tables in ((trial, trial.tables), (counts, trial.tables)):
+    for to, tables in (
+        (trial, partial(trial.tables, shifted=False)),
+        (counts, cache(trial.tables)),
+    ):
         for number in progress(range(len(samples)), "tables"):
             (scaled, gains), step = samples[number], guess * _STEPS[number % len(_STEPS)]
             rest = scaled.clone()

@@ -36,9 +36,6 @@ LEAST_WINDOWS: Final = 4
 """Windows that a text must fill: three to fit to and one to hold out."""
 IMPORTANCE: Final = "importance"
 """Entry of `SetInfo.training`: see `importance_of`."""
-_CALIBRATED: Final = 24
-"""Windows, as many as there are, that steps are measured on. A window's KL at a coarse step can be
-several times the mean: few of them say little."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +51,8 @@ class ResidualSettings:
     fit: FitSettings
     command: str
     """For the artefact."""
+    calibrated: int = 24
+    """Most windows that steps are measured on."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +75,7 @@ def windows_of(settings: ResidualSettings, text: str, loaded: LoadedModel) -> Wi
     geometry = geometry_of(loaded.model.config, "float32")
     _check_caps(_resolved(settings.fit, geometry), geometry)
     count = settings.tokens // WINDOW_TOKENS
-    tokens = settings.tokens + _CALIBRATED * WINDOW_TOKENS
+    tokens = settings.tokens + settings.calibrated * WINDOW_TOKENS
     windows = cut_windows(text, loaded.tokenizer, tokens, (WINDOW_TOKENS,))
     observed = windows[:count]
     if len(observed) < LEAST_WINDOWS:
@@ -85,7 +84,7 @@ def windows_of(settings: ResidualSettings, text: str, loaded: LoadedModel) -> Wi
             f"{LEAST_WINDOWS} are needed"
         )
     unseen = windows[Held.of(len(observed)).held_out.start :]
-    return Windows(observed, unseen[:_CALIBRATED])
+    return Windows(observed, unseen[: settings.calibrated])
 
 
 def check_residual(settings: ResidualSettings, text: str, loaded: LoadedModel) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from lexico_codec.evaluation.prefixes import cut, exact_text, read_text
 from lexico_codec.evaluation.retrieval import ask, exact_task, make_task
 from lexico_codec.evaluation.settings import EvalSettings
 from lexico_codec.evaluation.shelf import FrameShelf
-from lexico_codec.evaluation.svg import Axis, Point, Series, number, plot
+from lexico_codec.evaluation.svg import COLOURS, Axis, Point, Series, number, plot
 from lexico_codec.evaluation.turns import converse, exact_turns
 from lexico_codec.evaluation.ways import NamedSet, Way, choose_ways
 from lexico_codec.hf_geometry import geometry_of
@@ -313,6 +314,23 @@ class TestPlots:
     )
     def test_numbers_have_three_digits(self, value: float | None, shown: str) -> None:
         assert number(value) == shown
+
+    def test_a_way_looks_alike_whatever_else_is_drawn(self) -> None:
+        """One colour and one mark, also beside dashed lines, which have those of their way."""
+
+        def shapes(*series: Series) -> list[Any]:
+            drawn = plot("t", series, Axis("x"), Axis("y"))
+            legend = drawn.partition("<ul")[2].split("<li>")[1:]
+            return [re.findall(r"<(circle|polygon)|var\(--c(\d+)\)", key) for key in legend]
+
+        points = [Point(1, 1)]
+        ours = Series("ours", points, COLOURS)
+        once = Series("once", points, COLOURS, strong=False, dashed=True)
+        peers = [Series("peer", points, index, strong=False) for index in (4, 5)]
+        first, dashed, *others = shapes(ours, once, *peers)
+        assert dashed == first
+        assert others[0] != others[1]
+        assert shapes(*peers, ours) == [*others, first]
 
     def test_names_are_escaped(self) -> None:
         drawn = plot("<t>", [Series("<s>", [Point(1, 1, title="<p>")], 0)], Axis("<x>"), Axis("y"))

@@ -11,11 +11,13 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
+from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
 from bench.baselines.coder import Coder, Prefix, Stored
 from bench.baselines.kivi import Kivi
 from bench.baselines.per_token import PerToken
 from bench.baselines.zipcache import ZipCache
+from bench.titles import CODERS
 from lexico_codec.evaluation import peers, run, state, units
 from lexico_codec.evaluation.fidelity import through_shelf
 from lexico_codec.evaluation.peer_shelf import PeerShelf
@@ -29,7 +31,7 @@ from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.training.model import LoadedModel
 from lexico_proto.errors import ConfigurationError, DictionaryMismatch
 from lexico_services import cli
-from tests.support.coded_models import LAYERS, llama, prompt
+from tests.support.coded_models import KV_HEADS, LAYERS, Q_HEADS, llama, prompt
 from tests.support.residual_sets import residual_set
 
 PAGE, HEAD_DIM, SINKS = 16, 32, 4
@@ -74,6 +76,17 @@ class Infinite(Coder):
 
     def code(self, prefix: Prefix) -> Stored:
         return Stored(prefix.keys / 0, prefix.values / 0, 1)
+
+
+class LateInfinite(Infinite):
+    """Gives the beginning of a text back, and nothing finite of the rest."""
+
+    name = "late infinite"
+
+    def code(self, prefix: Prefix) -> Stored:
+        if prefix.positions[0] == SINKS:
+            return Stored(prefix.keys, prefix.values, 1)
+        return super().code(prefix)
 
 
 @pytest.fixture(scope="module")
@@ -122,6 +135,21 @@ def shelf_of(coder: Coder, rope: Rope, weigh: Any = never) -> PeerShelf:
 
 def reloaded(shelf: PeerShelf, ids: Any) -> Tensor:
     return shelf.reload(ids, torch.float32, torch.device("cpu"))
+
+
+@torch.inference_mode()
+def importance_by_hand(model: Any, ids: Any) -> Tensor:
+    """`[tokens]`, in the first layer: softmax(q k) over the queries that see a token."""
+    layer = model.model.layers[0]
+    hidden = layer.input_layernorm(model.model.embed_tokens(torch.tensor([list(ids)])))
+    projected = (layer.self_attn.q_proj(hidden), layer.self_attn.k_proj(hidden))
+    q, k = (part.unflatten(2, (-1, HEAD_DIM)).transpose(1, 2) for part in projected)
+    rotation = model.model.rotary_emb(hidden, torch.arange(len(ids))[None])
+    q, k = apply_rotary_pos_emb(q, k, *rotation)
+    scores = q @ k.repeat_interleave(Q_HEADS // KV_HEADS, 1).mT / HEAD_DIM**0.5
+    sees = torch.ones(len(ids), len(ids)).tril().bool()
+    weights = scores.masked_fill(~sees, -torch.inf).softmax(-1)[0].mean(0)
+    return weights.sum(0) / sees.sum(0)
 
 
 class TestShelf:
@@ -191,7 +219,8 @@ class TestShelf:
         self, model: Any, exact: ExactText, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         whole = importance_of(model, exact.ids[:165])
-        assert torch.allclose(whole[:, 0], whole[:, 0].clamp(0.01, 1)), "what all tokens see"
+        expected = importance_by_hand(model, exact.ids[:165])
+        torch.testing.assert_close(whole[0], expected, atol=1e-6, rtol=1e-4)
         later = importance_of(model, exact.ids[:165], exact.states[:, :, :, :96])
         torch.testing.assert_close(later[:, 96:], whole[:, 96:], atol=1e-6, rtol=1e-4)
         monkeypatch.setattr(peers, "_QUERIES", 63)
@@ -237,6 +266,9 @@ class TestChoice:
         assert names[:2] == ["KIVI 2 bit", "KIVI 2 bit, groups of 64"]
         assert len(names) == 7
         assert len(load_peers()) > 50
+
+    def test_the_bench_compares_the_same_methods(self) -> None:
+        assert tuple(CODERS) == peers.MODULES
 
     @pytest.mark.parametrize("change", [{"peers": False}, {"peer": ("KIVI", "")}], ids=str)
     def test_settings(self, settings: EvalSettings, change: dict[str, Any]) -> None:
@@ -317,6 +349,13 @@ class TestReport:
         assert {row["name"] for row in source["retrieval"]} == {"exact cache", *ran}
         by_name = {row["name"]: row for row in source["turns"] if row["turn"] == 2}
         assert by_name["KIVI 2 bit"]["kl"]["mean"] > by_name["KIVI 4 bit"]["kl"]["mean"] > 0
+        for name in ran:
+            (unit,) = source["per_text"][name]
+            stored = 240 + 32  # tokens, of 2 parts, 2 bytes a value
+            whole = stored * LAYERS * 2 * KV_HEADS * HEAD_DIM * 2
+            assert by_name[name]["fraction"]["mean"] == unit["turns"][1]["bytes"] / whole
+        assert by_name["raw"]["fraction"]["mean"] > 2, "float32 frames over 16 bits"
+        assert 2 / 16 < by_name["KIVI 2 bit"]["fraction"]["mean"] < 4.5 / 16
         assert {row["name"] for row in document["times"]} == {"raw"}
         refused = {row["name"]: row for row in document["not_run"]}
         assert "multiple of the group" in refused["KIVI 2 bit, groups of 64"]["reason"]
@@ -327,6 +366,7 @@ class TestReport:
         for heading in ("Keys and values apart", "Error of each layer", "KL at every reload"):
             assert heading in said
         assert "KIVI 2 bit, reload 1" in "\n".join(said)
+        assert "KIVI 2 bit, bytes %" in said
         assert "KIVI 2 bit: keys" in said
         assert "KIVI 2 bit, groups of 64: not run: " in run._table(document)
 
@@ -384,16 +424,78 @@ class TestReport:
     def test_a_method_that_fails_in_any_part_is_named_and_others_stay(
         self, loaded: LoadedModel, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        coders: list[Coder] = [Late(4), Infinite(), PerToken(4)]
-        coders[0].name = "late"
+        late = Late(4)
+        late.name = "late"
+        coders: list[Coder] = [late, Infinite(), LateInfinite(), PerToken(4)]
         found = [Peer(coder.name, "odd", coder) for coder in coders]
         monkeypatch.setattr(run, "load_peers", lambda names: found)
         document = evaluate(replace(settings, peer=("odd",)), loaded)
         refused = {row["name"]: row["reason"] for row in document["not_run"]}
-        assert refused["late"] == "not the beginning"
-        assert "NaN or infinite" in refused["infinite"]
+        assert set(refused) == {"late", "infinite", "late infinite"}
+        assert refused["late"] == "turns and retrieval: not the beginning"
+        assert refused["infinite"].startswith("infinite: predictions on its cache are NaN")
+        assert refused["late infinite"].startswith("turns and retrieval: late infinite: predict")
         (source,) = document["sources"]
-        assert {row["name"] for row in source["turns"]} == {"raw", "per token 4 bit"}
+        whole = ["raw", "per token 4 bit"]
+        assert {row["name"] for row in source["turns"]} == {*whole}
+        assert {row["name"] for row in source["retrieval"]} == {"exact cache", *whole}
+        kept = {row["name"]: row for row in source["fidelity"]}
+        assert set(kept) == {*whole, "late", "late infinite"}
+        assert kept["late"] == kept["per token 4 bit"] | {"name": "late"}
+        (unit,) = source["per_text"]["late"]
+        assert unit["missing"] == dict.fromkeys(("turns", "retrieval"), "not the beginning")
+        assert "late: not run: turns and retrieval: not the beginning" in run._table(document)
+        said = Text((settings.out / "report.html").read_text()).said
+        assert "turns and retrieval: not the beginning" in said
+
+    @pytest.mark.parametrize(
+        ("change", "missing"), [({"turns": 0}, "retrieval"), ({"pairs": 0}, "turns")], ids=str
+    )
+    def test_a_section_that_nobody_asked_for_is_not_missing(
+        self,
+        loaded: LoadedModel,
+        settings: EvalSettings,
+        monkeypatch: pytest.MonkeyPatch,
+        change: dict[str, int],
+        missing: str,
+    ) -> None:
+        late = Late(4)
+        late.name = "late"
+        monkeypatch.setattr(run, "load_peers", lambda names: [Peer("late", "odd", late)])
+        document = evaluate(replace(settings, peer=("odd",), **change), loaded)
+        (refused,) = document["not_run"]
+        assert refused["reason"] == f"{missing}: not the beginning"
+
+    def test_a_failure_of_the_model_is_none_of_a_method(
+        self, loaded: LoadedModel, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        def failing(*_: Any) -> Any:
+            raise RuntimeError("no eager attention")
+
+        monkeypatch.setattr(peers, "MODULES", ("zipcache",))
+        monkeypatch.setattr(units, "importance_of", failing)
+        with pytest.raises(RuntimeError, match="no eager attention"):
+            evaluate(settings, loaded)
+
+    def test_a_text_that_nothing_learns_from_is_read_and_the_report_says_so(
+        self,
+        loaded: LoadedModel,
+        settings: EvalSettings,
+        tmp_path: Path,
+        monkeypatch: pytest.MonkeyPatch,
+    ) -> None:
+        monkeypatch.setattr(peers, "MODULES", ("per_token",))
+        more = tmp_path / "more.txt"
+        given = replace(settings, turns=0, pairs=0, peer_text=more)
+        with monkeypatch.context() as patched:
+            patched.setattr(run, "load_model", never)
+            for change in ({}, {"peers": False}):
+                with pytest.raises(ConfigurationError, match=r"more\.txt: cannot read"):
+                    evaluate(replace(given, **change))
+        more.write_text("Foxes.")
+        assert evaluate(given, loaded)["peers"].endswith(" Nothing learned from more.txt.")
+        other = replace(given, peers=False, state=tmp_path / "other.state")
+        assert evaluate(other, loaded)["peers"].endswith(" Nothing learned from more.txt.")
 
 
 class TestRefusedSets:
@@ -436,4 +538,31 @@ class TestRefusedSets:
         ]
         names = [[row["name"] for row in source["fidelity"]] for source in document["sources"]]
         assert names == [["raw", "lossless"], ["raw"]]
-        assert "odd.txt" in Text((settings.out / "report.html").read_text()).said
+        said = Text((settings.out / "report.html").read_text()).said
+        assert "odd.txt" in said
+        assert "files" in said
+        assert "lossless: not run on odd.txt: a set of other weights" in run._table(document)
+
+    def test_a_later_turn_takes_no_figures_that_were_found(
+        self, model: Any, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        whole = units.converse
+
+        def refusing(model: Any, exact: Any, open_shelf: Any, settings: EvalSettings) -> Any:
+            if open_shelf.args[0].name == "lossless":
+                raise DictionaryMismatch("a set of other weights")
+            return whole(model, exact, open_shelf, settings)
+
+        monkeypatch.setattr(units, "converse", refusing)
+        given = replace(settings, codecs=("lossless",), peers=False)
+        document = evaluate(given, LoadedModel("tiny", model, letters))
+        reason = "turns: a set of other weights"
+        assert document["not_run"] == [
+            {"name": "lossless", "reason": reason, "sources": ["foxes.txt"]}
+        ]
+        (source,) = document["sources"]
+        ran = ["raw", "lossless"]
+        assert [row["name"] for row in source["fidelity"]] == ran
+        assert [row["name"] for row in document["times"]] == ran
+        assert {row["name"] for row in source["turns"]} == {"raw"}
+        assert {row["name"] for row in source["retrieval"]} == {"exact cache", *ran}
