@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import os
-from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -12,6 +11,7 @@ from typing import Final, Literal, Self
 
 import platformdirs
 
+from lexico_client._crew import Crew
 from lexico_client._deadline import Budget, Clock, may_retry, pause, settled, with_retry
 from lexico_client._dictionaries import DictionaryShelf, register_messages
 from lexico_client._grpc import GrpcTransport
@@ -93,9 +93,9 @@ class AsyncClient:
             dictionaries_dir = Path(platformdirs.user_cache_dir("lexico-offload")) / "dictionaries"
         self._timeouts = timeouts or Timeouts()
         self._transport = transport
-        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="lexico-client")
+        self._crew = Crew(threads)
         self._shelf = DictionaryShelf(
-            transport, Path(dictionaries_dir), self._executor, self._timeouts.dictionaries
+            transport, Path(dictionaries_dir), self._crew, self._timeouts.dictionaries
         )
 
     async def __aenter__(self) -> Self:
@@ -113,7 +113,7 @@ class AsyncClient:
         """Ends calls that still run, closes channels and threads. May be called more than once."""
         await self._shelf.close()
         await self._transport.close()
-        self._executor.shutdown(wait=True)
+        self._crew.close()
 
     async def match(
         self, spec: CacheSpec, token_ids: TokenIds, *, timeout: float | None = None
@@ -171,16 +171,15 @@ class AsyncClient:
             )
         offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait])
         budget = self._budget("offload", timeout, self._timeouts.offload)
-        put = partial(
-            put_missing, self._transport, self._executor, offer, budget, self._timeouts.match
-        )
-        async with budget.bound():
-            try:
-                return await put()
-            except LexicoError as error:
-                if not may_retry(error) or not await pause(budget):
-                    raise
-            return await put()  # from the match again: the first try may have stored some
+        with self._crew.one() as thread:
+            put = partial(put_missing, self._transport, thread, offer, budget, self._timeouts.match)
+            async with budget.bound():
+                try:
+                    return await put()
+                except LexicoError as error:
+                    if not may_retry(error) or not await pause(budget):
+                        raise
+                return await put()  # from the match again: the first try may have stored some
 
     async def load(
         self,
@@ -233,10 +232,11 @@ class AsyncClient:
             seconds = LoadSeconds(clock.total(), match_seconds, dictionary_seconds)
             return Loaded(0, 0, 0, None, 0, seconds)
         loop = asyncio.get_running_loop()
-        view = await settled(loop.run_in_executor(self._executor, target, matched.pages))
-        leading, idle = keys[: matched.pages], self._timeouts.idle
-        loader = PrefixLoader(spec, leading, view, dictionary, self._executor, idle)
-        await loader.run(self._transport, budget)
+        with self._crew.one() as thread:
+            view = await settled(loop.run_in_executor(thread, target, matched.pages))
+            leading, idle = keys[: matched.pages], self._timeouts.idle
+            loader = PrefixLoader(spec, leading, view, dictionary, thread, idle)
+            await loader.run(self._transport, budget)
         return Loaded(
             tokens=loader.pages * spec.page_tokens,
             pages=loader.pages,

@@ -6,11 +6,11 @@ import asyncio
 import logging
 from collections import OrderedDict
 from collections.abc import AsyncGenerator
-from concurrent.futures import Executor
 from contextlib import aclosing
 from pathlib import Path
 from typing import Final
 
+from lexico_client._crew import Crew
 from lexico_client._deadline import Budget, with_retry
 from lexico_client._transport import Transport
 from lexico_codec.dictionary import MAX_ARTEFACT_BYTES, DictionarySet, write_atomically
@@ -28,19 +28,17 @@ MAX_IN_MEMORY: Final = 8
 class DictionaryShelf:
     """Finds a set by its digest. Its digest is checked wherever it comes from."""
 
-    def __init__(
-        self, transport: Transport, folder: Path, executor: Executor, seconds: float
-    ) -> None:
+    def __init__(self, transport: Transport, folder: Path, crew: Crew, seconds: float) -> None:
         """
         Args:
             transport: where sets come from at last.
             folder: where they are kept, one file named by its digest each.
-            executor: reads, checks and writes files.
+            crew: reads, checks and writes files.
             seconds: time for one fetch.
         """
         self._transport = transport
         self._folder = folder
-        self._executor = executor
+        self._crew = crew
         self._seconds = seconds
         self._memory: OrderedDict[bytes, DictionarySet] = OrderedDict()
         self._fetches: dict[bytes, asyncio.Task[DictionarySet]] = {}
@@ -90,13 +88,14 @@ class DictionaryShelf:
     async def _find(self, digest: bytes) -> DictionarySet:
         loop = asyncio.get_running_loop()
         path = self._folder / f"{digest.hex()}.safetensors"
-        found = await loop.run_in_executor(self._executor, _read, path, digest)
-        if found is None:
-            budget = Budget("fetch dictionary", self._seconds)
-            async with budget.bound():
-                data = await with_retry(budget, lambda: self._download(digest, budget))
-            found = await loop.run_in_executor(self._executor, _checked, data, digest)
-            await loop.run_in_executor(self._executor, _write, path, found)
+        with self._crew.one() as thread:
+            found = await loop.run_in_executor(thread, _read, path, digest)
+            if found is None:
+                budget = Budget("fetch dictionary", self._seconds)
+                async with budget.bound():
+                    data = await with_retry(budget, lambda: self._download(digest, budget))
+                found = await loop.run_in_executor(thread, _checked, data, digest)
+                await loop.run_in_executor(thread, _write, path, found)
         self.keep(found)
         return found
 

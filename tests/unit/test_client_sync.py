@@ -141,4 +141,4 @@ def test_views_are_asked_for_off_the_callers_thread(tmp_path: Path, calls: int) 
     with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
         for call in range(calls):
             client.offload(SPEC, [t + call for t in TOKENS], noting(source))
-    assert seen == {"lexico-client"}
+    assert seen == {"lexico-client-0"}, "calls after one another keep to one thread"
