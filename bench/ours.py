@@ -16,10 +16,10 @@ from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.transform import QUALITIES
 
 HEADLINE: Final = "lexico-residual balanced"
-STEPS: Final = (0.12, 0.2, 0.35, 0.7, 1.5, 3.0)
+STEPS: Final = (0.05, 0.12, 0.2, 0.35, 0.7, 1.5, 3.0)
 """Of codec lexico-residual, beside its qualities: in steps of balanced."""
-SPARSITIES: Final = (2, 4, 8, 12)
-PACKED_SPARSITIES: Final = (2, 4, 8, 12, 16)
+SPARSITIES: Final = (2, 4, 8, 12, 16)
+PACKED: Final = (*({"sparsity": s} for s in (2, 4, 8, 12, 16)), {"sparsity": 24, "tolerance": 0.3})
 ADAPTIVE: Final = ({"tolerance": 0.2}, {"tolerance": 0.2, "added": 184}, {"tolerance": 0.1})
 
 
@@ -40,9 +40,10 @@ def all_of(model: Any) -> Iterator[Frames]:
     for config in ADAPTIVE:
         said = " ".join(f"{name}={value}" for name, value in config.items())
         yield frames(model, f"lexico-adaptive s=8 {said}", "lexico-adaptive", config, paper)
-    for sparsity in PACKED_SPARSITIES:
-        name = f"lexico-packed s={sparsity}"
-        yield frames(model, name, "lexico-packed", {"sparsity": sparsity}, packed)
+    for parameters in PACKED:
+        said = " ".join(f"{name}={value}" for name, value in parameters.items())
+        name = f"lexico-packed {said.replace('sparsity', 's')}"
+        yield frames(model, name, "lexico-packed", parameters, packed)
     yield from residual(model)
 
 

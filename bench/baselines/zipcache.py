@@ -79,4 +79,4 @@ class ZipCache(Coder):
 
 def coders() -> list[Coder]:
     """Every setting worth plotting."""
-    return [ZipCache(percent) for percent in (20, 30, 40, 50, 60)]
+    return [ZipCache(percent) for percent in (20, 30, 40, 50, 60, 80, 100)]

@@ -17,6 +17,8 @@ from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import DTYPES, Geometry
 from lexico_proto.errors import DamagedFrame
 from tests.support.dictionaries import random_set
+from tests.support.guarded_memory import guarded
+from tests.support.peak_memory import growing_at_most
 
 GUARD = 64
 """Elements before and after `out` that no decode may touch."""
@@ -270,8 +272,30 @@ class CodecSuite:
             for length in (0, 1, 2, 3, size // 2, size - 1, size, size + 1, size + 3, 2 * size):
                 self.check_survives(codec, bytes([byte]) * length, group, first_token)
 
+    @pytest.mark.parametrize("byte", [0x00, 0x7F, 0xFF])
+    def test_broken_bodies_make_no_large_memory(self, codec: Codec, byte: int) -> None:
+        """Whatever a body says of lengths and counts: the group is of a thousand numbers."""
+        group = group_of(SMALL)
+        sound = self.encode(codec, group, FAR)
+        self.decode(codec, sound, group, FAR)  # what is made once and kept
+        with growing_at_most(32 << 20):
+            for at in range(0, len(sound), max(1, len(sound) // 48)):
+                rest = len(sound) - at
+                self.check_survives(codec, sound[:at] + bytes([byte]) * rest, group, FAR)
+
+    @pytest.mark.parametrize("byte", [0x00, 0x7F, 0xFF])
+    def test_nothing_behind_a_body_is_read(self, codec: Codec, byte: int) -> None:
+        """The memory after it ends the process that looks at it."""
+        group = group_of(SMALL)
+        sound = self.encode(codec, group, FAR)
+        self.decode(codec, guarded(sound), group, FAR)
+        for at in range(0, len(sound), max(1, len(sound) // 48)):
+            self.check_survives(codec, guarded(sound[:at]), group, FAR)
+            broken = sound[:at] + bytes([byte]) * (len(sound) - at)
+            self.check_survives(codec, guarded(broken), group, FAR)
+
     def check_survives(
-        self, codec: Codec, body: bytes | bytearray, like: Tensor, first_token: int
+        self, codec: Codec, body: bytes | bytearray | memoryview, like: Tensor, first_token: int
     ) -> None:
         """DamagedFrame, or an `out` that is written in full with numbers."""
         try:
