@@ -264,7 +264,8 @@ class TestChoice:
         ]
         names = [one.name for one in load_peers(["KIVI 2", "zipcache"])]
         assert names[:2] == ["KIVI 2 bit", "KIVI 2 bit, groups of 64"]
-        assert len(names) == 7
+        assert len(names) > 2
+        assert all(name.startswith("ZipCache") for name in names[2:])
         assert len(load_peers()) > 50
 
     def test_the_bench_compares_the_same_methods(self) -> None:
