@@ -2,7 +2,7 @@
 
 A window's KL can be several times the mean: where names or numbers are to be repeated exactly. A
 mean over some windows is more often too small than too large, so what is held to the target is the
-mean and as many standard errors as leave a text's mean below it 19 times in 20.
+mean and as many standard errors as leave the mean over all text below it 19 times in 20.
 """
 
 from __future__ import annotations

@@ -289,10 +289,8 @@ def _fit_atoms(
         }
     held = vectors[:: max(1, len(vectors) // 2000)]
     how = LearnSettings(atoms_wanted, sparsity, settings.vectors, 8192, settings.seed)
-    rounding = in_steps(COEFFICIENT_STEPS * step)
-    learned = learn(
-        vectors, held, how, _even_saving(vectors, step), rounding=rounding
-    ).atoms.float()
+    weights, rounding = _even_saving(vectors, step), in_steps(COEFFICIENT_STEPS * step)
+    learned = learn(vectors, held, how, weights, rounding=rounding).atoms.float()
     stored = (learned * (127 / learned.abs().amax(1, keepdim=True))).round().to(torch.int8)
     atoms = stored.float() / stored.float().norm(dim=1, keepdim=True)
     left, coefficients = _take_off(vectors, atoms, sparsity, step)
