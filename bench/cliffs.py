@@ -1,6 +1,6 @@
 """Whether codec lexico-residual falls off a cliff: hard caches against plain ones.
 
-    python -m bench.cliffs [--data FOLDER] [--texts 8] [--long-texts 4] [--only NAME ...]
+    python -m bench.cliffs [--data FOLDER] [--texts 12] [--long-texts 8] [--only NAME ...]
 
 SmolLM2-135M and models made from it (`bench.cliff_models`), WikiText-2 test, presets near, balanced
 and small, everything through real frames in pages of 64 tokens. KL is from the predictions of a
@@ -175,7 +175,7 @@ class Points:
             "prefix": texts,
             "long": long_texts,
             "short": long_texts,
-            "turns": long_texts,
+            "turns": texts,
         }
 
     def of(self, model: str, set_name: str, kind: str) -> dict[str, list[Point]]:
@@ -360,8 +360,8 @@ def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--data", type=Path, default=DATA)
-    parser.add_argument("--texts", type=int, default=8)
-    parser.add_argument("--long-texts", type=int, default=4, help="long contexts, conversations")
+    parser.add_argument("--texts", type=int, default=12)
+    parser.add_argument("--long-texts", type=int, default=8, help="of the long context")
     parser.add_argument("--only", nargs="+", default=[""], help="parts of cases' names")
     parser.add_argument("--no-gate", action="store_true")
     parser.add_argument("--state", type=Path, default=Path(".cache/cliffs"))

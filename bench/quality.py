@@ -32,7 +32,7 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bench import titles
-from bench.baselines import eviction
+from bench.baselines import eviction, freed
 from bench.baselines.coder import Coder, Prefix, Stored
 from bench.baselines.eviction import Eviction
 from bench.baselines.freed import Freed
@@ -54,10 +54,8 @@ from lexico_codec.evaluation.curves import curve, fraction_at
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.training.model import load_model
 
-EVICTIONS: Final = ("snapkv", "pyramidkv", "compactor", "kvzip")
-"""Methods of `bench.baselines.eviction` that run where none is named."""
 FREED: Final = ("near", "step=0.7", "step=1.5")
-"""Settings of lexico-residual that also run after KVzip, which frees half of the vectors."""
+"""Settings of lexico-residual that also run after evictions, which free some of the vectors."""
 KLS: Final = (0.005, 0.01, 0.02, 0.035)
 
 Point = dict[str, Any]
@@ -336,12 +334,12 @@ def _named(name: str, parts: Sequence[str]) -> bool:
 def _evictions(model: Any, names: Sequence[str]) -> list[Eviction]:
     """Those whose name has one of `names` in it, of all methods where one is named."""
     made = eviction.evictions()
-    made += [Freed("kvzip", 0.5, frames=one) for one in residual(model) if one.name.endswith(FREED)]
-    methods = set(titles.EVICTIONS) & set(names) or EVICTIONS
+    made += freed.evictions(one for one in residual(model) if one.name.endswith(FREED))
+    methods = set(titles.EVICTIONS) & set(names) or eviction.USUAL
     made = [one for one in made if one.method in methods]
     chosen = [one for one in made if _named(f"{one.curve} {one.name}", names)]
     if chosen and not eviction.available():
-        print("skipped: methods that evict, kvpress is not installed (make .venv/evict)")
+        print(f"skipped: methods that evict ({eviction.ABSENT})")
         return []
     return chosen
 

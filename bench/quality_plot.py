@@ -1,13 +1,13 @@
-"""Draws what `bench.quality` measured, and writes its table and that of `bench.cliffs` into
-docs/quality.md.
+"""Draws what `bench.quality` measured, and writes its table and those of `bench.eval` and
+`bench.cliffs` into docs/quality.md.
 
     python -m bench.quality_plot            write docs/quality.svg and what lies between the markers
     python -m bench.quality_plot --check    change nothing; exit 1 if either says otherwise
 
 A line goes through the settings of a method that none of its own beats in both bytes and KL; dots
 are all settings. A setting of KL 0 has no place on the axis and is left out. Of the methods that
-evict, alone or with what they keep coded, the best three are drawn. The table has all, their bytes
-at equal KL.
+evict, alone or with what they keep coded, the best three are drawn, one of them at most before
+lexico-residual. The table has all, their bytes at equal KL.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
+from bench.eval import tables_of
 from bench.report import RESULTS
 from bench.titles import CODERS, EVICTIONS, OURS
 from lexico_codec.codecs import CODECS
@@ -29,8 +30,6 @@ from lexico_codec.evaluation.curves import curve
 from lexico_codec.evaluation.svg import Axis, number
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
-RESULT: Final = RESULTS / "quality.json"
-CLIFFS: Final = RESULTS / "cliffs.json"
 MISSING: Final = "Not measured yet."
 SETS: Final = {"wikitext2": "WikiText-2", "gsm8k": "GSM8K"}
 CODED: Final = (" + lexico", " + lexico-residual")
@@ -206,27 +205,25 @@ def filled(text: str, table: str, name: str = "quality") -> str:
     return f"{before}{start}\n\n{table}\n\n{end}{after}"
 
 
-def write(
-    result: Path = RESULT, docs: Path = DOCS, *, cliffs: Path = CLIFFS, check: bool = False
-) -> list[str]:
+def write(results: Path = RESULTS, docs: Path = DOCS, *, check: bool = False) -> list[str]:
     """Rewrites the plot and the tables where they differ.
 
     Args:
-        result: what `bench.quality` wrote; where it is absent there is a table that says so, and
-            no plot.
-        cliffs: what `bench.cliffs` wrote; where it is absent its table says so.
+        results: folder of quality.json, eval.json and cliffs.json; where one is absent its table
+            says so, and without the first there is no plot.
         docs: folder of quality.md and quality.svg.
         check: change nothing.
 
     Returns:
         Names of the files that differed.
     """
-    measured, hard = (
+    measured, evaluated, hard = (
         json.loads(path.read_text(encoding="utf-8")) if path.is_file() else {}
-        for path in (result, cliffs)
+        for path in (results / f"{name}.json" for name in ("quality", "eval", "cliffs"))
     )
     page, image = docs / "quality.md", docs / "quality.svg"
     text = filled(page.read_text(encoding="utf-8"), table_of(measured))
+    text = filled(text, tables_of(evaluated["report"]) if evaluated else MISSING, "eval")
     wanted = {page: filled(text, cliffs_table_of(hard), "cliffs")}
     if sets_of(measured):
         wanted[image] = svg_of(measured)
@@ -249,7 +246,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     stale = write(check=options.check)
     if options.check:
         for name in stale:
-            sys.stderr.write(f"docs/{name}: not what {RESULT.name} and {CLIFFS.name} say\n")
+            sys.stderr.write(f"docs/{name}: not what results/ say; run bench.quality_plot\n")
         return 1 if stale else 0
     print(f"{len(stale)} files changed")
     return 0
@@ -280,7 +277,9 @@ def _not_drawn(sets: Mapping[str, Result]) -> set[str]:
             fraction, kl = found.get(name, (0.0, 0.0))
             fraction += min((f for f, kl_there in points if kl_there <= DRAWN_KL), default=math.inf)
             found[name] = fraction, kl + points[-1][1]
-    return set(sorted(found, key=lambda name: found[name])[DRAWN:])
+    best = sorted(found, key=lambda name: found[name])
+    alike = [name for name in best if name.endswith(CODED[1])][1:]  # ours, over and over
+    return set(found) - set([name for name in best if name not in alike][:DRAWN])
 
 
 def _percent(fraction: float | None) -> str:

@@ -23,6 +23,9 @@ DEFAULT_PAGE_TOKENS: Final = 64
 """Tokens a page: a sparse page of an 8B model is then one frame of about 1 MiB, and the tail that
 fills no page, which a node prefills itself, is 32 tokens long on average."""
 MAX_PAGE_TOKENS: Final = 4096
+DEFAULT_RECENT_TOKENS: Final = 64
+"""Newest tokens of a prompt that a node computes itself, though pages of them may be stored: what
+is predicted next depends on them most, and what a lossy codec lost of them shows at once."""
 MAX_GROUPS: Final = 64
 """Frames of one page: what the store takes in one transaction."""
 MAX_LORA_BYTES: Final = 256
@@ -148,10 +151,25 @@ class CacheSpec:
         """Bytes of one group before encoding."""
         return math.prod(self.group_shape(group)) * self.geometry.itemsize
 
+    def reloadable_tokens(self, prompt: int, recent: int = DEFAULT_RECENT_TOKENS) -> int:
+        """Leading tokens of a prompt to ask for: the rest is for the model to compute.
+
+        Args:
+            prompt: its tokens.
+            recent: newest tokens that are computed in any case; 1, which predicts the next token,
+                where the codec is lossless.
+        """
+        return whole_pages(prompt, self.page_tokens, 1 if self.codec.lossless else recent)
+
     @property
     def page_bytes(self) -> int:
         """Bytes of one page before encoding."""
         return self.page_tokens * self.geometry.token_bytes
+
+
+def whole_pages(tokens: int, page_tokens: int, recent: int) -> int:
+    """Tokens in the full pages of a sequence that end before its newest `recent` tokens."""
+    return max(0, tokens - max(1, recent)) // page_tokens * page_tokens
 
 
 def make_spec(

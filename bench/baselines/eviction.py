@@ -26,6 +26,7 @@ each sink, and for every kept token of a head two vectors, float16 or `lexico`'s
 from __future__ import annotations
 
 import logging
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,12 +41,15 @@ from transformers import AttentionInterface, DynamicCache
 
 from bench.titles import EVICTIONS
 
+USUAL: Final = ("snapkv", "pyramidkv", "compactor", "kvzip")
+"""Methods that run where none is named."""
 FRACTIONS: Final = (0.35, 0.9)
 CODED_FRACTIONS: Final = (0.75,)
 KVZIP_FRACTIONS: Final = (0.1, 0.2, 0.35, 0.5)
 """KVzip does with a fifth what the others do not with nine tenths."""
 KVZIP_CODED_FRACTIONS: Final = (0.1, 0.35)
 INDEX_BYTES: Final = 2
+ABSENT: Final = "kvpress is not installed; in the project's repository: make .venv/evict"
 CODER: Final = "lexico s=8"
 """What codes the tokens that are kept, as `bench.quality` names it."""
 CODED_BYTES: Final = 3 * 8 + 2  # a vector
@@ -99,6 +103,20 @@ class Kept:
 def available() -> bool:
     """Whether kvpress is installed."""
     return find_spec("kvpress") is not None
+
+
+def refusal(model: Any) -> str:
+    """Why evictions cannot run on a model; empty where they can."""
+    if not available():
+        return ABSENT
+    try:
+        supported = _kvpress().presses.base_press.SUPPORTED_MODELS
+    except (ImportError, AttributeError, RuntimeError) as error:  # the last is transformers'
+        return f"kvpress cannot be imported ({error})"
+    if isinstance(model, supported):
+        return ""
+    names = ", ".join(one.__name__ for one in supported)
+    return f"kvpress does not know {type(model).__name__}, but {names}"
 
 
 def evictions() -> list[Eviction]:
@@ -216,19 +234,32 @@ def selections(
         stored: the tokens that may go.
         instruction: tokens that ask to repeat the prefix, for KVzip.
     """
+    found = scores_of(model, ids, cache, chosen, stored, instruction)
+    for one in chosen:
+        yield one, select(found[score_key(one)], one.method, one.count(stored))
+
+
+def scores_of(
+    model: Any,
+    ids: Sequence[int],
+    cache: DynamicCache,
+    chosen: Sequence[Eviction],
+    stored: slice,
+    instruction: Sequence[int],
+) -> dict[str, Tensor]:
+    """What `select` takes, `[layers, kv_heads, tokens of stored]`, by `score_key`; takes what
+    `selections` takes."""
     presses: dict[str, Any] = {}
     for one in chosen:
-        if one.method != "kvzip" and _score_key(one) not in presses:
-            presses[_score_key(one)] = _press(one, stored, len(ids))
-    scored = _scores(model, ids, presses) if presses else {}
+        if one.method != "kvzip" and score_key(one) not in presses:
+            presses[score_key(one)] = _press(one, stored, len(ids))
+    found = _scores(model, ids, presses) if presses else {}
     if any(one.method == "kvzip" for one in chosen):
-        scored["kvzip"] = repetition_scores(model, ids, cache, instruction)
-    for one in chosen:
-        scores = scored[_score_key(one)][:, :, stored]
-        yield one, select(scores, one.method, one.count(stored))
+        found["kvzip"] = repetition_scores(model, ids, cache, instruction)
+    return {key: of_all[:, :, stored] for key, of_all in found.items()}
 
 
-def _score_key(eviction: Eviction) -> str:
+def score_key(eviction: Eviction) -> str:
     """Evictions with the same key have the same scores."""
     if eviction.method in ("streamingllm", "compactor"):  # their scores depend on the share
         return f"{eviction.method} {eviction.fraction}"
@@ -237,14 +268,16 @@ def _score_key(eviction: Eviction) -> str:
 
 def _kvpress() -> Any:
     logging.getLogger("kvpress").setLevel(logging.ERROR)  # KVzip warns of its second pass
-    return import_module("kvpress")
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # what it imports warns of its own imports
+        return import_module("kvpress")
 
 
 def _press(eviction: Eviction, stored: slice, tokens: int) -> Any:
     kvpress = _kvpress()
     gone = stored.stop - stored.start - eviction.count(stored)
     ratio = max(0.0, (gone - 0.5) / tokens)  # the half keeps kvpress's rounding off whole numbers
-    match _score_key(eviction).split()[0]:
+    match score_key(eviction).split()[0]:
         case "streamingllm":
             return kvpress.StreamingLLMPress(ratio)
         case "knorm":

@@ -38,7 +38,7 @@ from lexico_client._sync_client import Client
 from lexico_codec.codecs import LexicoCodec
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.spec import DEFAULT_PAGE_TOKENS, CacheSpec
+from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, CacheSpec
 from lexico_proto.errors import (
     ConfigurationError,
     LexicoError,
@@ -100,6 +100,7 @@ class HuggingFaceCache:
         codec_config: Mapping[str, Any] | None = None,
         dictionary: DictionarySet | bytes | None = None,
         page_tokens: int = DEFAULT_PAGE_TOKENS,
+        recent_tokens: int = DEFAULT_RECENT_TOKENS,
         weights: bytes | None = None,
         lora: str = "",
     ) -> None:
@@ -116,6 +117,9 @@ class HuggingFaceCache:
             dictionary: the set, or the digest of one that is registered. By default the one
                 built-in set that fits the model and was made for the codec, where it needs one.
             page_tokens: tokens a page: the unit of sharing.
+            recent_tokens: newest tokens of a prompt that are never reloaded but left for the model
+                to compute, at least 1: predictions depend on them most. Only the last one where
+                the codec is lossless.
             weights: fingerprint, 32 bytes, in place of hashing the weights.
             lora: identity of the adapter that is merged or active; empty for none.
 
@@ -123,16 +127,21 @@ class HuggingFaceCache:
             Unsupported: a model whose cache this version does not cover, or one on several devices.
             UnknownCodec: no preset and no codec of that name.
             ConfigurationError: no built-in dictionary set serves, or a parameter that cannot be
-                used.
+                used, such as recent_tokens below 1.
             DictionaryMismatch: the set given was made for another shape or another codec.
         """
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) > 1:
             raise Unsupported(f"{type(model).__name__} lies on {len(devices)} devices: only one")
+        if recent_tokens < 1:
+            raise ConfigurationError(
+                f"recent_tokens={recent_tokens}: at least 1, the token that predicts the next one"
+            )
         geometry = geometry_of(model.config, model.dtype)
         chosen, dictionary = choose(codec, codec_config, dictionary, geometry)
         self._client = client
         self._model = model
+        self._recent_tokens = recent_tokens
         self._dictionary: DictionarySet | None = None
         if isinstance(dictionary, DictionarySet):
             self._dictionary = dictionary
@@ -155,7 +164,7 @@ class HuggingFaceCache:
     def load(self, input_ids: Tensor | Sequence[int], *, timeout: float | None = None) -> Hit:
         """A cache of as much of the prompt's prefix as the service can give.
 
-        At least the last token of the prompt is left for the model.
+        The newest tokens of the prompt are left for the model, see `recent_tokens`.
 
         Args:
             input_ids: `[1, tokens]` or `[tokens]`: the whole prompt, as it goes to `generate`.
@@ -221,9 +230,8 @@ class HuggingFaceCache:
         self, input_ids: Tensor | Sequence[int], target: Target, timeout: float | None
     ) -> Loaded:
         ids = _flat(input_ids)
-        page_tokens = self._spec.page_tokens
-        whole = max(0, len(ids) - 1) // page_tokens * page_tokens
-        return self._client.load(self._spec, ids[:whole], target, timeout=timeout)
+        stored = ids[: self._spec.reloadable_tokens(len(ids), self._recent_tokens)]
+        return self._client.load(self._spec, stored, target, timeout=timeout)
 
     def offload(
         self,

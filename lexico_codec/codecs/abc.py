@@ -62,6 +62,8 @@ class Codec(ABC):
     needs_dictionary: ClassVar[bool]
     set_of: ClassVar[str] = ""
     """Codec whose dictionary sets it takes; empty for its own."""
+    lossless: ClassVar[bool] = False
+    """Whether `decode` gives back every bit."""
     has_codes: ClassVar[bool] = False
     """Whether `read` gives codes."""
 

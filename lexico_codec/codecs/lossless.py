@@ -46,6 +46,7 @@ class LosslessCodec(Codec):
     name: ClassVar[str] = "lossless"
     codec_id: ClassVar[int] = 5
     needs_dictionary: ClassVar[bool] = False
+    lossless: ClassVar[bool] = True
 
     def sink_tokens(self, first_token: int, tokens: int) -> int:
         """None apart: every token is exact."""

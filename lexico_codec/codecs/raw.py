@@ -22,6 +22,7 @@ class RawCodec(Codec):
     name: ClassVar[str] = "raw"
     codec_id: ClassVar[int] = 1
     needs_dictionary: ClassVar[bool] = False
+    lossless: ClassVar[bool] = True
 
     def sink_tokens(self, first_token: int, tokens: int) -> int:
         """None apart: every token is exact."""

@@ -26,16 +26,21 @@ class LayerErrors(TypedDict):
     values: list[float]
 
 
-class Fidelity(TypedDict):
-    """One text stored one way. Nats, mean over the continuation."""
+class Quality(TypedDict):
+    """Predictions on what is left of one text. Nats, mean over the continuation."""
 
     bytes: int
     kl: float
+    nll: float
+    nll_exact: float
+
+
+class Fidelity(Quality):
+    """One text stored one way, and what comes back of it."""
+
     kl_keys: float
     """With the keys as they come back and exact values."""
     kl_values: float
-    nll: float
-    nll_exact: float
     layers: LayerErrors
 
 
@@ -54,8 +59,7 @@ def through_shelf(exact: ExactText, shelf: Shelf, coded: int) -> Tensor:
         coded: leading tokens that are stored, whole pages; the rest stays exact.
     """
     shelf.store(exact.ids[:coded], exact.states)
-    # One token more than is stored: a reload leaves the model at least one.
-    states = shelf.reload(exact.ids[: coded + 1], exact.states.dtype, exact.states.device)
+    states = shelf.reload(exact.ids[:coded], exact.states.dtype, exact.states.device)
     return torch.cat([states, exact.states[:, :, :, coded:]], dim=3)
 
 
@@ -76,16 +80,28 @@ def judge(model: Any, exact: ExactText, made: Tensor, size: int, coded: int) -> 
 
     keys, values = exact.states.clone(), exact.states.clone()
     keys[:, 0], values[:, 1] = made[:, 0], made[:, 1]
-    both = predictions(made)
+    return {
+        **compare(exact, predictions(made), size),
+        "kl_keys": divergence(exact.predictions, predictions(keys)),
+        "kl_values": divergence(exact.predictions, predictions(values)),
+        "layers": layer_errors(exact.states[:, :, :, :coded], made[:, :, :, :coded]),
+    }
+
+
+def compare(exact: ExactText, made: Tensor, size: int) -> Quality:
+    """Compares predictions with those after the exact cache.
+
+    Args:
+        exact: the text.
+        made: as `exact.predictions`.
+        size: bytes that the cache took on which they were made.
+    """
     targets = exact.following[1:]
     return {
         "bytes": size,
-        "kl": divergence(exact.predictions, both),
-        "kl_keys": divergence(exact.predictions, predictions(keys)),
-        "kl_values": divergence(exact.predictions, predictions(values)),
-        "nll": negative_log_likelihood(both, targets),
+        "kl": divergence(exact.predictions, made),
+        "nll": negative_log_likelihood(made, targets),
         "nll_exact": negative_log_likelihood(exact.predictions, targets),
-        "layers": layer_errors(exact.states[:, :, :, :coded], made[:, :, :, :coded]),
     }
 
 

@@ -62,7 +62,7 @@ class PeerShelf(Shelf):
         return len(missing)
 
     def reload(self, ids: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        found = [self._pages[p] for p in takewhile(self._pages.__contains__, self._named(ids[:-1]))]
+        found = [self._pages[p] for p in takewhile(self._pages.__contains__, self._named(ids))]
         states = torch.cat(found, dim=3) if found else torch.empty(0, 0, 0, 0, 0)
         return states.to(device, dtype)
 

@@ -19,6 +19,7 @@ from lexico_codec.codecs.abc import SINK_TOKENS
 from lexico_codec.evaluation.caches import cache_of, forward, states_of
 from lexico_codec.evaluation.prefixes import Source, read_text, training_texts
 from lexico_codec.evaluation.settings import EvalSettings
+from lexico_codec.evaluation.ways import Way
 from lexico_codec.geometry import Geometry, Rope
 from lexico_proto.errors import ConfigurationError, InvalidInput, LexicoError
 
@@ -47,17 +48,33 @@ _QUERIES: Final = 1024
 
 
 @dataclass(frozen=True, eq=False)
-class Peer:
+class Published:
     """One method at one setting."""
 
     name: str
     method: str
-    coder: Any
-    """A `bench.baselines.coder.Coder`."""
 
     def goes_by(self, name: str) -> bool:
         """Whether its method or its own name contains a name, in either case of letters."""
         return name.lower() in self.method.lower() or name.lower() in self.name.lower()
+
+
+@dataclass(frozen=True, eq=False)
+class Peer(Published):
+    """One that codes: what comes back of a cache has its shape."""
+
+    coder: Any
+    """A `bench.baselines.coder.Coder`."""
+
+
+@dataclass(frozen=True, eq=False)
+class Evicting(Published):
+    """One that keeps some tokens of each head: see `evictions`."""
+
+    eviction: Any
+    """A `bench.baselines.eviction.Eviction`."""
+    through: Way | None = None
+    """What codes the tokens that are kept; None where they stay as they are."""
 
 
 def available() -> bool:
@@ -68,30 +85,40 @@ def available() -> bool:
         return False
 
 
-def load_peers(names: Sequence[str] = ()) -> list[Peer]:
+def load_peers(names: Sequence[str] = ()) -> list[Published]:
     """Settings of methods, not calibrated yet.
 
     Args:
-        names: parts of names, see `Peer.goes_by`; none for every setting of every method, or for
-            nothing where the package is not there.
+        names: parts of names, see `Published.goes_by`; none for every setting of every method that
+            codes and of the usual ones that evict, or for nothing where the package is not there.
 
     Raises:
-        ConfigurationError: a name that nothing goes by, or names where the package is not there.
+        ConfigurationError: a name that nothing goes by, or evictions alone where kvpress is not
+            installed, or names where the package is not there.
     """
     if not available():
         if names:
             raise ConfigurationError(f"peer {names[0]}: published methods are {ABSENT}")
         return []
-    every = []
+    coding = []
     for module in MODULES:
         for coder in import_module(f"{_PACKAGE}.{module}").coders():
-            every.append(Peer(coder.name, module, coder))
+            coding.append(Peer(coder.name, module, coder))
+    eviction = import_module(f"{_PACKAGE}.eviction")
+    evicting = [Evicting(one.name, one.curve, one) for one in eviction.evictions()]
     for name in names:
-        if not any(one.goes_by(name) for one in every):
+        if any(one.goes_by(name) for one in coding):
+            continue
+        if not any(one.goes_by(name) for one in evicting):
+            known = ", ".join(dict.fromkeys((*MODULES, *(one.eviction.method for one in evicting))))
             raise ConfigurationError(
-                f"peer {name}: no published method goes by it; there are {', '.join(MODULES)}"
+                f"peer {name}: no published method goes by it; there are {known}"
             )
-    return [one for one in every if not names or any(map(one.goes_by, names))]
+        if not eviction.available():
+            raise ConfigurationError(f"peer {name}: {eviction.ABSENT}")
+    if names:
+        return [one for one in (*coding, *evicting) if any(map(one.goes_by, names))]
+    return [*coding, *(one for one in evicting if one.eviction.method in eviction.USUAL)]
 
 
 def choose_peers(
@@ -99,8 +126,8 @@ def choose_peers(
     tokenizer: Any,
     geometry: Geometry,
     first: Source,
-    peers: Sequence[Peer],
-) -> tuple[tuple[Peer, ...], tuple[tuple[int, ...], ...], str]:
+    peers: Sequence[Published],
+) -> tuple[tuple[Published, ...], tuple[tuple[int, ...], ...], str]:
     """Peers that fit, the texts they learn from, and what the report says of them.
 
     Args:
@@ -108,7 +135,7 @@ def choose_peers(
         tokenizer: of the model.
         geometry: of its cache.
         first: of the sources: what it has to spare is learned from where no other text is given.
-        peers: those that are there, see `load_peers`.
+        peers: those that are there and can run, see `load_peers` and `choose_evictions`.
 
     Raises:
         ConfigurationError: peers asked for by name do not fit the model, or `peer_text` cannot be
@@ -132,7 +159,13 @@ def choose_peers(
         else "Published methods take part in quality against bytes alone; --peer NAME has one take "
         "part in every section but times."
     )
-    if not any(peer.coder.learns for peer in peers):
+    evicting = dict.fromkeys(peer.method for peer in peers if isinstance(peer, Evicting))
+    if evicting:
+        note += (
+            f" Those that evict ({', '.join(evicting)}) take part in quality against bytes alone "
+            "in any case, as what they leave of a cache does not come back as pages."
+        )
+    if not any(peer.coder.learns for peer in peers if isinstance(peer, Peer)):
         return tuple(peers), (), f"{note}{unused}"
     if given is not None:
         text = read_text(given)

@@ -160,20 +160,21 @@ def exact_task(model: Any, task: Task) -> ExactTask:
 
 
 @torch.inference_mode()
-def ask(model: Any, exact: ExactTask, open_shelf: OpenShelf) -> dict[Mode, list[Answer]]:
+def ask(
+    model: Any, exact: ExactTask, open_shelf: OpenShelf, settings: EvalSettings
+) -> dict[Mode, list[Answer]]:
     """Asks all questions in both modes of a context that was stored and reloaded."""
     shelf, context = open_shelf(), list(exact.task.context)
     shelf.store(context, exact.states)
     made: dict[Mode, list[Tensor]] = {"requests": [], "turns": []}
-    cache, _, _ = resume(model, shelf, context, 1)
     for question in exact.task.questions:
-        made["requests"].append(forward(model, question.prompt, cache, 1)[0])
-        cache.crop(-len(question.prompt))
+        _, answer, _ = resume(model, shelf, [*context, *question.prompt], settings)
+        made["requests"].append(answer)
     ids = context
     for question in exact.task.questions:
         ids = [*ids, *question.prompt]
-        cache, predictions, _ = resume(model, shelf, ids, 1)
-        made["turns"].append(predictions[-1])
+        cache, answer, _ = resume(model, shelf, ids, settings)
+        made["turns"].append(answer)
         forward(model, question.answer, cache, 1)
         ids = [*ids, *question.answer]
         shelf.store(ids, states_of(cache))

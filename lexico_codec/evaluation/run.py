@@ -14,18 +14,19 @@ import shlex
 import shutil
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lexico_codec.dictionary import write_atomically
 from lexico_codec.evaluation.environment import describe, model_digest
+from lexico_codec.evaluation.evictions import choose_evictions
 from lexico_codec.evaluation.html import page
-from lexico_codec.evaluation.peers import Peer, choose_peers, load_peers
+from lexico_codec.evaluation.peers import Evicting, Peer, Published, choose_peers, load_peers
 from lexico_codec.evaluation.prefixes import Source, read_sources, read_text
 from lexico_codec.evaluation.retrieval import Task, make_task
 from lexico_codec.evaluation.settings import EvalSettings, check_target
-from lexico_codec.evaluation.state import Units
+from lexico_codec.evaluation.state import Unit, Units
 from lexico_codec.evaluation.summary import document_of
 from lexico_codec.evaluation.units import Judge, JudgedText
 from lexico_codec.evaluation.ways import Chosen, Way, choose_ways, load_sets
@@ -45,12 +46,14 @@ class Plan:
     loaded: LoadedModel
     geometry: Geometry
     chosen: Chosen
-    peers: tuple[Peer, ...]
+    peers: tuple[Published, ...]
     sources: tuple[Source, ...]
     tasks: tuple[tuple[Task | None, ...], ...]
     """A task for every text of every source."""
     training: tuple[tuple[int, ...], ...]
     """Texts that peers learn from."""
+    instruction: tuple[int, ...]
+    """Asks to repeat a text, for peers that evict."""
     facts: dict[str, Any]
     """Of model and sets, for the report."""
     peers_note: str
@@ -86,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in (
         ("texts", "texts a file"),
         ("prefix", "tokens prefilled, stored and reloaded"),
-        ("tail", "least tokens of the prefix that stay exact"),
+        ("tail", "least newest tokens that no reload brings"),
         ("continuation", "tokens predicted after the prefix"),
         ("page_tokens", "tokens a page"),
         ("turns", "reloads of a growing conversation; 0 for none"),
@@ -109,7 +112,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         default=[],
         metavar="NAME",
         help="run these of the published methods alone, by a part of their name, and in every "
-        "section; can be repeated (default: all of them, in quality against bytes)",
+        "section, but for those that evict; can be repeated (default: the usual ones, in quality "
+        "against bytes)",
     )
     parser.add_argument("--peer-text", type=Path, help="what peers learn from")
     parser.add_argument("--state", type=Path, help="folder for resuming (default: OUT.state)")
@@ -186,7 +190,7 @@ def evaluate(settings: EvalSettings, loaded: LoadedModel | None = None) -> dict[
     return document
 
 
-def _plan(settings: EvalSettings, loaded: LoadedModel, peers: Sequence[Peer]) -> Plan:
+def _plan(settings: EvalSettings, loaded: LoadedModel, peers: Sequence[Published]) -> Plan:
     geometry = geometry_of(loaded.model.config, settings.dtype)
     weights = model_digest(loaded.model)
     sets = load_sets(settings.sets, geometry)
@@ -200,7 +204,11 @@ def _plan(settings: EvalSettings, loaded: LoadedModel, peers: Sequence[Peer]) ->
         )
         for source in sources
     )
-    fitting, training, note = choose_peers(settings, loaded.tokenizer, geometry, sources[0], peers)
+    evictions = choose_evictions(settings, loaded, geometry, weights, sets, peers)
+    chosen = replace(chosen, left_out=(*chosen.left_out, *evictions.left_out))
+    fitting, training, note = choose_peers(
+        settings, loaded.tokenizer, geometry, sources[0], evictions.peers
+    )
     facts = {
         "model": {
             "name": loaded.name,
@@ -222,7 +230,19 @@ def _plan(settings: EvalSettings, loaded: LoadedModel, peers: Sequence[Peer]) ->
             for one in sets
         ],
     }
-    return Plan(settings, loaded, geometry, chosen, fitting, sources, tasks, training, facts, note)
+    return Plan(
+        settings=settings,
+        loaded=loaded,
+        geometry=geometry,
+        chosen=chosen,
+        peers=fitting,
+        sources=sources,
+        tasks=tasks,
+        training=training,
+        instruction=evictions.instruction,
+        facts=facts,
+        peers_note=note,
+    )
 
 
 def _check_positions(model: Any, settings: EvalSettings) -> None:
@@ -237,26 +257,32 @@ def _check_positions(model: Any, settings: EvalSettings) -> None:
 
 def _measure(plan: Plan, units: Units) -> None:
     judge = Judge(plan.loaded.model, plan.settings, plan.training)
-    every: tuple[Way | Peer, ...] = (*plan.chosen.ways, *plan.peers)
+    every: tuple[Way | Published, ...] = (*plan.chosen.ways, *plan.peers)
     names = [one.name for one in every]
     places = [(s, t) for s, source in enumerate(plan.sources) for t in range(len(source.texts))]
     done = sum(units.has(s, t, name) for s, t in places for name in names)
     with _progress(total=len(places) * len(names), initial=done, unit="unit") as bar:
         for source, number in places:
             ids = plan.sources[source].texts[number]
-            text = JudgedText(plan.loaded.model, plan.settings, ids, plan.tasks[source][number])
+            task = plan.tasks[source][number]
+            text = JudgedText(plan.loaded.model, plan.settings, ids, task, plan.instruction)
             for one in every:
                 if units.has(source, number, one.name):
                     continue
                 bar.set_description(f"{plan.sources[source].name} {number + 1}: {one.name}")
-                if isinstance(one, Peer):
-                    if plan.geometry.rope is None:
-                        continue  # cannot be: there are no peers then
-                    unit = judge.of_peer(text, one, plan.peers, plan.geometry.rope)
-                else:
-                    unit = judge.of_way(text, one)
-                units.put(source, number, one.name, unit)
+                units.put(source, number, one.name, _unit(plan, judge, text, one))
                 bar.update()
+
+
+def _unit(plan: Plan, judge: Judge, text: JudgedText, one: Way | Published) -> Unit:
+    if isinstance(one, Way):
+        return judge.of_way(text, one)
+    if isinstance(one, Evicting):
+        return judge.of_eviction(text, one)
+    coding = [peer for peer in plan.peers if isinstance(peer, Peer)]
+    if plan.geometry.rope is None or not isinstance(one, Peer):
+        raise TypeError(f"{one.name}: no way to store")  # cannot be: see choose_peers
+    return judge.of_peer(text, one, coding, plan.geometry.rope)
 
 
 def _progress(**options: Any) -> Any:
@@ -279,6 +305,11 @@ def _what_decides(plan: Plan) -> dict[str, Any]:
         "sources": [source.digest for source in plan.sources],
         "ways": [[way.name, way.spec.namespace.hex()] for way in plan.chosen.ways],
         "peers": [peer.name for peer in plan.peers],
+        "kept_through": [
+            peer.through.spec.namespace.hex()
+            for peer in plan.peers
+            if isinstance(peer, Evicting) and peer.through is not None
+        ][:1],
         "learned_from": learned.hexdigest() if plan.training else "",
     }
 
@@ -330,12 +361,14 @@ def _table(document: dict[str, Any]) -> str:
     """KL and bytes, for the terminal, and what is missing of ways that are in every section."""
     lines: list[str] = []
     for source in document["sources"]:
+        wide = max([32, *(len(row["name"]) for row in source["fidelity"])])
         rows = [
-            f"{row['name']:32} {100 * row['fraction']['mean']:7.2f} {row['kl']['mean']:10.5f}"
+            f"{row['name']:{wide}} {100 * row['fraction']['mean']:7.2f} {row['kl']['mean']:10.5f}"
             for row in source["fidelity"]
         ]
-        lines += [f"{source['name']:32} {'bytes %':>7} {'KL':>10}", *rows]
-    named = {way["name"] for way in document["ways"] if way["every_section"]}
+        lines += [f"{source['name']:{wide}} {'bytes %':>7} {'KL':>10}", *rows]
+    asked = bool(document["settings"]["peer"])  # for all of the others by name
+    named = {way["name"] for way in document["ways"] if way["every_section"] or asked}
     every = len(document["sources"])
     for row in document["not_run"]:
         if row["name"] in named:

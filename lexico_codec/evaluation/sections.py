@@ -29,15 +29,19 @@ settings that another one of it beats in both. <b>NLL increase</b> is what
 the true text costs more, in nats a token; it may be negative by chance.</li>
 <li><b>Published methods</b> take part in quality against bytes; one that was asked for by name
 takes part in every section but times. At every reload it codes the pages that are new as one range,
-and pays each time for what it stores once a range, such as scales of channels.</li>
+and pays each time for what it stores once a range, such as scales of channels. One that evicts
+tokens leaves a shorter cache and no pages: it takes part in quality against bytes alone, not in
+keys and values apart, turns and retrieval, also where it was asked for. Its bytes are those of the
+vectors that each head keeps and of their indices.</li>
 <li><b>Keys alone, values alone</b>: only that part is as it comes back, the other is exact.</li>
 <li><b>Relative error</b> is the squared error of a layer's vectors over their squared norm, without
 the first tokens, which stay exact.</li>
-<li><b>Turns</b>: a conversation is reloaded, goes on for a while, its new pages are stored, and so
-on. Pages already stored are not coded again, but new ones are computed on top of coded ones. The
-dashed line reloads pages that were all coded from the exact cache: what the solid line has above it
-piled up. Texts differ from turn to turn, so that the lines rise and fall together. Bytes in the
-table are of all that is stored when a turn has ended, its own new pages included.</li>
+<li><b>Turns</b>: a conversation is reloaded but for its newest tokens, goes on for a while, its new
+pages are stored, and so on. Pages already stored are not coded again, but new ones are computed on
+top of coded ones. The dashed line reloads pages that were all coded from the exact cache: what the
+solid line has above it piled up. Texts differ from turn to turn, so that the lines rise and fall
+together. Bytes in the table are of all that is stored when a turn has ended, its own new pages
+included.</li>
 <li><b>Retrieval</b>: words are hidden in a context that is stored once. In mode requests every
 question is asked on the reloaded context alone; in mode turns they follow one another in a
 conversation that is stored and reloaded between them (modes of SCBench). Score is the

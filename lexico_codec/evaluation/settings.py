@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lexico_codec.codecs.abc import SINK_TOKENS
 from lexico_codec.geometry import DTYPES
-from lexico_codec.spec import DEFAULT_PAGE_TOKENS
+from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, whole_pages
 from lexico_proto.errors import ConfigurationError
 
 
@@ -33,8 +33,9 @@ class EvalSettings:
     """Texts a file."""
     prefix: int = 768
     """Tokens that are prefilled, stored and reloaded."""
-    tail: int = 32
-    """Fewest last tokens of the prefix that stay exact: whole pages before them are stored."""
+    tail: int = DEFAULT_RECENT_TOKENS
+    """Fewest last tokens that no reload brings: those of the prefix stay exact, those of a prompt
+    the model computes."""
     continuation: int = 256
     """Tokens that are predicted after the prefix."""
     page_tokens: int = DEFAULT_PAGE_TOKENS
@@ -47,8 +48,8 @@ class EvalSettings:
     peers: bool = True
     """Whether methods of `bench.baselines` run too, where that package is there."""
     peer: tuple[str, ...] = ()
-    """Parts of names: these of the methods alone run, and in every section; none for all of them,
-    in quality against bytes."""
+    """Parts of names: these of the methods alone run, and in every section but those that evict;
+    none for the usual ones, in quality against bytes."""
     peer_text: Path | None = None
     """What peers learn from; None for parts of the first source that are not judged."""
     seed: int = 0
@@ -59,7 +60,7 @@ class EvalSettings:
     def __post_init__(self) -> None:
         least = (
             ("texts", 1),
-            ("tail", 0),
+            ("tail", 1),
             ("continuation", 2),
             ("page_tokens", SINK_TOKENS + 1),
             ("turns", 0),
@@ -90,7 +91,11 @@ class EvalSettings:
     @property
     def coded(self) -> int:
         """Tokens of the prefix that are stored: its whole pages before the tail."""
-        return max(0, self.prefix - self.tail) // self.page_tokens * self.page_tokens
+        return self.reloadable(self.prefix)
+
+    def reloadable(self, prompt: int) -> int:
+        """Leading tokens of a prompt of so many that a reload may bring."""
+        return whole_pages(prompt, self.page_tokens, self.tail)
 
     @property
     def window(self) -> int:

@@ -36,7 +36,7 @@ class Shelf(ABC):
 
     @abstractmethod
     def reload(self, ids: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
-        """The leading pages that are there, but leaves the model at least one token.
+        """The leading pages of a prompt that are there.
 
         Returns:
             `[layers, 2, kv_heads, tokens, head_dim]` of the model's dtype; no tokens for a miss.
@@ -85,7 +85,7 @@ class FrameShelf(Shelf):
     def reload(self, ids: Sequence[int], dtype: torch.dtype, device: torch.device) -> Tensor:
         spec, geometry = self._way.spec, self._way.spec.geometry
         found: list[tuple[bytes, list[bytes]]] = []
-        for key in page_keys(spec, list(ids)[:-1]):
+        for key in page_keys(spec, list(ids)):
             frames = self._frames.get(key)
             if frames is None:
                 break

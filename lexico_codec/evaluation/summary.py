@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from lexico_codec.evaluation.curves import curve, fraction_at
 from lexico_codec.evaluation.intervals import LEVEL, RESAMPLES, Interval, interval
-from lexico_codec.evaluation.peers import Peer
+from lexico_codec.evaluation.peers import Evicting, Published
 from lexico_codec.evaluation.retrieval import MODES
 from lexico_codec.evaluation.state import Unit, Units
 from lexico_codec.evaluation.ways import Chosen, Way
@@ -24,7 +24,7 @@ def document_of(
     units: Units,
     sources: Sequence[tuple[str, str, int]],
     chosen: Chosen,
-    peers: Sequence[Peer],
+    peers: Sequence[Published],
     about: dict[str, Any],
     *,
     token_bytes: int,
@@ -74,8 +74,12 @@ def document_of(
     }
 
 
-def _peer_row(one: Peer, named: bool) -> Row:
-    return {"name": one.name, "method": one.method, "ours": False, "every_section": named}
+def _peer_row(one: Published, named: bool) -> Row:
+    row = {"name": one.name, "method": one.method, "ours": False}
+    if isinstance(one, Evicting):  # no pages come back
+        coded = {} if one.through is None else {"set": one.through.set_name}
+        return {**row, "every_section": False, **coded}
+    return {**row, "every_section": named}
 
 
 def _way_row(one: Way) -> Row:
@@ -135,9 +139,7 @@ def _source(
             for method, points in curves.items()
         },
         "turns": [
-            row
-            for name, some in reloaded.items()
-            for row in _turns(name, some, settings["page_tokens"], token_bytes, seed)
+            row for name, some in reloaded.items() for row in _turns(name, some, token_bytes, seed)
         ],
         "retrieval": _retrieval(asked, seed),
         "per_text": {
@@ -153,32 +155,33 @@ def _fidelity(name: str, some: Sequence[Unit], coded_bytes: int, seed: int) -> R
     def over(value: Callable[[Any], float]) -> Interval:
         return interval([value(text) for text in texts], seed)
 
+    apart = all("layers" in text for text in texts)  # not of what evicts
     layers = {
         part: [_mean(column) for column in zip(*(t["layers"][part] for t in texts), strict=True)]
-        for part in ("keys", "values")
+        for part in (("keys", "values") if apart else ())
     }
     return {
         "name": name,
         "fraction": over(lambda text: text["bytes"] / coded_bytes),
-        **{key: over(lambda text, key=key: text[key]) for key in ("kl", "kl_keys", "kl_values")},  # type: ignore[misc]
+        "kl": over(lambda text: text["kl"]),
+        "kl_keys": over(lambda text: text["kl_keys"]) if apart else None,
+        "kl_values": over(lambda text: text["kl_values"]) if apart else None,
         "nll": over(lambda text: text["nll"]),
         "nll_exact": over(lambda text: text["nll_exact"]),
         "nll_more": over(lambda text: text["nll"] - text["nll_exact"]),
-        "layers": layers,
+        "layers": layers if apart else None,
     }
 
 
-def _turns(
-    name: str, some: Sequence[Unit], page_tokens: int, token_bytes: int, seed: int
-) -> Iterable[Row]:
+def _turns(name: str, some: Sequence[Unit], token_bytes: int, seed: int) -> Iterable[Row]:
     for turns in zip(*(unit["turns"] for unit in some), strict=True):
-        stored = turns[0]["reloaded"] + turns[0]["pages"] * page_tokens  # when the turn has ended
         yield {
             "name": name,
             "turn": turns[0]["turn"],
             "reloaded": turns[0]["reloaded"],
             "pages": turns[0]["pages"],
-            "fraction": interval([t["bytes"] / (stored * token_bytes) for t in turns], seed),
+            "stored": turns[0]["stored"],
+            "fraction": interval([t["bytes"] / (t["stored"] * token_bytes) for t in turns], seed),
             "kl": interval([turn["kl"] for turn in turns], seed),
             "kl_once": interval([turn["kl_once"] for turn in turns], seed),
             "nll_more": interval([turn["nll"] - turn["nll_exact"] for turn in turns], seed),

@@ -44,8 +44,10 @@ def value(found: float | None, scale: float = 1, best: bool = False) -> str:
     return f"<td{mark}>{number(None if found is None else scale * found)}</td>"
 
 
-def ranged(found: Mapping[str, Any], scale: float = 1) -> str:
-    """A cell of a mean and its interval."""
+def ranged(found: Mapping[str, Any] | None, scale: float = 1) -> str:
+    """A cell of a mean and its interval; None where it was not measured."""
+    if found is None:
+        return value(None)
     mean = number(scale * found["mean"])
     if found["low"] is None:
         return f"<td>{mean}</td>"

@@ -1,9 +1,9 @@
 """A conversation that grows over reloads: what errors become when each turn builds on the last.
 
-Turn i reloads the pages stored so far, prefills what they lack and the next piece of text, and
-stores the new pages. Those already stored are not coded again, but new ones were computed on top of
-coded ones. The reference never compressed; `once` reloads pages that were coded from its cache, at
-the same turns, so what `kl` has over `kl_once` is what piled up.
+Turn i reloads the pages stored so far but for the newest tokens, prefills what they lack, predicts
+the next piece of text, and stores the new pages. Those already stored are not coded again, but new
+ones were computed on top of coded ones. The reference never compressed; `once` reloads pages that
+were coded from its cache, at the same turns, so what `kl` has over `kl_once` is what piled up.
 """
 
 from __future__ import annotations
@@ -37,8 +37,10 @@ class Turn(TypedDict):
     """Tokens."""
     pages: int
     """Pages newly stored."""
+    stored: int
+    """Tokens of all pages of the conversation, when the turn has ended."""
     bytes: int
-    """Of all pages of the conversation."""
+    """That these take."""
     kl: float
     kl_once: float
     nll: float
@@ -69,19 +71,18 @@ def exact_turns(model: Any, ids: Sequence[int], settings: EvalSettings) -> Exact
 
 
 def resume(
-    model: Any, shelf: Shelf, ids: Sequence[int], keep: int
+    model: Any, shelf: Shelf, ids: Sequence[int], settings: EvalSettings
 ) -> tuple[DynamicCache, Tensor, int]:
     """What a node does with a prompt: reloads its stored pages and prefills the rest.
 
     Returns:
-        The cache of all of `ids`, the log-probabilities after the last `keep` of them, and how many
-        tokens were reloaded. They are fewer than asked for where more than the rest was asked for.
+        The cache of all of `ids`, `[vocabulary]` log-probabilities of the next token, and how many
+        tokens were reloaded.
     """
-    states = shelf.reload(ids, model.dtype, model.device)
+    states = shelf.reload(ids[: settings.reloadable(len(ids))], model.dtype, model.device)
     reloaded = states.shape[3]
     cache = cache_of(states)
-    rest = ids[reloaded:]
-    return cache, forward(model, rest, cache, min(keep, len(rest))), reloaded
+    return cache, forward(model, ids[reloaded:], cache, 1)[0], reloaded
 
 
 @torch.inference_mode()
@@ -95,8 +96,11 @@ def converse(
     found: list[Turn] = []
     for turn, reference in enumerate(exact.predictions, start=1):
         start, end = _end(settings, turn - 1), _end(settings, turn)
-        cache, made, reloaded = resume(model, shelf, ids[:end], end - start)
-        _, single, _ = resume(model, once, ids[:end], end - start)
+        piece = ids[start:end]
+        cache, _, reloaded = resume(model, shelf, ids[:start], settings)
+        made = forward(model, piece, cache, len(piece))
+        cached_once, _, _ = resume(model, once, ids[:start], settings)
+        single = forward(model, piece, cached_once, len(piece))
         pages = shelf.store(ids[:end], states_of(cache))
         once.store(ids[:end], exact.states)  # as above: methods code new pages together
         found.append(
@@ -104,6 +108,7 @@ def converse(
                 "turn": turn,
                 "reloaded": reloaded,
                 "pages": pages,
+                "stored": end // settings.page_tokens * settings.page_tokens,
                 "bytes": shelf.size,
                 "kl": divergence(reference, made),
                 "kl_once": divergence(reference, single),

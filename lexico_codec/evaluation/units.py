@@ -11,10 +11,12 @@ import torch
 from torch import Tensor
 
 from lexico_codec.evaluation.caches import cache_of, forward
+from lexico_codec.evaluation.evictions import EVICTION_FAILURES, Evicted
 from lexico_codec.evaluation.fidelity import judge, through_frames, through_shelf
 from lexico_codec.evaluation.peer_shelf import PeerShelf, Weigh
 from lexico_codec.evaluation.peers import (
     FAILURES,
+    Evicting,
     Peer,
     calibrate,
     importance_of,
@@ -41,6 +43,8 @@ class JudgedText:
     settings: EvalSettings
     ids: tuple[int, ...]
     task: Task | None
+    instruction: tuple[int, ...] = ()
+    """Asks to repeat a text, for peers that evict."""
 
     @cached_property
     def exact(self) -> ExactText:
@@ -62,6 +66,11 @@ class JudgedText:
     def importance(self) -> Tensor:
         """Of the prefix's tokens, for peers."""
         return importance_of(self.model, self.ids[: self.settings.prefix])
+
+    @cached_property
+    def evicted(self) -> Evicted:
+        """What peers that evict leave of the prefix."""
+        return Evicted(self.model, self.exact, self.settings.coded, self.instruction)
 
     def find_all(self) -> None:
         """Finds it now: what the model itself fails at is no failure of a way to store."""
@@ -133,10 +142,20 @@ class Judge:
             unit |= self._reloaded(text, peer.name, partial(opened, weigh), FAILURES)
         return unit
 
+    def of_eviction(self, text: JudgedText, peer: Evicting) -> Unit:
+        """A published method that evicts, or why it cannot score this text."""
+        evicted = text.evicted
+        try:
+            unit: Unit = {"fidelity": evicted.judge(peer)}
+            encoded(peer.name, unit)  # refuses what is not finite
+        except EVICTION_FAILURES as error:
+            return {"failed": str(error) or f"fails ({type(error).__name__})"}
+        return unit
+
     def _of_way(self, text: JudgedText, way: Way) -> Unit:
         exact, settings = text.exact, self._settings
         if way.name not in self._warm:
-            page = exact.ids[: settings.page_tokens + 1]
+            page = exact.ids[: settings.page_tokens]
             shelf = FrameShelf(way)
             shelf.store(page, exact.states)
             shelf.reload(page, exact.states.dtype, exact.states.device)
@@ -181,5 +200,5 @@ class Judge:
         asked = text.asked
         if asked is None:
             return {"retrieval": {}, "retrieval_exact": {}}
-        answers = ask(self._model, asked, open_shelf)
+        answers = ask(self._model, asked, open_shelf, self._settings)
         return {"retrieval": answers, "retrieval_exact": asked.answers()}

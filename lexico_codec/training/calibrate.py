@@ -1,8 +1,8 @@
 """Finds the step at which a codec costs a model's predictions a given KL, on held-out windows.
 
-A window's KL can be several times the mean: where names or numbers are to be repeated exactly. A
-mean over some windows is more often too small than too large, so what is held to the target is the
-mean and as many standard errors as leave the mean over all text below it 19 times in 20.
+A window's KL can be several times the mean: where names or numbers are to be repeated exactly. What
+is promised is not the mean over these windows but over others like them, of which there may be few
+as well: held to the target is what the mean over a dozen others is below 19 times in 20.
 """
 
 from __future__ import annotations
@@ -33,6 +33,7 @@ _PAGE: Final = 64
 _CLOSE: Final = 1.08  # a KL within this factor of its target will do
 _TRIES: Final = 6
 _ERRORS: Final = 1.645  # standard errors: the one-sided 95 % of a normal distribution
+_OTHERS: Final = 12  # windows over which the promise is to hold
 
 
 class Ruler:
@@ -51,14 +52,14 @@ class Ruler:
             self._exact.append(self._predict(ids, states))
 
     def kl(self, dictionary: DictionarySet, step: float) -> float:
-        """KL in nats of the continuations' predictions that their mean is below with 95 %."""
+        """KL in nats of the continuations' predictions, as far as it can be promised."""
         layers = dictionary.family("residual").run_layers
         codec = ResidualCodec(step=step, run_layers=layers)
         found = []
         for ids, states, exact in zip(self._windows, self._caches, self._exact, strict=True):
             made = self._predict(ids, self._coded(states, codec, dictionary, layers))
             found.append(divergence(exact, made))
-        return upper_mean(found)
+        return promised(found)
 
     def _coded(
         self, states: Tensor, codec: ResidualCodec, dictionary: DictionarySet, layers: int
@@ -90,8 +91,8 @@ class Ruler:
         return forward(self._model, following, cache_of(wide), len(following)).cpu()
 
 
-def upper_mean(values: Sequence[float]) -> float:
-    """What the mean of the values' distribution is below with 95 %; of one value it is that.
+def promised(values: Sequence[float]) -> float:
+    """What the mean over a dozen others is below with 95 %; of one value it is that.
 
     Raises:
         InvalidInput: a KL that is not finite: the model gave NaN or infinity.
@@ -99,8 +100,9 @@ def upper_mean(values: Sequence[float]) -> float:
     if not all(map(math.isfinite, values)):
         raise InvalidInput("calibrating: the model's predictions are not finite")
     mean = statistics.fmean(values)
-    error = statistics.stdev(values) / math.sqrt(len(values)) if len(values) > 1 else 0.0
-    return mean + _ERRORS * error
+    if len(values) == 1:
+        return mean
+    return mean + _ERRORS * statistics.stdev(values) * math.sqrt(1 / len(values) + 1 / _OTHERS)
 
 
 def step_for(target: float, guess: float, kl_of: Callable[[float], float]) -> float:

@@ -122,7 +122,7 @@ def test_presets_reload_close_to_what_was_there(
     report = cache.offload(ids, exact.past_key_values)
     assert report.bytes_stored < report.bytes_sent / 4
     hit = cache.load(ids)
-    assert hit.tokens == (ids.shape[1] - 1) // PAGE_TOKENS * PAGE_TOKENS
+    assert hit.tokens == (ids.shape[1] - 64) // PAGE_TOKENS * PAGE_TOKENS > 64
     for mine, other in zip(exact.past_key_values.layers, hit.cache.layers, strict=True):
         for a, b in ((mine.keys, other.keys), (mine.values, other.values)):
             a = a[:, :, : hit.tokens]

@@ -46,7 +46,9 @@ def offloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offloaded]:
     ids = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
     exact = DynamicCache(config=model.config)
     with Client(transport=InMemoryTransport(), dictionaries_dir=folder) as client:
-        shared = HuggingFaceCache(client, model, codec="paper", page_tokens=PAGE_TOKENS)
+        shared = HuggingFaceCache(
+            client, model, codec="paper", page_tokens=PAGE_TOKENS, recent_tokens=1
+        )
         with torch.inference_mode():
             logits = model(ids, past_key_values=exact).logits[0]
             shared.offload(ids, exact)

@@ -63,6 +63,7 @@ def shared_of(client: Client, model: Any, **changes: Any) -> HuggingFaceCache:
         "codec_config": {"sparsity": SPARSITY},
         "dictionary": DICTIONARY,
         "page_tokens": PAGE_TOKENS,
+        "recent_tokens": 1,
     }
     return HuggingFaceCache(client, model, **arguments | changes)
 

@@ -1,4 +1,4 @@
-"""KVzip before lexico-residual: what is freed gets cheaper, what is kept stays."""
+"""Evictions before lexico-residual: what is freed gets cheaper, what is kept stays."""
 
 from __future__ import annotations
 
@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from bench.baselines.freed import _adjoint, freed
+from bench.baselines import eviction
+from bench.baselines.freed import SHARES, _adjoint, evictions, freed
+from bench.ours import Frames
 from lexico_codec.codecs import Place, ResidualCodec
-from lexico_codec.geometry import Rope
+from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.spec import make_spec
 from tests.support.residual_sets import products, residual_set, transform_of
 
 LAYERS, HEADS, DIM, TOKENS = 2, 3, 16, 63
@@ -58,6 +61,29 @@ def random_kept(share: float) -> Tensor:
 def size_of(made: Tensor) -> int:
     group = made[:, :, :, STORED].transpose(2, 3).half().contiguous()
     return len(ResidualCodec(step=STEP).encode(group, Place(0, STORED.start, ROPE), SET))
+
+
+def test_every_usual_eviction_is_before_every_codec() -> None:
+    def frames(step: float) -> Frames:
+        spec = make_spec(
+            weights=bytes(32),
+            geometry=Geometry(LAYERS, HEADS, DIM, "float16", ROPE),
+            codec="lexico-residual",
+            codec_config=f'{{"step":{step}}}',
+            dictionary=SET.digest,
+            page_tokens=16,
+        )
+        return Frames(f"lexico-residual step={step}", spec, SET)
+
+    made = evictions(frames(step) for step in (0.7, 1.5))
+    assert len({one.name for one in made}) == 2 * len(eviction.USUAL)
+    assert {one.curve for one in made} == {f"{one} + lexico-residual" for one in eviction.USUAL}
+    assert made[0].name == "SnapKV, 90 % kept + lexico-residual step=0.7"
+    assert all(one.fraction == SHARES[one.method] for one in made)
+    kept = random_kept(0.9)
+    coded = states_of(made[0].cache(cache_of(states()), kept, STORED))
+    expected = freed(cache_of(states()), kept, STORED, transform_of(SET), 0.7, ROPE)
+    assert torch.equal(coded, states_of(expected))
 
 
 def test_what_is_kept_stays() -> None:

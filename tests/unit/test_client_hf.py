@@ -194,6 +194,7 @@ def test_lexico_registers_its_dictionary_when_first_needed(
             codec_config={"sparsity": 4},
             dictionary=dictionary.digest,  # fetched
             page_tokens=PAGE_TOKENS,
+            recent_tokens=1,
         ).load(ids)
     assert (hit.tokens, hit.reason) == (40, None)
     for ours, theirs in zip(hit.cache.layers, cache.layers, strict=True):
@@ -201,6 +202,38 @@ def test_lexico_registers_its_dictionary_when_first_needed(
         error = (ours.keys - theirs.keys[:, :, :40]).norm() / theirs.keys[:, :, :40].norm()
         assert 0 < error < 0.7
     assert torch.isfinite(generated(model, ids, hit.cache).logits[0]).all()
+
+
+@pytest.mark.parametrize(
+    ("tokens", "left"), [(41, 17), (40, 16), (39, 15), (23, 15), (16, 16), (9, 9)]
+)
+def test_the_newest_tokens_are_left_for_the_model(
+    client: Client, model: LlamaForCausalLM, tokens: int, left: int
+) -> None:
+    """With a lossy codec at least `recent_tokens`, up to a page's start; else at least one."""
+    ids = prompt(tokens)
+    lossy = HuggingFaceCache(
+        client,
+        model,
+        codec="lexico",
+        codec_config={"sparsity": 4},
+        dictionary=small_dictionary(layers=LAYERS, head_dim=HEAD_DIM),
+        page_tokens=PAGE_TOKENS,
+        recent_tokens=12,
+    )
+    lossless = raw(client, model, recent_tokens=12)
+    for shared in (lossy, lossless):
+        shared.offload(ids, prefilled(model, ids))
+    hit = lossy.load(ids)
+    assert (hit.tokens, hit.reason) == (tokens - left, None)
+    assert hit.cache.get_seq_length() == hit.tokens
+    assert lossless.load(ids).tokens == (tokens - 1) // PAGE_TOKENS * PAGE_TOKENS
+
+
+def test_no_prompt_is_reloaded_whole(client: Client, model: LlamaForCausalLM) -> None:
+    for number in (0, -1):
+        with pytest.raises(errors.ConfigurationError, match=f"recent_tokens={number}: at least 1"):
+            raw(client, model, recent_tokens=number)
 
 
 def test_a_digest_that_nobody_registered(client: Client, model: LlamaForCausalLM) -> None:

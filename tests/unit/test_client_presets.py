@@ -81,8 +81,8 @@ def client(tmp_path: Path) -> Iterator[Client]:
 
 
 def cache_of(client: Client, model: Any, name: str, **changes: Any) -> HuggingFaceCache:
-    settings = {"codec": name, "page_tokens": PAGE_TOKENS, "weights": bytes(32), **changes}
-    return HuggingFaceCache(client, model, **settings)
+    settings = {"page_tokens": PAGE_TOKENS, "recent_tokens": 1, "weights": bytes(32), **changes}
+    return HuggingFaceCache(client, model, codec=name, **settings)
 
 
 @pytest.fixture

@@ -21,7 +21,7 @@ from lexico_codec.evaluation.retrieval import ask, exact_task, make_task
 from lexico_codec.evaluation.settings import EvalSettings
 from lexico_codec.evaluation.shelf import FrameShelf
 from lexico_codec.evaluation.svg import COLOURS, Axis, Point, Series, number, plot
-from lexico_codec.evaluation.turns import converse, exact_turns
+from lexico_codec.evaluation.turns import converse, exact_turns, resume
 from lexico_codec.evaluation.ways import NamedSet, Way, choose_ways
 from lexico_codec.hf_geometry import geometry_of
 from lexico_proto.errors import InvalidInput
@@ -165,12 +165,20 @@ class TestShelf:
         other = [*exact.ids[:40], 7, *exact.ids[41:]]
         assert shelf.reload(other, torch.float32, model.device).shape[3] == 32
 
-    def test_leaves_the_model_a_token(self, model: Any) -> None:
-        way = ways_of(model)["raw"]
+    @pytest.mark.parametrize(
+        ("tokens", "reloaded"), [(8, 0), (23, 0), (24, 16), (40, 32), (56, 48), (70, 48)]
+    )
+    def test_a_node_computes_the_newest_tokens(
+        self, model: Any, tokens: int, reloaded: int
+    ) -> None:
+        """At least `tail` of them, 8 here."""
         exact = exact_text(model, prompt(176)[0].tolist(), settings_of())
-        shelf = FrameShelf(way)
-        shelf.store(exact.ids[:32], exact.states)
-        assert shelf.reload(exact.ids[:32], torch.float32, model.device).shape[3] == 16
+        shelf = FrameShelf(ways_of(model)["raw"])
+        shelf.store(exact.ids[:50], exact.states)
+        cache, predicted, found = resume(model, shelf, exact.ids[:tokens], settings_of())
+        assert (found, cache.get_seq_length()) == (reloaded, tokens)
+        whole = forward(model, exact.ids[:tokens], cache_of(torch.empty(0, 0, 0, 0, 0)), 1)
+        torch.testing.assert_close(predicted, whole[0], atol=1e-4, rtol=1e-4)
 
 
 class TestTurns:
@@ -179,15 +187,15 @@ class TestTurns:
         exact = exact_turns(model, prompt(300)[0].tolist(), settings)
         turns = converse(model, exact, partial(FrameShelf, ways_of(model)["raw"]), settings)
         assert [turn["turn"] for turn in turns] == [1, 2, 3]
-        assert [turn["kl"] for turn in turns] == [0, 0, 0]
-        assert [turn["reloaded"] for turn in turns] == [160, 176, 192]
+        assert max(turn["kl"] for turn in turns) < 1e-6
+        assert [turn["reloaded"] for turn in turns] == [144, 160, 176]
 
-    def test_raw_stays_at_zero_where_tails_are_prefilled_again(self, model: Any) -> None:
+    def test_raw_stays_at_zero_where_prefixes_end_within_pages(self, model: Any) -> None:
         settings = settings_of(prefix=165)
         exact = exact_turns(model, prompt(300)[0].tolist(), settings)
         turns = converse(model, exact, partial(FrameShelf, ways_of(model)["raw"]), settings)
         assert max(turn["kl"] for turn in turns) < 1e-6
-        assert [turn["reloaded"] for turn in turns] == [160, 176, 208]
+        assert [turn["reloaded"] for turn in turns] == [144, 176, 192]
         assert [turn["pages"] for turn in turns] == [1, 2, 1]
         assert turns[0]["nll"] == pytest.approx(turns[0]["nll_exact"], abs=1e-5)
 
@@ -234,7 +242,7 @@ class TestRetrieval:
 
     def test_raw_answers_as_the_exact_cache(self, model: Any) -> None:
         exact = exact_task(model, self.task())
-        found = ask(model, exact, partial(FrameShelf, ways_of(model)["raw"]))
+        found = ask(model, exact, partial(FrameShelf, ways_of(model)["raw"]), settings_of())
         expected = exact.answers()
         for mode in retrieval.MODES:
             assert len(found[mode]) == 4
@@ -246,7 +254,7 @@ class TestRetrieval:
     def test_codes_are_seen(self, model: Any) -> None:
         exact = exact_task(model, self.task())
         way = ways_of(model, 'lexico:{"sparsity":2}')["lexico s=2"]
-        found = ask(model, exact, partial(FrameShelf, way))
+        found = ask(model, exact, partial(FrameShelf, way), settings_of())
         assert all(answer["kl"] > 1e-6 for mode in retrieval.MODES for answer in found[mode])
 
     def test_context_without_room_is_refused(self) -> None:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 
 from bench import quality
-from bench.baselines import kivi, kvtc
+from bench.baselines import eviction, kivi, kvtc
 from bench.quality import summary
 from lexico_codec.evaluation.curves import curve, fraction_at
 
@@ -50,6 +52,25 @@ def test_what_comes_after_an_eviction_is_neither_ours_nor_a_peer() -> None:
     found = summary([*peers, *ours, *both])
     assert found["lead"]["0.01"] == pytest.approx(2.0)
     assert found["bytes_at_kl"]["kvzip + lexico-residual"]["0.01"] < 0.02
+
+
+def test_usual_evictions_run_alone_and_before_codecs_of_ours(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    spec = SimpleNamespace(codec=SimpleNamespace(name="lexico-residual"))
+    names = [f"lexico-residual {setting}" for setting in (*quality.FREED, "step=3.0")]
+    made = [SimpleNamespace(name=name, spec=spec) for name in names]
+    monkeypatch.setattr(quality, "residual", lambda model: made)
+    monkeypatch.setattr(eviction, "available", lambda: True)
+    chosen = quality._evictions(None, [""])
+    curves = {one.curve for one in chosen}
+    ends = ("", " + lexico", " + lexico-residual")
+    assert curves == {f"{method}{end}" for method in eviction.USUAL for end in ends}
+    assert len({one.name for one in chosen}) == len(chosen)
+    assert not any("step=3.0" in one.name for one in chosen)
+    assert {one.curve for one in quality._evictions(None, ["tova"])} == {"tova", "tova + lexico"}
+    monkeypatch.setattr(eviction, "available", lambda: False)
+    assert quality._evictions(None, [""]) == []
 
 
 def test_points_of_what_learns_are_kept_by_how_much_it_learns_from(

@@ -12,7 +12,10 @@ from xml.etree import ElementTree
 import pytest
 
 from bench import baselines, quality, quality_plot, titles
+from bench.baselines import eviction, freed
+from bench.eval import tables_of
 from bench.quality_plot import cliffs_table_of, filled, methods_of, svg_of, table_of, write
+from tests.support.eval_document import DOCUMENT
 
 SVG = "{http://www.w3.org/2000/svg}"
 SCALES = {
@@ -72,10 +75,10 @@ def hard_result() -> dict[str, Any]:
 def folder(tmp_path: Path) -> Path:
     page = (
         "# Quality\n\n<!-- quality:table -->\nold\n<!-- /quality:table -->\n\n"
+        "<!-- eval:table -->\nold\n<!-- /eval:table -->\n\n"
         "<!-- cliffs:table -->\nold\n<!-- /cliffs:table -->\n\nafter\n"
     )
     (tmp_path / "quality.md").write_text(page, encoding="utf-8")
-    (tmp_path / "quality.json").write_text(json.dumps(result()), encoding="utf-8")
     return tmp_path
 
 
@@ -83,7 +86,7 @@ def test_every_method_of_the_benchmark_has_a_title() -> None:
     names = [module.name for module in iter_modules(baselines.__path__)]
     made = {name for name in names if hasattr(import_module(f"bench.baselines.{name}"), "coders")}
     assert made == set(titles.CODERS)
-    assert set(quality.EVICTIONS) <= set(titles.EVICTIONS)
+    assert set(eviction.USUAL) == set(freed.SHARES) <= set(titles.EVICTIONS)
 
 
 def test_ours_come_first_and_evictions_last() -> None:
@@ -106,7 +109,7 @@ def test_an_eviction_has_one_colour_alone_and_coded() -> None:
 
 def test_the_best_evictions_are_drawn_and_the_table_has_all() -> None:
     scales = {"lexico": 1.0, "snapkv": 2.0, "tova": 2.5, "kvzip": 1.5, "kvzip + lexico": 0.9}
-    scales["kvzip + lexico-residual"] = 0.2
+    scales |= {"kvzip + lexico-residual": 0.2, "tova + lexico-residual": 0.3}
     made = {"wikitext2": measured(scales)}
     root = ElementTree.fromstring(svg_of(made))
     lines = [line.get("class") for line in root.iter(f"{SVG}polyline")]
@@ -114,7 +117,9 @@ def test_the_best_evictions_are_drawn_and_the_table_has_all() -> None:
     texts = {text.text for text in root.iter(f"{SVG}text")}
     assert {"KVzip", "KVzip + lexico", "KVzip + lexico-residual"} <= texts
     table = table_of(made)
-    assert all(f"| {name} |" in table for name in ("SnapKV", "TOVA", "KVzip + lexico-residual"))
+    assert "TOVA + lexico-residual" not in texts, "one is drawn of those that are nearly ours"
+    names = ("SnapKV", "TOVA", "KVzip + lexico-residual", "TOVA + lexico-residual")
+    assert all(f"| {name} |" in table for name in names)
 
 
 def test_an_eviction_that_never_comes_near_is_not_drawn_for_it() -> None:
@@ -177,24 +182,27 @@ def test_a_lossless_setting_is_left_out_of_the_plot_alone() -> None:
 
 def test_check_changes_nothing_and_writing_settles_it(tmp_path: Path) -> None:
     docs = folder(tmp_path)
-    source, page = docs / "quality.json", docs / "quality.md"
+    results, page = tmp_path / "results", docs / "quality.md"
     before = page.read_text(encoding="utf-8")
-    cliffs = docs / "cliffs.json"
-    cliffs.write_text(json.dumps(hard_result()), encoding="utf-8")
-    assert write(source, docs, cliffs=cliffs, check=True) == ["quality.md", "quality.svg"]
+    results.mkdir()
+    made = {"quality": result(), "cliffs": hard_result(), "eval": {"report": DOCUMENT}}
+    for name, one in made.items():
+        (results / f"{name}.json").write_text(json.dumps(one), encoding="utf-8")
+    assert write(results, docs, check=True) == ["quality.md", "quality.svg"]
     assert page.read_text(encoding="utf-8") == before
     assert not (docs / "quality.svg").exists()
-    assert write(source, docs, cliffs=cliffs) == ["quality.md", "quality.svg"]
-    assert write(source, docs, cliffs=cliffs, check=True) == []
+    assert write(results, docs) == ["quality.md", "quality.svg"]
+    assert write(results, docs, check=True) == []
     after = page.read_text(encoding="utf-8")
     assert after.endswith("<!-- /cliffs:table -->\n\nafter\n")
-    assert cliffs_table_of(hard_result()) in after
+    for table in (table_of(result()), tables_of(DOCUMENT), cliffs_table_of(hard_result())):
+        assert f"\n\n{table}\n\n" in after
 
 
 def test_without_a_result_the_page_says_so(tmp_path: Path) -> None:
     docs = folder(tmp_path)
-    assert write(docs / "none.json", docs, cliffs=docs / "none.json") == ["quality.md"]
-    assert (docs / "quality.md").read_text(encoding="utf-8").count("Not measured yet.") == 2
+    assert write(docs / "none", docs) == ["quality.md"]
+    assert (docs / "quality.md").read_text(encoding="utf-8").count("Not measured yet.") == 3
     assert not (docs / "quality.svg").exists()
 
 

@@ -316,3 +316,17 @@ def test_more_atoms_than_components_are_refused_with_the_spec() -> None:
 def test_raw_takes_no_parameters() -> None:
     with pytest.raises(ConfigurationError, match="none"):
         codec_from_config("raw", '{"sparsity": 8}')
+
+
+@given(prompt=st.integers(0, 5000), page_tokens=st.integers(1, 300), recent=st.integers(1, 300))
+def test_what_is_reloaded_are_all_whole_pages_before_the_newest_tokens(
+    prompt: int, page_tokens: int, recent: int
+) -> None:
+    lossy = replace(BASE, page_tokens=page_tokens)
+    lossless = replace(lossy, codec=RawCodec(), dictionary=b"")
+    for spec, left in ((lossy, recent), (lossless, 1)):
+        tokens = spec.reloadable_tokens(prompt, recent)
+        assert tokens % page_tokens == 0
+        assert tokens == 0 or tokens <= prompt - left
+        assert tokens + page_tokens > prompt - left, "one more page would be too many"
+    assert lossy.reloadable_tokens(prompt) == lossy.reloadable_tokens(prompt, 64)
