@@ -229,7 +229,7 @@ class Points:
             exact = exact_turns(model, ids, settings)
             return {
                 quality: _turns_point(
-                    converse(model, exact, partial(FrameShelf, way), settings), settings, geometry
+                    converse(model, exact, partial(FrameShelf, way), settings), geometry
                 )
                 for quality, way in ways.items()
             }
@@ -271,9 +271,8 @@ def _point(model: Any, exact: ExactText, way: Way, settings: EvalSettings) -> Po
     }
 
 
-def _turns_point(turns: Sequence[Any], settings: EvalSettings, geometry: Geometry) -> Point:
-    pages = (settings.prefix + settings.turns * settings.turn_tokens) // settings.page_tokens
-    size = turns[-1]["bytes"] / (pages * settings.page_tokens)
+def _turns_point(turns: Sequence[Any], geometry: Geometry) -> Point:
+    size = turns[-1]["bytes"] / turns[-1]["stored"]
     return {
         "kl": turns[-1]["kl"],
         "kl_once": turns[-1]["kl_once"],

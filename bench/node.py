@@ -61,7 +61,7 @@ class Node:
 
     @torch.inference_mode()
     def reload(self, ids: list[int], codec: str) -> FirstToken:
-        """Reloads what the service holds of the prompt and prefills the rest."""
+        """Reloads what a node takes of the prompt's pages and prefills the rest."""
         started = time.perf_counter()
         hit = self.caches[codec].load(ids)
         logits = self._forward(ids[hit.tokens :], hit.cache, keep=1)[-1]

@@ -18,7 +18,6 @@ from __future__ import annotations
 import argparse
 import hashlib
 import json
-import os
 import statistics
 import sys
 from collections.abc import Callable, Iterator, Sequence
@@ -47,7 +46,7 @@ from bench.fidelity import (
     windows_of,
 )
 from bench.ours import HEADLINE, Frames, all_of, residual
-from bench.report import finish, gate, machine, table
+from bench.report import finish, gate, machine, table, threads
 from lexico_codec.codecs.lexico import SINK_TOKENS
 from lexico_codec.evaluation.caches import divergence
 from lexico_codec.evaluation.curves import curve, fraction_at
@@ -235,7 +234,7 @@ def main() -> None:
     parser.add_argument("--only", nargs="+", default=[""], help="parts of coders' names")
     parser.add_argument("--no-gate", action="store_true")
     parser.add_argument("--no-evict", action="store_true", help="leave out what kvpress does")
-    parser.add_argument("--threads", type=int, default=_threads(), help="of torch")
+    parser.add_argument("--threads", type=int, default=threads(), help="of torch")
     parser.add_argument("--state", type=Path, default=Path(".cache/quality"))
     options = parser.parse_args()
     if not options.no_gate:
@@ -306,11 +305,6 @@ def _key(coder: Coder | Frames | Eviction) -> str:
     if not isinstance(coder, Frames):
         return coder.name
     return f"{coder.name} {coder.spec.codec.config_json()} {coder.dictionary.digest.hex()[:16]}"
-
-
-def _threads() -> int:
-    """As many as OMP_NUM_THREADS says, or as there are cores."""
-    return int(os.environ.get("OMP_NUM_THREADS", "0")) or len(os.sched_getaffinity(0))
 
 
 def _digest(ids: Sequence[int]) -> str:

@@ -22,7 +22,7 @@ from html import escape
 from pathlib import Path
 from typing import Any, Final
 
-from bench.eval import tables_of
+from bench.eval_table import tables_of
 from bench.report import RESULTS
 from bench.titles import CODERS, EVICTIONS, OURS
 from lexico_codec.codecs import CODECS

@@ -3,8 +3,7 @@
     python -m bench.reload [--tokens 1500] [--rounds 5]
 
 The service runs in its own processes; both sides are interleaved in one run, with the same threads.
-The prompt is the project's documentation; its last page is not full, so that either side has tokens
-left to prefill.
+The prompt is the project's documentation; its newest tokens are left for either side to prefill.
 """
 
 from __future__ import annotations

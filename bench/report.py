@@ -44,6 +44,11 @@ def gate(*tests: str) -> None:
     sys.stderr.write(f"gate: {done.stdout.strip().splitlines()[-1]}\n")
 
 
+def threads() -> int:
+    """As many as OMP_NUM_THREADS says, or as there are cores."""
+    return int(os.environ.get("OMP_NUM_THREADS", "0")) or len(os.sched_getaffinity(0))
+
+
 def machine() -> dict[str, Any]:
     """Hardware and versions that a figure belongs to."""
     model = next(

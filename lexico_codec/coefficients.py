@@ -8,6 +8,7 @@ of the root of two: finer ones gain less than the bit they cost.
 from __future__ import annotations
 
 import functools
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Final
 
@@ -26,6 +27,7 @@ MOST_BITS: Final = 8
 _SHARE: Final = 1 / 8  # of the error that is left, that rounding may add
 _CANDIDATES: Final = 3  # scales tried: at 2^0, 2^-½ and 2^-1 of what holds the largest coefficient
 _GATHERED: Final = 1 << 23  # components of atoms gathered at once: 32 MiB
+_WIDTHS: Final = (4, 8, 12, 16, 24, 32, 48)  # most atoms of tables that are rounded together
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,19 +73,47 @@ def quantise(codes: Codes, atoms: Atoms, squares: Tensor, bits: int) -> Quantise
         squares: `[B]`, squared norms of the vectors.
         bits: least bits, `LEAST_BITS`..`MOST_BITS`.
     """
-    rows = len(codes.counts) // atoms.tables
-    starts = atoms.starts_tensor()[:-1].repeat_interleave(rows)
-    gathered = max(1, rows * codes.indices.shape[1] * atoms.m)
-    at_once = rows * max(1, _GATHERED // gathered) or 1
-    columns = (codes.indices.long(), codes.coefficients, codes.counts.long(), starts, squares)
-    parts = []
-    for first in range(0, len(codes.counts), at_once):
-        some = (column[first : first + at_once] for column in columns)
-        parts.append(_quantise_tables(*some, stack=atoms.stack, rows=rows, least_bits=bits))
-    if not parts:  # no rows at all
-        none, flat = codes.indices.long().cpu(), codes.counts.long().cpu()
-        return Quantised(none, none, flat, flat, torch.full((atoms.tables,), bits))
-    return Quantised(*(torch.cat(column).cpu() for column in zip(*parts, strict=True)))
+    tables = atoms.tables
+    rows, width = len(codes.counts) // tables, codes.indices.shape[1]
+    indices = torch.zeros_like(codes.indices, dtype=torch.int64)
+    levels, counts = torch.zeros_like(indices), codes.counts.long()
+    scales = torch.zeros_like(counts)
+    chosen = torch.full((tables,), bits, device=counts.device)
+    for some, wide in _alike(counts.view(tables, rows), width, atoms.m):
+        at = (some[:, None] * rows + torch.arange(rows, device=some.device)).flatten()
+        found = _quantise_tables(
+            codes.indices[at, :wide].long(),
+            codes.coefficients[at, :wide],
+            counts[at],
+            atoms.starts_tensor()[some].repeat_interleave(rows),
+            squares[at],
+            stack=atoms.stack,
+            rows=rows,
+            least_bits=bits,
+        )
+        indices[at, :wide], levels[at, :wide], counts[at], scales[at], chosen[some] = found
+    return Quantised(*(column.cpu() for column in (indices, levels, counts, scales, chosen)))
+
+
+def _alike(counts: Tensor, width: int, m: int) -> Iterator[tuple[Tensor, int]]:
+    """Tables to round together, and how many atoms their vectors have at most.
+
+    Work grows with the cube of that, and tables differ where a set shares out their atoms.
+
+    Args:
+        counts: `[tables, rows]` atoms.
+        width: at least the largest of them.
+        m: components of an atom.
+    """
+    rows = counts.shape[1]
+    most = counts.amax(1) if rows else counts.new_zeros(0)
+    least = 0
+    for wide in sorted({*_WIDTHS, width}):
+        tables = ((most > least) & (most <= wide)).nonzero()[:, 0]
+        if len(tables):
+            for some in torch.split(tables, max(1, _GATHERED // (rows * wide * m))):
+                yield some, min(wide, width)
+        least = wide
 
 
 def _quantise_tables(
@@ -110,11 +140,13 @@ def _quantise_tables(
     table = torch.arange(len(top), device=top.device) // rows
     for tried in range(least_bits, MOST_BITS + 1):
         at = (bits[table] == tried).nonzero()[:, 0]
-        levels[at], scales[at], error = _best_scale(triangle[at], aims[at], top[at], tried)
+        levels[at], scales[at], error = _best_scale(
+            triangle[at], aims[at], used[at], top[at], tried
+        )
         if tried == MOST_BITS:
             break
         pending = (bits == tried).nonzero()[:, 0]
-        added = torch.where(used[at].any(1), error, 0).view(-1, rows).sum(1)
+        added = error.view(-1, rows).sum(1)
         bits[pending] += added > _SHARE * left[pending]
         if not bool((bits > tried).any()):
             break
@@ -123,7 +155,7 @@ def _quantise_tables(
 
 
 def _best_scale(
-    triangle: Tensor, aims: Tensor, top: Tensor, bits: int
+    triangle: Tensor, aims: Tensor, used: Tensor, top: Tensor, bits: int
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Levels, scale codes and squared errors under the best of the scales from `top` down.
 
@@ -135,7 +167,8 @@ def _best_scale(
     best = torch.full_like(top, torch.inf, dtype=torch.float64)
     for down in range(_CANDIDATES):
         code = (top - down).clamp(0, 255)
-        tried, error = _nearest_plane(triangle, aims, scales_of(code.device)[code].double(), bits)
+        scale = scales_of(code.device)[code].double()
+        tried, error = _nearest_plane(triangle, aims, used, scale, bits)
         better = error < best
         best = torch.where(better, error, best)
         levels = torch.where(better[:, None], tried, levels)
@@ -156,9 +189,12 @@ def _triangle(picked: Tensor, used: Tensor) -> Tensor:
 
 
 def _nearest_plane(
-    triangle: Tensor, aims: Tensor, scale: Tensor, bits: int
+    triangle: Tensor, aims: Tensor, used: Tensor, scale: Tensor, bits: int
 ) -> tuple[Tensor, Tensor]:
-    """Levels `[B, width]` for one scale a vector, and the squared error that they add, `[B]`."""
+    """Levels `[B, width]` for one scale a vector, and the squared error that they add, `[B]`.
+
+    Entries that are not used have an aim of 0 and no value.
+    """
     sizes = sizes_of(bits, aims.device).double()
     between = (sizes[1:] + sizes[:-1]) / 2
     left = aims.clone()
@@ -167,7 +203,7 @@ def _nearest_plane(
         wish = left[:, k] / (triangle[:, k, k] * scale)
         level = torch.bucketize(wish.abs(), between)
         levels[:, k] = 2 * level + (wish < 0)
-        value = torch.copysign(sizes[level], wish) * scale
+        value = torch.copysign(sizes[level], wish) * scale * used[:, k]
         left -= triangle[:, :, k] * value[:, None]  # column k reaches up to row k
     return levels, left.square().sum(1)
 

@@ -21,7 +21,7 @@ FRAME_TARGET_BYTES: Final = 1 << 20
 
 DEFAULT_PAGE_TOKENS: Final = 64
 """Tokens a page: a sparse page of an 8B model is then one frame of about 1 MiB, and the tail that
-fills no page, which a node prefills itself, is 32 tokens long on average."""
+fills no page is 32 tokens long on average."""
 MAX_PAGE_TOKENS: Final = 4096
 DEFAULT_RECENT_TOKENS: Final = 64
 """Newest tokens of a prompt that a node computes itself, though pages of them may be stored: what
@@ -152,14 +152,24 @@ class CacheSpec:
         return math.prod(self.group_shape(group)) * self.geometry.itemsize
 
     def reloadable_tokens(self, prompt: int, recent: int = DEFAULT_RECENT_TOKENS) -> int:
-        """Leading tokens of a prompt to ask for: the rest is for the model to compute.
+        """Leading tokens of a prompt to take from its pages: the model is to compute the rest.
 
         Args:
             prompt: its tokens.
             recent: newest tokens that are computed in any case; 1, which predicts the next token,
                 where the codec is lossless.
+
+        Returns:
+            Tokens of full pages; the last of them may be in the middle of one. 0 for none.
+
+        Raises:
+            InvalidInput: `recent` is no integer of 1 or more.
         """
-        return whole_pages(prompt, self.page_tokens, 1 if self.codec.lossless else recent)
+        return reloadable_tokens(prompt, self.page_tokens, 1 if self.codec.lossless else recent)
+
+    def pages_of(self, tokens: int) -> int:
+        """Pages that hold the leading tokens of a sequence."""
+        return math.ceil(tokens / self.page_tokens)
 
     @property
     def page_bytes(self) -> int:
@@ -167,9 +177,15 @@ class CacheSpec:
         return self.page_tokens * self.geometry.token_bytes
 
 
-def whole_pages(tokens: int, page_tokens: int, recent: int) -> int:
-    """Tokens in the full pages of a sequence that end before its newest `recent` tokens."""
-    return max(0, tokens - max(1, recent)) // page_tokens * page_tokens
+def reloadable_tokens(prompt: int, page_tokens: int, recent: int) -> int:
+    """Tokens of a prompt's full pages that are not among its newest `recent` ones.
+
+    Raises:
+        InvalidInput: `recent` is no integer of 1 or more.
+    """
+    if isinstance(recent, bool) or not isinstance(recent, int) or recent < 1:
+        raise InvalidInput(f"recent_tokens={recent!r}: an integer of 1 or more is needed")
+    return max(0, min(prompt - recent, prompt // page_tokens * page_tokens))
 
 
 def make_spec(

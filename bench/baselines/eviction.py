@@ -331,9 +331,12 @@ def repetition_scores(
         )
 
     repeated = [*instruction, *ids]
-    with _implementation(model, "sdpa"), _hooked(model, score):
-        model(torch.tensor([repeated]), past_key_values=cache, logits_to_keep=1)
-    cache.crop(-len(repeated))  # as it was
+    length = cache.get_seq_length()
+    try:
+        with _implementation(model, "sdpa"), _hooked(model, score):
+            model(torch.tensor([repeated]), past_key_values=cache, logits_to_keep=1)
+    finally:
+        cache.crop(length)  # as it was
     return press.score_val[:, 0]
 
 

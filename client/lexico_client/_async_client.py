@@ -196,8 +196,9 @@ class AsyncClient:
 
         Args:
             spec: what the pages belong to.
-            token_ids: the sequence from position 0. Loads at most its full pages: leave out the
-                last token of a prompt, which the model must see itself.
+            token_ids: the sequence from position 0; loads at most its full pages. Of a prompt give
+                `spec.pages_of(n)` pages, n being `spec.reloadable_tokens` of it, and use the n
+                leading tokens of what comes: the model computes the others.
             target: called once in a worker thread with the number of pages to come, 1 or more;
                 gives a function `(page, group)` → the tensor to fill there,
                 `spec.group_shape(group)` of the geometry's dtype, any strides, any device. From the

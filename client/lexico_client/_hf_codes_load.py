@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,19 +29,21 @@ class PrefixCodes:
         return lambda page, group: _Place(self._groups, (page, group), self._device)
 
     def layers(
-        self, pages: int, recoding: Recoding, dictionary: DictionarySet | None
+        self, tokens: int, recoding: Recoding, dictionary: DictionarySet | None
     ) -> list[CodedCacheLayer]:
-        """The layers of a cache of the first pages; what came is used up.
+        """The layers of a cache of the first tokens; what came is used up.
 
         Args:
-            pages: those of which every group came.
+            tokens: those to keep, of pages of which every group came.
             recoding: what becomes of later tokens.
             dictionary: the set that the spec names, for a prefix without pages; None where it is
                 not at hand: then such a cache stays exact.
         """
-        layers = []
+        layers, pages = [], self._spec.pages_of(tokens)
         for group in range(self._spec.groups):
             parts = [self._groups.pop((page, group)) for page in range(pages)]
+            if parts:
+                parts[-1] = _cut(parts[-1], tokens - (pages - 1) * self._spec.page_tokens)
             for index, layer in enumerate(self._spec.group_range(group)):
                 atoms = self._atoms(parts, index, layer, dictionary)
                 with plain_tensors():
@@ -76,6 +78,26 @@ class _Place:
 
     def accept(self, codes: GroupCodes) -> None:
         self.groups[self.at] = codes
+
+
+def _cut(part: GroupCodes, tokens: int) -> GroupCodes:
+    """The first tokens of a page."""
+    sinks, codes, tables = part.sinks[:, :, :tokens], part.codes, part.atoms.tables
+    rows = (tokens - sinks.shape[2]) * part.kv_heads
+
+    def leading(column: Tensor) -> Tensor:
+        return column.view(tables, len(column) // tables, *column.shape[1:])[:, :rows].flatten(0, 1)
+
+    return replace(
+        part,
+        sinks=sinks,
+        codes=Codes(
+            indices=leading(codes.indices),
+            coefficients=leading(codes.coefficients),
+            counts=leading(codes.counts),
+            exponents=None if codes.exponents is None else leading(codes.exponents),
+        ),
+    )
 
 
 def _sinks_of(parts: list[GroupCodes], index: int) -> tuple[Tensor, Tensor]:

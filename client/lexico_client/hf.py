@@ -117,9 +117,9 @@ class HuggingFaceCache:
             dictionary: the set, or the digest of one that is registered. By default the one
                 built-in set that fits the model and was made for the codec, where it needs one.
             page_tokens: tokens a page: the unit of sharing.
-            recent_tokens: newest tokens of a prompt that are never reloaded but left for the model
-                to compute, at least 1: predictions depend on them most. Only the last one where
-                the codec is lossless.
+            recent_tokens: newest tokens of a prompt, 1 or more, that are never reloaded but left
+                for the model to compute: predictions depend on them most. Where the codec is
+                lossless it is only the last one.
             weights: fingerprint, 32 bytes, in place of hashing the weights.
             lora: identity of the adapter that is merged or active; empty for none.
 
@@ -133,6 +133,8 @@ class HuggingFaceCache:
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) > 1:
             raise Unsupported(f"{type(model).__name__} lies on {len(devices)} devices: only one")
+        if isinstance(recent_tokens, bool) or not isinstance(recent_tokens, int):
+            raise ConfigurationError(f"recent_tokens={recent_tokens!r}: an integer is needed")
         if recent_tokens < 1:
             raise ConfigurationError(
                 f"recent_tokens={recent_tokens}: at least 1, the token that predicts the next one"
@@ -174,10 +176,10 @@ class HuggingFaceCache:
             ShapeMismatch: a batch of prompts.
         """
         memory = PrefixMemory(self._spec, self._model.device)
-        loaded = self._load(input_ids, memory.allocate, timeout)
+        loaded, tokens = self._load(input_ids, memory.allocate, timeout)
         cache = DynamicCache(config=self._model.config)
-        memory.fill(cache, loaded.tokens)
-        return Hit(tokens=loaded.tokens, loaded=loaded, cache=cache)
+        memory.fill(cache, tokens)
+        return Hit(tokens=tokens, loaded=loaded, cache=cache)
 
     def load_codes(
         self,
@@ -222,16 +224,19 @@ class HuggingFaceCache:
             )
         recoding = Recoding(codec, buffer_tokens, window_tokens)
         codes = PrefixCodes(self._spec, self._model.device)
-        loaded = self._load(input_ids, codes.allocate, timeout)
-        cache = CodedCache(codes.layers(loaded.pages, recoding, self._dictionary))
-        return CodedHit(tokens=loaded.tokens, loaded=loaded, cache=cache)
+        loaded, tokens = self._load(input_ids, codes.allocate, timeout)
+        cache = CodedCache(codes.layers(tokens, recoding, self._dictionary))
+        return CodedHit(tokens=tokens, loaded=loaded, cache=cache)
 
     def _load(
         self, input_ids: Tensor | Sequence[int], target: Target, timeout: float | None
-    ) -> Loaded:
-        ids = _flat(input_ids)
-        stored = ids[: self._spec.reloadable_tokens(len(ids), self._recent_tokens)]
-        return self._client.load(self._spec, stored, target, timeout=timeout)
+    ) -> tuple[Loaded, int]:
+        """Brings whole pages; how many of their tokens are to be used."""
+        ids, spec = _flat(input_ids), self._spec
+        tokens = spec.reloadable_tokens(len(ids), self._recent_tokens)
+        stored = ids[: spec.pages_of(tokens) * spec.page_tokens]
+        loaded = self._client.load(spec, stored, target, timeout=timeout)
+        return loaded, min(tokens, loaded.tokens)
 
     def offload(
         self,

@@ -169,12 +169,12 @@ def ask(
     made: dict[Mode, list[Tensor]] = {"requests": [], "turns": []}
     for question in exact.task.questions:
         _, answer, _ = resume(model, shelf, [*context, *question.prompt], settings)
-        made["requests"].append(answer)
+        made["requests"].append(answer[0])
     ids = context
     for question in exact.task.questions:
         ids = [*ids, *question.prompt]
         cache, answer, _ = resume(model, shelf, ids, settings)
-        made["turns"].append(answer)
+        made["turns"].append(answer[0])
         forward(model, question.answer, cache, 1)
         ids = [*ids, *question.answer]
         shelf.store(ids, states_of(cache))

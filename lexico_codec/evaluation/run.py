@@ -89,7 +89,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     for name, text in (
         ("texts", "texts a file"),
         ("prefix", "tokens prefilled, stored and reloaded"),
-        ("tail", "least newest tokens that no reload brings"),
+        ("recent_tokens", "newest tokens that no reload brings"),
         ("continuation", "tokens predicted after the prefix"),
         ("page_tokens", "tokens a page"),
         ("turns", "reloads of a growing conversation; 0 for none"),
@@ -128,8 +128,8 @@ def run(args: argparse.Namespace) -> str:
     Raises:
         LexicoError: see `evaluate`.
     """
-    same = ("model", "out", "texts", "prefix", "tail", "continuation", "page_tokens", "turns")
-    more = ("turn_tokens", "pairs", "seed", "dtype", "peers", "peer_text")
+    same = ("model", "out", "texts", "prefix", "recent_tokens", "continuation", "page_tokens")
+    more = ("turns", "turn_tokens", "pairs", "seed", "dtype", "peers", "peer_text")
     settings = EvalSettings(
         sources=tuple(args.text),
         sets=tuple(args.set),

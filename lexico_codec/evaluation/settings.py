@@ -8,7 +8,7 @@ from pathlib import Path
 
 from lexico_codec.codecs.abc import SINK_TOKENS
 from lexico_codec.geometry import DTYPES
-from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, whole_pages
+from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, reloadable_tokens
 from lexico_proto.errors import ConfigurationError
 
 
@@ -33,9 +33,9 @@ class EvalSettings:
     """Texts a file."""
     prefix: int = 768
     """Tokens that are prefilled, stored and reloaded."""
-    tail: int = DEFAULT_RECENT_TOKENS
-    """Fewest last tokens that no reload brings: those of the prefix stay exact, those of a prompt
-    the model computes."""
+    recent_tokens: int = DEFAULT_RECENT_TOKENS
+    """Newest tokens that no reload brings, whatever the codec. In a conversation the model computes
+    them; of the prefix they stay exact, and all that no whole page before them holds."""
     continuation: int = 256
     """Tokens that are predicted after the prefix."""
     page_tokens: int = DEFAULT_PAGE_TOKENS
@@ -48,8 +48,8 @@ class EvalSettings:
     peers: bool = True
     """Whether methods of `bench.baselines` run too, where that package is there."""
     peer: tuple[str, ...] = ()
-    """Parts of names: these of the methods alone run, and in every section but those that evict;
-    none for the usual ones, in quality against bytes."""
+    """Parts of names: these of the methods alone run, and in every section, evictions in quality
+    against bytes alone; none for the usual ones, in quality against bytes."""
     peer_text: Path | None = None
     """What peers learn from; None for parts of the first source that are not judged."""
     seed: int = 0
@@ -60,7 +60,7 @@ class EvalSettings:
     def __post_init__(self) -> None:
         least = (
             ("texts", 1),
-            ("tail", 1),
+            ("recent_tokens", 1),
             ("continuation", 2),
             ("page_tokens", SINK_TOKENS + 1),
             ("turns", 0),
@@ -74,8 +74,8 @@ class EvalSettings:
                 raise ConfigurationError(f"{option}={getattr(self, name)}: at least {low}")
         if self.coded < self.page_tokens:
             raise ConfigurationError(
-                f"prefix={self.prefix} without a tail of {self.tail} fills no page of "
-                f"{self.page_tokens} tokens"
+                f"prefix={self.prefix} without its newest {self.recent_tokens} tokens fills no "
+                f"page of {self.page_tokens} tokens"
             )
         if self.pairs == 1 or self.pairs > 12:
             raise ConfigurationError(f"pairs={self.pairs}: 0 for none, or 2..12")
@@ -90,12 +90,12 @@ class EvalSettings:
 
     @property
     def coded(self) -> int:
-        """Tokens of the prefix that are stored: its whole pages before the tail."""
-        return self.reloadable(self.prefix)
+        """Tokens of the prefix that are stored: its whole pages before the newest."""
+        return max(0, self.prefix - self.recent_tokens) // self.page_tokens * self.page_tokens
 
     def reloadable(self, prompt: int) -> int:
-        """Leading tokens of a prompt of so many that a reload may bring."""
-        return whole_pages(prompt, self.page_tokens, self.tail)
+        """Leading tokens of a prompt of so many to take from its pages."""
+        return reloadable_tokens(prompt, self.page_tokens, self.recent_tokens)
 
     @property
     def window(self) -> int:

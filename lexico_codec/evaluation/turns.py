@@ -55,18 +55,19 @@ class ExactTurns:
     states: Tensor
     """At the end; those at the end of a turn are its leading tokens."""
     predictions: tuple[Tensor, ...]
-    """`[turn tokens, vocabulary]` a turn."""
+    """`[turn tokens, vocabulary]` a turn: of its tokens, the first by what was before."""
 
 
 def exact_turns(model: Any, ids: Sequence[int], settings: EvalSettings) -> ExactTurns:
     """Runs the conversation without compression."""
     used = tuple(ids[: settings.prefix + settings.turns * settings.turn_tokens])
     cache = cache_of(torch.empty(0, 0, 0, 0, 0))
-    forward(model, used[: settings.prefix], cache, 1)
-    predictions = []
+    first, predictions = forward(model, used[: settings.prefix], cache, 1), []
     for turn in range(settings.turns):
         piece = used[_end(settings, turn) : _end(settings, turn + 1)]
-        predictions.append(forward(model, piece, cache, len(piece)))
+        made = torch.cat([first, forward(model, piece, cache, len(piece))])
+        predictions.append(made[:-1])
+        first = made[-1:]
     return ExactTurns(used, states_of(cache), tuple(predictions))
 
 
@@ -76,13 +77,16 @@ def resume(
     """What a node does with a prompt: reloads its stored pages and prefills the rest.
 
     Returns:
-        The cache of all of `ids`, `[vocabulary]` log-probabilities of the next token, and how many
-        tokens were reloaded.
+        The cache of all of `ids`, `[1, vocabulary]` log-probabilities of the next token, and how
+        many tokens were reloaded.
     """
-    states = shelf.reload(ids[: settings.reloadable(len(ids))], model.dtype, model.device)
+    tokens = settings.reloadable(len(ids))
+    pages = -(-tokens // settings.page_tokens)
+    whole = shelf.reload(ids[: pages * settings.page_tokens], model.dtype, model.device)
+    states = whole[:, :, :, :tokens]
     reloaded = states.shape[3]
     cache = cache_of(states)
-    return cache, forward(model, ids[reloaded:], cache, 1)[0], reloaded
+    return cache, forward(model, ids[reloaded:], cache, 1), reloaded
 
 
 @torch.inference_mode()
@@ -91,16 +95,20 @@ def converse(
 ) -> list[Turn]:
     """Every turn of a conversation that is stored one way."""
     ids, shelf, once = exact.ids, open_shelf(), open_shelf()
+
+    def predicted(cache: DynamicCache, first: Tensor, piece: Sequence[int]) -> Tensor:
+        return torch.cat([first, forward(model, piece, cache, len(piece))])[:-1]
+
     shelf.store(ids[: settings.prefix], exact.states)
     once.store(ids[: settings.prefix], exact.states)
     found: list[Turn] = []
     for turn, reference in enumerate(exact.predictions, start=1):
         start, end = _end(settings, turn - 1), _end(settings, turn)
         piece = ids[start:end]
-        cache, _, reloaded = resume(model, shelf, ids[:start], settings)
-        made = forward(model, piece, cache, len(piece))
-        cached_once, _, _ = resume(model, once, ids[:start], settings)
-        single = forward(model, piece, cached_once, len(piece))
+        cache, first, reloaded = resume(model, shelf, ids[:start], settings)
+        made = predicted(cache, first, piece)
+        other, first, _ = resume(model, once, ids[:start], settings)
+        single = predicted(other, first, piece)
         pages = shelf.store(ids[:end], states_of(cache))
         once.store(ids[:end], exact.states)  # as above: methods code new pages together
         found.append(
@@ -112,8 +120,8 @@ def converse(
                 "bytes": shelf.size,
                 "kl": divergence(reference, made),
                 "kl_once": divergence(reference, single),
-                "nll": negative_log_likelihood(made, ids[start + 1 : end]),
-                "nll_exact": negative_log_likelihood(reference, ids[start + 1 : end]),
+                "nll": negative_log_likelihood(made, piece),
+                "nll_exact": negative_log_likelihood(reference, piece),
             }
         )
     return found

@@ -1,10 +1,14 @@
-"""Sets of dictionaries, for codecs lexico and lexico-packed: sample, learn, and put together."""
+"""Sets of dictionaries, for codecs lexico and lexico-packed: sample, learn, and put together.
+
+For lexico-packed the model then says what an error of each table costs (`costs`): the errors of the
+tables, weighted so, tell the codec how to share out atoms.
+"""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from typing import Any, Final
 
 import torch
@@ -15,6 +19,7 @@ from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.set_info import SetInfo
 from lexico_codec.tensors import bytes_of
+from lexico_codec.training.costs import MEASURED_WINDOWS, importance_of_tables, weigh
 from lexico_codec.training.learn import Learned
 from lexico_codec.training.model import LoadedModel
 from lexico_codec.training.pool import LocalPool, Pool
@@ -85,12 +90,20 @@ def train_dictionaries(
         kv_heads=geometry.kv_heads,
         rope=json.loads(canonical_json(asdict(geometry.rope))) if geometry.rope else {},
         sparsity=settings.learn.sparsity,
-        training=decides if importance is None else {**decides, "importance": _digest(importance)},
+        training=decides,
         corpus_digest=samples.corpus_digest,
         held_out=[{"key": k.relative_error, "value": v.relative_error} for k, v in results],
         command=settings.command,
     )
-    return _assemble(results, info, importance)
+    if settings.codec != PACKED:
+        return _assemble(results, info)
+    if importance is None:
+        unseen = samples.windows[_first_held_out(samples) :][:MEASURED_WINDOWS]
+        importance = importance_of_tables(
+            loaded.model, unseen, _assemble(results, info), samples.rope, state.folder, progress
+        )
+    told = {**decides, "importance": _digest(importance)}
+    return _assemble(results, replace(info, training=told), importance)
 
 
 def _sample_all(
@@ -111,7 +124,7 @@ def _sample_all(
 def _learn_all(
     settings: TrainSettings, samples: Samples, state: RunState, pool: Pool | None, progress: Bars
 ) -> None:
-    held_out = samples.rows_of(len(samples.windows) - max(1, len(samples.windows) // 10))
+    held_out = samples.rows_of(_first_held_out(samples))
     places = [(layer, part) for layer in range(samples.layers) for part in PARTS]
     tasks = [
         Task(
@@ -134,8 +147,13 @@ def _learn_all(
             bar.update()
 
 
+def _first_held_out(samples: Samples) -> int:
+    """Number of the first window that nothing is learned from; so are those after it."""
+    return len(samples.windows) - max(1, len(samples.windows) // 10)
+
+
 def _assemble(
-    results: list[list[Learned]], info: SetInfo, importance: Tensor | None
+    results: list[list[Learned]], info: SetInfo, importance: Tensor | None = None
 ) -> DictionarySet:
     """The set of finished dictionaries, with means where they were removed.
 
@@ -147,11 +165,11 @@ def _assemble(
     if not means:
         return DictionarySet.build(atoms, info)
     curves = [curve for pair in results for one in pair if (curve := one.errors) is not None]
-    if importance is None or not curves:
+    if importance is None or not curves or not bool(importance.any()):
         return DictionarySet.build(atoms, info, means)
     most = min(len(curve) for curve in curves)  # dictionaries are alike, so curves are too
-    errors = torch.stack([curve[:most] for curve in curves]).view(len(results), 2, most).double()
-    weighted = (errors * importance.double().cpu()[:, :, None]).float()
+    errors = torch.stack([curve[:most] for curve in curves]).view(len(results), 2, most)
+    weighted = weigh(errors.double(), importance.double().cpu())
     return DictionarySet.build(atoms, info, means, {"packed.errors": weighted})
 
 

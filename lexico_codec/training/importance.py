@@ -2,7 +2,7 @@
 
 An error in the key or value of token j reaches the output of query i in proportion to the attention
 a_ij, so errors that are independent add up with Σ_i a_ij². Only queries far enough behind j count:
-close ones still see the exact vector, since the newest tokens are never coded.
+close ones see the exact vector, since nodes compute the newest tokens themselves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from transformers import PreTrainedModel
 
 _NAME: Final = "lexico-importance"
-_RECENT_TOKENS: Final = 32
+_EXACT_TOKENS: Final = 32
 _QUERY_STRIDE: Final = 4  # every fourth query estimates the sum well and costs a quarter
 _LARGEST: Final = 50.0  # no vector outweighs fifty average ones
 
@@ -76,7 +76,7 @@ def attention_energy(query: Tensor, key: Tensor, scale: float) -> Tensor:
         for rows in queries:
             scores = (rows @ key[group].T).float() * scale
             attention = scores.masked_fill_(behind < 0, -math.inf).softmax(1)
-            energy[group] += attention.square_().mul_(behind >= _RECENT_TOKENS).sum(0)
+            energy[group] += attention.square_().mul_(behind >= _EXACT_TOKENS).sum(0)
     return energy * _QUERY_STRIDE
 
 

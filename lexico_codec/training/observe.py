@@ -36,8 +36,8 @@ if TYPE_CHECKING:
 
 WINDOW_TOKENS: Final = 1024
 PROMPT_TOKENS: Final = 768
-RECENT_TOKENS: Final = 32
-"""Of the prompt, the newest: no gradients are kept, as they are seldom coded."""
+EXACT_TOKENS: Final = 32
+"""Of the prompt, the newest, which stay exact: no gradients are kept, as nodes compute them."""
 
 _PROGRESS: Final = "progress.json"
 
@@ -92,7 +92,7 @@ class Observations:
 
 
 _STATE_TOKENS: Final = WINDOW_TOKENS - SINK_TOKENS
-GRADIENT_TOKENS: Final = PROMPT_TOKENS - SINK_TOKENS - RECENT_TOKENS
+GRADIENT_TOKENS: Final = PROMPT_TOKENS - SINK_TOKENS - EXACT_TOKENS
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -213,7 +213,7 @@ def _window(
     drawn = torch.multinomial(likelihoods.detach().exp().cpu(), 1, generator=generator)
     total = likelihoods.gather(1, drawn.to(likelihoods.device)).sum()
     found = torch.autograd.grad(total, leaves)
-    last = PROMPT_TOKENS - RECENT_TOKENS
+    last = PROMPT_TOKENS - EXACT_TOKENS
     states, gradients = [], []
     whole: Any = cache.layers
     for layer, made in enumerate(whole):

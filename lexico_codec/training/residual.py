@@ -249,7 +249,7 @@ def _steps(
 
         def kl_of(step: float) -> float:
             shown.update()
-            return ruler.kl(trial, step)
+            return ruler.bound(trial, step)
 
         for quality in QUALITIES:
             begin = guess if not found else list(found.values())[-1] * 2

@@ -54,9 +54,9 @@ def train(
         settings: the run.
         loaded: the model, where it is in memory already.
         importance: for codec lexico-packed `[layers, 2]`, how much a squared error of a component
-            of the layer's keys and values costs, in any unit: the set then tells the codec how to
-            share out atoms. None for that of `settings.importance`, and without it for equal
-            numbers everywhere.
+            of the layer's keys and values costs, in any unit: the set tells the codec by it how
+            to share out atoms. None for that of `settings.importance`, and without it for what
+            the model's predictions show.
         pool: who samples, observes and learns; None for this process, and as many more as
             `settings.workers` says.
 

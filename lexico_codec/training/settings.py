@@ -46,7 +46,8 @@ class TrainSettings:
     """Codec that the set is for: lexico, lexico-packed, whose keys are coded before RoPE, or
     lexico-residual, which has a transform."""
     importance: Path | None = None
-    """For lexico-packed: a set for lexico-residual, which says how much errors cost where."""
+    """For lexico-packed: a set for lexico-residual, which says how much errors cost where. None to
+    measure it."""
     device: str = "cpu"
     """Where dictionaries are learned. The model runs where it was loaded."""
 

@@ -169,6 +169,11 @@ class CodecSuite:
     def check_decoded(self, codec: Codec, group: Tensor, out: Tensor, sinks: int) -> None:
         """What the codec promises of the tokens that are not sinks. Subclasses override it."""
 
+    def test_lossless_codecs_give_back_every_bit(self, codec: Codec) -> None:
+        """And others say that they do not: nodes leave them the newest tokens."""
+        group = group_of((2, 3, 128, 100))
+        assert torch.equal(bits(self.round_trip(codec, group)), bits(group)) == codec.lossless
+
     @pytest.mark.parametrize("first_layer", [0, 1, 5])
     def test_layers_of_the_middle(self, codec: Codec, first_layer: int) -> None:
         group = group_of(SMALL)

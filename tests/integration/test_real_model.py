@@ -15,6 +15,7 @@ from transformers import DynamicCache
 
 from lexico_client import Client
 from lexico_client.hf import HuggingFaceCache, weights_fingerprint
+from lexico_codec.spec import DEFAULT_RECENT_TOKENS
 from lexico_codec.training.model import load_model
 from lexico_proto.errors import DictionaryMismatch
 from tests.support.services import Services, running_services
@@ -122,7 +123,7 @@ def test_presets_reload_close_to_what_was_there(
     report = cache.offload(ids, exact.past_key_values)
     assert report.bytes_stored < report.bytes_sent / 4
     hit = cache.load(ids)
-    assert hit.tokens == (ids.shape[1] - 64) // PAGE_TOKENS * PAGE_TOKENS > 64
+    assert hit.tokens == ids.shape[1] - DEFAULT_RECENT_TOKENS > 64
     for mine, other in zip(exact.past_key_values.layers, hit.cache.layers, strict=True):
         for a, b in ((mine.keys, other.keys), (mine.values, other.values)):
             a = a[:, :, : hit.tokens]

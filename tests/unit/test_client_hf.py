@@ -71,6 +71,19 @@ def raw(client: Client, model: Any, **changes: Any) -> HuggingFaceCache:
     return HuggingFaceCache(client, model, codec="raw", page_tokens=PAGE_TOKENS, **changes)
 
 
+def lossy(client: Client, model: Any) -> HuggingFaceCache:
+    """Leaves the newest 12 tokens to the model."""
+    return HuggingFaceCache(
+        client,
+        model,
+        codec="lexico",
+        codec_config={"sparsity": 4},
+        dictionary=small_dictionary(layers=LAYERS, head_dim=HEAD_DIM),
+        page_tokens=PAGE_TOKENS,
+        recent_tokens=12,
+    )
+
+
 def prefilled(model: Any, ids: torch.Tensor) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
@@ -101,7 +114,7 @@ def test_raw_is_bit_identical_and_logits_go_on(
     report = shared.offload(ids, cache)
     assert (report.tokens, set(report.pages)) == (32, {"stored"})
     hit = shared.load(ids)
-    assert hit.tokens == (tokens - 1) // PAGE_TOKENS * PAGE_TOKENS
+    assert hit.tokens == min(tokens - 1, 32)
     assert hit.cache.get_seq_length() == hit.tokens
     for ours, theirs in zip(hit.cache.layers, cache.layers, strict=True):
         assert torch.equal(ours.keys, theirs.keys[:, :, : hit.tokens])
@@ -205,35 +218,44 @@ def test_lexico_registers_its_dictionary_when_first_needed(
 
 
 @pytest.mark.parametrize(
-    ("tokens", "left"), [(41, 17), (40, 16), (39, 15), (23, 15), (16, 16), (9, 9)]
+    ("tokens", "left"), [(55, 12), (41, 12), (36, 12), (23, 12), (16, 12), (12, 12), (9, 9)]
 )
 def test_the_newest_tokens_are_left_for_the_model(
     client: Client, model: LlamaForCausalLM, tokens: int, left: int
 ) -> None:
-    """With a lossy codec at least `recent_tokens`, up to a page's start; else at least one."""
+    """With a lossy codec `recent_tokens`, where full pages reach that far; else one."""
     ids = prompt(tokens)
-    lossy = HuggingFaceCache(
-        client,
-        model,
-        codec="lexico",
-        codec_config={"sparsity": 4},
-        dictionary=small_dictionary(layers=LAYERS, head_dim=HEAD_DIM),
-        page_tokens=PAGE_TOKENS,
-        recent_tokens=12,
-    )
-    lossless = raw(client, model, recent_tokens=12)
-    for shared in (lossy, lossless):
+    coded, exact = lossy(client, model), raw(client, model, recent_tokens=12)
+    for shared in (coded, exact):
         shared.offload(ids, prefilled(model, ids))
-    hit = lossy.load(ids)
+    hit = coded.load(ids)
     assert (hit.tokens, hit.reason) == (tokens - left, None)
     assert hit.cache.get_seq_length() == hit.tokens
-    assert lossless.load(ids).tokens == (tokens - 1) // PAGE_TOKENS * PAGE_TOKENS
+    assert torch.isfinite(generated(model, ids, hit.cache).logits[0]).all()
+    hit = exact.load(ids)
+    assert hit.tokens == min(tokens - 1, tokens // PAGE_TOKENS * PAGE_TOKENS)
+    assert torch.equal(generated(model, ids, hit.cache).sequences, generated(model, ids).sequences)
 
 
-def test_no_prompt_is_reloaded_whole(client: Client, model: LlamaForCausalLM) -> None:
-    for number in (0, -1):
-        with pytest.raises(errors.ConfigurationError, match=f"recent_tokens={number}: at least 1"):
-            raw(client, model, recent_tokens=number)
+def test_what_was_computed_on_reloaded_pages_is_not_sent_again(
+    client: Client, model: LlamaForCausalLM
+) -> None:
+    shared, ids = lossy(client, model), prompt(60)
+    shared.offload(ids[:, :41], prefilled(model, ids[:, :41]))
+    hit = shared.load(ids[:, :41])
+    assert hit.tokens == 29, "in the middle of a page that is stored"
+    with torch.inference_mode():
+        model(ids[:, hit.tokens :], past_key_values=hit.cache)
+    assert shared.offload(ids, hit.cache).pages == ("present",) * 5 + ("stored",) * 2
+    assert shared.load(ids).tokens == 48
+
+
+@pytest.mark.parametrize("number", [0, -1, 1.5, True, "64", None])
+def test_numbers_of_recent_tokens_that_are_refused(
+    client: Client, model: LlamaForCausalLM, number: Any
+) -> None:
+    with pytest.raises(errors.ConfigurationError, match="recent_tokens="):
+        raw(client, model, recent_tokens=number)
 
 
 def test_a_digest_that_nobody_registered(client: Client, model: LlamaForCausalLM) -> None:

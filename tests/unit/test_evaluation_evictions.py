@@ -74,7 +74,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvalSettings:
         codecs=("raw",),
         texts=1,
         prefix=PREFIX,
-        tail=8,
+        recent_tokens=8,
         continuation=24,
         page_tokens=PAGE,
         turns=0,

@@ -57,7 +57,7 @@ def settings_of(**changes: Any) -> EvalSettings:
         "state": Path("state"),
         "texts": 1,
         "prefix": 160,
-        "tail": 8,
+        "recent_tokens": 8,
         "continuation": 16,
         "page_tokens": PAGE,
         "turns": 3,
@@ -166,19 +166,19 @@ class TestShelf:
         assert shelf.reload(other, torch.float32, model.device).shape[3] == 32
 
     @pytest.mark.parametrize(
-        ("tokens", "reloaded"), [(8, 0), (23, 0), (24, 16), (40, 32), (56, 48), (70, 48)]
+        ("tokens", "reloaded"), [(8, 0), (15, 0), (16, 8), (40, 32), (50, 42), (56, 48), (70, 48)]
     )
     def test_a_node_computes_the_newest_tokens(
         self, model: Any, tokens: int, reloaded: int
     ) -> None:
-        """At least `tail` of them, 8 here."""
+        """`recent_tokens` of them, 8 here."""
         exact = exact_text(model, prompt(176)[0].tolist(), settings_of())
         shelf = FrameShelf(ways_of(model)["raw"])
         shelf.store(exact.ids[:50], exact.states)
         cache, predicted, found = resume(model, shelf, exact.ids[:tokens], settings_of())
         assert (found, cache.get_seq_length()) == (reloaded, tokens)
         whole = forward(model, exact.ids[:tokens], cache_of(torch.empty(0, 0, 0, 0, 0)), 1)
-        torch.testing.assert_close(predicted, whole[0], atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(predicted, whole, atol=1e-4, rtol=1e-4)
 
 
 class TestTurns:
@@ -188,14 +188,14 @@ class TestTurns:
         turns = converse(model, exact, partial(FrameShelf, ways_of(model)["raw"]), settings)
         assert [turn["turn"] for turn in turns] == [1, 2, 3]
         assert max(turn["kl"] for turn in turns) < 1e-6
-        assert [turn["reloaded"] for turn in turns] == [144, 160, 176]
+        assert [turn["reloaded"] for turn in turns] == [152, 168, 184]
 
     def test_raw_stays_at_zero_where_prefixes_end_within_pages(self, model: Any) -> None:
         settings = settings_of(prefix=165)
         exact = exact_turns(model, prompt(300)[0].tolist(), settings)
         turns = converse(model, exact, partial(FrameShelf, ways_of(model)["raw"]), settings)
         assert max(turn["kl"] for turn in turns) < 1e-6
-        assert [turn["reloaded"] for turn in turns] == [144, 176, 192]
+        assert [turn["reloaded"] for turn in turns] == [157, 176, 205]
         assert [turn["pages"] for turn in turns] == [1, 2, 1]
         assert turns[0]["nll"] == pytest.approx(turns[0]["nll_exact"], abs=1e-5)
 

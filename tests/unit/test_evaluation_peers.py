@@ -114,7 +114,7 @@ def settings(tmp_path: Path) -> EvalSettings:
         codecs=("raw",),
         texts=1,
         prefix=208,
-        tail=8,
+        recent_tokens=8,
         continuation=24,
         page_tokens=PAGE,
         turns=2,
@@ -254,7 +254,7 @@ class TestTurns:
         turns = converse(model, exact, partial(shelf_of, Kivi(2, 16), rope), settings)
         assert turns[0]["kl"] == turns[0]["kl_once"] > 1e-4
         assert turns[1]["kl"] != turns[1]["kl_once"]
-        assert [turn["reloaded"] for turn in turns] == [192, 224]
+        assert [turn["reloaded"] for turn in turns] == [200, 232]
         assert [turn["pages"] for turn in turns] == [2, 2]
         assert turns[0]["bytes"] < turns[1]["bytes"]
 

@@ -100,7 +100,7 @@ def settings(tmp_path: Path) -> EvalSettings:
         codecs=('lexico:{"sparsity":3}', "lossless"),
         texts=2,
         prefix=320,
-        tail=8,
+        recent_tokens=8,
         continuation=24,
         page_tokens=16,
         turns=2,
@@ -241,7 +241,11 @@ class TestResume:
 
     @pytest.mark.parametrize(
         ("change", "named"),
-        [({"seed": 5}, "seed"), ({"codecs": ("raw",)}, "codec, ways"), ({"tail": 4}, "tail")],
+        [
+            ({"seed": 5}, "seed"),
+            ({"codecs": ("raw",)}, "codec, ways"),
+            ({"recent_tokens": 4}, "recent_tokens"),
+        ],
     )
     def test_a_state_of_other_settings_is_refused(
         self, tiny: LoadedModel, settings: EvalSettings, change: dict[str, Any], named: str

@@ -211,6 +211,21 @@ def test_pages_shorter_than_the_sinks(client: Client, model: Any) -> None:
         assert_same(generated(model, short, hit.cache), generated(model, short, dense.cache))
 
 
+@pytest.mark.parametrize(
+    ("page_tokens", "recent_tokens", "kept"),
+    [(8, 12, 27), (8, 37, 2), (8, 36, 3), (8, 35, 4), (3, 35, 4), (3, 37, 2), (8, 15, 24)],
+)
+def test_pages_are_cut_where_the_newest_tokens_begin(
+    client: Client, model: Any, page_tokens: int, recent_tokens: int, kept: int
+) -> None:
+    ids = prompt(39)
+    shared = offloaded(client, model, ids, page_tokens=page_tokens, recent_tokens=recent_tokens)
+    hit, dense = shared.load_codes(ids), shared.load(ids)
+    assert hit.cache.get_seq_length() == hit.tokens == dense.tokens == kept
+    assert hit.cache.coded_tokens == max(0, kept - SINKS)
+    assert_same(generated(model, ids, hit.cache), generated(model, ids, dense.cache))
+
+
 def test_vectors_of_fewer_atoms_than_s(client: Client, model: Any) -> None:
     ids = prompt(39)
     shared = offloaded(
@@ -252,7 +267,7 @@ def test_a_dictionary_that_is_fetched(client: Client, model: Any) -> None:
     offloaded(client, model, ids)
     hit = shared_of(client, model, dictionary=DICTIONARY.digest).load_codes(ids, buffer_tokens=31)
     generated(model, ids, hit.cache, max_new_tokens=40)
-    assert hit.cache.coded_tokens == 32 - SINKS + 32
+    assert hit.cache.coded_tokens == 39 - SINKS + 32
 
 
 def test_what_cannot_be_loaded_as_codes(client: Client, model: Any) -> None:

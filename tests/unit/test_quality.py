@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 
-from bench import quality
+from bench import quality, report
 from bench.baselines import eviction, kivi, kvtc
 from bench.quality import summary
 from lexico_codec.evaluation.curves import curve, fraction_at
@@ -85,6 +85,6 @@ def test_points_of_what_learns_are_kept_by_how_much_it_learns_from(
 
 def test_threads_are_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert quality._threads() == 3
+    assert report.threads() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert quality._threads() >= 1
+    assert report.threads() >= 1

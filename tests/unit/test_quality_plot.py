@@ -13,7 +13,7 @@ import pytest
 
 from bench import baselines, quality, quality_plot, titles
 from bench.baselines import eviction, freed
-from bench.eval import tables_of
+from bench.eval_table import tables_of
 from bench.quality_plot import cliffs_table_of, filled, methods_of, svg_of, table_of, write
 from tests.support.eval_document import DOCUMENT
 

@@ -319,14 +319,23 @@ def test_raw_takes_no_parameters() -> None:
 
 
 @given(prompt=st.integers(0, 5000), page_tokens=st.integers(1, 300), recent=st.integers(1, 300))
-def test_what_is_reloaded_are_all_whole_pages_before_the_newest_tokens(
+def test_all_is_reloaded_that_full_pages_hold_but_the_newest_tokens(
     prompt: int, page_tokens: int, recent: int
 ) -> None:
     lossy = replace(BASE, page_tokens=page_tokens)
     lossless = replace(lossy, codec=RawCodec(), dictionary=b"")
     for spec, left in ((lossy, recent), (lossless, 1)):
         tokens = spec.reloadable_tokens(prompt, recent)
-        assert tokens % page_tokens == 0
-        assert tokens == 0 or tokens <= prompt - left
-        assert tokens + page_tokens > prompt - left, "one more page would be too many"
+        held = [token // page_tokens < prompt // page_tokens for token in range(prompt)]
+        wanted = [page and token < prompt - left for token, page in enumerate(held)]
+        assert wanted == [token < tokens for token in range(prompt)]
+        pages = spec.pages_of(tokens)
+        assert tokens <= pages * page_tokens <= prompt
+        assert pages == 0 or tokens > (pages - 1) * page_tokens, "no page that is not needed"
     assert lossy.reloadable_tokens(prompt) == lossy.reloadable_tokens(prompt, 64)
+
+
+@pytest.mark.parametrize("recent", [0, -1, 1.5, True, "64", None, math.nan])
+def test_a_prompt_is_never_reloaded_whole(recent: Any) -> None:
+    with pytest.raises(InvalidInput, match="recent_tokens="):
+        BASE.reloadable_tokens(100, recent)

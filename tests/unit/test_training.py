@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import copy
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, ClassVar
@@ -12,11 +13,12 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
+from lexico_codec.codecs.packed import PackedCodec, allocate
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.kernels import encode, reconstruct
 from lexico_codec.rope import rotate
-from lexico_codec.training import dictionaries, options, state
+from lexico_codec.training import costs, dictionaries, options, state
 from lexico_codec.training import run as runner
 from lexico_codec.training.importance import (
     attention_energy,
@@ -207,7 +209,9 @@ class TestRun:
         tensors = load(made.to_bytes())
         assert tensors["layers.01.value.atoms"].dtype == torch.int8
         assert int(tensors["layers.01.value.atoms"].abs().max()) == 127
-        assert made.errors is None, "errors without importance mislead"
+        assert made.errors is not None, "the set says how to share out atoms"
+        given = allocate(made.errors.flatten(0, 1).double().tolist(), [8] * 4, 2)
+        assert (min(given) >= 1, sum(given)) == (True, 8)
 
     def test_packed_run_resumes_and_spreads_to_the_same_bytes(
         self,
@@ -226,7 +230,16 @@ class TestRun:
         with pytest.raises(KeyboardInterrupt):
             train(second, tiny)
         monkeypatch.undo()
-        assert train(replace(second, workers=2), tiny).to_bytes() == whole.to_bytes()
+        stop_after(monkeypatch, costs, "table_costs", 3)
+        with pytest.raises(KeyboardInterrupt):
+            train(replace(second, workers=2), tiny)
+        monkeypatch.undo()
+        assert train(second, tiny).to_bytes() == whole.to_bytes()
+        monkeypatch.setattr(costs, "table_costs", lambda *_: pytest.fail("measured again"))
+        assert train(second, tiny).to_bytes() == whole.to_bytes()
+        (second.state / "costs.0.safetensors").write_bytes(b"spoilt")
+        with pytest.raises(ConfigurationError, match=r"costs\.0"):
+            train(second, tiny)
 
     def test_importance_weighs_the_errors(self, tiny: LoadedModel, packed: TrainSettings) -> None:
         plain = train(packed, tiny, torch.ones(2, 2)).errors
@@ -235,10 +248,15 @@ class TestRun:
         assert plain is not None
         assert weighed.errors is not None
         assert plain.shape == (2, 2, 9)
-        assert bool((plain[:, :, 0] > 0).all())
+        assert bool((plain[:, :, 1] > 0).all())
         assert bool((plain[:, :, 8] < 1e-6).all())
-        assert torch.equal(weighed.errors, plain * importance[:, :, None])
+        expected = plain[:, :, 1:] * importance.pow(0.75)[:, :, None]
+        torch.testing.assert_close(weighed.errors[:, :, 1:], expected)
+        firsts = weighed.errors[:, :, 0] - weighed.errors[:, :, 1]
+        seconds = weighed.errors[:, :, 1] - weighed.errors[:, :, 2]
+        assert float(firsts.min()) > float(seconds.max()), "a first atom before any second one"
         assert weighed.info.training["importance"] != ""
+        assert train(packed, tiny, torch.zeros(2, 2)).errors is None, "nothing to share out by"
         for wrong in (torch.ones(2), -importance, importance / 0):
             with pytest.raises(InvalidInput, match="importance"):
                 train(packed, tiny, wrong)
@@ -248,6 +266,26 @@ class TestRun:
             train(replace(packed, codec="lexico"), tiny)
         with pytest.raises(ConfigurationError, match="codec 'other'"):
             replace(packed, codec="other")
+
+    def test_costs_are_those_of_one_coded_table(
+        self, tiny: LoadedModel, packed: TrainSettings
+    ) -> None:
+        made = train(packed, tiny)
+        samples = dictionaries.samples_of(packed, tiny)
+        mute = copy.deepcopy(tiny.model)
+        mute.model.layers[1].self_attn.o_proj.weight.data.zero_()
+        mute.model.layers[0].self_attn.o_proj.weight.data.mul_(100)
+        mute.model.layers[0].self_attn.q_proj.weight.data.mul_(100)
+        mute.lm_head.weight.data.mul_(50)  # as drawn all its predictions are alike
+        ids = samples.windows[-1]
+        found = list(costs.table_costs(mute, ids, PackedCodec(sparsity=2), made, samples.rope))
+        finer = list(costs.table_costs(mute, ids, PackedCodec(sparsity=6), made, samples.rope))
+        assert all(kl > 1e-4 for kl, _ in found[:2])
+        assert all(kl < 1e-6 for kl, _ in found[2:]), "what nothing attends to costs nothing"
+        assert all(one < other for (_, one), (_, other) in zip(finer, found, strict=True))
+        mute.lm_head.weight.data.fill_(torch.nan)
+        with pytest.raises(InvalidInput, match="not finite"):
+            list(costs.table_costs(mute, ids, PackedCodec(sparsity=2), made, samples.rope))
 
     def test_workers_do_not_change_the_bytes(
         self, tiny: LoadedModel, settings: TrainSettings, tmp_path: Path

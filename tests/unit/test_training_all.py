@@ -14,7 +14,7 @@ import torch
 from lexico_codec.dictionary import DictionarySet
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.kernels import encode
-from lexico_codec.training import dictionaries, learn, options, residual, state
+from lexico_codec.training import costs, dictionaries, learn, options, residual, state
 from lexico_codec.training import run as runner
 from lexico_codec.training.fit import FitSettings
 from lexico_codec.training.model import LoadedModel, load_model
@@ -57,7 +57,6 @@ def finished(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
     """Folder of all three sets and of what led to them; not to be written to."""
     folder = tmp_path_factory.mktemp("finished")
     few = ["--codec", "all", "--joint", "40", "--state", str(folder / "state")]
-    few += ["--importance", str(folder / NAMES["lexico-residual"])]
     runner.train_all(options.settings_of(asked(folder, *few)), tiny)
     return folder
 
@@ -141,7 +140,7 @@ class TestAll:
     ) -> None:
         own: dict[str, list[str]] = {
             "lexico-residual": ["--joint", "40"],
-            "lexico-packed": ["--importance", str(finished / NAMES["lexico-residual"])],
+            "lexico-packed": [],
             "lexico": [],
         }
         text, few = finished / "text.txt", ["--tokens", "114688", "--device", "cpu"]
@@ -161,8 +160,7 @@ class TestAll:
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        mine = ["--importance", str(tmp_path / NAMES["lexico-residual"])]
-        runs = options.settings_of(asked(tmp_path, "--codec", "all", "--joint", "40", *mine))
+        runs = options.settings_of(asked(tmp_path, "--codec", "all", "--joint", "40"))
         packed, lexico = runs[1].state, runs[2].state
         points: list[tuple[Any, str, int, Path]] = [
             (residual, "observe", 2, runs[0].state / "observations"),
@@ -170,7 +168,8 @@ class TestAll:
             (dictionaries, "sample", 1, packed / "samples"),
             (dictionaries, "work_through", 2, packed / "00.value.safetensors"),
             (dictionaries, "work_through", 1, packed / "01.key.safetensors"),
-            (dictionaries, "_assemble", 0, packed / "01.value.safetensors"),
+            (costs, "table_costs", 3, packed / "01.value.safetensors"),
+            (dictionaries, "weigh", 0, packed / "costs.0.safetensors"),
         ]
         for module, name, steps, left in points:
             with monkeypatch.context() as patch:
@@ -187,7 +186,7 @@ class TestAll:
             assert one.dictionary.to_bytes() == whole == one.settings.out.read_bytes()
 
     def test_packed_takes_the_importance_of_the_gradients(
-        self, tiny: LoadedModel, finished: Path
+        self, tiny: LoadedModel, finished: Path, tmp_path: Path
     ) -> None:
         text = (finished / "text.txt").read_text()
         windows = cut_windows(text, tiny.tokenizer, 114_688, (1024,))
@@ -199,13 +198,21 @@ class TestAll:
         expected = gradients.double().view(-1, 2, 2, 16).square().mean((0, 3))
         found = read_importance(finished / NAMES["lexico-residual"])
         torch.testing.assert_close(found, expected)
-        packed = DictionarySet.load(finished / NAMES["lexico-packed"])
+        folder = tmp_path / "again"
+        shutil.copytree(finished, folder)
+        mine = ["--importance", str(finished / NAMES["lexico-residual"])]
+        args = asked(folder, "--codec", "all", "--joint", "40", *mine)
+        args.state = folder / "state"
+        packed = runner.train(options.settings_of(args)[1], tiny)
         assert packed.errors is not None
-        results = finished / "state" / "lexico-packed"
-        curve = RunState(results).result(1, "value").errors
+        curve = RunState(folder / "state" / "lexico-packed").result(1, "value").errors
         assert curve is not None
-        torch.testing.assert_close(packed.errors[1, 1], curve * float(found[1, 1]))
+        torch.testing.assert_close(packed.errors[1, 1, 1:], curve[1:] * float(found[1, 1]) ** 0.75)
         assert "--importance set-residual.safetensors" in packed.info.command
+        measured = DictionarySet.load(finished / NAMES["lexico-packed"])
+        assert measured.errors is not None
+        assert not torch.equal(measured.errors, packed.errors)
+        assert "--importance" not in measured.info.command
 
     def test_the_table_names_every_file(
         self, tiny: LoadedModel, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -27,12 +27,12 @@ def test_step_for_finds_the_step(guess: float, exponent: float) -> None:
 
 
 def test_what_is_promised_holds_for_a_dozen_others() -> None:
-    """Of draws as skewed as windows' KLs, about 19 times in 20; their mean every other time."""
+    """Of draws as skewed as windows' KLs, about 9 times in 10; their mean every other time."""
     generator = torch.Generator().manual_seed(2)
     draws = torch.randn(2000, 24, generator=generator).mul(0.6).exp()
     others = torch.randn(2000, 12, generator=generator).mul(0.6).exp().mean(1)
     kept = sum(promised(row.tolist()) > other for row, other in zip(draws, others, strict=True))
-    assert 0.88 < kept / len(draws) < 0.98
+    assert 0.88 < kept / len(draws) < 0.93
     assert 0.45 < float((draws.mean(1) > others).double().mean()) < 0.55
     assert promised([0.03]) == 0.03
     assert promised([1.0, 3.0]) == pytest.approx(2 + 1.645 * math.sqrt(2 * (1 / 2 + 1 / 12)))

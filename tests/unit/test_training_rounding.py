@@ -42,6 +42,39 @@ def test_packed_codes_are_those_that_a_frame_gives_back(
     assert not bool(made.coefficients[:, width:].any())
 
 
+def test_room_for_more_atoms_changes_nothing() -> None:
+    """Entries after a vector's atoms neither widen its coefficients nor move its scale."""
+    stack = torch.cat([unit_rows(40, 16, seed) for seed in (1, 2, 3)])
+    atoms, vectors = Atoms.of(stack, (0, 40, 80, 120)), drawn(3 * 60, 16)
+    codes = encode(vectors.view(3, 60, 16), atoms, 9, tolerance=0.6)
+    few = [
+        encode(vectors[60 * t : 60 * t + 60], atoms.narrow(t, 1), s) for t, s in ((1, 2), (2, 5))
+    ]
+    for table, own in enumerate(few, 1):
+        rows, width = slice(60 * table, 60 * table + 60), own.indices.shape[1]
+        codes.indices[rows], codes.coefficients[rows] = 0, 0
+        codes.indices[rows, :width], codes.coefficients[rows, :width] = (
+            own.indices,
+            own.coefficients,
+        )
+        codes.counts[rows] = own.counts
+    squares = vectors.square().sum(1)
+    whole = quantise(codes, atoms, squares, 3)
+    for table in range(3):
+        rows = slice(60 * table, 60 * table + 60)
+        width = int(codes.counts[rows].max())
+        columns = (codes.indices[rows, :width], codes.coefficients[rows, :width])
+        own = quantise(
+            Codes(*columns, codes.counts[rows]), atoms.narrow(table, 1), squares[rows], 3
+        )
+        assert own.bits == whole.bits[table]
+        assert torch.equal(own.scales, whole.scales[rows])
+        used = torch.arange(width) < own.counts[:, None]
+        for name in ("indices", "levels"):
+            made = getattr(whole, name)[rows, :width]
+            assert torch.equal(getattr(own, name)[used], made[used])
+
+
 def test_no_codes_at_all() -> None:
     atoms = Atoms.of(unit_rows(8, 4, 1))
     none = quantise(encode(torch.zeros(0, 4), atoms, 2), atoms, torch.zeros(0), 4).codes()
