@@ -25,6 +25,7 @@ from lexico_proto.errors import ConfigurationError
 from tests.support.coded_models import KV_HEADS, LAYERS, llama
 from tests.support.dictionaries import random_set
 from tests.support.packed_sets import packed_set
+from tests.support.tiny_evaluation import letters, tiny_settings
 
 PAGE, HEAD_DIM, SINKS, PREFIX, CODED = 16, 32, 4, 208, 192
 HEADS = LAYERS * KV_HEADS
@@ -42,11 +43,6 @@ EVERY = [
 needs_kvpress = pytest.mark.skipif(not eviction.available(), reason="kvpress is not installed")
 
 
-def letters(text: str, **_: Any) -> dict[str, list[int]]:
-    """A tokenizer of single characters."""
-    return {"input_ids": [ord(c) % 64 for c in text]}
-
-
 def never(*_: Any) -> Any:
     raise AssertionError("was asked for")
 
@@ -61,26 +57,9 @@ def loaded() -> LoadedModel:
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvalSettings:
     """Evictions, with a codec's set at hand, and no published method that codes."""
     monkeypatch.setattr(peers, "MODULES", ())
-    text = tmp_path / "foxes.txt"
-    text.write_text("".join(f"The fox saw {i} hounds and the hounds saw it. " for i in range(80)))
     made = tmp_path / "made.safetensors"
     random_set(LAYERS, HEAD_DIM).save(made)
-    return EvalSettings(
-        model="tiny",
-        sources=(text,),
-        out=tmp_path / "report",
-        state=tmp_path / "state",
-        sets=(str(made),),
-        codecs=("raw",),
-        texts=1,
-        prefix=PREFIX,
-        recent_tokens=8,
-        continuation=24,
-        page_tokens=PAGE,
-        turns=0,
-        pairs=0,
-        dtype="float32",
-    )
+    return tiny_settings(tmp_path, sets=(str(made),), prefix=PREFIX, turns=0, pairs=0)
 
 
 @pytest.fixture

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import replace
 from functools import partial
-from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
@@ -30,17 +29,12 @@ from lexico_codec.evaluation.turns import converse, exact_turns, resume
 from lexico_codec.geometry import Rope
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.training.model import LoadedModel
-from lexico_proto.errors import ConfigurationError, DictionaryMismatch
+from lexico_proto.errors import ConfigurationError
 from lexico_services import cli
 from tests.support.coded_models import KV_HEADS, LAYERS, Q_HEADS, llama, prompt
-from tests.support.residual_sets import residual_set
+from tests.support.tiny_evaluation import PageText, letters, tiny_settings
 
 PAGE, HEAD_DIM, SINKS = 16, 32, 4
-
-
-def letters(text: str, **_: Any) -> dict[str, list[int]]:
-    """A tokenizer of single characters."""
-    return {"input_ids": [ord(c) % 64 for c in text]}
 
 
 def never(*_: Any) -> Any:
@@ -104,24 +98,7 @@ def rope(model: Any) -> Rope:
 
 @pytest.fixture
 def settings(tmp_path: Path) -> EvalSettings:
-    text = tmp_path / "foxes.txt"
-    text.write_text("".join(f"The fox saw {i} hounds and the hounds saw it. " for i in range(80)))
-    return EvalSettings(
-        model="tiny",
-        sources=(text,),
-        out=tmp_path / "report",
-        state=tmp_path / "state",
-        codecs=("raw",),
-        texts=1,
-        prefix=208,
-        recent_tokens=8,
-        continuation=24,
-        page_tokens=PAGE,
-        turns=2,
-        turn_tokens=32,
-        pairs=2,
-        dtype="float32",
-    )
+    return tiny_settings(tmp_path)
 
 
 @pytest.fixture(scope="module")
@@ -320,18 +297,6 @@ class TestChoice:
         assert said in capsys.readouterr().err
 
 
-class Text(HTMLParser):
-    """What a page says."""
-
-    def __init__(self, page: str) -> None:
-        super().__init__()
-        self.said: list[str] = []
-        self.feed(page)
-
-    def handle_data(self, data: str) -> None:
-        self.said.append(data)
-
-
 class TestReport:
     @pytest.fixture(autouse=True)
     def no_evictions(self, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -371,7 +336,7 @@ class TestReport:
         assert refused["KIVI 2 bit, groups of 64"]["sources"] == ["foxes.txt"]
         assert "(KIVI) take part in every section but times" in document["peers"]
         assert "--peer KIVI " in document["command"]
-        said = Text((settings.out / "report.html").read_text()).said
+        said = PageText((settings.out / "report.html").read_text()).said
         for heading in ("Keys and values apart", "Error of each layer", "KL at every reload"):
             assert heading in said
         assert "KIVI 2 bit, reload 1" in "\n".join(said)
@@ -396,7 +361,7 @@ class TestReport:
         assert "KIVI 2 bit" in {row["name"] for row in source["fidelity"]}
         assert {row["name"] for row in source["turns"]} == {"raw"}
         assert {row["name"] for row in source["retrieval"]} == {"exact cache", "raw"}
-        assert "KIVI 2 bit: keys" not in Text((settings.out / "report.html").read_text()).said
+        assert "KIVI 2 bit: keys" not in PageText((settings.out / "report.html").read_text()).said
 
     def test_a_stopped_run_goes_on_to_the_same_figures(
         self,
@@ -454,7 +419,7 @@ class TestReport:
         (unit,) = source["per_text"]["late"]
         assert unit["missing"] == dict.fromkeys(("turns", "retrieval"), "not the beginning")
         assert "late: not run: turns and retrieval: not the beginning" in run._table(document)
-        said = Text((settings.out / "report.html").read_text()).said
+        said = PageText((settings.out / "report.html").read_text()).said
         assert "turns and retrieval: not the beginning" in said
 
     @pytest.mark.parametrize(
@@ -505,73 +470,3 @@ class TestReport:
         assert evaluate(given, loaded)["peers"].endswith(" Nothing learned from more.txt.")
         other = replace(given, peers=False, state=tmp_path / "other.state")
         assert evaluate(other, loaded)["peers"].endswith(" Nothing learned from more.txt.")
-
-
-class TestRefusedSets:
-    def test_a_set_of_other_weights_leaves_the_report(
-        self, model: Any, settings: EvalSettings, tmp_path: Path
-    ) -> None:
-        far = tmp_path / "far.safetensors"
-        residual_set(LAYERS, 2, HEAD_DIM, mean=5.0, gain=0.0).save(far)
-        given = replace(settings, sets=(str(far),), codecs=("lossless", "balanced"), peers=False)
-        document = evaluate(given, LoadedModel("tiny", model, letters))
-        (refused,) = document["not_run"]
-        assert refused["name"] == "lexico-residual quality=balanced"
-        assert "nothing like what the dictionary set of random was made from" in refused["reason"]
-        (source,) = document["sources"]
-        assert [row["name"] for row in source["fidelity"]] == ["raw", "lossless"]
-        assert "lexico-residual quality=balanced: not run: " in run._table(document)
-
-    def test_texts_that_are_not_refused_keep_their_figures(
-        self,
-        model: Any,
-        settings: EvalSettings,
-        tmp_path: Path,
-        monkeypatch: pytest.MonkeyPatch,
-    ) -> None:
-        odd = tmp_path / "odd.txt"
-        odd.write_text("x" * 4000)
-        whole = units.through_frames
-
-        def refusing(exact: ExactText, way: Any, coded: int) -> Any:
-            if way.name == "lossless" and exact.ids[:3] == (ord("x") % 64,) * 3:
-                raise DictionaryMismatch("a set of other weights")
-            return whole(exact, way, coded)
-
-        monkeypatch.setattr(units, "through_frames", refusing)
-        sources = (*settings.sources, odd)
-        given = replace(settings, sources=sources, codecs=("lossless",), peers=False, turns=0)
-        document = evaluate(given, LoadedModel("tiny", model, letters))
-        assert document["not_run"] == [
-            {"name": "lossless", "reason": "a set of other weights", "sources": ["odd.txt"]}
-        ]
-        names = [[row["name"] for row in source["fidelity"]] for source in document["sources"]]
-        assert names == [["raw", "lossless"], ["raw"]]
-        said = Text((settings.out / "report.html").read_text()).said
-        assert "odd.txt" in said
-        assert "files" in said
-        assert "lossless: not run on odd.txt: a set of other weights" in run._table(document)
-
-    def test_a_later_turn_takes_no_figures_that_were_found(
-        self, model: Any, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        whole = units.converse
-
-        def refusing(model: Any, exact: Any, open_shelf: Any, settings: EvalSettings) -> Any:
-            if open_shelf.args[0].name == "lossless":
-                raise DictionaryMismatch("a set of other weights")
-            return whole(model, exact, open_shelf, settings)
-
-        monkeypatch.setattr(units, "converse", refusing)
-        given = replace(settings, codecs=("lossless",), peers=False)
-        document = evaluate(given, LoadedModel("tiny", model, letters))
-        reason = "turns: a set of other weights"
-        assert document["not_run"] == [
-            {"name": "lossless", "reason": reason, "sources": ["foxes.txt"]}
-        ]
-        (source,) = document["sources"]
-        ran = ["raw", "lossless"]
-        assert [row["name"] for row in source["fidelity"]] == ran
-        assert [row["name"] for row in document["times"]] == ran
-        assert {row["name"] for row in source["turns"]} == {"raw"}
-        assert {row["name"] for row in source["retrieval"]} == {"exact cache", *ran}
