@@ -336,7 +336,8 @@ def repetition_scores(
         with _implementation(model, "sdpa"), _hooked(model, score):
             model(torch.tensor([repeated]), past_key_values=cache, logits_to_keep=1)
     finally:
-        cache.crop(length)  # as it was
+        if more := cache.get_seq_length() - length:
+            cache.crop(-more)  # as it was
     return press.score_val[:, 0]
 
 
