@@ -1,7 +1,7 @@
 """Draws what `bench.quality` measured, and writes its table and those of `bench.eval` and
-`bench.cliffs` into docs/quality.md.
+`bench.cliffs` into docs/quality.md, that of the presets into docs/presets.md.
 
-    python -m bench.quality_plot            write docs/quality.svg and what lies between the markers
+    python -m bench.quality_plot            write docs/quality.svg and what lies between markers
     python -m bench.quality_plot --check    change nothing; exit 1 if either says otherwise
 
 A line goes through the settings of a method that none of its own beats in both bytes and KL; dots
@@ -28,12 +28,18 @@ from bench.titles import CODERS, EVICTIONS, OURS
 from lexico_codec.codecs import CODECS
 from lexico_codec.evaluation.curves import curve
 from lexico_codec.evaluation.svg import Axis, number
+from lexico_codec.transform import QUALITIES
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 MISSING: Final = "Not measured yet."
 SETS: Final = {"wikitext2": "WikiText-2", "gsm8k": "GSM8K"}
 CODED: Final = (" + lexico", " + lexico-residual")
 """End the name of an eviction whose kept tokens are coded, by what."""
+MEASURED_PRESETS: Final = {
+    **{quality: f"lexico-residual {quality}" for quality in QUALITIES},
+    "paper": "lexico s=8",
+}
+"""Presets by the coder that measured them."""
 DRAWN: Final = 3
 """Evictions in the plot: those that get to `DRAWN_KL` with the fewest bytes."""
 DRAWN_KL: Final = 0.1
@@ -138,6 +144,25 @@ def table_of(result: Result) -> str:
     return "\n\n".join(parts)
 
 
+def presets_table_of(result: Result) -> str:
+    """Markdown: a row a preset, KL with its standard error and bytes of each text set."""
+    sets = sets_of(result)
+    if not sets:
+        return MISSING
+    titles = [SETS.get(name, name) for name in sets]
+    heads = [f"{title}: {what}" for title in titles for what in ("KL", "% of fp16")]
+    lines = [f"| preset | {' | '.join(heads)} |", "|---" * (len(heads) + 1) + "|"]
+    for preset, coder in MEASURED_PRESETS.items():
+        cells = []
+        for part in sets.values():
+            row = next(row for row in part["points"] if row["coder"] == coder)
+            size = 100 * row["fraction"]
+            cells.append(f"{row['kl']:.4f} ± {row['kl_standard_error']:.4f}")
+            cells.append(f"{size:.1f}" if size >= 1 else f"{size:.2f}")
+        lines.append(f"| `{preset}` | {' | '.join(cells)} |")
+    return "\n".join(lines)
+
+
 def cliffs_table_of(result: Result) -> str:
     """Markdown: a row a case, a column a preset; what decides first, as the result has it."""
     if not result:
@@ -201,7 +226,7 @@ def filled(text: str, table: str, name: str = "quality") -> str:
     before, start, rest = text.partition(opening)
     _, end, after = rest.partition(closing)
     if not start or not end or opening in rest or closing in after:
-        raise SystemExit(f"docs/quality.md: needs {opening} and {closing}, once each")
+        raise SystemExit(f"docs: a page needs {opening} and {closing}, once each")
     return f"{before}{start}\n\n{table}\n\n{end}{after}"
 
 
@@ -211,7 +236,7 @@ def write(results: Path = RESULTS, docs: Path = DOCS, *, check: bool = False) ->
     Args:
         results: folder of quality.json, eval.json and cliffs.json; where one is absent its table
             says so, and without the first there is no plot.
-        docs: folder of quality.md and quality.svg.
+        docs: folder of quality.md, presets.md and quality.svg.
         check: change nothing.
 
     Returns:
@@ -224,7 +249,11 @@ def write(results: Path = RESULTS, docs: Path = DOCS, *, check: bool = False) ->
     page, image = docs / "quality.md", docs / "quality.svg"
     text = filled(page.read_text(encoding="utf-8"), table_of(measured))
     text = filled(text, tables_of(evaluated["report"]) if evaluated else MISSING, "eval")
-    wanted = {page: filled(text, cliffs_table_of(hard), "cliffs")}
+    presets = docs / "presets.md"
+    wanted = {
+        page: filled(text, cliffs_table_of(hard), "cliffs"),
+        presets: filled(presets.read_text(encoding="utf-8"), presets_table_of(measured), "presets"),
+    }
     if sets_of(measured):
         wanted[image] = svg_of(measured)
     stale = [

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 from collections.abc import Callable
 from dataclasses import replace
@@ -281,6 +282,23 @@ class TestRefusals:
         with pytest.raises(ConfigurationError, match="cannot be written"):
             evaluate(replace(settings, out=out))
         assert not settings.state.exists()
+
+    def test_a_report_that_cannot_be_written_at_the_end_loses_nothing(
+        self, tiny: LoadedModel, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
+    ) -> None:
+        """As where the disk is full by then: what was measured stays."""
+
+        def full(_: Any, __: Any) -> None:
+            raise OSError(errno.ENOSPC, "No space left on device")
+
+        with monkeypatch.context() as patch:
+            patch.setattr(run, "page", lambda _: patch.setattr("os.replace", full) or "page")
+            with pytest.raises(ConfigurationError, match=r"report.html: cannot write \(No space"):
+                evaluate(settings, tiny)
+        assert not (settings.out / "report.html").exists()
+        monkeypatch.setattr(run.Judge, "of_way", never)
+        assert evaluate(settings, tiny)["sources"]
+        assert (settings.out / "report.html").is_file()
 
     def test_unreadable_text_before_the_model(
         self, settings: EvalSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

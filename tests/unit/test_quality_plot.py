@@ -14,7 +14,15 @@ import pytest
 from bench import baselines, quality, quality_plot, titles
 from bench.baselines import eviction, freed
 from bench.eval_table import tables_of
-from bench.quality_plot import cliffs_table_of, filled, methods_of, svg_of, table_of, write
+from bench.quality_plot import (
+    cliffs_table_of,
+    filled,
+    methods_of,
+    presets_table_of,
+    svg_of,
+    table_of,
+    write,
+)
 from tests.support.eval_document import DOCUMENT
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -27,13 +35,20 @@ SCALES = {
     "snapkv + lexico": 0.9,
 }
 """Bytes of each method, in those of another."""
+NAMES = {
+    ("lexico-residual", 4): "lexico-residual near",
+    ("lexico-residual", 2): "lexico-residual balanced",
+    ("lexico-residual", 1): "lexico-residual small",
+    ("lexico", 4): "lexico s=8",
+}
+"""Of the settings that are presets."""
 
 
 def measured(scales: dict[str, float] = SCALES) -> dict[str, Any]:
     rows = [
         {
             "method": method,
-            "coder": f"{method} {step}",
+            "coder": NAMES.get((method, step), f"{method} {step}"),
             "fraction": scale * 0.05 * step,
             "kl": 0.1 / step**2,
             "kl_standard_error": 0.001,
@@ -79,6 +94,8 @@ def folder(tmp_path: Path) -> Path:
         "<!-- cliffs:table -->\nold\n<!-- /cliffs:table -->\n\nafter\n"
     )
     (tmp_path / "quality.md").write_text(page, encoding="utf-8")
+    presets = "# Presets\n\n<!-- presets:table -->\n<!-- /presets:table -->\n"
+    (tmp_path / "presets.md").write_text(presets, encoding="utf-8")
     return tmp_path
 
 
@@ -180,6 +197,13 @@ def test_a_lossless_setting_is_left_out_of_the_plot_alone() -> None:
     assert "| **raw** | – | – | – | – |" in table_of({"wikitext2": part})
 
 
+def test_presets_have_a_row_each() -> None:
+    heads, _, *rows = presets_table_of(result()).split("\n")
+    assert heads.startswith("| preset | WikiText-2: KL | WikiText-2: % of fp16 | GSM8K: KL |")
+    assert rows[0] == "| `near` | 0.0063 ± 0.0010 | 6.0 | 0.0063 ± 0.0010 | 6.6 |"
+    assert [row.split("`")[1] for row in rows] == ["near", "balanced", "small", "paper"]
+
+
 def test_check_changes_nothing_and_writing_settles_it(tmp_path: Path) -> None:
     docs = folder(tmp_path)
     results, page = tmp_path / "results", docs / "quality.md"
@@ -188,10 +212,11 @@ def test_check_changes_nothing_and_writing_settles_it(tmp_path: Path) -> None:
     made = {"quality": result(), "cliffs": hard_result(), "eval": {"report": DOCUMENT}}
     for name, one in made.items():
         (results / f"{name}.json").write_text(json.dumps(one), encoding="utf-8")
-    assert write(results, docs, check=True) == ["quality.md", "quality.svg"]
+    changed = ["quality.md", "presets.md", "quality.svg"]
+    assert write(results, docs, check=True) == changed
     assert page.read_text(encoding="utf-8") == before
     assert not (docs / "quality.svg").exists()
-    assert write(results, docs) == ["quality.md", "quality.svg"]
+    assert write(results, docs) == changed
     assert write(results, docs, check=True) == []
     after = page.read_text(encoding="utf-8")
     assert after.endswith("<!-- /cliffs:table -->\n\nafter\n")
@@ -201,7 +226,8 @@ def test_check_changes_nothing_and_writing_settles_it(tmp_path: Path) -> None:
 
 def test_without_a_result_the_page_says_so(tmp_path: Path) -> None:
     docs = folder(tmp_path)
-    assert write(docs / "none", docs) == ["quality.md"]
+    assert write(docs / "none", docs) == ["quality.md", "presets.md"]
+    assert "Not measured yet." in (docs / "presets.md").read_text(encoding="utf-8")
     assert (docs / "quality.md").read_text(encoding="utf-8").count("Not measured yet.") == 3
     assert not (docs / "quality.svg").exists()
 
