@@ -26,7 +26,7 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
     "wire.offload_share_of_grpc": "{:.2f}".format,
     "wire.ingress_peak_over_inflight": "{:.2f}".format,
     "reload.speedup": "{:.1f}".format,
-    "reload.speedup_paper": "{:.1f}".format,
+    "reload.speedup_balanced": "{:.1f}".format,
     "encode.vs_twin": "{:.1f}".format,
     "encode.vs_twin_vnni": "{:.1f}".format,
     "encode.vs_twin_avx2": "{:.1f}".format,
