@@ -41,6 +41,7 @@ def main() -> None:
         gate(
             "tests/unit/test_evaluation_measures.py",
             "tests/unit/test_evaluation_peers.py",
+            "tests/unit/test_evaluation_refusals.py",
             "tests/unit/test_evaluation_report.py",
         )
     described = machine()

@@ -12,10 +12,7 @@ SOURCES: Final = {"test.raw.txt": "WikiText-2", "train.jsonl": "GSM8K"}
 
 def tables_of(document: Mapping[str, Any]) -> str:
     """Markdown: a table a source, a row a method."""
-    parts = []
-    for source in document["sources"]:
-        parts.append("\n".join(lines_of(document, source)))
-    return "\n\n".join(parts)
+    return "\n\n".join("\n".join(lines_of(document, source)) for source in document["sources"])
 
 
 def lines_of(document: Mapping[str, Any], source: Mapping[str, Any]) -> Iterator[str]:

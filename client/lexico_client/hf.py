@@ -133,11 +133,11 @@ class HuggingFaceCache:
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) > 1:
             raise Unsupported(f"{type(model).__name__} lies on {len(devices)} devices: only one")
-        if isinstance(recent_tokens, bool) or not isinstance(recent_tokens, int):
-            raise ConfigurationError(f"recent_tokens={recent_tokens!r}: an integer is needed")
-        if recent_tokens < 1:
+        whole = isinstance(recent_tokens, int) and not isinstance(recent_tokens, bool)
+        if not whole or recent_tokens < 1:
             raise ConfigurationError(
-                f"recent_tokens={recent_tokens}: at least 1, the token that predicts the next one"
+                f"recent_tokens={recent_tokens!r}: an integer of 1 or more is needed, as the last "
+                "token predicts the next one"
             )
         geometry = geometry_of(model.config, model.dtype)
         chosen, dictionary = choose(codec, codec_config, dictionary, geometry)

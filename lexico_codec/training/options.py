@@ -90,7 +90,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--importance",
         type=Path,
         help=f"{PACKED}: a set for {RESIDUAL} of the model, which says where errors cost most "
-        "(measured)",
+        "(default: measured on the model)",
     )
     parser.add_argument("--state", type=Path, help="folder for resuming (OUT.state)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (cuda where there is any)")
