@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 TORCH := torch==2.13.0
 NATIVE := hatch_build.py $(wildcard lexico_codec/kernels/native/*.cpp lexico_codec/kernels/native/*.inl lexico_codec/kernels/native/*.h)
-PACKAGES := proto/lexico_proto lexico_codec lexico_store lexico_worker services/lexico_services client/lexico_client
+PACKAGES := proto/lexico_proto lexico_codec lexico_store lexico_worker lexico_lab services/lexico_services client/lexico_client
 
 # One thread a process and sleeping waiters: on small and shared machines spinning threads cost more than they give.
 export OMP_WAIT_POLICY := passive
@@ -64,7 +64,7 @@ compiler:
 	@command -v $${CXX:-c++} >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends g++ libc6-dev; } \
 	  || echo "make: no C++ compiler: sparse coding on the CPU will be plain PyTorch, several times slower" >&2
 
-# kvpress asks for an older transformers; bench/baselines/eviction.py calls what works beside the newer one.
+# kvpress asks for an older transformers; lexico_lab/published/eviction.py calls what works beside the newer one.
 .venv/evict: .venv/bench
 	$(BIN)/python -m pip install -q 'cachetools<6' 'fire<0.7' datasets
 	$(BIN)/python -m pip install -q --no-deps kvpress==0.5.5

@@ -15,7 +15,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor, nn
 
-from lexico_codec.codecs.abc import SINK_TOKENS
+from lexico_codec.codecs.codec import SINK_TOKENS
 
 OUTLIER: Final = 30.0
 """Norm of an outlier channel, in norms of the layer's median channel."""

@@ -41,22 +41,22 @@ import transformers
 from bench.cliff_models import with_constant_keys, with_outliers, with_wide_heads
 from bench.fidelity import DATA
 from bench.report import finish, gate, machine, table
-from lexico_codec.dictionary import DictionarySet, load_builtin
-from lexico_codec.evaluation.caches import cache_of, divergence, forward, states_of
-from lexico_codec.evaluation.curves import curve, fraction_at
-from lexico_codec.evaluation.fidelity import through_frames
-from lexico_codec.evaluation.prefixes import ExactText, cut, read_text
-from lexico_codec.evaluation.settings import EvalSettings
-from lexico_codec.evaluation.shelf import FrameShelf
-from lexico_codec.evaluation.turns import converse, exact_turns
-from lexico_codec.evaluation.ways import Way
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.sets.dictionary import DictionarySet, load_builtin
+from lexico_codec.sets.transform import QUALITIES
 from lexico_codec.spec import make_spec
-from lexico_codec.training.fit import FitSettings
-from lexico_codec.training.model import LoadedModel, load_model
-from lexico_codec.training.residual import ResidualSettings, train_residual
-from lexico_codec.transform import QUALITIES
+from lexico_lab.evaluation.caches import cache_of, divergence, forward, states_of
+from lexico_lab.evaluation.curves import curve, fraction_at
+from lexico_lab.evaluation.fidelity import through_frames
+from lexico_lab.evaluation.prefixes import ExactText, cut, read_text
+from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.evaluation.shelf import FrameShelf
+from lexico_lab.evaluation.turns import converse, exact_turns
+from lexico_lab.evaluation.ways import Way
+from lexico_lab.models import LoadedModel, load_model
+from lexico_lab.training.fit import FitSettings
+from lexico_lab.training.residual import ResidualSettings, train_residual
 from lexico_proto.errors import DictionaryMismatch
 
 LIMIT: Final = 1.5

@@ -25,12 +25,12 @@ from transformers import DynamicCache
 
 from bench.fidelity import DATA, texts_of
 from bench.report import finish, gate, machine, table
-from lexico_codec.dictionary import load_builtin
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
+from lexico_codec.sets.dictionary import load_builtin
 from lexico_codec.spec import CacheSpec, make_spec
-from lexico_codec.training.model import load_model
+from lexico_lab.models import load_model
 
 TOKENS: Final = 704
 PAPER: Final = "lexico s=8"

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import argparse
 import concurrent.futures
-import importlib
 import os
 from dataclasses import asdict
 from typing import Any, Final
@@ -20,9 +19,18 @@ os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
 
 from bench.aot import ARCHITECTURES, Unsupported, compile_variant
 from bench.report import finish, machine, table
+from lexico_codec.kernels.attend import triton_attend
+from lexico_codec.kernels.entropy import triton_decode as triton_entropy
+from lexico_codec.kernels.pursuit import triton_decode, triton_encode
 from lexico_codec.kernels.variants import Variant
 
-MODULES: Final = ("triton_encode", "triton_decode", "triton_attend", "triton_entropy")
+MODULES: Final = {
+    "triton_encode": triton_encode,
+    "triton_decode": triton_decode,
+    "triton_attend": triton_attend,
+    "triton_entropy": triton_entropy,
+}
+"""Kernel modules under the names that the report knows them by."""
 TENSOR_CORE_KERNELS: Final = ("triton_encode",)
 """Whose variants all score on tensor cores; on sm_90 that must be wgmma."""
 WITHOUT_FP8: Final = (80,)
@@ -33,9 +41,7 @@ Row = dict[str, Any]
 
 def variants_of(module: str, architecture: int) -> list[Variant]:
     """What a kernel module wants compiled for an architecture."""
-    kernels = importlib.import_module(f"lexico_codec.kernels.{module}")
-    found: list[Variant] = kernels.variants(architecture)
-    return found
+    return MODULES[module].variants(architecture)
 
 
 def may_be_refused(variant: Variant, architecture: int) -> bool:

@@ -97,7 +97,7 @@ def node_a(node: Any, exchange: Path) -> dict[str, Any]:
 
 def node_b(node: Any, exchange: Path) -> dict[str, Any]:
     """Reloads what A left, answers other questions, takes A's conversation on."""
-    from lexico_codec.evaluation.caches import divergence
+    from lexico_lab.evaluation.caches import divergence
 
     conversation = json.loads((exchange / "a.json").read_text())["conversation"]
     turn = f"<|im_end|>\n<|im_start|>user\n{FOLLOW_UP}<|im_end|>\n<|im_start|>assistant\n"

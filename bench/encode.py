@@ -27,7 +27,12 @@ from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
 from bench.report import finish, gate, machine, table
-from lexico_codec.kernels import Atoms, Codes, Kernel, compiled, encode, reconstruct
+from lexico_codec.kernels import library
+from lexico_codec.kernels.dispatch import Kernel
+from lexico_codec.kernels.pursuit import compiled
+from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.kernels.pursuit.coding import encode, reconstruct
 
 SHAPES: Final = ((64, 1024, 8), (128, 4096, 16), (64, 1280, 8), (128, 1024, 8))
 """(m, N, s); the first two are the ones of the headline, the third is the shipped set's."""
@@ -69,11 +74,11 @@ def main() -> None:
     parser.add_argument("--threads", type=int, nargs="+", default=[1, torch.get_num_threads()])
     parser.add_argument("--no-gate", action="store_true")
     options = parser.parse_args()
-    if not compiled.available():
+    if not library.available():
         raise SystemExit("the compiled kernel was not built: run `python hatch_build.py`")
     if not options.no_gate:
         gate("tests/kernels/test_compiled.py", "tests/unit/test_omp.py")
-    described = {**machine(), "isa": compiled.isa()}
+    described = {**machine(), "isa": library.isa()}
     rows: list[dict[str, Any]] = []
     for threads in dict.fromkeys(options.threads):
         torch.set_num_threads(threads)
@@ -192,7 +197,7 @@ def _coders(atoms: Tensor, sparsity: int) -> list[list[Coder]]:
 
     return [
         [ours("compiled", "compiled", VECTORS)],
-        *([on(isa)] for isa in compiled.supported()[1:]),
+        *([on(isa)] for isa in library.supported()[1:]),
         [ours("twin", "naive", 1024), ours("twin", "naive", VECTORS)],
         *([peer(alg, batch) for batch in (64, 256, 1024)] for alg in ("v0", "naive", "v0_blas")),
         [Coder("scikit-learn", 64, sklearn, lambda dense: dense.float() @ atoms)],

@@ -21,8 +21,8 @@ import transformers
 from bench.eval_table import lines_of
 from bench.fidelity import DATA
 from bench.report import finish, gate, machine, threads
-from lexico_codec.evaluation.run import REPORT, evaluate
-from lexico_codec.evaluation.settings import EvalSettings
+from lexico_lab.evaluation.run import REPORT, evaluate
+from lexico_lab.evaluation.settings import EvalSettings
 
 WAYS: Final = ("near", "balanced", "small", 'lexico-packed:{"sparsity":8}', "paper")
 PEERS: Final = ("KVTC 5 %", "KIVI 3 bit, groups of 64")

@@ -24,13 +24,13 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from bench.report import finish, gate, machine, table
-from lexico_codec.dictionary import DictionarySet, builtin_sets, load_builtin
-from lexico_codec.evaluation.caches import divergence
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
+from lexico_codec.sets.dictionary import DictionarySet, builtin_sets, load_builtin
 from lexico_codec.spec import CacheSpec, make_spec
-from lexico_codec.training.model import load_model
+from lexico_lab.evaluation.caches import divergence
+from lexico_lab.models import load_model
 
 PREFIX, TAIL, CONTINUATION, PAGE_TOKENS = 768, 32, 256, 184
 PAPER_SET = "smollm2-135m"

@@ -7,7 +7,8 @@ Sections: `limits` (bf16 matrix product, copy), `encode`, `phases` (scoring, ort
 argmax apart), `grouped` (a page of a whole model in one launch), `peers`, `decode`, `attention`.
 Geometry: Llama-3.1-8B, 512 vectors of 128 components a token. `--peer` names the unpacked source of
 orthogonal-matching-pursuit-gpu, where it is not installed. `--tune` times the launch parameters of
-the encoder for `lexico_codec/kernels/tuning.py`. A copy of the result goes to $OUT, if that is set.
+the encoder for `lexico_codec/kernels/pursuit/tuning.py`. A copy of the result goes to $OUT, if that
+is set.
 """
 
 from __future__ import annotations
@@ -29,17 +30,12 @@ import triton.testing
 from torch import Tensor
 
 from bench.report import RESULTS, finish, machine, table
-from lexico_codec.kernels import (
-    Atoms,
-    CodedLayer,
-    Codes,
-    Scoring,
-    Target,
-    attend,
-    encode,
-    naive,
-    reconstruct_into,
-)
+from lexico_codec.kernels.attend.coded import CodedLayer, attend
+from lexico_codec.kernels.pursuit import naive
+from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.kernels.pursuit.coding import Scoring, encode, reconstruct_into
+from lexico_codec.kernels.target import Target
 
 M: Final = 128
 LAYERS: Final = 32
@@ -287,7 +283,7 @@ def _decode(limits: Limits, quick: bool) -> list[Row]:
 
     Of whole calls, which check every index and wait for that, and of the kernel alone.
     """
-    from lexico_codec.kernels import triton_decode
+    from lexico_codec.kernels.pursuit import triton_decode
 
     rows = []
     tokens, tables = 4096, 2 * LAYERS
@@ -364,7 +360,7 @@ def _attention(limits: Limits, quick: bool) -> list[Row]:
 
 def _tune(limits: Limits, quick: bool) -> list[Row]:
     """Every launch of `tuning.CANDIDATES`, fastest first within a shape."""
-    from lexico_codec.kernels import tuning
+    from lexico_codec.kernels.pursuit import tuning
 
     rows: list[Row] = []
     for m, size in ((64, 1280), (M, 1024), (M, 4096)):

@@ -12,7 +12,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from lexico_codec.kernels import Atoms
+from lexico_codec.kernels.pursuit.atoms import Atoms
 
 
 @triton.jit

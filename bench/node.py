@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from lexico_client import Client
 from lexico_client.hf import Hit, HuggingFaceCache, weights_fingerprint
-from lexico_codec.training.model import load_model
+from lexico_lab.models import load_model
 
 
 @dataclass(frozen=True)

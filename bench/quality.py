@@ -30,12 +30,6 @@ import transformers
 from torch import Tensor
 from transformers import DynamicCache
 
-from bench import titles
-from bench.baselines import eviction, freed
-from bench.baselines.coder import Coder, Prefix, Stored
-from bench.baselines.eviction import Eviction
-from bench.baselines.freed import Freed
-from bench.baselines.training import Training
 from bench.fidelity import (
     CONTINUATION,
     DATA,
@@ -45,13 +39,18 @@ from bench.fidelity import (
     through_frames,
     windows_of,
 )
-from bench.ours import HEADLINE, Frames, all_of, residual
 from bench.report import finish, gate, machine, table, threads
-from lexico_codec.codecs.lexico import SINK_TOKENS
-from lexico_codec.evaluation.caches import divergence
-from lexico_codec.evaluation.curves import curve, fraction_at
+from lexico_codec.codecs.lexico.codec import SINK_TOKENS
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.training.model import load_model
+from lexico_lab.evaluation.caches import divergence
+from lexico_lab.evaluation.curves import curve, fraction_at
+from lexico_lab.models import load_model
+from lexico_lab.published import eviction, freed, titles
+from lexico_lab.published.coder import Coder, Prefix, Stored
+from lexico_lab.published.eviction import Eviction
+from lexico_lab.published.freed import Freed
+from lexico_lab.published.ours import HEADLINE, Frames, all_of, residual
+from lexico_lab.published.training import Training
 
 FREED: Final = ("near", "step=0.7", "step=1.5")
 """Settings of lexico-residual that also run after evictions, which free some of the vectors."""
@@ -113,7 +112,7 @@ def prefix_of(cache: DynamicCache, importance: Tensor, tokens: slice, model: Any
 def coders(names: Sequence[str]) -> Iterator[Coder]:
     """The peers' coders, not calibrated, those whose name has one of `names` in it."""
     for module in titles.CODERS:
-        made: list[Coder] = import_module(f"bench.baselines.{module}").coders()
+        made: list[Coder] = import_module(f"lexico_lab.published.{module}").coders()
         yield from (one for one in made if any(n in f"{module} {one.name}" for n in names))
 
 

@@ -24,11 +24,11 @@ from typing import Any, Final
 
 from bench.eval_table import tables_of
 from bench.report import RESULTS
-from bench.titles import CODERS, EVICTIONS, OURS
 from lexico_codec.codecs import CODECS
-from lexico_codec.evaluation.curves import curve
-from lexico_codec.evaluation.svg import Axis, number
-from lexico_codec.transform import QUALITIES
+from lexico_codec.sets.transform import QUALITIES
+from lexico_lab.evaluation.curves import curve
+from lexico_lab.evaluation.svg import Axis, number
+from lexico_lab.published.titles import CODERS, EVICTIONS, OURS
 
 DOCS: Final = Path(__file__).parent.parent / "docs"
 MISSING: Final = "Not measured yet."
@@ -92,7 +92,7 @@ def sets_of(result: Result) -> dict[str, Result]:
 
 
 def methods_of(names: Iterable[str]) -> list[Method]:
-    """Every method, ours first, each kind in the order of `bench.titles` and by name."""
+    """Every method, ours first, each kind in the order of `titles` and by name."""
     shown: list[Method] = []
     order = [*OURS, *CODECS, *CODERS, *EVICTIONS]
     places = {name: order.index(name) for name in order}

@@ -20,7 +20,7 @@ from bench.node import Node
 from bench.report import finish, gate, machine, table
 from bench.service import Service
 from lexico_client import Client
-from lexico_codec.evaluation.caches import divergence
+from lexico_lab.evaluation.caches import divergence
 
 CODECS = ("balanced", "paper")  # `speedup` is of the second, codec lexico
 

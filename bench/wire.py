@@ -32,7 +32,7 @@ from lexico_codec.wire import spec_to_wire
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_proto.v1 import offload_pb2_grpc as pb_grpc
 from lexico_services.config import ListenConfig, OffloadConfig
-from lexico_services.offload_server import OffloadServer
+from lexico_services.offload.server import OffloadServer
 from lexico_store import reachable_store
 from lexico_worker.config import EncoderConfig
 from lexico_worker.ray_runtime import RayConfig

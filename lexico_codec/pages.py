@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from lexico_codec.codecs import Place
-from lexico_codec.codecs.abc import GroupCodes
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.codecs.codec import GroupCodes
 from lexico_codec.frame import Arena, FrameHeader, expect_frame, pack_frame
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import DIGEST_BYTES, CacheSpec
 from lexico_codec.tensors import all_finite
 from lexico_proto.errors import (

@@ -15,9 +15,9 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from lexico_codec.dictionary import DictionarySet, find_builtin
 from lexico_codec.frame import Arena
 from lexico_codec.pages import encode_group
+from lexico_codec.sets.dictionary import DictionarySet, find_builtin
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
 from lexico_proto.errors import Cancelled, ShapeMismatch, UnknownDictionary

@@ -28,8 +28,8 @@ from lexico_client._results import (
 )
 from lexico_client._settings import Timeouts, check_seconds
 from lexico_client._transport import Transport
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.keys import TokenIds, page_keys, token_array
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
     ConfigurationError,

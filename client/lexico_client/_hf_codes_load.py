@@ -10,9 +10,10 @@ from torch import Tensor
 from lexico_client._hf_codes_layer import CodedCacheLayer, plain_tensors
 from lexico_client._hf_recoding import Recoding
 from lexico_client._load import PageView
-from lexico_codec.codecs.abc import GroupCodes
-from lexico_codec.dictionary import DictionarySet
-from lexico_codec.kernels import Atoms, Codes
+from lexico_codec.codecs.codec import GroupCodes
+from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 
 

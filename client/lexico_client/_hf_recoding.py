@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Final
 
-from lexico_codec.codecs.lexico import LexicoCodec
+from lexico_codec.codecs.lexico.codec import LexicoCodec
 from lexico_proto.errors import ConfigurationError
 
 DEFAULT_BUFFER_TOKENS: Final = 128

@@ -8,11 +8,11 @@ from dataclasses import replace
 from typing import Any
 
 from lexico_codec.codecs import Codec
-from lexico_codec.codecs.residual import ResidualCodec
-from lexico_codec.dictionary import DictionarySet, builtin_sets, load_builtin
+from lexico_codec.codecs.residual.codec import ResidualCodec
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.presets import codec_named, spoken
-from lexico_codec.transform import Transform, check_run
+from lexico_codec.sets.dictionary import DictionarySet, builtin_sets, load_builtin
+from lexico_codec.sets.transform import Transform, check_run
 from lexico_proto.errors import ConfigurationError, DictionaryMismatch, ShapeMismatch
 
 _log = logging.getLogger(__name__)

@@ -17,9 +17,9 @@ from torch import Tensor
 from lexico_client._deadline import Budget, finished, may_retry, pause
 from lexico_client._frames import Frame, FrameAssembler
 from lexico_client._transport import Transport
-from lexico_codec.codecs.abc import GroupCodes
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.codecs.codec import GroupCodes
 from lexico_codec.pages import decode_group, read_group
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
     DeadlineExpired,

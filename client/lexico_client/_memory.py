@@ -6,9 +6,9 @@ from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from lexico_client._transport import check_size
-from lexico_codec.dictionary import MAX_ARTEFACT_BYTES, DictionarySet
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import encode_group
+from lexico_codec.sets.dictionary import MAX_ARTEFACT_BYTES, DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
 from lexico_codec.upload import PIECE_BYTES, PageAssembler

@@ -16,8 +16,8 @@ from lexico_client._offload import PageSource
 from lexico_client._results import DictionaryEntry, Loaded, Match, PutReport
 from lexico_client._settings import Timeouts
 from lexico_client._transport import Transport
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.keys import TokenIds
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import Cancelled
 

@@ -36,8 +36,8 @@ from lexico_client._load import Target
 from lexico_client._results import Loaded, PutReport
 from lexico_client._sync_client import Client
 from lexico_codec.codecs import LexicoCodec
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, CacheSpec
 from lexico_proto.errors import (
     ConfigurationError,

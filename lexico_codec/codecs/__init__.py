@@ -6,13 +6,13 @@ import json
 from dataclasses import fields
 from typing import Final
 
-from lexico_codec.codecs.abc import Codec, GroupCodes, Place
-from lexico_codec.codecs.adaptive import AdaptiveCodec
-from lexico_codec.codecs.lexico import LexicoCodec
+from lexico_codec.codecs.adaptive.codec import AdaptiveCodec
+from lexico_codec.codecs.codec import Codec, GroupCodes, Place
+from lexico_codec.codecs.lexico.codec import LexicoCodec
 from lexico_codec.codecs.lossless import LosslessCodec
-from lexico_codec.codecs.packed import PackedCodec
+from lexico_codec.codecs.packed.codec import PackedCodec
 from lexico_codec.codecs.raw import RawCodec
-from lexico_codec.codecs.residual import ResidualCodec
+from lexico_codec.codecs.residual.codec import ResidualCodec
 from lexico_proto.errors import ConfigurationError, UnknownCodec
 
 __all__ = [

@@ -24,9 +24,9 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs.abc import Codec, Place
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.codecs.codec import Codec, Place
 from lexico_codec.geometry import Geometry
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import bytes_of, tensor_from
 from lexico_proto.errors import DamagedFrame
 

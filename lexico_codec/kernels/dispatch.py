@@ -10,7 +10,7 @@ from typing import Final, Literal
 
 import torch
 
-from lexico_codec.kernels import compiled
+from lexico_codec.kernels import library
 from lexico_proto.errors import ConfigurationError
 
 Kernel = Literal["triton", "compiled", "naive"]
@@ -72,7 +72,7 @@ def choose_on_cpu(operation: str, kernel: str | None) -> Kernel:
     """
     forced = kernel or os.environ.get(KERNEL_VARIABLE) or None
     if forced == "triton" and kernel is None:
-        forced = "compiled" if compiled.available() else "naive"
+        forced = "compiled" if library.available() else "naive"
     return choose(operation, torch.device("cpu"), torch.float32, 1, 1, forced)
 
 
@@ -96,9 +96,9 @@ def _lacks(
             return "attention has no compiled kernel"
         if device.type != "cpu":
             return f"device {device.type}"
-        if m > compiled.MAX_DIM:
-            return f"over {compiled.MAX_DIM} components"
-        return None if compiled.available() else "the library was not built, or does not load"
+        if m > library.MAX_DIM:
+            return f"over {library.MAX_DIM} components"
+        return None if library.available() else "the library was not built, or does not load"
     if not _has_triton():
         return "triton is not installed"
     if device.type == "cuda":
@@ -120,5 +120,5 @@ def _has_triton() -> bool:
 
 @functools.cache
 def _announce(operation: str, device: str, chosen: str, why: str) -> None:
-    isa = f" isa={compiled.isa()}" if chosen == "compiled" else ""
+    isa = f" isa={library.isa()}" if chosen == "compiled" else ""
     _log.info("operation=%s device=%s kernel=%s%s why=%s", operation, device, chosen, isa, why)

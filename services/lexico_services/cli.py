@@ -18,8 +18,8 @@ from lexico_services import process
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
 
 if TYPE_CHECKING:
-    from lexico_codec.training.pool import Pool
-    from lexico_services.offload_server import OffloadServer
+    from lexico_lab.training.pool import Pool
+    from lexico_services.offload.server import OffloadServer
 
 DEFAULT_STORE = "embedded://"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
@@ -98,7 +98,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     _log_option(training)
     if command == ["train"]:
         with _needs("train"):
-            from lexico_codec.training.options import add_arguments
+            from lexico_lab.training.options import add_arguments
         add_arguments(training)
         _ray_option(training)
 
@@ -107,7 +107,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     _log_option(evaluation)
     if command == ["eval"]:
         with _needs("train"):
-            from lexico_codec.evaluation.run import add_arguments as add_eval_arguments
+            from lexico_lab.evaluation.run import add_arguments as add_eval_arguments
         add_eval_arguments(evaluation)
     return parser
 
@@ -180,7 +180,7 @@ def _listen(options: argparse.Namespace, port: int) -> ListenConfig:
 
 
 def _offload_server_at(store_url: str, options: argparse.Namespace, port: int) -> OffloadServer:
-    from lexico_services.offload_server import OffloadServer
+    from lexico_services.offload.server import OffloadServer
     from lexico_worker.config import EncoderConfig
     from lexico_worker.ray_runtime import RayConfig
 
@@ -244,7 +244,7 @@ def _reload_server(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
-    from lexico_codec.training.options import run as train
+    from lexico_lab.training.options import run as train
 
     with _training_pool(options) as pool:
         sys.stdout.write(train(options, pool) + "\n")
@@ -258,8 +258,8 @@ def _training_pool(options: argparse.Namespace) -> Iterator[Pool | None]:
         yield None
         return
     with _needs("worker"):
+        from lexico_lab.training.ray_pool import RayPool
         from lexico_worker.ray_runtime import RayConfig
-        from lexico_worker.training_pool import RayPool
 
         pool = RayPool(RayConfig(address=options.ray_address), options.device, options.workers)
         pool.start()
@@ -270,7 +270,7 @@ def _training_pool(options: argparse.Namespace) -> Iterator[Pool | None]:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from lexico_codec.evaluation.run import run as evaluate
+    from lexico_lab.evaluation.run import run as evaluate
 
     sys.stdout.write(evaluate(options) + "\n")
     return 0

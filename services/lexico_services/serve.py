@@ -17,10 +17,10 @@ from pathlib import Path
 
 from lexico_proto.errors import Busy, ConfigurationError, LexicoError, Unavailable
 from lexico_services.config import ListenConfig, ReloadConfig
-from lexico_services.dictionaries_servicer import register_builtin_sets
-from lexico_services.offload_server import OffloadServer
+from lexico_services.offload.server import OffloadServer
 from lexico_services.process import address, announce, end_with_parent, stop_event
-from lexico_services.reload_server import ReloadServer
+from lexico_services.reload.dictionaries_servicer import register_builtin_sets
+from lexico_services.reload.server import ReloadServer
 from lexico_store import PageStore, StoreSettings, open_store, reachable_store
 
 _log = logging.getLogger(__name__)

@@ -13,8 +13,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lexico_codec.codecs import CODECS, Codec, Place, codec_from_config
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import DTYPES, Geometry
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_proto.errors import DamagedFrame
 from tests.support.dictionaries import random_set
 from tests.support.guarded_memory import guarded

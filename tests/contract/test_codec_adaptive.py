@@ -12,11 +12,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lexico_codec import added_atoms, ragged_codes
 from lexico_codec.codecs import AdaptiveCodec, Codec, LexicoCodec, Place, codec_from_config
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.codecs.adaptive import added_atoms
+from lexico_codec.codecs.lexico import ragged_codes
 from lexico_codec.geometry import Geometry
-from lexico_codec.kernels import Codes
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_proto.errors import (
     ConfigurationError,
     DamagedFrame,

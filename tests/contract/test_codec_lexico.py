@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lexico_codec.codecs import Codec, LexicoCodec, Place
-from lexico_codec.codecs.lexico import SINK_TOKENS
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.codecs.lexico.codec import SINK_TOKENS
 from lexico_codec.geometry import DTYPES
-from lexico_codec.kernels import naive
+from lexico_codec.kernels.pursuit import naive
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_proto.errors import DamagedFrame, DictionaryMismatch, InvalidInput, UnknownDictionary
 from tests.contract.codec_suite import FAR, SHAPES, SMALL, CodecSuite, Shape, group_of
 from tests.support.dictionaries import random_set, set_info, unit_rows

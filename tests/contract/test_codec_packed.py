@@ -12,13 +12,13 @@ import torch
 from torch import Tensor
 
 from lexico_codec.codecs import Codec, LexicoCodec, PackedCodec, Place, codec_from_config
-from lexico_codec.codecs.packed import allocate
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.codecs.packed.codec import allocate
+from lexico_codec.codecs.packed.packed_codes import MOST_ATOMS
+from lexico_codec.codecs.packed.subsets import subset_code
 from lexico_codec.geometry import DTYPES, Geometry, Rope
-from lexico_codec.kernels import naive
-from lexico_codec.packed_codes import MOST_ATOMS
+from lexico_codec.kernels.pursuit import naive
 from lexico_codec.rope import rotate, unrotate
-from lexico_codec.subsets import subset_code
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_proto.errors import (
     ConfigurationError,
     DamagedFrame,

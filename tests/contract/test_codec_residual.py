@@ -18,12 +18,12 @@ from torch import Tensor
 
 from lexico_codec.codecs import Codec, LexicoCodec, LosslessCodec, PackedCodec, Place, ResidualCodec
 from lexico_codec.codecs import codec_from_config as configured
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.codecs.residual.head import Head, bands_of, head_bytes
 from lexico_codec.geometry import DTYPES, Geometry, Pairing, Rope
-from lexico_codec.residual_head import Head, bands_of, head_bytes
 from lexico_codec.rope import rotate, unrotate
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.transform import CLASSES_AN_OCTAVE, GAINS, QUALITIES
 from lexico_codec.spec import CacheSpec
-from lexico_codec.transform import CLASSES_AN_OCTAVE, GAINS, QUALITIES
 from lexico_proto.errors import (
     ConfigurationError,
     DamagedFrame,

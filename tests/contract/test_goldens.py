@@ -10,11 +10,12 @@ import numpy as np
 import pytest
 import torch
 
-from lexico_codec import added_atoms, packed_codes
 from lexico_codec.codecs import CODECS
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.codecs.adaptive import added_atoms
+from lexico_codec.codecs.packed import packed_codes
+from lexico_codec.codecs.residual.head import Head, bands_of
 from lexico_codec.frame import VERSION, parse_frame
-from lexico_codec.residual_head import Head, bands_of
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import tensor_from
 from lexico_codec.wire import spec_from_wire
 from lexico_proto.v1 import types_pb2 as pb

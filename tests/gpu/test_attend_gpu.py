@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels import Atoms, Codes
-from lexico_codec.kernels.coded import CodedLayer, attend
+from lexico_codec.kernels.attend.coded import CodedLayer, attend
+from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.pursuit.codes import Codes
 
 pytestmark = [
     pytest.mark.gpu,
@@ -123,7 +124,7 @@ def test_growth_by_32() -> None:
 
 
 def test_scratch_of_nan(monkeypatch: pytest.MonkeyPatch) -> None:
-    from lexico_codec.kernels import triton_attend
+    from lexico_codec.kernels.attend import triton_attend
 
     table = atoms_of(1000, 1001, 128)
     layer = CodedLayer.empty(table, 2, 8)

@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
-from lexico_codec.kernels import Atoms, Codes, Preparation, Scoring, encode, naive
+from lexico_codec.kernels.pursuit import naive
+from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.kernels.pursuit.coding import Scoring, encode
+from lexico_codec.kernels.pursuit.preparation import Preparation
 
 pytestmark = [
     pytest.mark.gpu,
@@ -176,7 +180,7 @@ def test_scratch_is_written_before_it_is_read(
     m: int, scoring: Scoring, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     needs(scoring)
-    from lexico_codec.kernels import triton_encode
+    from lexico_codec.kernels.pursuit import triton_encode
 
     def littered(shape: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
         count = torch.Size(shape).numel() * dtype.itemsize
@@ -194,7 +198,7 @@ def test_scratch_is_written_before_it_is_read(
 
 @pytest.mark.parametrize("m", [64, 128])
 def test_inline_assembly_changes_nothing(m: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lexico_codec.kernels import triton_encode
+    from lexico_codec.kernels.pursuit import triton_encode
 
     atoms, vectors = Atoms.of(unit_rows(1000, m).to(device())), drawn(1003, m).to(device())
     usual = encode(vectors, atoms, 8, kernel="triton")
@@ -276,7 +280,7 @@ def test_more_elements_than_32_bits_count() -> None:
 
 def test_every_candidate_of_the_tuning() -> None:
     """What `make bench-gpu` may choose among has to be right first."""
-    from lexico_codec.kernels import tuning
+    from lexico_codec.kernels.pursuit import tuning
 
     ran = 0
     cases: list[tuple[int, Scoring]] = [(64, "fp16"), (128, "fp16"), (128, "fp8")]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.entropy import SYMBOLS, TOTAL, Tables, decode, encode
+from lexico_codec.kernels.entropy.coder import SYMBOLS, TOTAL, Tables, decode, encode
 from lexico_proto.errors import DamagedFrame
 
 pytestmark = [
@@ -54,7 +54,7 @@ def body_of(
 
 def check(components: int, tokens: list[int], dtype: torch.dtype, *, shifted: bool) -> None:
     """All bodies in one launch, twice, each with classes of its own."""
-    from lexico_codec.kernels import triton_entropy
+    from lexico_codec.kernels.entropy import triton_decode as triton_entropy
 
     tables = tables_of(components)
     classes = torch.stack(
@@ -104,7 +104,7 @@ def test_another_stream_than_the_first() -> None:
 
 def test_damage() -> None:
     """Raises, or gives finite values; the device goes on working."""
-    from lexico_codec.kernels import triton_entropy
+    from lexico_codec.kernels.entropy import triton_decode as triton_entropy
 
     tables = tables_of(0)
     classes = torch.linspace(CLASSES, -2, 100).round().short()

@@ -23,7 +23,7 @@ from lexico_proto.v1 import offload_pb2 as pb
 from lexico_proto.v1 import reload_pb2
 from lexico_services.auth import DEFAULT_TENANT
 from lexico_services.config import OffloadConfig
-from lexico_services.ingress import Buffer
+from lexico_services.offload.ingress import Buffer
 from lexico_store import MemoryStore
 from lexico_store.scopes import tenant_scope
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob

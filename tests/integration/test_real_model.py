@@ -16,7 +16,7 @@ from transformers import DynamicCache
 from lexico_client import Client
 from lexico_client.hf import HuggingFaceCache, weights_fingerprint
 from lexico_codec.spec import DEFAULT_RECENT_TOKENS
-from lexico_codec.training.model import load_model
+from lexico_lab.models import load_model
 from lexico_proto.errors import DictionaryMismatch
 from tests.support.services import Services, running_services
 

@@ -13,7 +13,7 @@ from transformers import DynamicCache
 
 from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache
-from lexico_codec.training.model import load_model
+from lexico_lab.models import load_model
 
 PAGE_TOKENS, NEW_TOKENS = 32, 20
 

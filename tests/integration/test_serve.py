@@ -19,8 +19,8 @@ import torch
 
 from bench.service import Service
 from lexico_client import Client, PageOutcome, PutReport
-from lexico_codec.dictionary import load_builtin
 from lexico_codec.geometry import Geometry
+from lexico_codec.sets.dictionary import load_builtin
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_proto import errors
 from tests.support.servers import redis_server

@@ -187,7 +187,7 @@ def test_a_cluster_that_is_not_there(address: str, said: str, model: Path, tmp_p
 def test_a_gpu_that_the_cluster_lacks(cluster: Cluster) -> None:
     program = (
         "from lexico_worker.ray_runtime import RayConfig\n"
-        "from lexico_worker.training_pool import RayPool\n"
+        "from lexico_lab.training.ray_pool import RayPool\n"
         "from tests.support.training_work import Chores\n"
         f"pool = RayPool(RayConfig(address={cluster.address!r}), 'cuda')\n"
         "pool.start()\n"

@@ -11,9 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels import Atoms, Codes, dispatch, long_attend
-from lexico_codec.kernels.coded import CodedLayer, attend
-from lexico_codec.quantise import from_e4m3
+from lexico_codec.kernels import dispatch
+from lexico_codec.kernels.attend import long as long_attend
+from lexico_codec.kernels.attend.coded import CodedLayer, attend
+from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.kernels.pursuit.quantise import from_e4m3
 from lexico_proto.errors import ConfigurationError, InvalidInput, ShapeMismatch
 
 # dtype of query and exact tokens: (atol, rtol) of outputs around 1; the last two are one rounding
@@ -251,7 +254,7 @@ def triton_attention(
 ) -> Tensor:
     """By the Triton kernels, on scratch memory of NaN."""
     pytest.importorskip("triton")
-    from lexico_codec.kernels import triton_attend
+    from lexico_codec.kernels.attend import triton_attend
 
     def poisoned(like: Tensor, *shape: int) -> Tensor:
         return torch.full(shape, torch.nan, device=like.device)
@@ -358,7 +361,7 @@ def test_refusals() -> None:
 def test_the_scan_is_associative() -> None:
     """The interpreter scans from the left; a GPU does not."""
     pytest.importorskip("triton")
-    from lexico_codec.kernels import triton_attend_kernel as kernels
+    from lexico_codec.kernels.attend import triton_attend_kernel as kernels
 
     generator = torch.Generator().manual_seed(0)
     parts = torch.randint(-9, 10, (3, 4, 1000), generator=generator)
@@ -373,7 +376,7 @@ def test_the_scan_is_associative() -> None:
 @INTERPRETED
 def test_variants_name_every_argument() -> None:
     pytest.importorskip("triton")
-    from lexico_codec.kernels import triton_attend
+    from lexico_codec.kernels.attend import triton_attend
 
     names = [variant.name for variant in triton_attend.variants(90)]
     assert len(names) == len(set(names))

@@ -15,8 +15,9 @@ from hypothesis import strategies as st
 from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
-from lexico_codec.kernels import compiled, naive
-from lexico_codec.kernels.codes import Codes
+from lexico_codec.kernels import library
+from lexico_codec.kernels.pursuit import compiled, naive
+from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_proto.errors import (
     ConfigurationError,
     InvalidInput,
@@ -24,10 +25,10 @@ from lexico_proto.errors import (
     ShapeMismatch,
 )
 
-if not compiled.available():
+if not library.available():
     pytest.skip("the library is not compiled here", allow_module_level=True)
 
-ISAS = compiled.supported()
+ISAS = library.supported()
 TIE = 2e-5  # of ||x||: float32 cannot tell scores that close apart
 ERROR_RATIO = 1e-4  # on ||x - x̂|| over the float64 twin's, and of ||x|| where that is nothing
 SHAPES = [  # (m, N, s, rows)
@@ -351,7 +352,7 @@ def test_refuses_what_does_not_fit() -> None:
     with pytest.raises(InvalidInput):
         compiled.pack(torch.full((3, 4), float("nan")), (0, 3))
     with pytest.raises(ShapeMismatch, match="table"):
-        compiled.pack(torch.ones(1, compiled.MAX_DIM + 1), (0, 1))
+        compiled.pack(torch.ones(1, library.MAX_DIM + 1), (0, 1))
     codes = _encode(x, atoms, 4)
     with pytest.raises(ShapeMismatch):
         compiled.reconstruct(codes.indices, codes.coefficients[:, :2], codes.counts, atoms, starts)
@@ -361,12 +362,12 @@ def test_refuses_what_does_not_fit() -> None:
 
 def test_the_variable_forces_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv(compiled.ISA_VARIABLE, "generic")
-    assert compiled.isa() == "generic"
+    assert library.isa() == "generic"
     monkeypatch.setenv(compiled.ISA_VARIABLE, "altivec")
     with pytest.raises(ConfigurationError):
-        compiled.isa()
+        library.isa()
     monkeypatch.delenv(compiled.ISA_VARIABLE)
-    assert compiled.isa() == ISAS[0]
+    assert library.isa() == ISAS[0]
 
 
 def _problem(m: int, n: int, rows: int, seed: int, outliers: bool = False) -> tuple[Tensor, Tensor]:

@@ -10,11 +10,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lexico_codec.kernels import Atoms, Codes, Target, compiled, reconstruct_into
-from lexico_codec.kernels.compiled import ISA_VARIABLE
+from lexico_codec.kernels import library
+from lexico_codec.kernels.library import ISA_VARIABLE
+from lexico_codec.kernels.pursuit import compiled
+from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.kernels.pursuit.coding import reconstruct_into
+from lexico_codec.kernels.target import Target
 from lexico_proto.errors import InvalidInput, ShapeMismatch
 
-if not compiled.available():
+if not library.available():
     pytest.skip("the library is not compiled here", allow_module_level=True)
 
 # dtype: (atol, rtol); half types may round a sum that differs in its last bit to either side
@@ -26,7 +31,7 @@ TOLERANCES = {
 LAYOUTS = ["tokens", "heads", "paged", "padded"]
 
 
-@pytest.fixture(params=compiled.supported())
+@pytest.fixture(params=library.supported())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(ISA_VARIABLE, request.param)
     return str(request.param)

@@ -16,9 +16,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lexico_codec.kernels import compiled
+from lexico_codec.kernels import library
 from lexico_codec.kernels.dispatch import KERNEL_VARIABLE
-from lexico_codec.kernels.entropy import (
+from lexico_codec.kernels.entropy.coder import (
     LEVEL_LIMIT,
     MAX_CLASSES,
     MAX_SHIFT,
@@ -28,11 +28,12 @@ from lexico_codec.kernels.entropy import (
     decode,
     encode,
 )
+from lexico_codec.kernels.pursuit import compiled
 from lexico_proto.errors import ConfigurationError, DamagedFrame, InvalidInput, ShapeMismatch
 
-KERNELS = ["naive", *(["compiled"] if compiled.available() else [])]
-ISAS = ["naive", *(compiled.supported() if compiled.available() else [])]
-needs_library = pytest.mark.skipif(not compiled.available(), reason="not compiled here")
+KERNELS = ["naive", *(["compiled"] if library.available() else [])]
+ISAS = ["naive", *(library.supported() if library.available() else [])]
+needs_library = pytest.mark.skipif(not library.available(), reason="not compiled here")
 EXTREMES = [0, 1, -1, 15, -15, 16, -16, 32767, 1 << 15, 1 << 20, LEVEL_LIMIT, -LEVEL_LIMIT]
 
 
@@ -483,7 +484,7 @@ def on_triton(problems: list[Problem], dtype: torch.dtype = torch.float32) -> Te
     pytest.importorskip("triton")
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs TRITON_INTERPRET=1 before triton is imported")
-    from lexico_codec.kernels import triton_entropy
+    from lexico_codec.kernels.entropy import triton_decode as triton_entropy
 
     offsets = [problem.offsets for problem in problems if problem.offsets is not None]
     return triton_entropy.decode(
@@ -526,7 +527,7 @@ def test_triton_refuses_damage() -> None:
     body, caught, total = problem.encode(), 0, 0
     if os.environ.get("TRITON_INTERPRET") != "1":
         pytest.skip("needs TRITON_INTERPRET=1 before triton is imported")
-    from lexico_codec.kernels import triton_entropy
+    from lexico_codec.kernels.entropy import triton_decode as triton_entropy
 
     for damaged in list(mutations(body, 0))[::3]:
         results: list[object] = []

@@ -9,13 +9,13 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
-from lexico_codec.kernels import compiled
-from lexico_codec.kernels.compiled import ISA_VARIABLE
-from lexico_codec.kernels.layout import Sparse, arrange, gather, scatter
+from lexico_codec.kernels import library
+from lexico_codec.kernels.layout.rows import Sparse, arrange, gather, scatter
+from lexico_codec.kernels.library import ISA_VARIABLE
 from lexico_codec.rope import Turn, rotate, turn_at
 from lexico_proto.errors import ConfigurationError, ShapeMismatch
 
-needs_library = pytest.mark.skipif(not compiled.available(), reason="the library is not compiled")
+needs_library = pytest.mark.skipif(not library.available(), reason="the library is not compiled")
 
 # dtype: (atol, rtol)
 TOLERANCES = {
@@ -29,7 +29,7 @@ SHAPES = [
 ]
 
 
-@pytest.fixture(params=compiled.supported() if compiled.available() else ())
+@pytest.fixture(params=library.supported() if library.available() else ())
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.setenv(ISA_VARIABLE, request.param)
     return str(request.param)
@@ -78,7 +78,7 @@ def test_rows_equal_the_twins(
 
 @pytest.mark.parametrize("kernel", ["compiled", "naive"])
 def test_keys_alone_are_turned(kernel: str) -> None:
-    if kernel == "compiled" and not compiled.available():
+    if kernel == "compiled" and not library.available():
         pytest.skip("the library is not compiled")
     rope, positions = rope_of(4, "half"), torch.arange(90, 95)
     plain = drawn(2, 2, 5, 3, 10)
@@ -93,7 +93,7 @@ def test_keys_alone_are_turned(kernel: str) -> None:
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
 @pytest.mark.parametrize("kernel", ["compiled", "naive"])
 def test_wild_rows_stay_in_range(kernel: str, dtype: torch.dtype) -> None:
-    if kernel == "compiled" and not compiled.available():
+    if kernel == "compiled" and not library.available():
         pytest.skip("the library is not compiled")
     rows = drawn(2, 9, 2 * 32)
     rows[:, 3, ::5] = float("nan")
@@ -180,7 +180,7 @@ def test_the_default_dtype_does_not_matter() -> None:
 def test_wild_rows_of_a_large_scale_are_finite() -> None:
     rope = Rope(tuple(1.0 / (1 + i) for i in range(16)), "half", 100.0)
     rows = torch.full((2, 9, 64), float("inf"))
-    for kernel in ("naive", "compiled") if compiled.available() else ("naive",):
+    for kernel in ("naive", "compiled") if library.available() else ("naive",):
         out = torch.empty(1, 2, 9, 2, 32)
         scatter(rows, torch.zeros(2, 64), turn_at(torch.arange(9), rope), out, kernel=kernel)
         assert bool(out.isfinite().all())

@@ -13,14 +13,18 @@ import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
-from lexico_codec.kernels import Atoms, Codes, Preparation, Scoring, encode, naive
+from lexico_codec.kernels.pursuit import naive
+from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.kernels.pursuit.coding import Scoring, encode
+from lexico_codec.kernels.pursuit.preparation import Preparation
 from lexico_proto.errors import ConfigurationError, NonFiniteCache
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
 
-from lexico_codec.kernels import triton_encode, tuning
+from lexico_codec.kernels.pursuit import triton_encode, tuning
 
 SMALL = tuning.Launch(16, 32, 8, 4, 2, 2, None, 1)
 ERROR_RATIO = 1.01  # of squared errors, to the exact twin

@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import Geometry
-from lexico_codec.set_info import SetInfo
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.info import SetInfo
 from lexico_codec.spec import CacheSpec, make_spec
 
 LAYERS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 5, 3, 16, 8

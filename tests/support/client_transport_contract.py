@@ -11,7 +11,7 @@ import torch
 
 from lexico_client import AsyncClient, PageOutcome, Transport
 from lexico_codec.checksum import Checksum
-from lexico_codec.codecs.lexico import LexicoCodec
+from lexico_codec.codecs.lexico.codec import LexicoCodec
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 from lexico_codec.wire import spec_to_wire

@@ -7,8 +7,8 @@ import functools
 import torch
 from torch import Tensor
 
-from lexico_codec.dictionary import DictionarySet
-from lexico_codec.set_info import SetInfo
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.info import SetInfo
 
 
 def set_info(kv_heads: int = 1, sparsity: int = 1) -> SetInfo:

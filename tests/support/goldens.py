@@ -29,11 +29,11 @@ from lexico_codec.codecs import (
     RawCodec,
     ResidualCodec,
 )
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import Geometry, Rope
-from lexico_codec.kernels import Preparation
+from lexico_codec.kernels.pursuit.preparation import Preparation
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import bytes_of
 from lexico_codec.wire import spec_to_wire

@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import DictionarySet
 from tests.support.dictionaries import set_info, unit_rows
 
 HEADS = 8

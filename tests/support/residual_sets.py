@@ -11,10 +11,10 @@ from unittest import mock
 import torch
 from torch import Tensor
 
-from lexico_codec import transform as transforms
-from lexico_codec.dictionary import DictionarySet
-from lexico_codec.training.counts import Counts
-from lexico_codec.transform import Transform
+from lexico_codec.sets import transform as transforms
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.transform import Transform
+from lexico_lab.training.counts import Counts
 from tests.support.dictionaries import set_info
 
 STEPS = (0.0625, 0.25, 1.0)

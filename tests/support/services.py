@@ -20,10 +20,10 @@ from lexico_proto.errors import REASON_METADATA_KEY, LexicoError, from_wire
 from lexico_proto.v1 import dictionaries_pb2_grpc, offload_pb2, offload_pb2_grpc, reload_pb2_grpc
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
-from lexico_services.encoder_pools import LocalEncoders
-from lexico_services.ingress import EncoderPool, Ingress
-from lexico_services.offload_servicer import SERVICE, OffloadServicer
-from lexico_services.reload_server import ReloadServer
+from lexico_services.offload.encoder_pools import LocalEncoders
+from lexico_services.offload.ingress import EncoderPool, Ingress
+from lexico_services.offload.servicer import SERVICE, OffloadServicer
+from lexico_services.reload.server import ReloadServer
 from lexico_services.server import GrpcServer
 from lexico_store import MemoryStore, PageStore
 from lexico_worker.page_encoder import PageEncoder

@@ -6,7 +6,7 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-from lexico_codec.evaluation.settings import EvalSettings
+from lexico_lab.evaluation.settings import EvalSettings
 
 
 def letters(text: str, **_: Any) -> dict[str, list[int]]:

@@ -49,8 +49,8 @@ class Chores:
 
 def main(address: str, folder: str, items: str, ordered: str) -> None:
     """Writes results, or class and message of an error, as JSON."""
+    from lexico_lab.training.ray_pool import RayPool
     from lexico_worker.ray_runtime import RayConfig
-    from lexico_worker.training_pool import RayPool
 
     pool = RayPool(RayConfig(address=address))
     pool.start()

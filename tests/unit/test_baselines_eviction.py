@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from bench.baselines.eviction import (
+from lexico_lab.published.eviction import (
     FRACTIONS,
     KVZIP_FRACTIONS,
     Eviction,
@@ -21,7 +21,7 @@ from bench.baselines.eviction import (
     selections,
     shorten,
 )
-from bench.titles import EVICTIONS
+from lexico_lab.published.titles import EVICTIONS
 
 # What kvpress imports warns of its own imports.
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning")

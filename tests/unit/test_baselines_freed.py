@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache
 
-from bench.baselines import eviction
-from bench.baselines.freed import SHARES, _adjoint, evictions, freed
-from bench.ours import Frames
 from lexico_codec.codecs import Place, ResidualCodec
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.spec import make_spec
+from lexico_lab.published import eviction
+from lexico_lab.published.freed import SHARES, _adjoint, evictions, freed
+from lexico_lab.published.ours import Frames
 from tests.support.residual_sets import products, residual_set, transform_of
 
 LAYERS, HEADS, DIM, TOKENS = 2, 3, 16, 63

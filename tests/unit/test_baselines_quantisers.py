@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.baselines import kivi, per_token, turboquant, zipcache
-from bench.baselines.coder import Coder, Prefix, Stored
-from bench.baselines.kivi import Kivi
-from bench.baselines.per_token import PerToken, Uniform, packed_size
-from bench.baselines.turboquant import TurboQuant, codebook, rotation
-from bench.baselines.zipcache import ZipCache, rank_tokens
 from lexico_codec.geometry import Rope
+from lexico_lab.published import kivi, per_token, turboquant, zipcache
+from lexico_lab.published.coder import Coder, Prefix, Stored
+from lexico_lab.published.kivi import Kivi
+from lexico_lab.published.per_token import PerToken, Uniform, packed_size
+from lexico_lab.published.turboquant import TurboQuant, codebook, rotation
+from lexico_lab.published.zipcache import ZipCache, rank_tokens
 
 LAYERS, HEADS, DIM = 2, 3, 64
 CHANNELS = HEADS * DIM

@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from bench.baselines import cachegen, cskv, kvtc, mustafar
-from bench.baselines.coder import Coder, Prefix, Stored
-from bench.baselines.training import Training
 from lexico_codec.geometry import Rope
+from lexico_lab.published import cachegen, cskv, kvtc, mustafar
+from lexico_lab.published.coder import Coder, Prefix, Stored
+from lexico_lab.published.training import Training
 
 LAYERS, HEADS, HEAD_DIM = 6, 2, 32
 ROPE = Rope(tuple(10000.0 ** (-i / 16) for i in range(16)))

@@ -6,9 +6,9 @@ import copy
 
 from bench.eval import PEERS, WAYS
 from bench.eval_table import tables_of
-from lexico_codec.evaluation.peers import load_peers
-from lexico_codec.evaluation.ways import _requested
 from lexico_codec.geometry import Geometry
+from lexico_lab.evaluation.peers import load_peers
+from lexico_lab.evaluation.ways import _requested
 from tests.support.eval_document import DOCUMENT
 
 

@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lexico_codec.bitpack import MAX_WIDTH, pack, packed_bytes, padding_is_zero, unpack
-from lexico_codec.subsets import MAX_RANK_BITS, rank, subset_code, unrank
+from lexico_codec.codecs.packed.subsets import MAX_RANK_BITS, rank, subset_code, unrank
 
 FIELDS = st.lists(
     st.integers(0, MAX_WIDTH).flatmap(

@@ -14,8 +14,8 @@ import torch
 from torch import Tensor
 
 from lexico_client import AsyncClient, CodesReceiver, InMemoryTransport
-from lexico_codec.codecs.abc import GroupCodes
-from lexico_codec.kernels import reconstruct
+from lexico_codec.codecs.codec import GroupCodes
+from lexico_codec.kernels.pursuit.coding import reconstruct
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group, read_group
 from lexico_codec.spec import CacheSpec

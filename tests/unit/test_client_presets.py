@@ -15,11 +15,11 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 from lexico_client import Client, InMemoryTransport, _hf_sets
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.codecs import LexicoCodec, LosslessCodec, codec_from_config
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.kernels.entropy import SYMBOLS
+from lexico_codec.kernels.entropy.coder import SYMBOLS
 from lexico_codec.presets import PRESETS
-from lexico_codec.set_info import SetInfo
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.info import SetInfo
 from lexico_proto import errors
 from tests.support.client_fixtures import small_dictionary
 from tests.support.dictionaries import set_info

@@ -26,7 +26,7 @@ from bench.cliff_models import (
 from bench.cliffs import BUILT_IN, CASES, Case, compare, rows_of, summary
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.rope import unrotate
-from lexico_codec.transform import QUALITIES
+from lexico_codec.sets.transform import QUALITIES
 from lexico_proto.errors import DictionaryMismatch
 from tests.support.tiny_configs import SMALL
 

@@ -14,14 +14,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
-from lexico_codec import dictionary, set_families
-from lexico_codec.dictionary import (
-    DictionarySet,
-    builtin_sets,
-    canonical_json,
-    load_builtin,
-)
-from lexico_codec.set_info import SetInfo
+from lexico_codec.sets import dictionary
+from lexico_codec.sets import families as set_families
+from lexico_codec.sets.dictionary import DictionarySet, builtin_sets, canonical_json, load_builtin
+from lexico_codec.sets.info import SetInfo
 from lexico_proto.errors import (
     ConfigurationError,
     DictionaryMismatch,

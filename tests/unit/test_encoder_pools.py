@@ -10,7 +10,7 @@ import ray
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from lexico_proto import errors
-from lexico_services.encoder_pools import RayEncoders
+from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob
 from tests.support.services import prompt
 

@@ -9,9 +9,16 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lexico_codec.energies import audible, band_ends, band_of, bands_told, measure, spread
-from lexico_codec.residual_head import Head, bands_of, head_bytes
-from lexico_codec.transform import CLASSES_AN_OCTAVE, ENERGIES, GAINS
+from lexico_codec.codecs.residual.energies import (
+    audible,
+    band_ends,
+    band_of,
+    bands_told,
+    measure,
+    spread,
+)
+from lexico_codec.codecs.residual.head import Head, bands_of, head_bytes
+from lexico_codec.sets.transform import CLASSES_AN_OCTAVE, ENERGIES, GAINS
 from lexico_proto.errors import DamagedFrame
 from tests.support.residual_sets import residual_set, residual_tensors, set_of, transform_of
 

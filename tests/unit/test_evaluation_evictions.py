@@ -14,13 +14,13 @@ from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
 from bench import quality
-from bench.baselines import eviction
-from bench.baselines.eviction import Eviction
-from lexico_codec.evaluation import evictions, peers, run, state
-from lexico_codec.evaluation.peers import Evicting, Published, load_peers
-from lexico_codec.evaluation.run import evaluate
-from lexico_codec.evaluation.settings import EvalSettings
-from lexico_codec.training.model import LoadedModel
+from lexico_lab.evaluation import evictions, peers, run, state
+from lexico_lab.evaluation.peers import Evicting, Published, load_peers
+from lexico_lab.evaluation.run import evaluate
+from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.models import LoadedModel
+from lexico_lab.published import eviction
+from lexico_lab.published.eviction import Eviction
 from lexico_proto.errors import ConfigurationError
 from tests.support.coded_models import KV_HEADS, LAYERS, llama
 from tests.support.dictionaries import random_set

@@ -11,19 +11,19 @@ from typing import Any
 import pytest
 import torch
 
-from lexico_codec.evaluation import prefixes, retrieval
-from lexico_codec.evaluation.caches import cache_of, divergence, forward, states_of
-from lexico_codec.evaluation.curves import curve, fraction_at
-from lexico_codec.evaluation.fidelity import layer_errors, through_frames
-from lexico_codec.evaluation.intervals import interval
-from lexico_codec.evaluation.prefixes import cut, exact_text, read_text
-from lexico_codec.evaluation.retrieval import ask, exact_task, make_task
-from lexico_codec.evaluation.settings import EvalSettings
-from lexico_codec.evaluation.shelf import FrameShelf
-from lexico_codec.evaluation.svg import COLOURS, Axis, Point, Series, number, plot
-from lexico_codec.evaluation.turns import converse, exact_turns, resume
-from lexico_codec.evaluation.ways import NamedSet, Way, choose_ways
 from lexico_codec.hf_geometry import geometry_of
+from lexico_lab.evaluation import prefixes, retrieval
+from lexico_lab.evaluation.caches import cache_of, divergence, forward, states_of
+from lexico_lab.evaluation.curves import curve, fraction_at
+from lexico_lab.evaluation.fidelity import layer_errors, through_frames
+from lexico_lab.evaluation.intervals import interval
+from lexico_lab.evaluation.prefixes import cut, exact_text, read_text
+from lexico_lab.evaluation.retrieval import ask, exact_task, make_task
+from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.evaluation.shelf import FrameShelf
+from lexico_lab.evaluation.svg import COLOURS, Axis, Point, Series, number, plot
+from lexico_lab.evaluation.turns import converse, exact_turns, resume
+from lexico_lab.evaluation.ways import NamedSet, Way, choose_ways
 from lexico_proto.errors import InvalidInput
 from tests.support.coded_models import llama, prompt
 from tests.support.dictionaries import random_set

@@ -12,23 +12,23 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import apply_rotary_pos_emb
 
-from bench.baselines import eviction
-from bench.baselines.coder import Coder, Prefix, Stored
-from bench.baselines.kivi import Kivi
-from bench.baselines.per_token import PerToken
-from bench.baselines.zipcache import ZipCache
-from bench.titles import CODERS
-from lexico_codec.evaluation import peers, run, state, units
-from lexico_codec.evaluation.fidelity import through_shelf
-from lexico_codec.evaluation.peer_shelf import PeerShelf
-from lexico_codec.evaluation.peers import Peer, importance_of, load_peers, prefix_of
-from lexico_codec.evaluation.prefixes import ExactText, exact_text
-from lexico_codec.evaluation.run import evaluate
-from lexico_codec.evaluation.settings import EvalSettings
-from lexico_codec.evaluation.turns import converse, exact_turns, resume
 from lexico_codec.geometry import Rope
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.training.model import LoadedModel
+from lexico_lab.evaluation import peers, run, state, units
+from lexico_lab.evaluation.fidelity import through_shelf
+from lexico_lab.evaluation.peer_shelf import PeerShelf
+from lexico_lab.evaluation.peers import Peer, importance_of, load_peers, prefix_of
+from lexico_lab.evaluation.prefixes import ExactText, exact_text
+from lexico_lab.evaluation.run import evaluate
+from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.evaluation.turns import converse, exact_turns, resume
+from lexico_lab.models import LoadedModel
+from lexico_lab.published import eviction
+from lexico_lab.published.coder import Coder, Prefix, Stored
+from lexico_lab.published.kivi import Kivi
+from lexico_lab.published.per_token import PerToken
+from lexico_lab.published.titles import CODERS
+from lexico_lab.published.zipcache import ZipCache
 from lexico_proto.errors import ConfigurationError
 from lexico_services import cli
 from tests.support.coded_models import KV_HEADS, LAYERS, Q_HEADS, llama, prompt

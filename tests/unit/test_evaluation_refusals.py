@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from lexico_codec.evaluation import run, units
-from lexico_codec.evaluation.prefixes import ExactText
-from lexico_codec.evaluation.run import evaluate
-from lexico_codec.evaluation.settings import EvalSettings
-from lexico_codec.training.model import LoadedModel
+from lexico_lab.evaluation import run, units
+from lexico_lab.evaluation.prefixes import ExactText
+from lexico_lab.evaluation.run import evaluate
+from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.models import LoadedModel
 from lexico_proto.errors import DictionaryMismatch
 from tests.support.coded_models import LAYERS, llama
 from tests.support.residual_sets import residual_set

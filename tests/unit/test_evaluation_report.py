@@ -13,11 +13,11 @@ from typing import Any
 import pytest
 import torch
 
-from lexico_codec.dictionary import DictionarySet
-from lexico_codec.evaluation import peers, run, state
-from lexico_codec.evaluation.run import evaluate
-from lexico_codec.evaluation.settings import EvalSettings
-from lexico_codec.training.model import LoadedModel
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_lab.evaluation import peers, run, state
+from lexico_lab.evaluation.run import evaluate
+from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.models import LoadedModel
 from lexico_proto.errors import (
     ConfigurationError,
     DictionaryMismatch,

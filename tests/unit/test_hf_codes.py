@@ -18,7 +18,7 @@ from lexico_client import hf as public
 from lexico_client._hf_recoding import Recoding
 from lexico_client.hf import CodedCache, HuggingFaceCache, weights_fingerprint
 from lexico_codec.codecs import LexicoCodec
-from lexico_codec.kernels import encode, reconstruct
+from lexico_codec.kernels.pursuit.coding import encode, reconstruct
 from lexico_proto import errors
 from tests.support.client_fixtures import flipped
 from tests.support.coded_models import (

@@ -13,19 +13,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
-from lexico_codec.kernels import (
-    KERNEL_VARIABLE,
-    Atoms,
-    Codes,
-    Preparation,
-    Target,
-    compiled,
-    dispatch,
-    encode,
-    naive,
-    reconstruct,
-    reconstruct_into,
-)
+from lexico_codec.kernels import dispatch, library
+from lexico_codec.kernels.dispatch import KERNEL_VARIABLE
+from lexico_codec.kernels.pursuit import naive
+from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.kernels.pursuit.coding import encode, reconstruct, reconstruct_into
+from lexico_codec.kernels.pursuit.preparation import Preparation
+from lexico_codec.kernels.target import Target
 from lexico_codec.rope import unrotate
 from lexico_proto.errors import ConfigurationError, InvalidInput, NonFiniteCache, ShapeMismatch
 
@@ -235,7 +230,7 @@ BAD_ENCODES: list[tuple[str, Any, Any, Any, type[Exception], str]] = [
     ("half-infinity", (X * 1e6).half(), ATOMS, 4, NonFiniteCache, "vectors"),
     ("overflow", torch.full((1, 16), 3.4e38), ATOMS, 4, NonFiniteCache, "vectors"),
 ]
-CPU_KERNELS: list[dispatch.Kernel] = ["naive", "compiled"] if compiled.available() else ["naive"]
+CPU_KERNELS: list[dispatch.Kernel] = ["naive", "compiled"] if library.available() else ["naive"]
 
 
 @pytest.mark.parametrize("kernel", CPU_KERNELS)
@@ -315,7 +310,7 @@ def test_no_vectors_have_no_codes(shape: tuple[int, ...], kernel: dispatch.Kerne
 
 
 def test_vectors_too_long_for_the_compiled_kernel_go_to_the_twin() -> None:
-    m = compiled.MAX_DIM + 1
+    m = library.MAX_DIM + 1
     chosen = dispatch.choose("encode", torch.device("cpu"), torch.float32, m, 1, None)
     assert chosen == "naive"
 

@@ -13,12 +13,12 @@ from torch import Tensor
 from transformers import DynamicCache
 
 from lexico_codec.codecs import Codec, PackedCodec, RawCodec, ResidualCodec
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 from lexico_codec.rope import rotate, unrotate
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from tests.contract.codec_suite import bits
 from tests.support.packed_sets import packed_set

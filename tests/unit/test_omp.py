@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from sklearn.linear_model import orthogonal_mp
 from torch import Tensor
 
-from lexico_codec.kernels import Codes, encode, reconstruct
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.kernels.pursuit.coding import encode, reconstruct
 from lexico_proto.errors import InvalidInput, NonFiniteCache, ShapeMismatch
 
 # dtype, atol and rtol of reconstructions of vectors with norm about 1

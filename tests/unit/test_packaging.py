@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from lexico_codec.codecs import CODECS
-from lexico_codec.codecs.abc import Codec
-from lexico_codec.kernels import compiled
+from lexico_codec.codecs.codec import Codec
+from lexico_codec.kernels import library
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -113,10 +113,10 @@ def test_services_are_those_of_the_design() -> None:
 def test_compiled_kernels_are_there_where_a_compiler_is() -> None:
     if shutil.which("c++") is None:
         pytest.skip("no C++ compiler here: the torch twin serves")
-    assert compiled.available(), "run `python hatch_build.py` and read what it says"
-    sources = [path for path in compiled.LIBRARY.parent.iterdir() if ".so" not in path.name]
+    assert library.available(), "run `python hatch_build.py` and read what it says"
+    sources = [path for path in library.LIBRARY.parent.iterdir() if ".so" not in path.name]
     newest = max(path.stat().st_mtime for path in sources)
-    assert compiled.LIBRARY.stat().st_mtime >= newest, "stale: run `python hatch_build.py`"
+    assert library.LIBRARY.stat().st_mtime >= newest, "stale: run `python hatch_build.py`"
 
 
 def test_kernels_import_with_torch_and_numpy_alone() -> None:
@@ -125,11 +125,11 @@ def test_kernels_import_with_torch_and_numpy_alone() -> None:
 import sys
 for name in {NOT_OF_KERNELS!r}:
     sys.modules[name] = None
-import lexico_codec.kernels
+import lexico_codec.kernels.pursuit as kernels
 import torch
 atoms = torch.eye(4)
-codes = lexico_codec.kernels.encode(torch.ones(2, 4), atoms, 2)
-assert lexico_codec.kernels.reconstruct(codes, atoms).shape == (2, 4)
+codes = kernels.encode(torch.ones(2, 4), atoms, 2)
+assert kernels.reconstruct(codes, atoms).shape == (2, 4)
 """
     done = subprocess.run(
         [sys.executable, "-W", "error", "-c", program],

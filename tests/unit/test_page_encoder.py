@@ -10,9 +10,9 @@ import numpy as np
 import pytest
 import torch
 
-from lexico_codec.dictionary import load_builtin
 from lexico_codec.geometry import Geometry
 from lexico_codec.pages import decode_group
+from lexico_codec.sets.dictionary import load_builtin
 from lexico_proto import errors
 from lexico_store import MemoryStore
 from lexico_store.scopes import SHARED_SCOPE

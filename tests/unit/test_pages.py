@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from lexico_codec.codecs import LexicoCodec, RawCodec
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.frame import Arena, parse_frame
 from lexico_codec.geometry import DTYPES, Geometry, Rope
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec, Shard
 from lexico_proto.errors import (
     DamagedFrame,

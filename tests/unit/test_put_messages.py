@@ -8,8 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lexico_proto.v1 import offload_pb2 as pb
-from lexico_services.ingress import PageEnd
-from lexico_services.put_messages import Malformed, PutPart, parse_put
+from lexico_services.offload.ingress import PageEnd
+from lexico_services.offload.put_messages import Malformed, PutPart, parse_put
 
 
 def by_protobuf(message: bytes) -> PutPart:

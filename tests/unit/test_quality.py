@@ -7,9 +7,9 @@ from types import SimpleNamespace
 import pytest
 
 from bench import quality, report
-from bench.baselines import eviction, kivi, kvtc
 from bench.quality import summary
-from lexico_codec.evaluation.curves import curve, fraction_at
+from lexico_lab.evaluation.curves import curve, fraction_at
+from lexico_lab.published import eviction, kivi, kvtc
 
 
 def row(method: str, fraction: float, kl: float) -> dict[str, object]:

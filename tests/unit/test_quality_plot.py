@@ -11,8 +11,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from bench import baselines, quality, quality_plot, titles
-from bench.baselines import eviction, freed
+from bench import baselines, quality, quality_plot
 from bench.eval_table import tables_of
 from bench.quality_plot import (
     cliffs_table_of,
@@ -23,6 +22,7 @@ from bench.quality_plot import (
     table_of,
     write,
 )
+from lexico_lab.published import eviction, freed, titles
 from tests.support.eval_document import DOCUMENT
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -101,7 +101,9 @@ def folder(tmp_path: Path) -> Path:
 
 def test_every_method_of_the_benchmark_has_a_title() -> None:
     names = [module.name for module in iter_modules(baselines.__path__)]
-    made = {name for name in names if hasattr(import_module(f"bench.baselines.{name}"), "coders")}
+    made = {
+        name for name in names if hasattr(import_module(f"lexico_lab.published.{name}"), "coders")
+    }
     assert made == set(titles.CODERS)
     assert set(eviction.USUAL) == set(freed.SHARES) <= set(titles.EVICTIONS)
 

@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from lexico_codec.quantise import LEAST_EXPONENT, from_e4m3, to_e4m3
+from lexico_codec.kernels.pursuit.quantise import LEAST_EXPONENT, from_e4m3, to_e4m3
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 NORMAL_RANGE = 2.0**-6 / 224

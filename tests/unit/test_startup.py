@@ -19,7 +19,7 @@ from lexico_proto import errors
 from lexico_services import serve
 from lexico_services.cli import main
 from lexico_services.config import ListenConfig, OffloadConfig
-from lexico_services.offload_server import (
+from lexico_services.offload.server import (
     PROBE_EVERY_S,
     RECOVERY_S,
     OffloadServer,
@@ -283,7 +283,7 @@ class Ingress:
 
 def test_an_ingress_is_given_time_to_come_back(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr("lexico_services.offload_server.time.monotonic", lambda: now)
+    monkeypatch.setattr("lexico_services.offload.server.time.monotonic", lambda: now)
     listen = ListenConfig(drain_s=5)
     server = OffloadServer(listen, OffloadConfig(), EncoderConfig(STORE), RayConfig())
     ingress = Ingress()

@@ -13,22 +13,18 @@ import torch
 from safetensors.torch import load
 from torch import Tensor
 
-from lexico_codec.codecs.packed import PackedCodec, allocate
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.codecs.packed.codec import PackedCodec, allocate
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.kernels import encode, reconstruct
+from lexico_codec.kernels.pursuit.coding import encode, reconstruct
 from lexico_codec.rope import rotate
-from lexico_codec.training import costs, dictionaries, options, state
-from lexico_codec.training import run as runner
-from lexico_codec.training.importance import (
-    attention_energy,
-    recorded_importance,
-    training_weights,
-)
-from lexico_codec.training.learn import LearnSettings, error_curve, held_out_errors, learn
-from lexico_codec.training.model import LoadedModel, load_model
-from lexico_codec.training.run import TrainSettings, error_table, train
-from lexico_codec.training.sample import Samples, cut_windows, sample
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_lab.models import LoadedModel, load_model
+from lexico_lab.training import costs, dictionaries, options, state
+from lexico_lab.training import run as runner
+from lexico_lab.training.importance import attention_energy, recorded_importance, training_weights
+from lexico_lab.training.learn import LearnSettings, error_curve, held_out_errors, learn
+from lexico_lab.training.run import TrainSettings, error_table, train
+from lexico_lab.training.sample import Samples, cut_windows, sample
 from lexico_proto.errors import ConfigurationError, InvalidInput, NonFiniteCache, ShapeMismatch
 
 

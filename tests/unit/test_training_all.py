@@ -11,18 +11,18 @@ from typing import Any
 import pytest
 import torch
 
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.kernels import encode
-from lexico_codec.training import costs, dictionaries, learn, options, residual, state
-from lexico_codec.training import run as runner
-from lexico_codec.training.fit import FitSettings
-from lexico_codec.training.model import LoadedModel, load_model
-from lexico_codec.training.observe import Observations, Observer
-from lexico_codec.training.run import read_importance, train
-from lexico_codec.training.sample import Sampler, cut_windows
-from lexico_codec.training.settings import TrainSettings
-from lexico_codec.training.state import RunState
+from lexico_codec.kernels.pursuit.coding import encode
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_lab.models import LoadedModel, load_model
+from lexico_lab.training import costs, dictionaries, learn, options, residual, state
+from lexico_lab.training import run as runner
+from lexico_lab.training.fit import FitSettings
+from lexico_lab.training.observe import Observations, Observer
+from lexico_lab.training.run import read_importance, train
+from lexico_lab.training.sample import Sampler, cut_windows
+from lexico_lab.training.settings import TrainSettings
+from lexico_lab.training.state import RunState
 from lexico_proto.errors import ConfigurationError, InvalidInput
 from tests.support.saved_model import letters, save_tiny
 

@@ -8,7 +8,7 @@ from collections.abc import Callable
 import pytest
 import torch
 
-from lexico_codec.training.calibrate import promised, step_for
+from lexico_lab.training.calibrate import promised, step_for
 from lexico_proto.errors import InvalidInput
 
 

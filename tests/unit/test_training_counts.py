@@ -6,10 +6,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.entropy import Tables
-from lexico_codec.kernels.levels import choose_levels
-from lexico_codec.training.counts import Counts
-from lexico_codec.transform import classes_of
+from lexico_codec.kernels.entropy.coder import Tables
+from lexico_codec.kernels.entropy.levels import choose_levels
+from lexico_codec.sets.transform import classes_of
+from lexico_lab.training.counts import Counts
 
 
 def test_counted_tables_are_the_shares_of_the_levels() -> None:

@@ -10,11 +10,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from lexico_codec.training.device import device_for
-from lexico_codec.training.pool import LocalPool
-from lexico_codec.training.state import work_through
+from lexico_lab.training import ray_pool as training_pool
+from lexico_lab.training.device import device_for
+from lexico_lab.training.pool import LocalPool
+from lexico_lab.training.state import work_through
 from lexico_proto.errors import ConfigurationError, InternalError, InvalidInput, Unavailable
-from lexico_worker import ray_runtime, training_pool
+from lexico_worker import ray_runtime
 from lexico_worker.ray_runtime import RayConfig, RayRuntime
 from tests.support.training_work import Chores
 

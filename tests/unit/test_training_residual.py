@@ -15,25 +15,25 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig, PhiForCausalLM
 
 from lexico_codec.codecs import Place, ResidualCodec
-from lexico_codec.codecs.abc import SINK_TOKENS
-from lexico_codec.dictionary import DictionarySet
+from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.rope import rotate, unrotate
-from lexico_codec.training import observe as observing
-from lexico_codec.training import options, residual
-from lexico_codec.training import run as runner
-from lexico_codec.training.fit import FitSettings, Held, _bare
-from lexico_codec.training.model import LoadedModel
-from lexico_codec.training.observe import (
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.transform import QUALITIES, Transform
+from lexico_lab.models import LoadedModel
+from lexico_lab.training import observe as observing
+from lexico_lab.training import options, residual
+from lexico_lab.training import run as runner
+from lexico_lab.training.fit import FitSettings, Held, _bare
+from lexico_lab.training.observe import (
     GRADIENT_TOKENS,
     PROMPT_TOKENS,
     WINDOW_TOKENS,
     Observations,
     observe,
 )
-from lexico_codec.training.residual import ResidualSettings, windows_of
-from lexico_codec.training.run import TrainSettings, train
-from lexico_codec.transform import QUALITIES, Transform
+from lexico_lab.training.residual import ResidualSettings, windows_of
+from lexico_lab.training.run import TrainSettings, train
 from lexico_proto.errors import ConfigurationError, InvalidInput
 from tests.support.saved_model import TINY, letters
 

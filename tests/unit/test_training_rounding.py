@@ -8,11 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexico_codec.coefficients import quantise
-from lexico_codec.kernels import Atoms, Codes, encode
-from lexico_codec.packed_codes import read, write
-from lexico_codec.training.learn import LearnSettings, learn
-from lexico_codec.training.rounding import as_lexico, as_packed, in_steps
+from lexico_codec.codecs.packed.coefficients import quantise
+from lexico_codec.codecs.packed.packed_codes import read, write
+from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.kernels.pursuit.coding import encode
+from lexico_lab.training.learn import LearnSettings, learn
+from lexico_lab.training.rounding import as_lexico, as_packed, in_steps
 from tests.support.dictionaries import unit_rows
 
 

@@ -16,13 +16,16 @@ from safetensors.torch import load, save
 from torch import Tensor
 
 from lexico_codec.codecs import LexicoCodec, PackedCodec, Place, ResidualCodec
-from lexico_codec.dictionary import DictionarySet
 from lexico_codec.geometry import Geometry
-from lexico_codec.kernels.entropy import SYMBOLS, TOTAL, Tables
-from lexico_codec.kernels.levels import ESCAPE_BITS, MIDDLE, RATE_WEIGHT, choose_levels
-from lexico_codec.spec import CacheSpec, Shard
-from lexico_codec.training.counts import Counts
-from lexico_codec.transform import (
+from lexico_codec.kernels.entropy.coder import SYMBOLS, TOTAL, Tables
+from lexico_codec.kernels.entropy.levels import (
+    ESCAPE_BITS,
+    MIDDLE,
+    RATE_WEIGHT,
+    choose_levels,
+)
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.transform import (
     CLASSES_AN_OCTAVE,
     ENERGIES,
     GAINS,
@@ -33,6 +36,8 @@ from lexico_codec.transform import (
     classes_of,
     features,
 )
+from lexico_codec.spec import CacheSpec, Shard
+from lexico_lab.training.counts import Counts
 from lexico_proto.errors import ConfigurationError, InvalidInput, LexicoError, ShapeMismatch
 from tests.support.dictionaries import random_set, set_info
 from tests.support.residual_sets import (

@@ -1,4 +1,4 @@
-// The entropy coder: interleaved rANS, 32 tokens a block, as lexico_codec/kernels/entropy.py says.
+// The entropy coder: interleaved rANS, 32 tokens a block, as lexico_codec/kernels/entropy/coder.py says.
 #pragma once
 
 #include <atomic>

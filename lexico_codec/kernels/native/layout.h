@@ -1,4 +1,4 @@
-// What layout.inl is given: see lexico_codec/kernels/layout.py.
+// What layout.inl is given: see lexico_codec/kernels/layout/rows.py.
 #pragma once
 
 #include <atomic>

@@ -1,4 +1,4 @@
-// Rate-distortion choice of levels, as lexico_codec/kernels/levels.py says.
+// Rate-distortion choice of levels, as lexico_codec/kernels/entropy/levels.py says.
 #include <math.h>
 
 #include <atomic>

@@ -1,0 +1,103 @@
+"""lexico: the paper's code (arXiv 2412.08890).
+
+Per layer one universal dictionary for keys and one for values; each vector becomes at most s atoms
+found by Orthogonal Matching Pursuit, stored as int16 indices and FP8 E4M3 coefficients: 3 s + 2
+bytes a vector. The two are the number of atoms and the power of two that keeps outliers from
+saturating, in place of the paper's row offset.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from lexico_codec.codecs.codec import (
+    SINK_TOKENS,
+    Codec,
+    GroupCodes,
+    Place,
+    leading_sinks,
+    target_over,
+)
+from lexico_codec.codecs.lexico import ragged_codes
+from lexico_codec.codecs.parameters import check_sparsity, check_tolerance, check_whole
+from lexico_codec.geometry import Geometry
+from lexico_codec.kernels.pursuit.coding import encode, reconstruct_into
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.tensors import bytes_of
+
+__all__ = ["SINK_TOKENS", "LexicoCodec"]
+
+
+@dataclass(frozen=True)
+class LexicoCodec(Codec):
+    """Body: sinks, then counts, exponents, indices and coefficients, each for all vectors of the
+    group.
+    """
+
+    name: ClassVar[str] = "lexico"
+    codec_id: ClassVar[int] = 2
+    needs_dictionary: ClassVar[bool] = True
+    has_codes: ClassVar[bool] = True
+
+    sparsity: int = 8
+    """Most atoms a vector (s)."""
+    tolerance: float | None = None
+    """Stop at this relative error (delta), or None to always use s atoms."""
+
+    def __post_init__(self) -> None:
+        check_whole(self.name, "sparsity", self.sparsity, 1, 255)
+        check_tolerance(self.name, self.tolerance)
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        """More atoms than components are never needed, and are refused."""
+        check_sparsity(self.name, self.sparsity, geometry.head_dim)
+
+    def sink_tokens(self, first_token: int, tokens: int) -> int:
+        """Those of the first four tokens of the sequence that lie in the page."""
+        return leading_sinks(first_token, tokens)
+
+    def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
+        """3 s + 2 bytes a vector."""
+        return tokens * 2 * geometry.kv_heads * (3 * self.sparsity + 2)
+
+    def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
+        """Codes every vector of the group but the sinks', all dictionaries in one launch."""
+        layers, _, tokens, _, dim = group.shape
+        atoms = self._stack_for(dictionary, place, layers, dim, group.device)
+        sinks = self.sink_tokens(place.first_token, tokens)
+        vectors = group.flatten(0, 1)[:, sinks:]  # [2 * layers, tokens, heads, dim]
+        codes = encode(vectors, atoms, self.sparsity, self.tolerance, quantised=True)
+        return b"".join([bytes_of(group[:, :, :sinks]), ragged_codes.write(codes)])
+
+    def decode(
+        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+    ) -> None:
+        """Reconstructs the group into `out`: sinks exact, the rest as sums of atoms."""
+        coded = self.read(body, place, dictionary, tuple(out.shape), out.dtype, out.device)
+        sinks = coded.sinks.shape[2]
+        target = target_over(out, sinks)
+        with torch.no_grad():
+            out[:, :, :sinks].copy_(coded.sinks)
+        # A sum of atoms may pass the largest float16: the target keeps it from becoming infinity.
+        reconstruct_into(coded.codes, coded.atoms, target)
+
+    def read(
+        self,
+        body: memoryview,
+        place: Place,
+        dictionary: DictionarySet | None,
+        shape: tuple[int, ...],
+        dtype: torch.dtype,
+        device: torch.device,
+    ) -> GroupCodes:
+        """The sinks and the codes of every table, as the body has them."""
+        layers, _, tokens, heads, dim = shape
+        sinks = self.sink_tokens(place.first_token, tokens)
+        exact, rest = ragged_codes.split_sinks(body, shape, sinks, dtype)
+        atoms = self._stack_for(dictionary, place, layers, dim, device)
+        codes = ragged_codes.read(rest, atoms.sizes, (tokens - sinks) * heads, self.sparsity)
+        return GroupCodes(exact.to(device), codes.to(device), atoms, heads)

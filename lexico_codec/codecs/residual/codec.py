@@ -1,0 +1,317 @@
+"""lexico-residual: a sparse code of each token, then a learned transform of what it leaves.
+
+The smallest code at equal quality. A token's keys (before RoPE) and values of all layers become
+components that matter alike and do not depend on one another (`lexico_codec.sets.transform`). A few
+atoms of a universal dictionary, found by matching pursuit, take their strongest shape off; the rest
+is quantised with one step, where a level that saves more bits than its error is worth may be
+smaller than the nearest one, and entropy coded with static tables (`kernels.entropy`). Tokens that
+others attend to get a finer step. Tokens and bands of components tell how strong they are
+(`energies`), so that tables fit text of any kind.
+
+Sinks and single tokens that are like nothing the set was made from are stored exactly. Where a page
+has many of those the set is refused: it was made for other weights.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass, replace
+from typing import ClassVar, Final
+
+import torch
+from torch import Tensor
+
+from lexico_codec.codecs.codec import Codec, Place, leading_sinks
+from lexico_codec.codecs.lossless import LosslessCodec
+from lexico_codec.codecs.residual import energies
+from lexico_codec.codecs.residual.head import Head, bands_of, head_bytes
+from lexico_codec.geometry import Geometry
+from lexico_codec.kernels.entropy import coder as entropy
+from lexico_codec.kernels.entropy.levels import choose_levels
+from lexico_codec.kernels.layout import rows as layout
+from lexico_codec.kernels.pursuit.coding import encode as pursue
+from lexico_codec.rope import Turn, turn_at
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.transform import (
+    CLASSES_AN_OCTAVE,
+    COEFFICIENT_STEPS,
+    GAINS,
+    QUALITIES,
+    Transform,
+    check_run,
+)
+from lexico_proto.errors import (
+    ConfigurationError,
+    DamagedFrame,
+    DictionaryMismatch,
+    ShapeMismatch,
+    UnknownDictionary,
+)
+
+_TYPICAL_BITS: Final = {"near": 0.9, "balanced": 0.4, "small": 0.25}  # a value, for estimates
+_LARGEST: Final = 2.0**29  # of a level: further out it stays there
+_STRANGE: Final = 16.0  # times what is expected
+_ALIEN: Final = 3.0  # times what is expected; all but a few are within 1.6
+_FEW, _SHARE = 4, 0.25  # tokens of a page that may be either
+
+
+@dataclass(frozen=True)
+class ResidualCodec(Codec):
+    """Body: a head (`residual_head`), exact tokens without loss, entropy coded levels."""
+
+    name: ClassVar[str] = "lexico-residual"
+    codec_id: ClassVar[int] = 7
+    needs_dictionary: ClassVar[bool] = True
+
+    quality: str = "balanced"
+    """near, balanced or small: the step that was calibrated for a KL of about 0.005, 0.02, 0.05."""
+    step: float | None = None
+    """A step of one's own, in the units of the set; None for that of the quality."""
+    run_layers: int = 0
+    """Layers that are coded together, as the set has it; 0 for all of the model or shard."""
+
+    def __post_init__(self) -> None:
+        if self.quality not in QUALITIES:
+            raise ConfigurationError(
+                f"{self.name}: quality={self.quality!r} is none of {', '.join(QUALITIES)}"
+            )
+        number = isinstance(self.step, int | float) and not isinstance(self.step, bool)
+        if self.step is not None and not (number and 0 < self.step < math.inf):
+            raise ConfigurationError(f"{self.name}: step={self.step!r} is no positive number")
+        whole = isinstance(self.run_layers, int) and not isinstance(self.run_layers, bool)
+        if not whole or self.run_layers < 0:
+            raise ConfigurationError(f"{self.name}: run_layers={self.run_layers!r} is no count")
+
+    def check_geometry(self, geometry: Geometry) -> None:
+        """The layers must divide into runs."""
+        if self.run_layers and geometry.layers % self.run_layers:
+            raise ConfigurationError(
+                f"{self.name}: {geometry.layers} layers are no runs of {self.run_layers}"
+            )
+
+    def group_layers(self, geometry: Geometry) -> int:
+        """A run is a frame."""
+        return self.run_layers or geometry.layers
+
+    def sink_tokens(self, first_token: int, tokens: int) -> int:
+        """Those of the first four tokens of the sequence that lie in the page."""
+        return leading_sinks(first_token, tokens)
+
+    def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
+        """By what the qualities take of SmolLM2."""
+        values = tokens * 2 * geometry.kv_heads * geometry.head_dim
+        return math.ceil(values * _TYPICAL_BITS[self.quality] / 8)
+
+    def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
+        """Codes the tokens behind the sinks, all layers of the group together.
+
+        Raises:
+            UnknownDictionary: no set.
+            DictionaryMismatch: a set without a transform, of another shape, or for other weights.
+        """
+        transform, run = self._transform(dictionary, place, group)
+        on, tokens = group.device, group.shape[2]
+        sinks = self.sink_tokens(place.first_token, tokens)
+        tokens -= sinks
+        if not tokens:
+            return _exact(group, place)
+        step = self._step(transform)
+        turn = _turn(place, sinks, tokens, on, inverse=True)
+        rows = layout.gather(group[:, :, sinks:], transform.means_of(run, on), turn)
+        components = transform.components(run, rows.mT)
+        gains = transform.gains_of(run, components)
+        head, classes, alien = _measured(transform, run, step, components, gains)
+        strange = _strange(transform, run, step, components, classes, head, alien)
+        self._check_fit(strange | alien, dictionary)
+        if bool(strange.any()):
+            components[:, strange.to(on)] = 0
+            gains[strange.to(on)] = GAINS[0]
+            head, classes, _ = _measured(transform, run, step, components, gains)
+            head = replace(head, exact=strange)
+        offsets = head.offsets
+        finer = torch.exp2(gains.float() / CLASSES_AN_OCTAVE) / step
+        count = _coded(classes, offsets)
+        s, width = transform.sparsity, transform.atoms.shape[2]
+        values = components[: max(count - s, width)] * finer
+        values = values.clamp_(-_LARGEST, _LARGEST).cpu()
+        if not bool(values.sum().isfinite()):  # of numbers beyond float32 on the way
+            values = torch.nan_to_num(values)
+        live = classes[:s, None] + offsets >= 0  # [s, tokens]
+        indices, coefficients = _sparse(transform, run, values, live)
+        values = values[: max(count - s, 0)]
+        values.clamp_(-_LARGEST, _LARGEST)  # clamped coefficients leave more than there was
+        levels = choose_levels(values, classes[s : s + len(values)], offsets, transform.tables)
+        rows = torch.cat([coefficients, levels])
+        body = entropy.encode(rows, classes[: len(rows)], offsets, transform.tables)
+        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), head.exact])
+        exact = _exact(group[:, :, stored.to(on)], place) if bool(stored.any()) else b""
+        return b"".join([replace(head, indices=indices).pack(transform), exact, body])
+
+    def decode(
+        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+    ) -> None:
+        """Reconstructs the group into `out`: sinks exact."""
+        transform, run = self._transform(dictionary, place, out)
+        on, tokens = out.device, out.shape[2]
+        sinks = self.sink_tokens(place.first_token, tokens)
+        tokens -= sinks
+        if not tokens:
+            if len(_read_exact(body, place, out)):
+                raise DamagedFrame("residual body: more than its sinks")
+            return
+        step = self._step(transform)
+        bands = bands_of(transform, run, step)
+        start = head_bytes(transform, bands, tokens)
+        if len(body) < start:
+            raise DamagedFrame(f"residual body of {len(body)} bytes: {start} come first")
+        head = Head.unpack(body, transform, bands, tokens)
+        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), head.exact])
+        exact, rest = out.new_empty(*out.shape[:2], int(stored.sum()), *out.shape[3:]), body[start:]
+        if exact.shape[2]:
+            rest = _read_exact(rest, place, exact)
+        classes, offsets = head.classes(transform, run, step), head.offsets
+        count = _coded(classes, offsets)
+        values = entropy.decode(rest, classes[:count], offsets, transform.tables, tokens, device=on)
+        scales = (torch.exp2(-head.gains.float() / CLASSES_AN_OCTAVE) * step).to(on)
+        used = min(transform.sparsity, count)
+        columns = transform.atoms_as_columns(run, on)
+        sparse = layout.Sparse(head.indices.T[:used].to(on), columns, COEFFICIENT_STEPS)
+        places, dtype = transform.places(run, on), transform.product_dtype(on)
+        arranged = layout.arrange(values, scales, sparse, places, transform.rows, dtype)
+        rows = transform.restored(run, arranged, count - used)
+        turn = _turn(place, sinks, tokens, on)
+        layout.scatter(rows, transform.means_of(run, on), turn, out[:, :, sinks:])
+        if exact.shape[2]:
+            with torch.no_grad():
+                out[:, :, stored.to(on)] = exact
+
+    def _check_fit(self, odd: Tensor, dictionary: DictionarySet | None) -> None:
+        """Refuses a set that was made for other weights than those of the cache."""
+        if int(odd.sum()) > max(_FEW, len(odd) * _SHARE) and dictionary is not None:
+            raise DictionaryMismatch(
+                f"codec {self.name}: {int(odd.sum())} of {len(odd)} tokens are nothing "
+                f"like what the dictionary set of {dictionary.info.model} was made from; train "
+                f"one for these weights with `lexico train --codec {self.name}`"
+            )
+
+    def _step(self, transform: Transform) -> float:
+        return transform.steps[self.quality] if self.step is None else float(self.step)
+
+    def _transform(
+        self, dictionary: DictionarySet | None, place: Place, group: Tensor
+    ) -> tuple[Transform, int]:
+        if dictionary is None:
+            raise UnknownDictionary(f"codec {self.name}: no dictionary set was given")
+        transform: Transform | None = dictionary.family("residual")
+        if transform is None:
+            raise DictionaryMismatch(
+                f"codec {self.name}: the dictionary set of {dictionary.info.model} has no "
+                f"transform; make one with `lexico train --codec {self.name}`"
+            )
+        layers, _, _, heads, dim = group.shape
+        if place.first_head:
+            raise DictionaryMismatch(
+                f"codec {self.name}: codes all KV heads together, not a shard from head "
+                f"{place.first_head} on; use codec lexico-packed for tensor-parallel shards"
+            )
+        try:
+            return transform, check_run(transform, place.first_layer, layers, heads, dim)
+        except ShapeMismatch as error:
+            raise DictionaryMismatch(f"codec {self.name}: {error.message}") from error
+
+
+def _measured(
+    transform: Transform, run: int, step: float, components: Tensor, gains: Tensor
+) -> tuple[Head, Tensor, Tensor]:
+    """What a page tells but its atoms, no token exact; its classes; which tokens are far stronger
+    than any that the set was made from, `[tokens]` bool.
+    """
+    on, tokens = components.device, len(gains)
+    told = energies.measure(components, transform.deviations_on(run, on), step)
+    none = torch.zeros(tokens, dtype=torch.bool)
+    no_atoms = torch.zeros(tokens, 0, dtype=torch.int64)
+    head = Head(none, gains.cpu(), told.tokens.cpu(), told.bands.cpu(), no_atoms)
+    return head, head.classes(transform, run, step), ~(told.ratios <= _ALIEN).cpu()
+
+
+def _strange(
+    transform: Transform,
+    run: int,
+    step: float,
+    components: Tensor,
+    classes: Tensor,
+    head: Head,
+    alien: Tensor,
+) -> Tensor:
+    """Tokens that the set would lose much of: `[tokens]` bool.
+
+    What is not coded should hold no more than the set expects. A token where it holds many times
+    that, and more than all quantisation costs, is of no kind that the set was made from. Nor is an
+    alien one with a level beyond the largest.
+    """
+    on, s, least = components.device, transform.sparsity, int(head.offsets.min())
+    finer = torch.exp2(head.gains.float() / CLASSES_AN_OCTAVE).to(on) / step
+    beyond = ~(components.abs().amax(0) * finer <= _LARGEST).cpu() & alien  # NaN too
+    coded = classes[s:] + least >= 0
+    if bool(coded.all()):
+        return beyond
+    first = int(coded.to(torch.uint8).argmin())  # all before it are coded
+    lost = (classes[s + first :, None] + head.offsets < 0).to(on)  # [C - first, tokens]
+    found = (components[first:] * finer * lost).square().sum(0)
+    expected = (transform.deviations_on(run, on)[first:, None] * finer * lost).square().sum(0)
+    most = torch.clamp(_STRANGE * expected, min=len(components) / 12)
+    return beyond | ~(found <= most).cpu()
+
+
+def _exact(tokens: Tensor, place: Place) -> bytes:
+    """Tokens as codec lossless has them, after their length."""
+    body = LosslessCodec().encode(tokens.contiguous(), place, None)
+    return struct.pack("<I", len(body)) + bytes(body)
+
+
+def _read_exact(body: memoryview, place: Place, out: Tensor) -> memoryview:
+    """Fills the tokens that are stored as they are; what follows them."""
+    size = struct.unpack_from("<I", body)[0] if len(body) >= 4 else len(body)
+    if len(body) < 4 + size:
+        raise DamagedFrame(f"residual body of {len(body)} bytes ends within its exact tokens")
+    LosslessCodec().decode(body[4 : 4 + size], place, None, out)
+    return body[4 + size :]
+
+
+def _coded(classes: Tensor, offsets: Tensor) -> int:
+    """How many rows there are until nothing is coded any more."""
+    coded = (classes + int(offsets.max()) >= 0).nonzero()
+    return int(coded[-1]) + 1 if len(coded) else 0
+
+
+def _turn(
+    place: Place, sinks: int, tokens: int, device: torch.device, *, inverse: bool = False
+) -> Turn | None:
+    """What RoPE does to the keys behind the sinks, or what undoes it."""
+    if place.rope is None:
+        return None
+    first = place.first_token + sinks
+    positions = torch.arange(first, first + tokens, device=device)
+    return turn_at(positions, place.rope, inverse=inverse)
+
+
+def _sparse(transform: Transform, run: int, values: Tensor, coded: Tensor) -> tuple[Tensor, Tensor]:
+    """Atoms of every token, taken off `values`: indices `[tokens, s]`, levels `[s, tokens]`.
+
+    Args:
+        values: `[C, tokens]` in steps. coded: `[s, tokens]`, whether a coefficient has a class: the
+            level of one that has none is 0.
+    """
+    tokens, s = values.shape[1], transform.sparsity
+    if not s:
+        return torch.zeros(tokens, 0, dtype=torch.int64), torch.zeros(0, tokens, dtype=torch.int32)
+    atoms = transform.atoms[run]
+    width = atoms.shape[1]
+    codes = pursue(values[:width].T, transform.dictionary(run, values.device), s)
+    indices = codes.indices.long()
+    levels = (codes.coefficients / COEFFICIENT_STEPS).round().clamp(-_LARGEST, _LARGEST)
+    levels *= coded.T
+    for k in range(s):
+        values[:width] -= (atoms[indices[:, k]] * (COEFFICIENT_STEPS * levels[:, k, None])).T
+    return indices, levels.T.to(torch.int32).contiguous()

@@ -1,0 +1,1 @@
+"""Attention over sparse codes that are never made dense."""

@@ -1,0 +1,1 @@
+"""Entropy coding of integer levels: interleaved rANS with static tables."""

@@ -1,0 +1,1 @@
+"""A cache's memory as rows to transform, and back."""

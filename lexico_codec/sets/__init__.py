@@ -1,0 +1,1 @@
+"""Dictionary sets: their kinds, their files, and the one place that chooses and checks one."""

@@ -1,0 +1,183 @@
+"""Texts to judge, and what a node that never compressed makes of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from lexico_lab.evaluation.caches import cache_of, forward, states_of
+from lexico_lab.evaluation.settings import EvalSettings
+from lexico_proto.errors import ConfigurationError, InvalidInput
+
+_CHARACTERS: Final = 64  # a token, at most, of what is read of a file
+
+
+@dataclass(frozen=True)
+class Source:
+    """A file, and the texts that were cut from it."""
+
+    name: str
+    texts: tuple[tuple[int, ...], ...]
+    """Token ids of each text, evenly spread over the file, none shared."""
+    spare: tuple[tuple[int, ...], ...]
+    """Texts between them that are not judged."""
+
+    @property
+    def digest(self) -> str:
+        """BLAKE2b-256 of the texts' token ids, as hex."""
+        digest = hashlib.blake2b(digest_size=32)
+        for text in self.texts:
+            digest.update(np.asarray([len(text), *text], dtype="<u4").tobytes())
+        return digest.hexdigest()
+
+
+@dataclass(frozen=True, eq=False)
+class ExactText:
+    """One text as a node without compression sees it."""
+
+    ids: tuple[int, ...]
+    """Prefix and continuation."""
+    states: Tensor
+    """`[layers, 2, kv_heads, prefix, head_dim]` of the model's dtype: the prefix's cache."""
+    predictions: Tensor
+    """`[continuation, vocabulary]` log-probabilities after each token of the continuation."""
+    prefill_s: float
+    """Seconds to prefill the tokens that are stored."""
+
+    @property
+    def following(self) -> tuple[int, ...]:
+        """Tokens of the continuation."""
+        return self.ids[self.states.shape[3] :]
+
+
+def read_sources(settings: EvalSettings, tokenizer: Any) -> list[Source]:
+    """Texts of every file.
+
+    Raises:
+        ConfigurationError: a file that cannot be read, or a .jsonl that is not one of questions.
+        InvalidInput: a file that is too short.
+    """
+    paths = settings.sources
+    short = [path.name for path in paths]
+    names = [
+        path.name if short.count(path.name) == 1 else f"{path.parent.name}/{path.name}"
+        for path in paths
+    ]
+    if len({*names}) < len(names):
+        raise ConfigurationError("text: a file is given twice")
+    return [
+        cut(name, read_text(path), tokenizer, settings)
+        for name, path in zip(names, paths, strict=True)
+    ]
+
+
+def read_text(path: Path) -> str:
+    """A file's text; of a .jsonl the questions and answers under one another.
+
+    Raises:
+        ConfigurationError: it cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="utf-8")
+        if path.suffix != ".jsonl":
+            return text
+        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+        return "\n\n".join(f"{line['question']}\n{line['answer']}" for line in lines)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        kind = f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"text {path}: cannot read ({kind})") from error
+
+
+def cut(name: str, text: str, tokenizer: Any, settings: EvalSettings) -> Source:
+    """Windows of a text, evenly spread.
+
+    A tokenizer that begins every text with a token (BOS) has it at the start of every window.
+
+    Raises:
+        InvalidInput: the text is too short.
+    """
+    lead = _lead(tokenizer)
+    window = settings.window - len(lead)
+    # Of a very long file the first part is plenty, and tokenizers take their time.
+    ids = tokenize(tokenizer, text[: _CHARACTERS * (settings.texts + 16) * window])
+    if len(ids) < settings.page_tokens:
+        raise InvalidInput(
+            f"text {name}: {len(ids)} tokens are less than a page of {settings.page_tokens}"
+        )
+    if len(ids) < settings.texts * window:
+        raise InvalidInput(
+            f"text {name}: {len(ids)} tokens are too few for {settings.texts} texts of {window}; "
+            "ask for fewer or shorter ones (--texts, --prefix, --turns)"
+        )
+    step = (len(ids) - window) // max(1, settings.texts - 1)
+    starts = [i * step for i in range(settings.texts)]
+    texts = tuple((*lead, *ids[start : start + window]) for start in starts)
+    prefix, spare = settings.prefix - len(lead), []
+    ends = [*starts[1:], len(ids)]
+    for start, end in zip(starts, ends, strict=True):
+        for at in range(start + window, end - prefix + 1, prefix):
+            spare.append((*lead, *ids[at : at + prefix]))
+    return Source(name, texts, tuple(spare))
+
+
+def training_texts(
+    name: str, text: str, tokenizer: Any, tokens: int, most: int
+) -> tuple[tuple[int, ...], ...]:
+    """The first texts of a file, one after another.
+
+    Args:
+        name: of the file.
+        text: what it holds.
+        tokenizer: as for `cut`.
+        tokens: of each text.
+        most: texts.
+
+    Raises:
+        InvalidInput: the file does not fill one.
+    """
+    lead = _lead(tokenizer)
+    length = tokens - len(lead)
+    ids = tokenize(tokenizer, text[: _CHARACTERS * most * tokens])
+    count = min(most, len(ids) // length)
+    if not count:
+        raise InvalidInput(f"text {name}: {len(ids)} tokens do not fill a text of {tokens}")
+    return tuple((*lead, *ids[i * length : (i + 1) * length]) for i in range(count))
+
+
+def tokenize(tokenizer: Any, text: str) -> list[int]:
+    """Token ids without special tokens."""
+    ids: list[int] = tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"]
+    return list(ids)
+
+
+def exact_text(model: Any, ids: Sequence[int], settings: EvalSettings) -> ExactText:
+    """Runs the model over a text, and times its prefill of the tokens that are stored."""
+    prefix = settings.prefix
+    started = time.perf_counter()
+    empty = torch.empty(0, 0, 0, 0, 0)
+    forward(model, ids[: settings.coded], cache_of(empty), 1)
+    prefill_s = time.perf_counter() - started
+    cache = cache_of(empty)
+    forward(model, ids[:prefix], cache, 1)
+    states = states_of(cache)
+    following = ids[prefix : prefix + settings.continuation]
+    predictions = forward(model, following, cache, len(following))
+    used = tuple(ids[: prefix + settings.continuation])
+    return ExactText(used, states, predictions, prefill_s)
+
+
+def _lead(tokenizer: Any) -> list[int]:
+    """Tokens that the tokenizer puts before every text."""
+    plain = tokenize(tokenizer, "a")
+    whole: list[int] = list(tokenizer("a", verbose=False)["input_ids"])
+    extra = len(whole) - len(plain)
+    return whole[:extra] if extra > 0 and whole[extra:] == plain else []

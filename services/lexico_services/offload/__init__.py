@@ -1,0 +1,1 @@
+"""The way in: pages from nodes to encoders."""

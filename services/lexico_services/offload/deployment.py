@@ -1,0 +1,99 @@
+"""The Serve application: Ingress, with a gRPC server of its own, calls Encoder by handle."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from dataclasses import dataclass
+from typing import Any
+
+from ray import serve
+
+from lexico_services.auth import Tenants
+from lexico_services.config import ListenConfig, OffloadConfig
+from lexico_services.offload.encoder_pools import RayEncoders
+from lexico_services.offload.ingress import Ingress
+from lexico_services.offload.servicer import SERVICE, OffloadServicer
+from lexico_services.server import GrpcServer
+from lexico_worker.config import EncoderConfig
+from lexico_worker.deployment import encoder_app
+
+_log = logging.getLogger(__name__)
+
+APP_NAME = "lexico"
+
+INGRESS_CPUS = 0.1
+"""Ray's CPU share of the ingress, for placement; it is no limit."""
+
+
+@dataclass(frozen=True)
+class IngressConfig:
+    """Settings of the offload ingress."""
+
+    listen: ListenConfig
+    offload: OffloadConfig
+
+
+class IngressReplica:
+    """Runs the Offload server inside a Serve replica, on the node of its encoders.
+
+    Serve does not see calls to our own server: draining is ours, through `drain` before the
+    application is deleted and through `__del__` where Serve replaces the replica.
+    """
+
+    def __init__(self, encoders: Any, config: IngressConfig) -> None:
+        self._ingress = Ingress(RayEncoders(encoders), config.offload)
+        servicer = OffloadServicer(self._ingress, Tenants.from_file(config.listen.token_file))
+        self._server = GrpcServer(
+            config.listen,
+            servicer.add_to,
+            (SERVICE,),
+        )
+        self._ready = asyncio.get_running_loop().create_task(self._server.start())
+
+    async def check_health(self) -> None:
+        """Raises where the server could not bind."""
+        await asyncio.shield(self._ready)
+
+    async def port(self) -> int:
+        """Port that the server listens on."""
+        await asyncio.shield(self._ready)
+        return self._server.port
+
+    async def usage(self) -> dict[str, int]:
+        """Process id, bytes in flight and their peak, for benchmarks and tests."""
+        budget = self._ingress.budget
+        return {"pid": os.getpid(), "used": budget.used, "peak": budget.peak, "limit": budget.limit}
+
+    async def drain(self) -> None:
+        """Stops taking calls, lets running ones end and pages in encoders be committed."""
+        await self._server.drain()
+        await self._ingress.close()
+
+    async def __del__(self) -> None:
+        await self.drain()
+
+
+def offload_app(ingress: IngressConfig, encoder: EncoderConfig, node: str) -> Any:
+    """The whole application, to be given to `serve.run_many`.
+
+    One ingress a node (`max_replicas_per_node`): its port is fixed, and pages stay in the shared
+    memory of the node that received them. There is one ingress in all, on the node of the caller,
+    whose address is the one announced; an ingress on every node of a cluster is a later step.
+
+    Args:
+        ingress: settings of the ingress.
+        encoder: settings of the encoders, which run on any node.
+        node: Ray's IP address of the node that the ingress runs on.
+    """
+    deployment = serve.deployment(
+        name="Ingress",
+        num_replicas=1,
+        max_replicas_per_node=1,
+        # Every node has one unit of a resource of its own name: a sliver of it binds to the node.
+        ray_actor_options={"num_cpus": INGRESS_CPUS, "resources": {f"node:{node}": 0.001}},
+        health_check_period_s=2,
+        graceful_shutdown_timeout_s=ingress.listen.drain_s + 5,
+    )
+    return deployment(IngressReplica).bind(encoder_app(encoder), ingress)

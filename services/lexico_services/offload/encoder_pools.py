@@ -1,0 +1,106 @@
+"""Where the ingress sends pages: Ray Serve's Encoder, or threads of this process."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+from lexico_proto.errors import ERRORS, Busy, EncoderLost, InternalError
+from lexico_services.offload.ingress import Buffer
+from lexico_worker.page_encoder import PageDone, PageEncoder, PageJob
+
+
+class LocalEncoders:
+    """Encodes in threads of this process: tests, and nodes without Ray."""
+
+    def __init__(self, encoder: PageEncoder, threads: int = 1) -> None:
+        """
+        Args:
+            encoder: what does the work.
+            threads: pages encoded at a time.
+        """
+        self._encoder = encoder
+        self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
+
+    async def place(self, page: Buffer) -> Any:
+        """A copy of the page."""
+        return page.copy()
+
+    async def encode(self, job: PageJob, placed: Any) -> PageDone:
+        """As `PageEncoder.encode_page`."""
+        cancelled = threading.Event()
+        loop = asyncio.get_running_loop()
+        work = self._encoder.encode_page
+        try:
+            return await loop.run_in_executor(self._pool, work, job, placed, cancelled)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    def close(self) -> None:
+        """Waits for the threads."""
+        self._pool.shutdown()
+
+
+class RayEncoders:
+    """Encodes in the Encoder deployment, by handle, with pages in Ray's shared memory."""
+
+    def __init__(self, handle: Any) -> None:
+        """
+        Args:
+            handle: a `ray.serve.handle.DeploymentHandle` of the Encoder.
+        """
+        import ray
+        from ray import exceptions
+        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+
+        self._ray = ray
+        self._handle = handle
+        self._full = BackPressureError
+        # A replica that died, or is not reachable, may or may not have run the call; PageEncoder is
+        # idempotent, so the call may be made again. Nothing else may: an error of the call itself
+        # would come back the same.
+        self._deaths = (
+            exceptions.ActorDiedError,
+            exceptions.ActorUnavailableError,
+            DeploymentUnavailableError,
+        )
+
+    async def place(self, page: Buffer) -> Any:
+        """Copies the page into shared memory, once."""
+        return self._ray.put(page)
+
+    async def encode(self, job: PageJob, placed: Any) -> PageDone:
+        """One call to an encoder; a second where the first encoder died.
+
+        Raises:
+            Busy: every encoder's queue is full.
+            EncoderLost: the second one died too.
+            LexicoError: what the encoder reports.
+        """
+        for attempt in (1, 2):
+            try:
+                answer = await self._call(job, placed)
+            except self._full:
+                raise Busy("every encoder's queue is full: try again later, or recompute") from None
+            except self._deaths as error:
+                if attempt == 2:
+                    raise EncoderLost(
+                        f"page {job.page}: two encoders died with it ({type(error).__name__})"
+                    ) from None  # the cause would keep the page in shared memory alive
+                continue
+            if isinstance(answer, PageDone):
+                return answer
+            reason, message = answer
+            raise ERRORS.get(reason, InternalError)(message)
+        raise InternalError("unreachable")
+
+    async def _call(self, job: PageJob, placed: Any) -> Any:
+        response = self._handle.encode.remote(job, placed)
+        try:
+            return await response
+        except asyncio.CancelledError:
+            response.cancel()  # not implied by cancelling the await
+            raise

@@ -1,0 +1,100 @@
+"""Put as an RPC: messages to the ingress and back, nothing else."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import AsyncIterator
+from typing import Any, Final
+
+import grpc
+
+from lexico_codec.wire import spec_from_wire
+from lexico_proto.errors import InvalidInput, StreamTruncated
+from lexico_proto.v1 import offload_pb2 as pb
+from lexico_services.auth import Tenants
+from lexico_services.offload.ingress import Ingress, PageEnd, Report, Upload
+from lexico_services.offload.put_messages import Malformed, PutPart, parse_put
+from lexico_services.status import translated
+from lexico_worker.page_encoder import Outcome, PageDone
+
+_log = logging.getLogger(__name__)
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Offload"].full_name
+
+PUT: Final = pb.DESCRIPTOR.services_by_name["Offload"].methods_by_name["Put"].name
+
+_OUTCOMES: Final = {
+    Outcome.STORED: pb.PAGE_OUTCOME_STORED,
+    Outcome.PRESENT: pb.PAGE_OUTCOME_PRESENT,
+    Outcome.IN_PROGRESS: pb.PAGE_OUTCOME_IN_PROGRESS,
+}
+
+Context = grpc.aio.ServicerContext[bytes, pb.PutResponse]
+
+
+class OffloadServicer:
+    """Serves lexico_proto.v1.Offload."""
+
+    def __init__(self, ingress: Ingress, tenants: Tenants) -> None:
+        """
+        Args:
+            ingress: what receives the pages.
+            tenants: who is calling.
+        """
+        self._ingress = ingress
+        self._tenants = tenants
+
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the service, with a reader of messages that does not copy their payload."""
+        put = grpc.stream_unary_rpc_method_handler(
+            self.put,
+            request_deserializer=parse_put,
+            response_serializer=pb.PutResponse.SerializeToString,
+        )
+        server.add_registered_method_handlers(SERVICE, {PUT: put})  # type: ignore[attr-defined]
+
+    async def put(self, parts: AsyncIterator[PutPart], context: Context) -> pb.PutResponse:
+        """One header, then pages; see offload.proto."""
+        async with translated(context):
+            scope = self._tenants.scope_of(context.invocation_metadata())
+            header = await anext(parts, None)
+            if header is None:
+                raise StreamTruncated("the stream is empty: a Put begins with its header")
+            if not isinstance(header, pb.PutHeader):
+                raise InvalidInput("a Put begins with its header")
+            upload = Upload(
+                scope,
+                spec_from_wire(header.spec),
+                header.token_ids,
+                tuple(header.pages),
+                tuple(header.page_keys),
+            )
+            if header.durability not in pb.Durability.values():
+                raise InvalidInput(f"durability {header.durability} is unknown")
+            wait = header.durability == pb.DURABILITY_COMMITTED
+            report = await self._ingress.put(upload, _pages(parts), wait_committed=wait)
+            _log.info("put pages=%d seconds=%s", len(report.pages), report.seconds)
+            return _response(report)
+        raise AssertionError("translated() aborts the call")  # pragma: no cover
+
+
+async def _pages(parts: AsyncIterator[PutPart]) -> AsyncIterator[memoryview | PageEnd]:
+    async for part in parts:
+        if isinstance(part, Malformed):
+            raise InvalidInput(f"the stream holds {part.why}")
+        if isinstance(part, pb.PutHeader):
+            raise InvalidInput("a Put has one header")
+        yield part
+
+
+def _response(report: Report) -> pb.PutResponse:
+    def result(page: int, done: PageDone | None) -> Any:
+        if done is None:
+            return pb.PageResult(page=page, outcome=pb.PAGE_OUTCOME_RECEIVED)
+        outcome = _OUTCOMES[done.outcome]
+        return pb.PageResult(page=page, outcome=outcome, stored_bytes=done.stored_bytes)
+
+    return pb.PutResponse(
+        pages=[result(page, done) for page, done in report.pages.items()],
+        seconds=pb.StageSeconds(**vars(report.seconds)),
+    )

@@ -1,0 +1,1 @@
+"""The way out: frames and dictionary sets from the store to nodes."""

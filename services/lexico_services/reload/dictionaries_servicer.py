@@ -1,0 +1,270 @@
+"""Dictionary sets as RPCs."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+import logging
+from collections.abc import AsyncIterator, Awaitable, Callable
+from concurrent.futures import Executor
+from functools import partial
+from typing import Final
+
+import grpc
+
+from lexico_codec.sets.dictionary import DictionarySet, builtin_sets, load_builtin
+from lexico_codec.spec import DIGEST_BYTES
+from lexico_codec.upload import PIECE_BYTES
+from lexico_proto.errors import (
+    Busy,
+    InvalidInput,
+    LexicoError,
+    StreamTooLong,
+    StreamTruncated,
+    UnknownDictionary,
+)
+from lexico_proto.v1 import dictionaries_pb2 as pb
+from lexico_proto.v1 import dictionaries_pb2_grpc as pb_grpc
+from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, to_the_end, write_to
+from lexico_services.auth import Tenants
+from lexico_services.config import ReloadConfig
+from lexico_services.status import translated
+from lexico_store import PageStore
+from lexico_store.scopes import SHARED_SCOPE
+
+_log = logging.getLogger(__name__)
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Dictionaries"].full_name
+
+
+def register_builtin_sets(store: PageStore) -> None:
+    """Makes the sets that ship with the package known to every tenant, again where one is lost.
+
+    A listing alone proves nothing: the bytes may be gone or damaged behind it.
+
+    Raises:
+        LexicoError: the store's.
+    """
+    for name in builtin_sets():
+        dictionary = load_builtin(name)
+        if _stored(store, SHARED_SCOPE, dictionary.digest) is None:
+            store.put_dictionary(SHARED_SCOPE, dictionary.digest, dictionary.to_bytes())
+
+
+class DictionariesServicer(pb_grpc.DictionariesServicer):
+    """Serves lexico_proto.v1.Dictionaries: a tenant sees its own sets and the operator's."""
+
+    def __init__(
+        self,
+        store: PageStore,
+        tenants: Tenants,
+        config: ReloadConfig,
+        threads: Executor,
+        streams: Slots,
+        calls: ThreadCalls,
+        buffers: ByteBudget,
+    ) -> None:
+        """
+        Args:
+            store: where sets are.
+            tenants: who is calling.
+            config: bounds.
+            threads: where store calls of streams block.
+            streams: bound on Register and Fetch streams.
+            calls: where store calls of a List block.
+            buffers: bound on sets that are held.
+        """
+        self._store = store
+        self._tenants = tenants
+        self._config = config
+        self._threads = threads
+        self._streams = streams
+        self._calls = calls
+        self._buffers = buffers
+        self._infos: dict[tuple[bytes, bytes], pb.DictionaryInfo] = {}
+        self._sizes: dict[tuple[bytes, bytes], int] = {}
+        # One at a time: so the bounds of a tenant hold, and one set is in the making at most.
+        self._registering = asyncio.Lock()
+
+    async def Register(
+        self,
+        request_iterator: AsyncIterator[pb.RegisterRequest],
+        context: grpc.aio.ServicerContext[pb.RegisterRequest, pb.RegisterResponse],
+    ) -> pb.RegisterResponse:
+        """Takes a set, once it has proved to be the one that its digest names."""
+        added = False
+        async with translated(context):
+            scope = self._tenants.scope_of(context.invocation_metadata())
+            with self._streams.held():
+                taking = self._take(scope, request_iterator)
+                added = await in_time(taking, self._config.max_stream_s)
+        return pb.RegisterResponse(added=added)
+
+    async def Fetch(
+        self,
+        request: pb.FetchRequest,
+        context: grpc.aio.ServicerContext[pb.FetchRequest, pb.FetchResponse],
+    ) -> None:
+        """Sends a set in pieces. Writes by itself, as Get does and for the same reason."""
+        async with translated(context):
+            scope = self._tenants.scope_of(context.invocation_metadata())
+            digest = _checked(request.digest)
+            with self._streams.held():
+                sending = self._send(scope, digest, partial(write_to, context))
+                await in_time(sending, self._config.max_stream_s)
+
+    async def List(
+        self,
+        request: pb.ListRequest,
+        context: grpc.aio.ServicerContext[pb.ListRequest, pb.ListResponse],
+    ) -> pb.ListResponse:
+        """Names the sets that the caller may use."""
+        response = pb.ListResponse()
+        async with translated(context):
+            scope = self._tenants.scope_of(context.invocation_metadata())
+            # The first List of a tenant reads its sets: it has a stream's time.
+            infos = await self._calls.run(lambda: self._list(scope), self._config.max_stream_s)
+            response.dictionaries.extend(infos)
+        return response
+
+    async def _send(
+        self, scope: bytes, digest: bytes, write: Callable[[pb.FetchResponse], Awaitable[None]]
+    ) -> None:
+        held = self._config.max_dictionary_bytes  # nobody knows the length before it is read
+        await self._buffers.wait(held, 1)
+        try:
+            data = await to_the_end(self._threads, lambda: self._find(scope, digest))
+            if data is None:
+                raise UnknownDictionary(
+                    f"dictionary set {digest.hex()[:16]} is not registered: register it first"
+                )
+            surplus, held = held - len(data), len(data)
+            self._buffers.give_back(surplus)
+            for at in range(0, len(data), PIECE_BYTES):
+                piece = data[at : at + PIECE_BYTES]
+                await write(pb.FetchResponse(artefact_bytes=len(data), data=piece))
+        finally:
+            self._buffers.give_back(held)
+
+    async def _take(self, scope: bytes, requests: AsyncIterator[pb.RegisterRequest]) -> bool:
+        digest, size = await self._announced(requests)
+        data = bytearray()
+        try:
+            await self._receive(data, requests, size)
+            artefact = bytes(data)
+            async with self._registering:
+                return await to_the_end(
+                    self._threads, lambda: self._register(scope, digest, artefact)
+                )
+        finally:
+            self._buffers.give_back(len(data))
+
+    async def _announced(self, requests: AsyncIterator[pb.RegisterRequest]) -> tuple[bytes, int]:
+        first = await anext(requests, None)
+        if first is None or first.WhichOneof("part") != "header":
+            raise InvalidInput("a Register begins with its header")
+        digest, size = _checked(first.header.digest), first.header.artefact_bytes
+        if not 0 < size <= self._config.max_dictionary_bytes:
+            raise InvalidInput(
+                f"a set of {size} bytes: outside 1..{self._config.max_dictionary_bytes}"
+            )
+        return digest, size
+
+    async def _receive(
+        self, data: bytearray, requests: AsyncIterator[pb.RegisterRequest], size: int
+    ) -> None:
+        """Appends what comes; every byte of `data` is taken from the budget."""
+        async for request in requests:
+            if request.WhichOneof("part") != "data":
+                raise InvalidInput("after the header a Register carries data alone")
+            if len(data) + len(request.data) > size:
+                raise StreamTooLong(f"the set is longer than the {size} bytes of its header")
+            if request.data:
+                self._buffers.take(len(request.data), 1)
+                data += request.data
+        if len(data) < size:
+            raise StreamTruncated(f"the set ended after {len(data)} of {size} bytes")
+
+    def _register(self, scope: bytes, digest: bytes, data: bytes) -> bool:
+        if hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() != digest:
+            raise InvalidInput("the set's bytes do not have the digest of its header")
+        DictionarySet.load(data)  # refuses what no codec could use
+        if self._find(scope, digest) is not None:
+            return False
+        others = [d for d in self._store.list_dictionaries(scope) if d != digest]
+        if len(others) >= self._config.max_dictionaries:
+            raise Busy(f"{self._config.max_dictionaries} sets are registered: no room for more")
+        most = self._config.max_dictionary_bytes_per_tenant
+        if sum(self._size(scope, other) for other in others) + len(data) > most:
+            raise Busy(f"the registered sets would have over {most} bytes: no room for more")
+        self._store.put_dictionary(scope, digest, data)
+        return True
+
+    def _find(self, scope: bytes, digest: bytes) -> bytes | None:
+        for owner in (scope, SHARED_SCOPE):
+            data = _stored(self._store, owner, digest)
+            if data is not None:
+                return data
+        return self._restored(digest)
+
+    def _restored(self, digest: bytes) -> bytes | None:
+        """A set of the package that the store has lost; it is put back on the way."""
+        for name in builtin_sets():
+            dictionary = load_builtin(name)
+            if dictionary.digest == digest:
+                data = dictionary.to_bytes()
+                try:
+                    self._store.put_dictionary(SHARED_SCOPE, digest, data)
+                except LexicoError as error:  # the caller can be served all the same
+                    _log.warning("set=%s not put back reason=%s", name, error.reason)
+                return data
+        return None
+
+    def _size(self, scope: bytes, digest: bytes) -> int:
+        """Bytes of a registered set, as they are in the store. Digests name bytes: kept."""
+        if (scope, digest) not in self._sizes:
+            data = self._store.get_dictionary(scope, digest)
+            if data is None:
+                return 0
+            self._sizes[scope, digest] = len(data)
+        return self._sizes[scope, digest]
+
+    def _list(self, scope: bytes) -> list[pb.DictionaryInfo]:
+        found: list[pb.DictionaryInfo] = []
+        for owner in (SHARED_SCOPE, scope):
+            for digest in self._store.list_dictionaries(owner):
+                if (owner, digest) not in self._infos:
+                    data = _stored(self._store, owner, digest)
+                    if data is None:
+                        continue
+                    self._infos[owner, digest] = _info(digest, data, owner == SHARED_SCOPE)
+                found.append(self._infos[owner, digest])
+        return found
+
+
+def _stored(store: PageStore, owner: bytes, digest: bytes) -> bytes | None:
+    """The set as it was registered; None where it is not there, or its bytes are others."""
+    data = store.get_dictionary(owner, digest)
+    if data is None or hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() == digest:
+        return data
+    _log.warning("damaged set=%s: as good as absent", digest.hex()[:16])
+    return None
+
+
+def _checked(digest: bytes) -> bytes:
+    if len(digest) != DIGEST_BYTES:
+        raise InvalidInput(f"a dictionary digest has {DIGEST_BYTES} bytes, not {len(digest)}")
+    return digest
+
+
+def _info(digest: bytes, data: bytes, shared: bool) -> pb.DictionaryInfo:
+    dictionary = DictionarySet.load(data)
+    return pb.DictionaryInfo(
+        digest=digest,
+        artefact_bytes=len(data),
+        model=dictionary.info.model,
+        layers=dictionary.layers,
+        kv_heads=dictionary.info.kv_heads,
+        head_dim=dictionary.head_dim,
+        shared=shared,
+    )

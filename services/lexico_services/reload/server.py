@@ -1,0 +1,64 @@
+"""The reload process: Reload and Dictionaries over one store, without Ray."""
+
+from __future__ import annotations
+
+import logging
+from concurrent.futures import ThreadPoolExecutor
+
+import grpc
+
+from lexico_proto.v1 import dictionaries_pb2_grpc, reload_pb2_grpc
+from lexico_services.admission import ByteBudget, Slots, ThreadCalls
+from lexico_services.auth import Tenants
+from lexico_services.config import ListenConfig, ReloadConfig
+from lexico_services.reload import dictionaries_servicer
+from lexico_services.reload import servicer as reload_servicer
+from lexico_services.server import GrpcServer
+from lexico_store import PageStore
+
+_log = logging.getLogger(__name__)
+
+
+class ReloadServer:
+    """Serves Reload and Dictionaries from a store. The store stays the caller's."""
+
+    def __init__(self, store: PageStore, listen: ListenConfig, config: ReloadConfig) -> None:
+        """
+        Args:
+            store: where pages and sets are.
+            listen: where to listen, and the token file.
+            config: bounds.
+        """
+        tenants = Tenants.from_file(listen.token_file)
+        self._threads = ThreadPoolExecutor(config.store_threads, thread_name_prefix="store")
+        streams = Slots(config.max_streams, "streams")
+        calls = ThreadCalls(self._threads, config.max_calls)
+        self.buffers = ByteBudget(config.max_buffered_bytes)
+        parts = (store, tenants, config, self._threads, streams, calls, self.buffers)
+        self._reload = reload_servicer.ReloadServicer(*parts)
+        self._dictionaries = dictionaries_servicer.DictionariesServicer(*parts)
+        self._server = GrpcServer(
+            listen, self._add_to, (reload_servicer.SERVICE, dictionaries_servicer.SERVICE)
+        )
+
+    @property
+    def port(self) -> int:
+        """Port taken, once started."""
+        return self._server.port
+
+    async def start(self) -> None:
+        """Binds and serves.
+
+        Raises:
+            ConfigurationError: the address cannot be bound.
+        """
+        await self._server.start()
+
+    async def drain(self) -> None:
+        """Lets running calls end. Idempotent."""
+        await self._server.drain()
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+    def _add_to(self, server: grpc.aio.Server) -> None:
+        reload_pb2_grpc.add_ReloadServicer_to_server(self._reload, server)
+        dictionaries_pb2_grpc.add_DictionariesServicer_to_server(self._dictionaries, server)

@@ -1,0 +1,191 @@
+"""Match and Get as RPCs: frames from the store to the wire."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from concurrent.futures import Executor
+from functools import partial
+from typing import Final
+
+import grpc
+
+from lexico_codec.frame import parse_frame
+from lexico_codec.spec import DIGEST_BYTES, MAX_GROUPS
+from lexico_codec.upload import PIECE_BYTES
+from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError
+from lexico_proto.v1 import reload_pb2 as pb
+from lexico_proto.v1 import reload_pb2_grpc as pb_grpc
+from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, write_to
+from lexico_services.auth import Tenants
+from lexico_services.config import ReloadConfig
+from lexico_services.reload.frame_reader import FrameBatch, FrameReader
+from lexico_services.status import translated
+from lexico_store import PageStore
+
+_log = logging.getLogger(__name__)
+
+SERVICE: Final = pb.DESCRIPTOR.services_by_name["Reload"].full_name
+
+
+Write = Callable[[pb.GetResponse], Awaitable[None]]
+
+
+class ReloadServicer(pb_grpc.ReloadServicer):
+    """Serves lexico_proto.v1.Reload. Stateless: any replica answers any call."""
+
+    def __init__(
+        self,
+        store: PageStore,
+        tenants: Tenants,
+        config: ReloadConfig,
+        threads: Executor,
+        streams: Slots,
+        calls: ThreadCalls,
+        buffers: ByteBudget,
+    ) -> None:
+        """
+        Args:
+            store: where pages are.
+            tenants: who is calling.
+            config: bounds.
+            threads: where store calls of streams block.
+            streams: bound on Get streams.
+            calls: where store calls of a Match block.
+            buffers: bound on frames that are held.
+        """
+        self._store = store
+        self._tenants = tenants
+        self._config = config
+        self._threads = threads
+        self._streams = streams
+        self._calls = calls
+        self._buffers = buffers
+
+    async def Match(
+        self,
+        request: pb.MatchRequest,
+        context: grpc.aio.ServicerContext[pb.MatchRequest, pb.MatchResponse],
+    ) -> pb.MatchResponse:
+        """Which pages are stored."""
+        response = pb.MatchResponse()
+        async with translated(context):
+            scope = self._tenants.scope_of(context.invocation_metadata())
+            keys = self._checked(request.page_keys)
+            if keys:
+                present = await self._calls.run(
+                    lambda: self._store.present(scope, keys), self._config.match_timeout_s
+                )
+                response.present.extend(present)
+                response.leading = present.index(False) if False in present else len(present)
+        return response
+
+    async def Get(
+        self,
+        request: pb.GetRequest,
+        context: grpc.aio.ServicerContext[pb.GetRequest, pb.GetResponse],
+    ) -> None:
+        """Frames of pages, group by group, until all are sent or the prefix ends.
+
+        Writes by itself: where the caller does not read, a generator would be left standing in a
+        `yield` that nothing here could end.
+        """
+        async with translated(context):
+            scope = self._tenants.scope_of(context.invocation_metadata())
+            keys = self._checked(request.page_keys)
+            if not keys or not 1 <= request.groups <= MAX_GROUPS:
+                raise InvalidInput(f"Get needs page keys, and groups in 1..{MAX_GROUPS}")
+            if len(set(keys)) != len(keys):
+                raise InvalidInput("Get: a page key is there twice")
+            with self._streams.held():
+                sending = self._send(scope, keys, request.groups, partial(write_to, context))
+                await in_time(sending, self._config.max_stream_s)
+
+    async def _send(
+        self,
+        scope: bytes,
+        keys: Sequence[bytes],
+        groups: int,
+        write: Write,
+    ) -> None:
+        """Reads one batch from the store while the one before it is sent."""
+
+        def read(wanted: Sequence[bytes], group: int) -> list[bytes | None]:
+            return self._sound_frames(scope, wanted, group)
+
+        reader = FrameReader(read, keys, groups, self._config, self._buffers, self._threads)
+        batch = ahead = await reader.start()
+        try:
+            while batch is not None:
+                await batch.arrive()
+                ahead = reader.start_if_spare()
+                await _write_batch(batch, reader, write)
+                batch.drop()
+                batch = ahead = ahead or await reader.start()
+        finally:
+            for each in (batch, ahead):
+                if each is not None:
+                    each.drop()
+        await self._touch(scope, keys[: reader.limit])
+
+    def _sound_frames(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
+        """One frame of each page; a page with a damaged one is removed, so that it is sent anew."""
+        frames = self._store.read(scope, keys, group)
+        damaged = [
+            at
+            for at, frame in enumerate(frames)
+            if frame is not None and not _belongs(frame, keys[at])
+        ]
+        if damaged:
+            _log.warning("damaged pages=%d group=%d: removed", len(damaged), group)
+            self._store.discard(scope, [keys[at] for at in damaged])
+            for at in damaged:
+                frames[at] = None
+        return frames
+
+    async def _touch(self, scope: bytes, keys: Sequence[bytes]) -> None:
+        """Renews the expiry of pages that were read; the frames are out, so a failure is only
+        logged.
+        """
+        loop, ttl_s = asyncio.get_running_loop(), self._config.page_ttl_s
+        try:
+            await loop.run_in_executor(self._threads, self._store.touch, scope, keys, ttl_s)
+        except LexicoError as error:
+            _log.warning("touch failed reason=%s", error.reason)
+
+    def _checked(self, keys: Sequence[bytes]) -> list[bytes]:
+        if len(keys) > self._config.max_pages:
+            raise InvalidInput(f"{len(keys)} pages in one call: at most {self._config.max_pages}")
+        for key in keys:
+            if len(key) != DIGEST_BYTES:
+                raise InvalidInput(f"a page key has {DIGEST_BYTES} bytes, not {len(key)}")
+        return list(keys)
+
+
+async def _write_batch(batch: FrameBatch, reader: FrameReader, write: Write) -> None:
+    """Frames of the batch up to the end of the prefix, which may be here."""
+    for page, frame in enumerate(batch.frames, batch.first):
+        if page >= reader.limit:
+            return
+        if frame is None:
+            reader.limit = page
+            await write(pb.GetResponse(miss=pb.Miss(page=page)))
+            return
+        for part in _parts(page, batch.group, frame):
+            await write(part)
+
+
+def _belongs(frame: bytes, key: bytes) -> bool:
+    """Whether a frame is sound and the page's own. Whoever decodes it checks again, and more."""
+    try:
+        return parse_frame(frame)[0].page_key == key
+    except DamagedFrame:
+        return False
+
+
+def _parts(page: int, group: int, frame: bytes) -> Iterator[pb.GetResponse]:
+    for at in range(0, len(frame), PIECE_BYTES):
+        data = frame[at : at + PIECE_BYTES]
+        part = pb.FramePart(page=page, group=group, frame_bytes=len(frame), data=data)
+        yield pb.GetResponse(frame=part)
