@@ -15,10 +15,10 @@ from typing import Any
 
 import torch
 
-from bench.demo import shared_context
-from bench.node import Node
 from bench.report import finish, gate, machine, table
-from bench.service import Service
+from examples.two_nodes.node import Node
+from examples.two_nodes.prompts import shared_context
+from examples.two_nodes.service import Service
 from lexico_client import Client
 from lexico_lab.evaluation.caches import divergence
 

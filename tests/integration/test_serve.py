@@ -17,7 +17,7 @@ import psutil
 import pytest
 import torch
 
-from bench.service import Service
+from examples.two_nodes.service import Service
 from lexico_client import Client, PageOutcome, PutReport
 from lexico_codec.geometry import Geometry
 from lexico_codec.sets.dictionary import load_builtin

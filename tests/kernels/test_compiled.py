@@ -50,7 +50,7 @@ ids = ["m{}-N{}-s{}-B{}".format(*shape) for shape in SHAPES]
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(compiled.ISA_VARIABLE, request.param)
+    monkeypatch.setenv(library.ISA_VARIABLE, request.param)
     return str(request.param)
 
 
@@ -124,7 +124,7 @@ def test_any_problem(
     with pytest.MonkeyPatch.context() as patch:
         answers = {}
         for name in ISAS:
-            patch.setenv(compiled.ISA_VARIABLE, name)
+            patch.setenv(library.ISA_VARIABLE, name)
             answers[name] = _encode(x, atoms, s, tolerance)
     _agrees(x, atoms, answers["generic"], tolerance)
     for one, other in combinations([name for name in ISAS if name != "generic"], 2):
@@ -361,12 +361,12 @@ def test_refuses_what_does_not_fit() -> None:
 
 
 def test_the_variable_forces_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(compiled.ISA_VARIABLE, "generic")
+    monkeypatch.setenv(library.ISA_VARIABLE, "generic")
     assert library.isa() == "generic"
-    monkeypatch.setenv(compiled.ISA_VARIABLE, "altivec")
+    monkeypatch.setenv(library.ISA_VARIABLE, "altivec")
     with pytest.raises(ConfigurationError):
         library.isa()
-    monkeypatch.delenv(compiled.ISA_VARIABLE)
+    monkeypatch.delenv(library.ISA_VARIABLE)
     assert library.isa() == ISAS[0]
 
 
