@@ -51,6 +51,7 @@ from lexico_codec.codecs.lexico import SINK_TOKENS
 from lexico_codec.evaluation.caches import divergence
 from lexico_codec.evaluation.curves import curve, fraction_at
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.training.model import load_model
 
 FREED: Final = ("near", "step=0.7", "step=1.5")
@@ -79,14 +80,14 @@ def prefix_cache(
     """
     cache = DynamicCache()
     if not attention:
-        model(torch.tensor([list(ids)]), past_key_values=cache, logits_to_keep=1)
+        model(torch.tensor([list(ids)]), **cache_inputs(model, cache), logits_to_keep=1)
         return cache, torch.zeros(len(cache.layers), len(ids))
     former = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the only one that shows its weights
     try:
         seen = model(
             torch.tensor([list(ids)]),
-            past_key_values=cache,
+            **cache_inputs(model, cache),
             logits_to_keep=1,
             output_attentions=True,
         ).attentions
@@ -158,7 +159,7 @@ def measure(
     targets = torch.tensor(ids[PREFIX + 1 :])[:, None]
 
     def predictions(used: DynamicCache) -> Tensor:
-        logits = model(torch.tensor([following]), past_key_values=used).logits[0]
+        logits = model(torch.tensor([following]), **cache_inputs(model, used)).logits[0]
         used.crop(-len(following))  # as it was
         return logits.float().log_softmax(-1)
 

@@ -21,6 +21,7 @@ from lexico_codec.evaluation.prefixes import Source, read_text, training_texts
 from lexico_codec.evaluation.settings import EvalSettings
 from lexico_codec.evaluation.ways import Way
 from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto.errors import ConfigurationError, InvalidInput, LexicoError
 
 MODULES: Final = (
@@ -235,7 +236,7 @@ def importance_of(model: Any, ids: Sequence[int], known: Tensor | None = None) -
             tokens = torch.tensor([list(ids[at : at + _QUERIES])], device=model.device)
             seen = model(
                 tokens,
-                past_key_values=cache,
+                **cache_inputs(model, cache),
                 use_cache=True,
                 logits_to_keep=1,
                 output_attentions=True,
