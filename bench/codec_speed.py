@@ -26,6 +26,7 @@ from transformers import DynamicCache
 from bench.fidelity import DATA, texts_of
 from bench.report import finish, gate, machine, table
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 from lexico_codec.sets.dictionary import load_builtin
@@ -73,14 +74,16 @@ def main() -> None:
         )
     cache = DynamicCache()
     with torch.inference_mode():
-        loaded.model(torch.tensor([ids]), past_key_values=cache, logits_to_keep=1)
+        loaded.model(torch.tensor([ids]), **cache_inputs(loaded.model, cache), logits_to_keep=1)
     layers: Any = cache.layers
     exact = torch.stack([torch.stack((la.keys[0], la.values[0])) for la in layers])
     exact = exact.transpose(2, 3).half().contiguous()  # [layers, 2, tokens, heads, dim]
 
     @torch.inference_mode()
     def prefill() -> None:
-        loaded.model(torch.tensor([ids]), past_key_values=DynamicCache(), logits_to_keep=1)
+        loaded.model(
+            torch.tensor([ids]), **cache_inputs(loaded.model, DynamicCache()), logits_to_keep=1
+        )
 
     rows = []
     every = len(os.sched_getaffinity(0))

@@ -25,6 +25,7 @@ from transformers import DynamicCache
 
 from bench.report import finish, gate, machine, table
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 from lexico_codec.sets.dictionary import DictionarySet, builtin_sets, load_builtin
@@ -90,10 +91,10 @@ def measure(
 
     def predictions(cache: DynamicCache) -> Tensor:
         following = torch.tensor([ids[PREFIX:]])
-        return model(following, past_key_values=cache).logits[0].float().log_softmax(-1)
+        return model(following, **cache_inputs(model, cache)).logits[0].float().log_softmax(-1)
 
     cache = DynamicCache()
-    model(torch.tensor([ids[:PREFIX]]), past_key_values=cache, logits_to_keep=1)
+    model(torch.tensor([ids[:PREFIX]]), **cache_inputs(model, cache), logits_to_keep=1)
     results = {}
     rebuilt = {name: through_frames(cache, ids, *how) for name, how in specs.items()}
     reference = predictions(cache)  # last: it grows the cache

@@ -42,6 +42,7 @@ from bench.fidelity import (
 from bench.report import finish, gate, machine, table, threads
 from lexico_codec.codecs.lexico.codec import SINK_TOKENS
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.evaluation.caches import divergence
 from lexico_lab.evaluation.curves import curve, fraction_at
 from lexico_lab.models import load_model
@@ -78,14 +79,14 @@ def prefix_cache(
     """
     cache = DynamicCache()
     if not attention:
-        model(torch.tensor([list(ids)]), past_key_values=cache, logits_to_keep=1)
+        model(torch.tensor([list(ids)]), **cache_inputs(model, cache), logits_to_keep=1)
         return cache, torch.zeros(len(cache.layers), len(ids))
     former = model.config._attn_implementation
     model.set_attn_implementation("eager")  # the only one that shows its weights
     try:
         seen = model(
             torch.tensor([list(ids)]),
-            past_key_values=cache,
+            **cache_inputs(model, cache),
             logits_to_keep=1,
             output_attentions=True,
         ).attentions
@@ -157,7 +158,7 @@ def measure(
     targets = torch.tensor(ids[PREFIX + 1 :])[:, None]
 
     def predictions(used: DynamicCache) -> Tensor:
-        logits = model(torch.tensor([following]), past_key_values=used).logits[0]
+        logits = model(torch.tensor([following]), **cache_inputs(model, used)).logits[0]
         used.crop(-len(following))  # as it was
         return logits.float().log_softmax(-1)
 

@@ -14,6 +14,7 @@ from transformers import DynamicCache
 
 from lexico_client import Client
 from lexico_client.hf import Hit, HuggingFaceCache, weights_fingerprint
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.models import load_model
 
 
@@ -101,7 +102,10 @@ class Node:
     def _forward(self, ids: list[int], cache: DynamicCache, keep: int = 0) -> Tensor:
         """Logits `[tokens, vocabulary]` of the last `keep` of these tokens, or of all for 0."""
         output = self.model(
-            torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=keep
+            torch.tensor([ids]),
+            **cache_inputs(self.model, cache),
+            use_cache=True,
+            logits_to_keep=keep,
         )
         logits: Tensor = output.logits[0].float()
         return logits

@@ -39,6 +39,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface, DynamicCache
 
+from lexico_codec.hf_inputs import cache_inputs, cache_keyword
 from lexico_lab.published.titles import EVICTIONS
 
 USUAL: Final = ("snapkv", "pyramidkv", "compactor", "kvzip")
@@ -209,7 +210,7 @@ def continued(model: Any, kept: Kept, ids: Sequence[int], first: int) -> Tensor:
     with _implementation(model, _ATTENTION):  # one that needs no mask of equal layers and heads
         logits: Tensor = model(
             torch.tensor([list(ids)]),
-            past_key_values=kept.cache,
+            **cache_inputs(model, kept.cache),
             position_ids=torch.arange(first, first + len(ids))[None],
             visible=kept.visible,
         ).logits[0]
@@ -301,7 +302,7 @@ def _scores(model: Any, ids: Sequence[int], presses: dict[str, Any]) -> dict[str
     scored: dict[str, list[Tensor]] = {name: [] for name in presses}
 
     def score(module: Any, _: Any, kwargs: dict[str, Any], output: Any) -> None:
-        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        layer = kwargs[cache_keyword(module)].layers[module.layer_idx]
         hidden = kwargs["hidden_states"]
         for name, press in presses.items():
             with torch.random.fork_rng(devices=[]):
@@ -310,7 +311,7 @@ def _scores(model: Any, ids: Sequence[int], presses: dict[str, Any]) -> dict[str
             scored[name].append(found[0])
 
     with _implementation(model, "sdpa"), _hooked(model, score):
-        model(torch.tensor([list(ids)]), past_key_values=DynamicCache(), logits_to_keep=1)
+        model(torch.tensor([list(ids)]), **cache_inputs(model, DynamicCache()), logits_to_keep=1)
     return {name: torch.stack(layers).float() for name, layers in scored.items()}
 
 
@@ -325,7 +326,7 @@ def repetition_scores(
     press.score_val = torch.zeros(config.num_hidden_layers, 1, config.num_key_value_heads, len(ids))
 
     def score(module: Any, _: Any, kwargs: dict[str, Any], output: Any) -> None:
-        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        layer = kwargs[cache_keyword(module)].layers[module.layer_idx]
         press.score_kvzip(
             module, kwargs["hidden_states"], layer.keys, layer.values, output[1], kwargs
         )
@@ -334,7 +335,7 @@ def repetition_scores(
     length = cache.get_seq_length()
     try:
         with _implementation(model, "sdpa"), _hooked(model, score):
-            model(torch.tensor([repeated]), past_key_values=cache, logits_to_keep=1)
+            model(torch.tensor([repeated]), **cache_inputs(model, cache), logits_to_keep=1)
     finally:
         if more := cache.get_seq_length() - length:
             cache.crop(-more)  # as it was

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.published.eviction import (
     FRACTIONS,
     KVZIP_FRACTIONS,
@@ -60,7 +61,7 @@ def ids() -> list[int]:
 def cache_of(model: Any, ids: list[int]) -> DynamicCache:
     """Of the prefix, in values that float16 holds."""
     cache = DynamicCache()
-    model(torch.tensor([ids[:PREFIX]]), past_key_values=cache)
+    model(torch.tensor([ids[:PREFIX]]), **cache_inputs(model, cache))
     for layer in cache.layers:
         layer.keys, layer.values = layer.keys.half().float(), layer.values.half().float()
     return cache
@@ -74,7 +75,9 @@ def masked(model: Any, ids: list[int], kept: Tensor) -> Tensor:
     seen[:, :, STORED] = kept[0][:, None]
     seen[:, :, PREFIX:] = torch.ones(NEW, NEW, dtype=torch.bool).tril()
     mask = seen.repeat_interleave(GROUPS, dim=0)[None]
-    return model(torch.tensor([ids[PREFIX:]]), past_key_values=cache, attention_mask=mask).logits[0]
+    return model(
+        torch.tensor([ids[PREFIX:]]), **cache_inputs(model, cache), attention_mask=mask
+    ).logits[0]
 
 
 def random_kept(*, layers_alike: bool = True) -> Tensor:
@@ -97,7 +100,7 @@ def test_keeping_all_predicts_as_the_whole_cache_does(model: Any, ids: list[int]
     )
     with torch.inference_mode():
         following = torch.tensor([ids[PREFIX:]])
-        whole = model(following, past_key_values=cache_of(model, ids)).logits[0]
+        whole = model(following, **cache_inputs(model, cache_of(model, ids))).logits[0]
     torch.testing.assert_close(continued(model, kept, ids[PREFIX:], PREFIX), whole)
 
 
@@ -135,7 +138,7 @@ def test_the_model_is_left_as_it_was(model: Any, ids: list[int]) -> None:
 def test_stored_tokens_are_float16_and_the_tail_exact(model: Any, ids: list[int]) -> None:
     cache = DynamicCache()
     with torch.inference_mode():
-        model(torch.tensor([ids[:PREFIX]]), past_key_values=cache)
+        model(torch.tensor([ids[:PREFIX]]), **cache_inputs(model, cache))
     kept = torch.zeros(LAYERS, HEADS, TOKENS, dtype=torch.bool)
     short = shorten(cache, kept, STORED)
     for exact, left in zip(cache.layers, short.cache.layers, strict=True):

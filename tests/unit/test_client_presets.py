@@ -16,6 +16,7 @@ from lexico_client import Client, InMemoryTransport, _hf_sets
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.codecs import LexicoCodec, LosslessCodec, codec_from_config
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.kernels.entropy.coder import SYMBOLS
 from lexico_codec.presets import PRESETS
 from lexico_codec.sets.dictionary import DictionarySet
@@ -134,7 +135,7 @@ def through(shared: HuggingFaceCache, model: Any) -> list[tuple[Tensor, Tensor]]
     ids = torch.randint(0, 97, (1, 41), generator=torch.Generator().manual_seed(3))
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(ids, past_key_values=cache)
+        model(ids, **cache_inputs(model, cache))
     assert shared.offload(ids, cache).pages == ("stored",) * 5
     hit = shared.load(ids)
     assert (hit.tokens, hit.reason) == (40, None)

@@ -17,6 +17,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig,
 from lexico_codec.codecs import Place, ResidualCodec
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.rope import rotate, unrotate
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.transform import QUALITIES, Transform
@@ -96,7 +97,7 @@ def sound_round_trip(made: DictionarySet, model: Any, run_layers: int = 2) -> fl
     cache = DynamicCache()
     ids = torch.tensor([[ord(c) % 64 for c in letters(90, seed=9)]])
     with torch.no_grad():
-        model(ids, past_key_values=cache)
+        model(ids, **cache_inputs(model, cache))
     pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
     group = torch.stack(pairs).transpose(2, 3).contiguous()
     codec, out = ResidualCodec("near", run_layers=run_layers), torch.empty_like(group)
@@ -398,7 +399,7 @@ def test_gradients_are_those_of_keys_before_rope_and_of_values(name: str, tmp_pa
     tokens = torch.tensor([ids])
     cache = DynamicCache()
     with torch.no_grad():
-        model(tokens[:, :PROMPT_TOKENS], past_key_values=cache)
+        model(tokens[:, :PROMPT_TOKENS], **cache_inputs(model, cache))
     pairs = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
     positions = torch.arange(PROMPT_TOKENS)
 
@@ -413,7 +414,7 @@ def test_gradients_are_those_of_keys_before_rope_and_of_values(name: str, tmp_pa
                 values = values + moved[layer, 1].transpose(0, 1)[None]
             whole.update(keys, values, layer)
         with torch.no_grad():
-            logits = model(tokens[:, PROMPT_TOKENS:], past_key_values=whole).logits[0]
+            logits = model(tokens[:, PROMPT_TOKENS:], **cache_inputs(model, whole)).logits[0]
         return logits.log_softmax(-1)
 
     exact = likelihoods({})
