@@ -80,7 +80,6 @@ class CodedCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """
 
     is_compileable = False
-    is_croppable = False  # not in full: see `crop`
     is_sliding = False
 
     def __init__(
@@ -117,6 +116,11 @@ class CodedCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             return None
         with plain_tensors():
             return CodedLayer.empty(self._atoms, kv_heads, self._recoding.codec.sparsity)
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether any number of tokens can be removed: codes cannot, see `crop`."""
+        return not self.coded_tokens
 
     @property
     def coded_tokens(self) -> int:

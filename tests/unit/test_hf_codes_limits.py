@@ -325,6 +325,7 @@ def test_one_sequence_and_no_other_place(client: Client, model: Any) -> None:
         with pytest.raises(errors.Unsupported):
             refused()
     assert not cache.is_compileable
+    assert not layers_of(cache)[0].is_croppable, "codes are not"
     assert cache.is_initialized
     assert cache.get_mask_sizes(3, 0) == (19, 0)
     assert layers_of(cache)[0].get_max_length() == -1
@@ -348,6 +349,7 @@ def test_assisted_generation_crops_what_it_guessed_wrong(client: Client, model: 
     # From nothing: with a cache that holds tokens, transformers 5.23 feeds the whole prompt again.
     ids = prompt(20).repeat(1, 3)
     cache = shared_of(client, model).load_codes(ids).cache
+    assert layers_of(cache)[0].is_croppable
     given: dict[str, Any] = {"max_new_tokens": 40, "output_logits": False, "eos_token_id": 96}
     assisted = generated(model, ids, cache, prompt_lookup_num_tokens=4, **given)
     assert torch.equal(assisted.sequences, generated(model, ids, **given).sequences)
