@@ -18,7 +18,9 @@ from lexico_client.hf import HuggingFaceCache, weights_fingerprint
 from lexico_codec.spec import DEFAULT_RECENT_TOKENS
 from lexico_codec.training.model import load_model
 from lexico_proto.errors import DictionaryMismatch
+from tests.support.client_fixtures import PATIENT
 from tests.support.services import Services, running_services
+from tests.support.waiting import PATIENCE_S
 
 PAGE_TOKENS, NEW_TOKENS = 16, 12
 
@@ -48,12 +50,12 @@ def background_services() -> Iterator[Services]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()
-    ready.wait(30)
+    assert ready.wait(PATIENCE_S)
     try:
         yield found[0]
     finally:
         loop.call_soon_threadsafe(done.set)
-        thread.join(30)
+        thread.join(PATIENCE_S)
         loop.close()
 
 
@@ -70,6 +72,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
             offload=services.offload_address,
             reload=services.reload_address,
             dictionaries_dir=tmp_path,
+            timeouts=PATIENT,
         ) as made,
     ):
         yield made

@@ -21,7 +21,7 @@ from lexico_codec.kernels.entropy import SYMBOLS
 from lexico_codec.presets import PRESETS
 from lexico_codec.set_info import SetInfo
 from lexico_proto import errors
-from tests.support.client_fixtures import small_dictionary
+from tests.support.client_fixtures import PATIENT, small_dictionary
 from tests.support.dictionaries import set_info
 from tests.support.packed_sets import packed_set
 
@@ -76,7 +76,9 @@ def model() -> Any:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
+    with Client(
+        transport=InMemoryTransport(), dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
         yield client
 
 

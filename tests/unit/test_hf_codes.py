@@ -20,7 +20,7 @@ from lexico_client.hf import CodedCache, HuggingFaceCache, weights_fingerprint
 from lexico_codec.codecs import LexicoCodec
 from lexico_codec.kernels import encode, reconstruct
 from lexico_proto import errors
-from tests.support.client_fixtures import flipped
+from tests.support.client_fixtures import PATIENT, flipped
 from tests.support.coded_models import (
     DICTIONARY,
     HEAD_DIM,
@@ -60,7 +60,7 @@ def memory() -> InMemoryTransport:
 
 @pytest.fixture
 def client(memory: InMemoryTransport, tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=memory, dictionaries_dir=tmp_path) as client:
+    with Client(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         yield client
 
 
