@@ -23,6 +23,7 @@ from lexico_proto.errors import (
     NonFiniteCache,
     ShapeMismatch,
 )
+from tests.support.waiting import PATIENCE_S
 
 if not compiled.available():
     pytest.skip("the library is not compiled here", allow_module_level=True)
@@ -194,7 +195,7 @@ assert same and os.waitpid(child, 0)[1] == 0
 
 
 def test_a_forked_process_codes_too() -> None:
-    subprocess.run([sys.executable, "-c", _FORKED], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", _FORKED], check=True, timeout=PATIENCE_S)
 
 
 def test_calls_may_overlap() -> None:
