@@ -19,7 +19,9 @@ from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.spec import DEFAULT_RECENT_TOKENS
 from lexico_lab.models import load_model
 from lexico_proto.errors import DictionaryMismatch
+from tests.support.client_fixtures import PATIENT
 from tests.support.services import Services, running_services
+from tests.support.waiting import PATIENCE_S
 
 PAGE_TOKENS, NEW_TOKENS = 16, 12
 
@@ -49,12 +51,12 @@ def background_services() -> Iterator[Services]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()
-    ready.wait(30)
+    assert ready.wait(PATIENCE_S)
     try:
         yield found[0]
     finally:
         loop.call_soon_threadsafe(done.set)
-        thread.join(30)
+        thread.join(PATIENCE_S)
         loop.close()
 
 
@@ -71,6 +73,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
             offload=services.offload_address,
             reload=services.reload_address,
             dictionaries_dir=tmp_path,
+            timeouts=PATIENT,
         ) as made,
     ):
         yield made

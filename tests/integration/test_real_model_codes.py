@@ -15,6 +15,7 @@ from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.models import load_model
+from tests.support.client_fixtures import PATIENT
 
 PAGE_TOKENS, NEW_TOKENS = 32, 20
 
@@ -46,7 +47,7 @@ def offloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offloaded]:
     model.set_attn_implementation("lexico_codes")
     ids = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
     exact = DynamicCache(config=model.config)
-    with Client(transport=InMemoryTransport(), dictionaries_dir=folder) as client:
+    with Client(transport=InMemoryTransport(), dictionaries_dir=folder, timeouts=PATIENT) as client:
         shared = HuggingFaceCache(
             client, model, codec="paper", page_tokens=PAGE_TOKENS, recent_tokens=1
         )

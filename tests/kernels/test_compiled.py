@@ -24,6 +24,7 @@ from lexico_proto.errors import (
     NonFiniteCache,
     ShapeMismatch,
 )
+from tests.support.waiting import PATIENCE_S
 
 if not library.available():
     pytest.skip("the library is not compiled here", allow_module_level=True)
@@ -181,7 +182,7 @@ def test_the_callers_arithmetic_changes_nothing_and_stays() -> None:
 
 _FORKED = """
 import os, torch
-from lexico_codec.kernels import compiled
+from lexico_codec.kernels.pursuit import compiled
 torch.set_num_threads(3)
 atoms = torch.nn.functional.normalize(torch.randn(300, 64), dim=1)
 x, packed = torch.randn(1, 2000, 64), compiled.pack(atoms, (0, 300))
@@ -195,7 +196,7 @@ assert same and os.waitpid(child, 0)[1] == 0
 
 
 def test_a_forked_process_codes_too() -> None:
-    subprocess.run([sys.executable, "-c", _FORKED], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", _FORKED], check=True, timeout=PATIENCE_S)
 
 
 def test_calls_may_overlap() -> None:

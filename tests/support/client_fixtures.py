@@ -7,13 +7,18 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lexico_client import Timeouts
 from lexico_codec.geometry import Geometry
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.info import SetInfo
 from lexico_codec.spec import CacheSpec, make_spec
+from tests.support.waiting import PATIENCE_S
 
 LAYERS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 5, 3, 16, 8
 TOKENS = list(range(100, 100 + 4 * PAGE_TOKENS + 3))  # four pages and a tail
+
+PATIENT = Timeouts(*[PATIENCE_S] * 5)
+"""For calls that must succeed: the defaults are those of a node that would rather recompute."""
 
 
 def small_spec(codec: str = "raw", dtype: str = "float16", dictionary: bytes = b"") -> CacheSpec:

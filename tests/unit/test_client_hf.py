@@ -15,7 +15,7 @@ from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache, weights_fingerprint
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto import errors
-from tests.support.client_fixtures import flipped, small_dictionary
+from tests.support.client_fixtures import PATIENT, flipped, small_dictionary
 
 LAYERS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 3, 2, 16, 8
 WEIGHTS = bytes(32)
@@ -64,7 +64,7 @@ def memory() -> InMemoryTransport:
 
 @pytest.fixture
 def client(memory: InMemoryTransport, tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=memory, dictionaries_dir=tmp_path) as client:
+    with Client(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         yield client
 
 
@@ -201,7 +201,7 @@ def test_lexico_registers_its_dictionary_when_first_needed(
     cache = prefilled(model, ids)
     assert shared.offload(ids, cache).pages == ("stored",) * 5
     assert list(memory.dictionaries) == [dictionary.digest]
-    with Client(transport=memory, dictionaries_dir=tmp_path / "b") as other:
+    with Client(transport=memory, dictionaries_dir=tmp_path / "b", timeouts=PATIENT) as other:
         hit = HuggingFaceCache(
             other,
             model,

@@ -22,7 +22,7 @@ from lexico_codec.presets import PRESETS
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.info import SetInfo
 from lexico_proto import errors
-from tests.support.client_fixtures import small_dictionary
+from tests.support.client_fixtures import PATIENT, small_dictionary
 from tests.support.dictionaries import set_info
 from tests.support.packed_sets import packed_set
 
@@ -77,7 +77,9 @@ def model() -> Any:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
+    with Client(
+        transport=InMemoryTransport(), dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
         yield client
 
 

@@ -21,7 +21,7 @@ from lexico_codec.codecs import LexicoCodec
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct
 from lexico_proto import errors
-from tests.support.client_fixtures import flipped
+from tests.support.client_fixtures import PATIENT, flipped
 from tests.support.coded_models import (
     DICTIONARY,
     HEAD_DIM,
@@ -61,7 +61,7 @@ def memory() -> InMemoryTransport:
 
 @pytest.fixture
 def client(memory: InMemoryTransport, tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=memory, dictionaries_dir=tmp_path) as client:
+    with Client(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         yield client
 
 

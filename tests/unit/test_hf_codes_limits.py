@@ -15,6 +15,7 @@ from lexico_client import Client, InMemoryTransport
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.kernels.attend.coded import CodedLayer
 from lexico_proto import errors
+from tests.support.client_fixtures import PATIENT
 from tests.support.coded_models import (
     HEAD_DIM,
     KV_HEADS,
@@ -51,7 +52,7 @@ def memory() -> InMemoryTransport:
 
 @pytest.fixture
 def client(memory: InMemoryTransport, tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=memory, dictionaries_dir=tmp_path) as client:
+    with Client(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         yield client
 
 
