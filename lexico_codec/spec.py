@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
@@ -131,6 +131,13 @@ class CacheSpec:
             digest.update(struct.pack("<Q", len(part)))
             digest.update(part)
         return digest.digest()
+
+    @cached_property
+    def whole_geometry(self) -> Geometry:
+        """Geometry of the whole model that the shard is of."""
+        return replace(
+            self.geometry, layers=self.shard.total_layers, kv_heads=self.shard.total_heads
+        )
 
     @property
     def groups(self) -> int:

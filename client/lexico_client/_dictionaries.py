@@ -13,7 +13,9 @@ from typing import Final
 from lexico_client._crew import Crew
 from lexico_client._deadline import Budget, with_retry
 from lexico_client._transport import Transport
-from lexico_codec.sets.dictionary import MAX_ARTEFACT_BYTES, DictionarySet, write_atomically
+from lexico_codec.files import write_atomically
+from lexico_codec.sets.artefact import MAX_ARTEFACT_BYTES
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import DIGEST_BYTES
 from lexico_codec.upload import PIECE_BYTES
 from lexico_proto.errors import DamagedFrame, InternalError, InvalidInput, LexicoError

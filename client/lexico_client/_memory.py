@@ -8,7 +8,9 @@ from contextlib import aclosing
 from lexico_client._transport import check_size
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import encode_group
-from lexico_codec.sets.dictionary import MAX_ARTEFACT_BYTES, DictionarySet
+from lexico_codec.sets.artefact import MAX_ARTEFACT_BYTES
+from lexico_codec.sets.choose import check_model
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
 from lexico_codec.upload import PIECE_BYTES, PageAssembler
@@ -73,6 +75,7 @@ class InMemoryTransport:
             dictionary = None
             if spec.codec.needs_dictionary:
                 dictionary = self._dictionary(spec.dictionary)
+                check_model(dictionary, spec.whole_geometry)
             results = []
             for page, key in zip(first.header.pages, first.header.page_keys, strict=True):
                 data = memoryview(bytearray(spec.page_bytes))

@@ -7,12 +7,13 @@ from dataclasses import fields
 from typing import Final
 
 from lexico_codec.codecs.adaptive.codec import AdaptiveCodec
-from lexico_codec.codecs.codec import Codec, GroupCodes, Place
+from lexico_codec.codecs.codec import Codec, Place
 from lexico_codec.codecs.lexico.codec import LexicoCodec
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.codecs.packed.codec import PackedCodec
 from lexico_codec.codecs.raw import RawCodec
 from lexico_codec.codecs.residual.codec import ResidualCodec
+from lexico_codec.codecs.sparse import GroupCodes, SparseCodec
 from lexico_proto.errors import ConfigurationError, UnknownCodec
 
 __all__ = [
@@ -26,6 +27,7 @@ __all__ = [
     "Place",
     "RawCodec",
     "ResidualCodec",
+    "SparseCodec",
     "codec_from_config",
 ]
 

@@ -7,7 +7,9 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from lexico_codec.geometry import Rope
 from lexico_codec.sets.tensors import refuse
+from lexico_proto.errors import InvalidInput
 
 FORMATS: Final = (1, 2, 3)
 MAX_METADATA_BYTES: Final = 1 << 20
@@ -24,8 +26,9 @@ class SetInfo:
     kv_heads: int
     """Heads whose vectors share one dictionary."""
     rope: dict[str, Any]
-    """Rotary embedding of the model (frequencies, pairing). Keys are coded after it, or before it
-    where the set has means."""
+    """Rotary embedding of the model (frequencies, pairing, scale). Keys are coded after it, or
+    before it where the set has means or a transform. Empty for a model without one, and in a set
+    that does not say."""
     sparsity: int
     """Atoms a vector that the set was trained for; with a transform, atoms a token, or 0."""
     training: dict[str, Any]
@@ -36,6 +39,19 @@ class SetInfo:
     """Per layer `{"key": e, "value": e}`: mean relative error on held-out vectors."""
     command: str
     """The command that made the set."""
+
+    def rotary_embedding(self) -> Rope | None:
+        """`rope` as the geometry has it; None where it is empty.
+
+        Raises:
+            InvalidInput: what the set says is no rotary embedding.
+        """
+        if not self.rope:
+            return None
+        try:
+            return Rope(**{**self.rope, "inv_freq": tuple(self.rope["inv_freq"])})
+        except (KeyError, TypeError, ValueError, InvalidInput) as error:
+            raise InvalidInput(f"dictionary set of {self.model}: rope ({error})") from error
 
 
 def parse_document(text: str) -> tuple[dict[str, Any], int]:

@@ -1,6 +1,6 @@
 """The tensors of a transform in a dictionary set, read from an artefact that need not be trusted.
 
-Tensors of the family `residual`; T = 2 layers tables, D = kv_heads * head_dim, run = layers that
+All names begin with `residual.`; T = 2 layers tables, D = kv_heads * head_dim, run = layers that
 are coded together, C = 2 run D components, R of them in the second transform, F features:
 
     residual.means        F32 [T, kv_heads, head_dim]
@@ -29,7 +29,8 @@ import torch
 from torch import Tensor
 
 from lexico_codec.kernels.entropy.coder import MAX_CLASSES, SYMBOLS, Tables
-from lexico_codec.sets.tensors import SetShape, View, read_tensor, refuse
+from lexico_codec.sets.atom_tensors import MAX_HEAD_DIM
+from lexico_codec.sets.tensors import View, read_tensor, refuse
 from lexico_codec.sets.transform import (
     BANDS,
     MAX_ATOMS,
@@ -40,17 +41,16 @@ from lexico_codec.sets.transform import (
 )
 
 
-def parse_transform(views: dict[str, View], shape: SetShape) -> Transform:
+def parse_transform(views: dict[str, View], layers: int, kv_heads: int) -> Transform:
     """The transform of an artefact's tensors, which need not be trusted.
 
     Args:
         views: the tensors by the rest of their names.
-        shape: of the model.
+        layers, kv_heads: of the model.
 
     Raises:
         InvalidInput: a tensor that is missing, too many, or not as it must be.
     """
-    layers, kv_heads = shape.layers, shape.kv_heads
     if views.keys() != _NAMES:
         _refuse(f"its tensors are {', '.join(sorted(_NAMES))}")
 
@@ -63,6 +63,8 @@ def parse_transform(views: dict[str, View], shape: SetShape) -> Transform:
         return read_tensor(f"residual.{name}", views[name], dtype, given)
 
     means = take("means", "F32", 2 * layers, kv_heads, -1)
+    if not 1 <= means.shape[2] <= MAX_HEAD_DIM:
+        _refuse(f"means are of head_dim {means.shape[2]}, outside 1..{MAX_HEAD_DIM}")
     width = kv_heads * means.shape[2]
     bases = take("bases", "F16", 2 * layers, -1, -1, -1).float()
     blocks, d = bases.shape[1:3]

@@ -13,14 +13,12 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from lexico_codec.canonical import canonical_json
+from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.sets.dictionary import (
-    MAX_ARTEFACT_BYTES,
-    DictionarySet,
-    canonical_json,
-    write_atomically,
-)
+from lexico_codec.sets.artefact import MAX_ARTEFACT_BYTES
+from lexico_codec.sets.dictionary import TransformSet
 from lexico_codec.sets.info import SetInfo
 from lexico_codec.sets.transform import MAX_ATOMS, MAX_COMPONENTS, MAX_SPARSITY, QUALITIES
 from lexico_lab.models import LoadedModel
@@ -105,7 +103,7 @@ def train_residual(
     loaded: LoadedModel,
     progress: Any,
     pool: Pool | None = None,
-) -> DictionarySet:
+) -> TransformSet:
     """Makes the set, going on where a run with the same settings stopped.
 
     Args:
@@ -154,9 +152,8 @@ def train_residual(
         command=settings.command,
     )
 
-    def build(steps: Tensor) -> DictionarySet:
-        named = {f"residual.{name}": tensor for name, tensor in tensors.items()}
-        return DictionarySet.build((), info, further={**named, "residual.steps": steps})
+    def build(steps: Tensor) -> TransformSet:
+        return TransformSet.build({**tensors, "steps": steps}, info)
 
     def calibrate() -> dict[str, Tensor]:
         ruler = Ruler(loaded.model, geometry, windows.calibrating)
@@ -240,7 +237,7 @@ def _check_caps(fit: FitSettings, geometry: Geometry) -> None:
 
 
 def _steps(
-    ruler: Ruler, build: Callable[[Tensor], DictionarySet], guess: float, progress: Any
+    ruler: Ruler, build: Callable[[Tensor], TransformSet], guess: float, progress: Any
 ) -> Tensor:
     """Steps of the qualities, finest first."""
     trial = build(torch.full((len(QUALITIES),), guess))

@@ -21,7 +21,7 @@ from lexico_codec.wire import spec_from_wire
 from lexico_proto.v1 import types_pb2 as pb
 from tests.support import goldens
 from tests.support.goldens import Golden, digest
-from tests.support.residual_sets import products
+from tests.support.residual_sets import products, transform_of
 
 GOLDENS = [
     pytest.param(golden, id=golden.name)
@@ -160,7 +160,7 @@ def test_packed_picks_the_atoms_that_it_picked() -> None:
 def head_of(golden: Golden, frame: bytes) -> tuple[memoryview, Head]:
     body = parse_frame(frame)[1]
     assert golden.dictionary is not None
-    transform = golden.dictionary.family("residual")
+    transform = transform_of(golden.dictionary)
     told = bands_of(transform, 1, transform.steps["near"])
     return body, Head.unpack(body, transform, told, 37)
 

@@ -13,7 +13,7 @@ from hashlib import blake2b
 import grpc
 import pytest
 
-from lexico_codec.sets.dictionary import builtin_sets, load_builtin
+from lexico_codec.sets.builtin import builtin_sets, load_builtin
 from lexico_proto import errors
 from lexico_proto.v1 import dictionaries_pb2 as dict_pb
 from lexico_proto.v1 import dictionaries_pb2_grpc, reload_pb2_grpc

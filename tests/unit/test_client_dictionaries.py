@@ -10,7 +10,7 @@ import pytest
 
 from lexico_client import AsyncClient, InMemoryTransport
 from lexico_client._dictionaries import MAX_IN_MEMORY
-from lexico_codec.sets.dictionary import MAX_ARTEFACT_BYTES
+from lexico_codec.sets.artefact import MAX_ARTEFACT_BYTES
 from lexico_proto import errors
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from tests.support.client_fixtures import flipped, small_dictionary

@@ -24,7 +24,7 @@ from lexico_codec.kernels.entropy.levels import (
     RATE_WEIGHT,
     choose_levels,
 )
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.transform import (
     CLASSES_AN_OCTAVE,
     ENERGIES,
@@ -467,16 +467,14 @@ def test_set_of_a_transform(tmp_path: Path) -> None:
     assert set_of(residual_tensors(2, 3, 8, runs=2, joint=6, seed=1)).digest != made.digest
     assert (read.layers, read.head_dim, read.info.sparsity) == (2, 8, 2)
     assert b'\\"format\\":3' in read.to_bytes()
-    read.check_fits(2, 8)
     assert [read.serves(c) for c in ("lexico-residual", "lexico", "lexico-packed", "raw")] == [
         True,
         False,
         False,
         False,
     ]
-    assert not read.unrotated
-    assert read.errors is None
-    transform = transform_of(read)
+    assert isinstance(read, TransformSet)
+    transform = read.transform
     assert transform.steps == dict(zip(QUALITIES, (0.0625, 0.25, 1.0), strict=True))
     torch.testing.assert_close(transform.atoms.norm(dim=2), torch.ones(2, 20))
     assert load(read.to_bytes()).keys() == TENSORS.keys()
@@ -492,10 +490,6 @@ def test_other_codecs_name_what_is_wrong() -> None:
     for codec in (LexicoCodec(sparsity=1), PackedCodec(sparsity=1)):
         with pytest.raises(LexicoError, match=r"transform|train --codec"):
             codec.encode(group, Place(0, 9), set_of(TENSORS))
-    with pytest.raises(InvalidInput, match="no dictionaries of layers"):
-        set_of(TENSORS).atoms(0, "key")
-    with pytest.raises(InvalidInput, match="no means"):
-        set_of(TENSORS).means(0, 1)
 
 
 def test_formats_do_not_mix() -> None:
@@ -516,12 +510,13 @@ def test_formats_do_not_mix() -> None:
 
 def test_held_out_and_sparsity_of_a_transform() -> None:
     info = replace(set_info(3), sparsity=0)
-    assert DictionarySet.build((), info, further=TENSORS).info.sparsity == 0
+    tensors = {name.removeprefix("residual."): tensor for name, tensor in TENSORS.items()}
+    assert TransformSet.build(tensors, info).info.sparsity == 0
     for wrong in (-1, 256):
         with pytest.raises(InvalidInput, match="sparsity"):
-            DictionarySet.build((), replace(info, sparsity=wrong), further=TENSORS)
+            TransformSet.build(tensors, replace(info, sparsity=wrong))
     with pytest.raises(InvalidInput):
-        DictionarySet.build((), info)
+        TransformSet.build({}, info)
 
 
 # Specs

@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 import torch
 from torch import Tensor
@@ -32,7 +32,8 @@ from lexico_codec.kernels.entropy.levels import choose_levels
 from lexico_codec.kernels.layout import rows as layout
 from lexico_codec.kernels.pursuit.coding import encode as pursue
 from lexico_codec.rope import Turn, turn_at
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.choose import at_hand
+from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.transform import (
     CLASSES_AN_OCTAVE,
     COEFFICIENT_STEPS,
@@ -46,7 +47,6 @@ from lexico_proto.errors import (
     DamagedFrame,
     DictionaryMismatch,
     ShapeMismatch,
-    UnknownDictionary,
 )
 
 _TYPICAL_BITS: Final = {"near": 0.9, "balanced": 0.4, "small": 0.25}  # a value, for estimates
@@ -89,6 +89,15 @@ class ResidualCodec(Codec):
             raise ConfigurationError(
                 f"{self.name}: {geometry.layers} layers are no runs of {self.run_layers}"
             )
+
+    def for_set(self, dictionary: DictionarySet, geometry: Geometry) -> Self:
+        """How many layers are coded together is the set's to say, where the user has not."""
+        transform, codec = at_hand(self, dictionary, TransformSet).transform, self
+        if self.run_layers == 0 and transform.run_layers != geometry.layers:
+            codec = replace(self, run_layers=transform.run_layers)
+        layers = codec.run_layers or geometry.layers
+        self._run(transform, 0, layers, geometry.kv_heads, geometry.head_dim)
+        return codec
 
     def group_layers(self, geometry: Geometry) -> int:
         """A run is a frame."""
@@ -201,22 +210,19 @@ class ResidualCodec(Codec):
     def _transform(
         self, dictionary: DictionarySet | None, place: Place, group: Tensor
     ) -> tuple[Transform, int]:
-        if dictionary is None:
-            raise UnknownDictionary(f"codec {self.name}: no dictionary set was given")
-        transform: Transform | None = dictionary.family("residual")
-        if transform is None:
-            raise DictionaryMismatch(
-                f"codec {self.name}: the dictionary set of {dictionary.info.model} has no "
-                f"transform; make one with `lexico train --codec {self.name}`"
-            )
+        transform = at_hand(self, dictionary, TransformSet).transform
         layers, _, _, heads, dim = group.shape
         if place.first_head:
             raise DictionaryMismatch(
                 f"codec {self.name}: codes all KV heads together, not a shard from head "
                 f"{place.first_head} on; use codec lexico-packed for tensor-parallel shards"
             )
+        return transform, self._run(transform, place.first_layer, layers, heads, dim)
+
+    def _run(self, transform: Transform, first: int, layers: int, heads: int, dim: int) -> int:
+        """Which run of the set a layer group is."""
         try:
-            return transform, check_run(transform, place.first_layer, layers, heads, dim)
+            return check_run(transform, first, layers, heads, dim)
         except ShapeMismatch as error:
             raise DictionaryMismatch(f"codec {self.name}: {error.message}") from error
 

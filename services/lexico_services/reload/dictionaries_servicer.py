@@ -12,7 +12,8 @@ from typing import Final
 
 import grpc
 
-from lexico_codec.sets.dictionary import DictionarySet, builtin_sets, load_builtin
+from lexico_codec.sets.builtin import builtin_sets, load_builtin
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import DIGEST_BYTES
 from lexico_codec.upload import PIECE_BYTES
 from lexico_proto.errors import (
