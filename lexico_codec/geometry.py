@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 import torch
 
+from lexico_codec.limits import MAX_HEAD_DIM, MAX_KV_HEADS, MAX_LAYERS
 from lexico_proto.errors import ConfigurationError, ShapeMismatch
 
 Pairing = Literal["half", "interleaved"]
@@ -20,10 +21,6 @@ DTYPES: Final[dict[str, torch.dtype]] = {
     "bfloat16": torch.bfloat16,
 }
 """Element types of a cache, by the name that travels."""
-
-MAX_LAYERS: Final = 512
-MAX_KV_HEADS: Final = 1024
-MAX_HEAD_DIM: Final = 1024
 
 _STEPS: Final = 64  # an octave: a step is about one percent
 

@@ -9,7 +9,7 @@ from lexico_codec.codecs import Place
 from lexico_codec.codecs.sparse import GroupCodes, with_codes
 from lexico_codec.frame import Arena, FrameHeader, expect_frame, pack_frame
 from lexico_codec.sets.dictionary import DictionarySet
-from lexico_codec.spec import DIGEST_BYTES, CacheSpec
+from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import all_finite
 from lexico_proto.errors import (
     DictionaryMismatch,
@@ -19,6 +19,7 @@ from lexico_proto.errors import (
     ShapeMismatch,
     UnknownDictionary,
 )
+from lexico_proto.limits import DIGEST_BYTES
 
 
 def encode_group(

@@ -23,8 +23,7 @@ from lexico_codec.canonical import canonical_json
 from lexico_codec.sets.info import SetInfo, parse_document, parse_info
 from lexico_codec.sets.tensors import View, refuse
 from lexico_proto.errors import ConfigurationError, InvalidInput
-
-MAX_ARTEFACT_BYTES: Final = 64 << 20
+from lexico_proto.limits import MAX_DICTIONARY_BYTES
 
 _METADATA_KEY: Final = "lexico"
 
@@ -54,8 +53,8 @@ def read_artefact(source: str | os.PathLike[str] | bytes) -> Artefact:
         ConfigurationError: a file that cannot be read.
     """
     data = source if isinstance(source, bytes) else _read(Path(source))
-    if len(data) > MAX_ARTEFACT_BYTES:
-        refuse(f"{len(data)} bytes, at most {MAX_ARTEFACT_BYTES} are read")
+    if len(data) > MAX_DICTIONARY_BYTES:
+        refuse(f"{len(data)} bytes, at most {MAX_DICTIONARY_BYTES} are read")
     try:
         parsed = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
         header = data[8 : 8 + int.from_bytes(data[:8], "little")]
@@ -85,6 +84,6 @@ def artefact_bytes(
 def _read(path: Path) -> bytes:
     try:
         with path.open("rb") as f:
-            return f.read(MAX_ARTEFACT_BYTES + 1)
+            return f.read(MAX_DICTIONARY_BYTES + 1)
     except OSError as e:
         raise ConfigurationError(f"{path}: cannot read ({e.strerror or e})") from e

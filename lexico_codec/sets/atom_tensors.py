@@ -16,15 +16,11 @@ import torch
 from torch import Tensor
 
 from lexico_codec.kernels.pursuit.atoms import UNIT_NORM_SLACK
+from lexico_codec.limits import MAX_SET_ATOMS, MAX_SET_ERRORS, MAX_SET_HEAD_DIM
 from lexico_codec.sets.tensors import View, read_tensor, refuse
 
 Part = Literal["key", "value"]
 PARTS: Final[tuple[Part, ...]] = ("key", "value")
-
-MAX_ATOMS: Final = 16384
-MAX_HEAD_DIM: Final = 512
-MAX_ERRORS: Final = 256
-"""Numbers of atoms that `packed.errors` tells of, 0 included."""
 
 ERRORS: Final = "packed.errors"
 
@@ -73,8 +69,8 @@ def parse_errors(views: dict[str, View], layers: int) -> Tensor | None:
     if not views:
         return None
     sizes = views[ERRORS]["shape"]
-    if len(sizes) != 3 or not 2 <= sizes[2] <= MAX_ERRORS:
-        refuse(f"packed.errors must be [layers, 2, S + 1], S in 1..{MAX_ERRORS - 1}")
+    if len(sizes) != 3 or not 2 <= sizes[2] <= MAX_SET_ERRORS:
+        refuse(f"packed.errors must be [layers, 2, S + 1], S in 1..{MAX_SET_ERRORS - 1}")
     errors = read_tensor(ERRORS, views[ERRORS], "F32", (layers, 2, sizes[2]))
     if bool((errors < 0).any()) or bool((errors.diff(dim=2) > 0).any()):
         refuse("packed.errors must be positive and must not grow with the atoms")
@@ -102,8 +98,8 @@ def _parse_atoms(name: str, view: View) -> Tensor:
     shape = view["shape"]
     if view["dtype"] not in ("F16", "I8") or len(shape) != 2:
         refuse(f"{name} must be a matrix of F16 or I8")
-    if not 1 <= shape[0] <= MAX_ATOMS or not 1 <= shape[1] <= MAX_HEAD_DIM:
-        refuse(f"{name} is {shape}; at most [{MAX_ATOMS}, {MAX_HEAD_DIM}]")
+    if not 1 <= shape[0] <= MAX_SET_ATOMS or not 1 <= shape[1] <= MAX_SET_HEAD_DIM:
+        refuse(f"{name} is {shape}; at most [{MAX_SET_ATOMS}, {MAX_SET_HEAD_DIM}]")
     stored = read_tensor(name, view, view["dtype"], tuple(shape))
     atoms = stored.float()
     squares = atoms.square().sum(1)

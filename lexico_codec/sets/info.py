@@ -8,13 +8,11 @@ from dataclasses import dataclass, fields
 from typing import Any, Final
 
 from lexico_codec.geometry import Rope
+from lexico_codec.limits import MAX_KV_HEADS, MAX_LAYERS, MAX_METADATA_BYTES, MAX_SPARSITY
 from lexico_codec.sets.tensors import refuse
 from lexico_proto.errors import InvalidInput
 
 FORMATS: Final = (1, 2, 3)
-MAX_METADATA_BYTES: Final = 1 << 20
-MAX_LAYERS: Final = 512
-MAX_KV_HEADS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -90,9 +88,9 @@ def parse_info(document: dict[str, Any]) -> tuple[SetInfo, int]:
         refuse("training must be a dict")
     atoms = document["sparsity"]
     if not _is_count(document["kv_heads"], MAX_KV_HEADS) or not (
-        _is_count(atoms, 255) or (isinstance(atoms, int) and atoms == 0)
+        _is_count(atoms, MAX_SPARSITY) or (isinstance(atoms, int) and atoms == 0)
     ):
-        refuse(f"kv_heads must be 1..{MAX_KV_HEADS} and sparsity 0..255")
+        refuse(f"kv_heads must be 1..{MAX_KV_HEADS} and sparsity 0..{MAX_SPARSITY}")
     errors = document["held_out"]
     if not isinstance(errors, list) or not all(_is_error_pair(e) for e in errors):
         refuse("held_out must be a list of {key, value} errors")

@@ -28,14 +28,16 @@ from typing import Final, NoReturn
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.entropy.coder import MAX_CLASSES, SYMBOLS, Tables
-from lexico_codec.sets.atom_tensors import MAX_HEAD_DIM
+from lexico_codec.kernels.entropy.tables import MAX_CLASSES, SYMBOLS, Tables
+from lexico_codec.limits import (
+    MAX_COMPONENTS,
+    MAX_SET_HEAD_DIM,
+    MAX_TRANSFORM_ATOMS,
+    MAX_TRANSFORM_SPARSITY,
+)
 from lexico_codec.sets.tensors import View, read_tensor, refuse
 from lexico_codec.sets.transform import (
     BANDS,
-    MAX_ATOMS,
-    MAX_COMPONENTS,
-    MAX_SPARSITY,
     QUALITIES,
     Transform,
 )
@@ -63,8 +65,8 @@ def parse_transform(views: dict[str, View], layers: int, kv_heads: int) -> Trans
         return read_tensor(f"residual.{name}", views[name], dtype, given)
 
     means = take("means", "F32", 2 * layers, kv_heads, -1)
-    if not 1 <= means.shape[2] <= MAX_HEAD_DIM:
-        _refuse(f"means are of head_dim {means.shape[2]}, outside 1..{MAX_HEAD_DIM}")
+    if not 1 <= means.shape[2] <= MAX_SET_HEAD_DIM:
+        _refuse(f"means are of head_dim {means.shape[2]}, outside 1..{MAX_SET_HEAD_DIM}")
     width = kv_heads * means.shape[2]
     bases = take("bases", "F16", 2 * layers, -1, -1, -1).float()
     blocks, d = bases.shape[1:3]
@@ -96,8 +98,8 @@ def parse_transform(views: dict[str, View], layers: int, kv_heads: int) -> Trans
         _refuse("gains must have a weight for each feature, and a bias")
     coefficients = take("coefficients", "F32", runs, -1)
     stored = take("atoms", "I8", runs, -1, -1)
-    if coefficients.shape[1] > MAX_SPARSITY or stored.shape[1] > MAX_ATOMS:
-        _refuse(f"at most {MAX_SPARSITY} of {MAX_ATOMS} atoms")
+    if coefficients.shape[1] > MAX_TRANSFORM_SPARSITY or stored.shape[1] > MAX_TRANSFORM_ATOMS:
+        _refuse(f"at most {MAX_TRANSFORM_SPARSITY} of {MAX_TRANSFORM_ATOMS} atoms")
     if stored.shape[2] > count or (
         coefficients.shape[1] and (coefficients.shape[1] > min(stored.shape[1:]))
     ):

@@ -16,7 +16,7 @@ from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.codecs import LexicoCodec, LosslessCodec, codec_from_config
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.kernels.entropy.coder import SYMBOLS
+from lexico_codec.kernels.entropy.tables import SYMBOLS
 from lexico_codec.presets import PRESETS
 from lexico_codec.sets import choose
 from lexico_codec.sets.dictionary import AtomSet, DictionarySet, TransformSet

@@ -253,7 +253,7 @@ def test_what_is_no_set_of_format_2_is_refused(data: bytes) -> None:
 
 
 def test_oversized_bytes_are_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(artefacts, "MAX_ARTEFACT_BYTES", 100)
+    monkeypatch.setattr(artefacts, "MAX_DICTIONARY_BYTES", 100)
     with pytest.raises(InvalidInput, match="at most 100"):
         DictionarySet.load(artefact())
 

@@ -283,7 +283,7 @@ class TestRun:
         for change, named in refused:
             with pytest.raises(ConfigurationError, match=named):
                 train(fitted(settings, **change), tiny)
-        monkeypatch.setattr(residual, "MAX_ARTEFACT_BYTES", 2000)
+        monkeypatch.setattr(residual, "MAX_DICTIONARY_BYTES", 2000)
         with pytest.raises(ConfigurationError, match="bytes"):
             train(settings, tiny)
         monkeypatch.setattr(residual, "MAX_COMPONENTS", 63)

@@ -17,21 +17,19 @@ from torch import Tensor
 
 from lexico_codec.codecs import LexicoCodec, PackedCodec, Place, ResidualCodec
 from lexico_codec.geometry import Geometry
-from lexico_codec.kernels.entropy.coder import SYMBOLS, TOTAL, Tables
 from lexico_codec.kernels.entropy.levels import (
     ESCAPE_BITS,
-    MIDDLE,
     RATE_WEIGHT,
     choose_levels,
 )
+from lexico_codec.kernels.entropy.tables import MIDDLE, SYMBOLS, TOTAL, Tables
+from lexico_codec.limits import MAX_TRANSFORM_ATOMS, MAX_TRANSFORM_SPARSITY
 from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.transform import (
     CLASSES_AN_OCTAVE,
     ENERGIES,
     GAINS,
     LEAST_OCTAVE,
-    MAX_ATOMS,
-    MAX_SPARSITY,
     QUALITIES,
     classes_of,
     features,
@@ -368,7 +366,9 @@ MALFORMED: dict[str, Callable[[], dict[str, Tensor | None]]] = {
     "gains without a bias": lambda: {"gains": torch.zeros(2, 8)},
     "gains of too many features": lambda: {"gains": torch.zeros(2, COUNT + 10)},
     "atoms without direction": lambda: {"atoms": with_number("atoms", 0, 0, 3)},
-    "atoms too many": lambda: {"atoms": torch.ones(2, MAX_ATOMS + 1, 12, dtype=torch.int8)},
+    "atoms too many": lambda: {
+        "atoms": torch.ones(2, MAX_TRANSFORM_ATOMS + 1, 12, dtype=torch.int8)
+    },
     "atoms too wide": lambda: {
         "atoms": torch.ones(2, 20, COUNT + 1, dtype=torch.int8),
         "remaining": torch.ones(2, COUNT + 1),
@@ -382,7 +382,7 @@ MALFORMED: dict[str, Callable[[], dict[str, Tensor | None]]] = {
     "remaining of another width": lambda: {"remaining": of("remaining")[:, 1:]},
     "remaining zero": lambda: {"remaining": with_number("remaining", 0, 0, 0)},
     "coefficients zero": lambda: {"coefficients": with_number("coefficients", 0, 0, 0)},
-    "coefficients too many": lambda: {"coefficients": torch.ones(2, MAX_SPARSITY + 1)},
+    "coefficients too many": lambda: {"coefficients": torch.ones(2, MAX_TRANSFORM_SPARSITY + 1)},
     "frequencies not 4096": lambda: {"frequencies": with_number("frequencies", 0, 5, 15)},
     "frequencies negative": lambda: {
         "frequencies": torch.tensor([-1, 4096, *[0] * 29, 1]).int().repeat(46, 1)

@@ -25,6 +25,7 @@ from lexico_codec.codecs.parameters import check_tolerance, check_whole
 from lexico_codec.codecs.sparse import SparseCodec, target_over
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.pursuit.coding import reconstruct_into
+from lexico_codec.limits import MAX_SPARSITY
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import bytes_of
 
@@ -48,7 +49,7 @@ class AdaptiveCodec(SparseCodec):
     """Of a component of an added atom."""
 
     def __post_init__(self) -> None:
-        check_whole(self.name, "sparsity", self.sparsity, 1, 255)
+        check_whole(self.name, "sparsity", self.sparsity, 1, MAX_SPARSITY)
         check_tolerance(self.name, self.tolerance)
         check_whole(self.name, "added", self.added, 1, added_atoms.MOST_ADDED)
         check_whole(self.name, "bits", self.bits, added_atoms.LEAST_BITS, added_atoms.MOST_BITS)

@@ -20,6 +20,7 @@ from lexico_codec.codecs.parameters import check_tolerance, check_whole
 from lexico_codec.codecs.sparse import GroupCodes, SparseCodec, target_over
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct_into
+from lexico_codec.limits import MAX_SPARSITY
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import bytes_of
 
@@ -38,7 +39,7 @@ class LexicoCodec(SparseCodec):
     """Stop at this relative error (delta), or None to always use s atoms."""
 
     def __post_init__(self) -> None:
-        check_whole(self.name, "sparsity", self.sparsity, 1, 255)
+        check_whole(self.name, "sparsity", self.sparsity, 1, MAX_SPARSITY)
         check_tolerance(self.name, self.tolerance)
 
     def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
