@@ -30,7 +30,8 @@ import triton.testing
 from torch import Tensor
 
 from bench.report import RESULTS, finish, machine, table
-from lexico_codec.kernels.attend.coded import CodedLayer, attend
+from lexico_codec.kernels.attend.coded import attend
+from lexico_codec.kernels.attend.layer import CodedLayer
 from lexico_codec.kernels.pursuit import naive
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes

@@ -13,7 +13,7 @@ from transformers import DynamicCache, MistralConfig, MistralForCausalLM, Static
 
 from lexico_client import Client, InMemoryTransport
 from lexico_codec.hf_inputs import cache_inputs
-from lexico_codec.kernels.attend.coded import CodedLayer
+from lexico_codec.kernels.attend.layer import CodedLayer
 from lexico_proto import errors
 from tests.support.client_fixtures import PATIENT
 from tests.support.coded_models import (
