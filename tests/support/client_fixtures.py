@@ -17,7 +17,13 @@ from tests.support.waiting import PATIENCE_S
 LAYERS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 5, 3, 16, 8
 TOKENS = list(range(100, 100 + 4 * PAGE_TOKENS + 3))  # four pages and a tail
 
-PATIENT = Timeouts(*[PATIENCE_S] * 5)
+PATIENT = Timeouts(
+    match=PATIENCE_S,
+    load=PATIENCE_S,
+    idle=PATIENCE_S,
+    offload=PATIENCE_S,
+    dictionaries=PATIENCE_S,
+)
 """For calls that must succeed: the defaults are those of a node that would rather recompute."""
 
 

@@ -27,7 +27,9 @@ from tests.support.waiting import PATIENCE_S, wait_until
 
 PASSWORD = "p@ss/w:rd#1"  # every character that a URL gives a meaning to
 PASSWORD_IN_URL = "p%40ss%2Fw%3Ard%231"
-PATIENT = StoreSettings(*[PATIENCE_S] * 2, start_timeout_s=PATIENCE_S)
+PATIENT = StoreSettings(
+    timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, start_timeout_s=PATIENCE_S
+)
 """For calls that must succeed."""
 
 T = TypeVar("T")
@@ -209,4 +211,4 @@ class FakeServer:
                 each.shutdown(socket.SHUT_RDWR)
         self._listener.close()
         for thread in self._threads:
-            thread.join(PATIENCE_S)
+            thread.join(5)

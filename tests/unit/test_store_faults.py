@@ -18,13 +18,13 @@ from lexico_proto.errors import (
     StoreUnavailable,
 )
 from lexico_store import PageStore, StoreSettings, open_store
-from tests.support.servers import Answer, FakeServer, answer_of
+from tests.support.servers import PATIENT, Answer, FakeServer, answer_of
 from tests.support.waiting import PATIENCE_S, wait_until
 
 SCOPE, KEY = b"s" * 16, b"k" * 32
 HALF = b"$100\r\nhalf"
-PATIENT = StoreSettings(*[PATIENCE_S] * 2, max_connections=1)
-QUICK = replace(PATIENT, timeout_s=0.25)
+LONE = replace(PATIENT, max_connections=1)
+QUICK = replace(LONE, timeout_s=0.25)
 
 Serve = Callable[..., PageStore]
 
@@ -33,7 +33,7 @@ Serve = Callable[..., PageStore]
 def serve(tmp_path: Path) -> Iterator[Serve]:
     with ExitStack() as stack:
 
-        def start(answer: Answer, settings: StoreSettings = PATIENT) -> PageStore:
+        def start(answer: Answer, settings: StoreSettings = LONE) -> PageStore:
             server = stack.enter_context(FakeServer(tmp_path / "s", answer))
             return stack.enter_context(open_store(server.url, settings))
 
@@ -106,7 +106,7 @@ def test_half_a_pipeline_then_silence(serve: Serve) -> None:
 def test_every_failure_has_its_error(
     serve: Serve, reply: bytes | None, error: type[LexicoError]
 ) -> None:
-    store = serve(lambda *_: reply, QUICK if reply == HALF else PATIENT)
+    store = serve(lambda *_: reply, QUICK if reply == HALF else LONE)
     with pytest.raises(error) as caught:
         store.meta(SCOPE, KEY)
     assert type(caught.value) is error
