@@ -59,12 +59,13 @@ def residual_set(
     return TransformSet.build(tensors, info or set_info(kv_heads))
 
 
-def llama(dtype: torch.dtype = torch.float32) -> Any:
+def llama(dtype: torch.dtype = torch.float32, theta: float = 10000.0) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS,
         num_attention_heads=4, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM,
         max_position_embeddings=256, bos_token_id=1, eos_token_id=None, pad_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
     return model.to(dtype).eval()
@@ -203,6 +204,20 @@ def test_a_codec_that_is_named_is_refused_the_same_way(
         cache_of(client, model, "lexico-packed", dictionary=sets["lexico"])
     with pytest.raises(errors.DictionaryMismatch, match="codec lexico needs a set trained"):
         cache_of(client, model, "lexico", dictionary=sets["lexico-packed"])
+
+
+def test_a_set_for_another_rotary_embedding_is_refused(
+    client: Client, model: Any, sets: dict[str, DictionarySet]
+) -> None:
+    """Keys that are turned otherwise, or another model's: where it is given, and where it codes."""
+    other = llama(theta=500000.0)
+    for name, dictionary in sets.items():
+        with pytest.raises(errors.DictionaryMismatch, match="another rotary embedding"):
+            cache_of(client, other, name, dictionary=dictionary)
+        client.register_dictionary(dictionary)
+        shared = cache_of(client, other, name, dictionary=dictionary.digest)
+        with pytest.raises(errors.DictionaryMismatch, match="another rotary embedding"):
+            through(shared, other)
 
 
 def test_two_sets_that_serve_are_one_too_many(

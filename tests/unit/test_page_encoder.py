@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -63,6 +64,18 @@ def test_dictionaries_come_from_the_tenant_or_the_operator(shared: bool) -> None
     store.put_dictionary(scope, dictionary.digest, dictionary.to_bytes())
     done = encoder(store).encode_page(job(made), raw(made))
     assert (done.outcome, done.stored_bytes > 0) == (Outcome.STORED, True)
+
+
+def test_a_set_for_another_rotary_embedding_is_refused() -> None:
+    dictionary = load_builtin("smollm2-135m")
+    assert dictionary.rope is not None
+    other = replace(dictionary.rope, pairing="interleaved")
+    geometry = Geometry(30, 3, 64, "float16", other)
+    made = prompt(
+        pages=1, page_tokens=1, geometry=geometry, codec="lexico", dictionary=dictionary.digest
+    )
+    with pytest.raises(errors.DictionaryMismatch, match="rotary embedding"):
+        encoder(MemoryStore()).encode_page(job(made), raw(made))
 
 
 def test_a_set_for_another_model_is_refused() -> None:
