@@ -88,15 +88,14 @@ class CachedPrefix:
         ]
         return cls(tuple(parts), tokens)
 
-    def read(self, spec: CacheSpec, page: int, group: int) -> Tensor:
-        """One layer group of one page, `spec.group_shape(group)`: a `PageSource`."""
+    def read(self, spec: CacheSpec, page: int, group: int) -> list[Tensor]:
+        """Keys and values of one layer group of one page, as views: a `PageSource`."""
         tokens = slice(page * spec.page_tokens, (page + 1) * spec.page_tokens)
-        parts = [
+        return [
             part[:, tokens].transpose(0, 1)
             for layer in spec.group_range(group)
             for part in self.layers[layer]
         ]
-        return torch.stack(parts).view(spec.group_shape(group))
 
     def settle(self) -> None:
         """Waits for the kernels that fill the cache: it is read from another thread."""

@@ -8,6 +8,7 @@ from typing import Any, Final
 
 import grpc
 
+from lexico_codec.put_messages import Malformed, PageEnd, PutPart, parse_put
 from lexico_codec.wire import spec_from_wire
 from lexico_proto.errors import InvalidInput, StreamTruncated
 from lexico_proto.v1 import offload_pb2 as pb
