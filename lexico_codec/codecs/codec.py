@@ -13,7 +13,9 @@ from torch import Tensor
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
-from lexico_codec.kernels.target import Target
+from lexico_codec.kernels.pursuit.coding import reconstruct_into
+from lexico_codec.kernels.pursuit.preparation import Preparation
+from lexico_codec.memory import CacheMemory, source_of, target_of
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_proto.errors import DictionaryMismatch, UnknownDictionary, Unsupported
 
@@ -95,34 +97,67 @@ class Codec(ABC):
     def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
         """About how many bytes one layer of one page takes."""
 
-    @abstractmethod
     def encode(
-        self, group: Tensor, place: Place, dictionary: DictionarySet | None
+        self, group: Tensor | CacheMemory, place: Place, dictionary: DictionarySet | None
     ) -> bytes | bytearray | memoryview:
         """The body of a frame.
 
         Args:
-            group: `[layers, 2, tokens, kv_heads, head_dim]`, contiguous, finite; keys first.
+            group: all layers and KV heads of the group, finite; a tensor is
+                `[layers, 2, tokens, kv_heads, head_dim]` of any strides, keys first.
             place: where the group lies.
             dictionary: the set that the spec names; None for a codec without one.
-        """
 
-    @abstractmethod
+        Raises:
+            ShapeMismatch: a tensor of another shape or type.
+        """
+        return self._encode(source_of(group), place, dictionary)
+
     def decode(
-        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+        self,
+        body: memoryview,
+        place: Place,
+        dictionary: DictionarySet | None,
+        out: Tensor | CacheMemory,
+        shape: tuple[int, ...] | None = None,
     ) -> None:
-        """Fills `out` from a body.
+        """Fills a caller's memory from a body, which is read whole before anything is written.
 
         Args:
             body: what `encode` gave, its checksum verified.
             place: where the group lies.
             dictionary: as for `encode`.
-            out: `[layers, 2, tokens, kv_heads, head_dim]`, of any strides, on any device; the
-                caller's own.
+            out: the layers and heads that are wanted, and where they go; a tensor is a whole
+                group, `[layers, 2, tokens, kv_heads, head_dim]`, of any strides, on any device.
+            shape: of the group; None where `out` is all of it.
 
         Raises:
-            DamagedFrame: the body is none that `encode` makes for this shape.
+            DamagedFrame: the body is none that `encode` makes for this shape. Of what is not wanted
+                a codec may look at lengths alone.
+            ShapeMismatch: memory that holds no part of the group.
+            InvalidInput: a tensor whose elements share memory.
         """
+        target = target_of(out)
+        whole = target.shape if shape is None else shape
+        target.check(whole, target.dtype)
+        self._decode(body, place, dictionary, target, whole)
+
+    @abstractmethod
+    def _encode(
+        self, source: CacheMemory, place: Place, dictionary: DictionarySet | None
+    ) -> bytes | bytearray | memoryview:
+        """`encode`, of a description."""
+
+    @abstractmethod
+    def _decode(
+        self,
+        body: memoryview,
+        place: Place,
+        dictionary: DictionarySet | None,
+        target: CacheMemory,
+        shape: tuple[int, ...],
+    ) -> None:
+        """`decode`, into a description that fits the shape."""
 
     def read(
         self,
@@ -189,15 +224,30 @@ def leading_sinks(first_token: int, tokens: int) -> int:
     return max(0, min(SINK_TOKENS - first_token, tokens))
 
 
-def target_over(out: Tensor, sinks: int) -> Target:
-    """Where the coded vectors of a group go.
+def write_sums(
+    target: CacheMemory,
+    exact: Tensor,
+    codes: Codes,
+    atoms: Atoms,
+    preparation: Preparation | None = None,
+) -> None:
+    """Fills a memory: the first tokens exact, the others as sums of atoms.
 
     Args:
-        out: `[layers, 2, tokens, kv_heads, head_dim]`, of any strides.
-        sinks: leading tokens that are not coded.
+        target: where to.
+        exact: `[layers, 2, sinks, kv_heads, head_dim]` of the target's layers and all heads of the
+            frame.
+        codes: of the other tokens, of the target's layers and heads alone; on any device.
+        atoms: dictionaries of the target's tables, on its device.
+        preparation: what is undone, or None.
     """
-    layers, _, tokens = out.shape[:3]
-    coded = out[:, :, sinks:]
-    if layers == 1 or out.stride(0) == 2 * out.stride(1):  # as caches lie: layers in one run
-        return Target.over(coded.view(2 * layers, *coded.shape[2:]))
-    return Target.of([part for layer in coded for part in layer], tokens - sinks)
+    sinks = exact.shape[2]
+    target.leading(sinks).write(exact)
+    # A sum of atoms may pass the largest float16: it is kept from becoming infinity.
+    where = target.tables.behind(sinks)
+    reconstruct_into(codes.to(target.device), atoms, where, preparation=preparation)
+
+
+def tables_of(layers: range) -> range:
+    """Keys and values of layers, counted among the tables of a group."""
+    return range(2 * layers.start, 2 * layers.stop)
