@@ -43,7 +43,8 @@ from bench.fidelity import DATA
 from bench.report import finish, gate, machine, table
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.sets.dictionary import DictionarySet, load_builtin
+from lexico_codec.sets.builtin import load_builtin
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.transform import QUALITIES
 from lexico_codec.spec import make_spec
 from lexico_lab.evaluation.caches import cache_of, divergence, forward, states_of

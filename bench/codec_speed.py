@@ -28,7 +28,7 @@ from bench.report import finish, gate, machine, table
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
-from lexico_codec.sets.dictionary import load_builtin
+from lexico_codec.sets.builtin import load_builtin
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_lab.models import load_model
 

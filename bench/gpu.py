@@ -30,12 +30,13 @@ import triton.testing
 from torch import Tensor
 
 from bench.report import RESULTS, finish, machine, table
-from lexico_codec.kernels.attend.coded import CodedLayer, attend
+from lexico_codec.kernels.attend.coded import attend
+from lexico_codec.kernels.attend.layer import CodedLayer
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit import naive
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import Scoring, encode, reconstruct_into
-from lexico_codec.kernels.memory import TableMemory
 
 M: Final = 128
 LAYERS: Final = 32

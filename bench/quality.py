@@ -40,7 +40,7 @@ from bench.fidelity import (
     windows_of,
 )
 from bench.report import finish, gate, machine, table, threads
-from lexico_codec.codecs.lexico.codec import SINK_TOKENS
+from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.hf_geometry import geometry_of
 from lexico_lab.evaluation.caches import divergence
 from lexico_lab.evaluation.curves import curve, fraction_at

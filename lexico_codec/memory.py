@@ -120,19 +120,19 @@ class CacheMemory:
         """
         return replace(self, tables=self.tables.at(tokens, block_table, first_slot))
 
-    def within(self, layers: range) -> CacheMemory | None:
-        """What lies here of some layers, counted from the first of those; None for nothing.
+    def within(self, layers: range) -> CacheMemory:
+        """What lies here of some layers, counted from the first of those. Where that is none, a
+        frame is checked and nothing is written.
 
         Args:
             layers: of a layer group, counted as `first_layer` is: `spec.group_range(group)` where
                 that counts within the shard.
         """
-        first, end = max(layers.start, self.layers.start), min(layers.stop, self.layers.stop)
-        if first >= end:
-            return None
+        first = min(max(layers.start, self.layers.start), layers.stop)
+        count = max(0, min(layers.stop, self.layers.stop) - first)
         tables = self.tables
-        if end - first < len(self.layers):
-            tables = tables.narrow(2 * (first - self.first_layer), 2 * (end - first))
+        if count < len(self.layers):
+            tables = tables.narrow(2 * (first - self.first_layer), 2 * count)
         return replace(self, tables=tables, first_layer=first - layers.start)
 
     @property
@@ -203,12 +203,13 @@ class CacheMemory:
         """
         self.tables.write_tokens(which.nonzero()[:, 0], values)
 
-    def check(self, shape: Sequence[int], dtype: torch.dtype) -> None:
+    def check(self, shape: Sequence[int], dtype: torch.dtype, name: str = "memory") -> None:
         """Refuses memory that holds no part of a group.
 
         Args:
             shape: `(layers, 2, tokens, kv_heads, head_dim)` of the group.
             dtype: its element type.
+            name: what an error calls the memory.
 
         Raises:
             ShapeMismatch: naming what does not fit.
@@ -216,13 +217,13 @@ class CacheMemory:
         layers, _, tokens, heads, dim = shape
         if (self.tokens, self.tables.m, self.dtype) != (tokens, dim, dtype):
             raise ShapeMismatch(
-                f"memory of {self.tokens} tokens, head_dim {self.tables.m}, {self.dtype}: needs "
+                f"{name} has {self.tokens} tokens, head_dim {self.tables.m}, {self.dtype}: needs "
                 f"{tokens}, {dim}, {dtype}"
             )
-        for name, mine, most in (("layers", self.layers, layers), ("heads", self.heads, heads)):
+        for what, mine, most in (("layers", self.layers, layers), ("heads", self.heads, heads)):
             if mine.stop > most:
                 raise ShapeMismatch(
-                    f"memory of {name} {mine.start}..{mine.stop - 1}: needs some of 0..{most - 1}"
+                    f"{name} has {what} {mine.start}..{mine.stop - 1}: needs some of 0..{most - 1}"
                 )
 
 

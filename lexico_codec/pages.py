@@ -6,11 +6,11 @@ import torch
 from torch import Tensor
 
 from lexico_codec.codecs import Place
-from lexico_codec.codecs.codec import GroupCodes
+from lexico_codec.codecs.sparse import GroupCodes, with_codes
 from lexico_codec.frame import Arena, FrameHeader, expect_frame, pack_frame
 from lexico_codec.memory import CacheMemory, target_of
 from lexico_codec.sets.dictionary import DictionarySet
-from lexico_codec.spec import DIGEST_BYTES, CacheSpec
+from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import all_finite
 from lexico_proto.errors import (
     DictionaryMismatch,
@@ -20,6 +20,7 @@ from lexico_proto.errors import (
     ShapeMismatch,
     UnknownDictionary,
 )
+from lexico_proto.limits import DIGEST_BYTES
 
 
 def encode_group(
@@ -113,8 +114,14 @@ def decode_group(
     spec.codec.decode(body, place, dictionary, target, shape)
 
 
-def checked_target(spec: CacheSpec, group: int, out: Tensor | CacheMemory) -> CacheMemory:
+def checked_target(
+    spec: CacheSpec, group: int, out: Tensor | CacheMemory, name: str = "out"
+) -> CacheMemory:
     """The memory that `decode_group` is to fill.
+
+    Args:
+        spec, group, out: as for `decode_group`.
+        name: what an error calls it.
 
     Raises:
         ShapeMismatch: it does not fit the spec.
@@ -122,9 +129,11 @@ def checked_target(spec: CacheSpec, group: int, out: Tensor | CacheMemory) -> Ca
     """
     shape, dtype = spec.group_shape(group), spec.geometry.torch_dtype
     if isinstance(out, Tensor) and (out.shape != shape or out.dtype != dtype):
-        raise ShapeMismatch(f"out is {tuple(out.shape)} of {out.dtype}, needs {shape} of {dtype}")
+        raise ShapeMismatch(
+            f"{name} is {tuple(out.shape)} of {out.dtype}, needs {shape} of {dtype}"
+        )
     target = target_of(out)
-    target.check(shape, dtype)
+    target.check(shape, dtype, name)
     return target
 
 
@@ -149,8 +158,9 @@ def read_group(
         Unsupported: a codec without codes (raw): use `decode_group`.
     """
     _check_index(spec, page, group)
+    codec = with_codes(spec.codec)
     body = _proven_body(spec, page_key, page, group, frame, dictionary)
-    return spec.codec.read(
+    return codec.read(
         body,
         _place(spec, page, group),
         dictionary,

@@ -14,8 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import CacheLayerMixin
 
 from lexico_client._hf_recoding import Recoding
-from lexico_codec.codecs.lexico.codec import SINK_TOKENS
-from lexico_codec.kernels.attend.coded import CodedLayer, attend
+from lexico_codec.codecs.codec import SINK_TOKENS
+from lexico_codec.kernels.attend.coded import attend
+from lexico_codec.kernels.attend.layer import CodedLayer
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import encode

@@ -16,15 +16,18 @@ from lexico_client._match import match_pages
 from lexico_client._results import PageOutcome, PutReport, PutSeconds
 from lexico_client._transport import Transport
 from lexico_codec.checksum import Checksum
+from lexico_codec.memory import CacheMemory
+from lexico_codec.pages import read_whole
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import all_finite, bytes_of
-from lexico_codec.upload import PIECE_BYTES
 from lexico_codec.wire import spec_to_wire
-from lexico_proto.errors import InternalError, NonFiniteCache, ShapeMismatch
+from lexico_proto.errors import InternalError, NonFiniteCache
+from lexico_proto.limits import PIECE_BYTES
 from lexico_proto.v1 import offload_pb2 as offload
 
-PageSource = Callable[[int, int], Tensor]
-"""`(page, group)` → the cache there: `spec.group_shape(group)` of the geometry's dtype."""
+PageSource = Callable[[int, int], Tensor | CacheMemory]
+"""`(page, group)` → the cache there, of the geometry's dtype: a tensor, `spec.group_shape(group)`,
+or where all layers and heads of the group lie in an engine's memory, paged or not."""
 
 _OUTCOMES = {
     offload.PAGE_OUTCOME_STORED: PageOutcome.STORED,
@@ -153,16 +156,13 @@ class PageUpload:
         return loop.run_in_executor(self._executor, self._read, page, group)
 
     def _read(self, page: int, group: int) -> memoryview:
-        """In the worker thread: the group's bytes, a view where the source's tensor allows it."""
-        tensor = self._source(page, group)
-        if not isinstance(tensor, Tensor):
-            raise TypeError(f"the source gave no torch.Tensor for page {page} group {group}")
-        shape, dtype = self._spec.group_shape(group), self._spec.geometry.torch_dtype
-        if tensor.shape != shape or tensor.dtype != dtype:
-            raise ShapeMismatch(
-                f"page {page} group {group}: {tuple(tensor.shape)} of {tensor.dtype}, needs "
-                f"{shape} of {dtype}"
+        """In the worker thread: the group's bytes, a view where the source's memory allows it."""
+        source = self._source(page, group)
+        if not isinstance(source, Tensor | CacheMemory):
+            raise TypeError(
+                f"the source gave no torch.Tensor and no CacheMemory for page {page} group {group}"
             )
+        tensor = read_whole(self._spec, page, group, source)
         # Here too, though the encoder looks again: nothing is sent in vain, and with
         # wait="received" its refusal would not be heard.
         if not all_finite(tensor):

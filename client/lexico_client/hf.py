@@ -30,13 +30,14 @@ from lexico_client._hf_codes_attention import register
 from lexico_client._hf_codes_layer import ATTENTION
 from lexico_client._hf_codes_load import PrefixCodes
 from lexico_client._hf_recoding import DEFAULT_BUFFER_TOKENS, DEFAULT_WINDOW_TOKENS, Recoding
-from lexico_client._hf_sets import choose
 from lexico_client._hf_weights import weights_fingerprint
 from lexico_client._load import Target
 from lexico_client._results import Loaded, PutReport
 from lexico_client._sync_client import Client
 from lexico_codec.codecs import LexicoCodec
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.presets import codec_named, spoken
+from lexico_codec.sets.choose import choose
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, CacheSpec
 from lexico_proto.errors import (
@@ -128,7 +129,8 @@ class HuggingFaceCache:
             UnknownCodec: no preset and no codec of that name.
             ConfigurationError: no built-in dictionary set serves, or a parameter that cannot be
                 used, such as recent_tokens below 1.
-            DictionaryMismatch: the set given was made for another shape or another codec.
+            DictionaryMismatch: the set given was made from a model of another shape or another
+                rotary embedding, or for another codec.
         """
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) > 1:
@@ -140,7 +142,8 @@ class HuggingFaceCache:
                 "token predicts the next one"
             )
         geometry = geometry_of(model.config, model.dtype)
-        chosen, dictionary = choose(codec, codec_config, dictionary, geometry)
+        asked = codec_named(codec, codec_config)
+        chosen, dictionary = choose(asked, dictionary, geometry, spoken(codec))
         self._client = client
         self._model = model
         self._recent_tokens = recent_tokens

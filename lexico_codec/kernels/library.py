@@ -23,7 +23,7 @@ LIBRARY: Final = Path(__file__).parent / "native" / "liblexico.so"
 ISA_VARIABLE: Final = "LEXICO_CPU_ISA"
 MAX_DIM: Final = 65536
 """Components of a vector that the library takes, so that sums of int8 products fit an int32."""
-MAX_APART: Final = 1024  # kMostHead of native/lexico.h
+MAX_HEAD: Final = 1024  # kMostHead of native/lexico.h
 """Components of a vector that may lie apart, or be turned."""
 
 _ABI: Final = 7  # of `lexico_abi`: a library of another version is not used
@@ -79,7 +79,7 @@ def reaches(memory: TableMemory) -> bool:
     """Whether the library reads and writes a memory: long vectors must lie in one run."""
     if memory.device.type != "cpu" or not takes(memory.dtype):
         return False
-    return memory.m <= MAX_APART or all(s[3] == 1 for s in memory.addresses().strides)
+    return memory.m <= MAX_HEAD or all(s[3] == 1 for s in memory.addresses().strides)
 
 
 class Reached(NamedTuple):

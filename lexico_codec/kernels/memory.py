@@ -176,8 +176,9 @@ class TableMemory:
         return tuple(part for some in self.held.unbind() for part in some.unbind())
 
     def narrow(self, first: int, tables: int) -> TableMemory:
-        """Only some consecutive tables."""
-        return replace(self, held=self.parts[first : first + tables])
+        """Only some consecutive tables, or none."""
+        parts = self.parts
+        return replace(self, held=parts[first : first + tables] if tables else parts[0][None][:0])
 
     def leading(self, tokens: int) -> TableMemory:
         """The memory of the first tokens alone."""

@@ -20,6 +20,8 @@ from transformers import DynamicCache
 
 from lexico_codec.geometry import Rope
 from lexico_codec.rope import rotate, unrotate
+from lexico_codec.sets.choose import at_hand
+from lexico_codec.sets.dictionary import TransformSet
 from lexico_codec.sets.transform import CLASSES_AN_OCTAVE, Transform, _inverse
 from lexico_lab.published.eviction import Eviction
 from lexico_lab.published.ours import Frames
@@ -56,7 +58,8 @@ class Freed(Eviction):
 
     def cache(self, cache: DynamicCache, kept: Tensor, stored: slice) -> DynamicCache:
         """The cache that is coded."""
-        codec, transform = self.through.spec.codec, self.through.dictionary.family("residual")
+        codec = self.through.spec.codec
+        transform = at_hand(codec, self.through.dictionary, TransformSet).transform
         step = transform.steps[codec.quality] if codec.step is None else codec.step
         return freed(cache, kept, stored, transform, step, self.through.spec.geometry.rope)
 

@@ -10,8 +10,11 @@ from typing import Any, Final
 import torch
 
 from bench.fidelity import PAGE_TOKENS
+from lexico_codec.codecs import ResidualCodec
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.sets.dictionary import DictionarySet, load_builtin
+from lexico_codec.sets.builtin import load_builtin
+from lexico_codec.sets.choose import at_hand
+from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.transform import QUALITIES
 from lexico_codec.spec import CacheSpec, make_spec
 
@@ -53,7 +56,7 @@ def residual(model: Any) -> Iterator[Frames]:
     codec = "lexico-residual"
     for quality in QUALITIES:
         yield frames(model, f"{codec} {quality}", codec, {"quality": quality}, dictionary)
-    balanced = dictionary.family("residual").steps["balanced"]
+    balanced = at_hand(ResidualCodec(), dictionary, TransformSet).transform.steps["balanced"]
     for step in STEPS:
         yield frames(model, f"{codec} step={step}", codec, {"step": step * balanced}, dictionary)
 

@@ -23,10 +23,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lexico_codec.canonical import canonical_json
 from lexico_codec.codecs.codec import SINK_TOKENS
+from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.rope import unrotate
-from lexico_codec.sets.dictionary import canonical_json, write_atomically
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training.pool import Pool
 from lexico_proto.errors import ConfigurationError, InvalidInput

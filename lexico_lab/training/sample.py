@@ -21,10 +21,12 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from lexico_codec.canonical import canonical_json
 from lexico_codec.codecs.codec import SINK_TOKENS
+from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Rope
 from lexico_codec.rope import unrotate
-from lexico_codec.sets.dictionary import PARTS, Part, canonical_json, write_atomically
+from lexico_codec.sets.atom_tensors import PARTS, Part
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training.importance import recorded_importance
 from lexico_lab.training.pool import Pool

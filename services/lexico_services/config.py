@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lexico_proto.errors import ConfigurationError
+from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_services.process import address
-from lexico_store.checks import MAX_FRAME_BYTES
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lexico_proto.errors import InvalidInput, StoreUnavailable
-from lexico_store import MAX_FRAMES, PageStore
+from lexico_proto.limits import MAX_GROUPS
+from lexico_store import PageStore
 from lexico_store.store import CHUNK_BYTES
 
 TTL_S = 60.0
@@ -94,7 +95,7 @@ class StoreSuite:
         assert store.read_page(scope, key_of(1)) == (frames, b"")
 
     def test_most_frames(self, store: PageStore, scope: bytes) -> None:
-        frames = [bytes([n]) for n in range(MAX_FRAMES)]
+        frames = [bytes([n]) for n in range(MAX_GROUPS)]
         store.commit(scope, key_of(1), frames, b"", TTL_S)
         assert store.read_page(scope, key_of(1)) == (frames, b"")
 
@@ -297,7 +298,7 @@ class StoreSuite:
                 store.commit(scope, bad_key, [b"x"], b"", TTL_S)  # type: ignore[arg-type]
             with pytest.raises(InvalidInput):
                 store.read(scope, [key, bad_key], 0)  # type: ignore[list-item]
-        for bad_frames in ([], [b""], [b"x", b""], [strided], ["text"], [b"x"] * (MAX_FRAMES + 1)):
+        for bad_frames in ([], [b""], [b"x", b""], [strided], ["text"], [b"x"] * (MAX_GROUPS + 1)):
             with pytest.raises(InvalidInput):
                 store.commit(scope, key, bad_frames, b"", TTL_S)  # type: ignore[arg-type]
         for bad_ttl in (0, -1.0, float("nan"), float("inf"), 1e12):
@@ -307,7 +308,7 @@ class StoreSuite:
                 store.touch(scope, [key], bad_ttl)
             with pytest.raises(InvalidInput):
                 store.lease(scope, key, bad_ttl)
-        for bad_group in (-1, MAX_FRAMES):
+        for bad_group in (-1, MAX_GROUPS):
             with pytest.raises(InvalidInput):
                 store.read(scope, [key], bad_group)
         for digest, data in ((b"", b"x"), (b"x" * 65, b"x"), (b"d", b"")):

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import reconstruct, reconstruct_into
 from lexico_codec.kernels.pursuit.preparation import Preparation
 from lexico_codec.kernels.pursuit.quantise import from_e4m3
-from lexico_codec.kernels.memory import TableMemory
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,7 +60,9 @@ def preparation_of(tables: int, heads: int, m: int, pairs: int, pairing: Pairing
     )
 
 
-def target_of(memory: Tensor, layout: str, tables: int, tokens: int, heads: int, m: int) -> TableMemory:
+def target_of(
+    memory: Tensor, layout: str, tables: int, tokens: int, heads: int, m: int
+) -> TableMemory:
     """Parts within `memory`; see the interpreter's tests for the layouts."""
     size = tokens * heads * m
     if layout in ("engine", "odd address"):

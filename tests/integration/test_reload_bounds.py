@@ -13,8 +13,9 @@ from hashlib import blake2b
 import grpc
 import pytest
 
-from lexico_codec.sets.dictionary import builtin_sets, load_builtin
+from lexico_codec.sets.builtin import builtin_sets, load_builtin
 from lexico_proto import errors
+from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dict_pb
 from lexico_proto.v1 import dictionaries_pb2_grpc, reload_pb2_grpc
 from lexico_proto.v1 import reload_pb2 as pb
@@ -22,7 +23,7 @@ from lexico_services import serve
 from lexico_services.config import ListenConfig, ReloadConfig
 from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
-from lexico_store import MAX_FRAME_BYTES, MemoryStore, PageStore
+from lexico_store import MemoryStore, PageStore
 from lexico_store.scopes import SHARED_SCOPE
 from tests.integration.test_reload import (
     KEYS,

@@ -20,12 +20,12 @@ import torch
 from bench.service import Service
 from lexico_client import Client, PageOutcome, PutReport
 from lexico_codec.geometry import Geometry
-from lexico_codec.sets.dictionary import load_builtin
+from lexico_codec.sets.builtin import load_builtin
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_proto import errors
 from tests.support.servers import redis_server
 
-SMOLLM2 = Geometry(layers=30, kv_heads=3, head_dim=64, dtype="float16")
+SMOLLM2 = Geometry(30, 3, 64, "float16", load_builtin("smollm2-135m").rope)
 
 
 def spec_of(codec: str, page_tokens: int = 64) -> CacheSpec:

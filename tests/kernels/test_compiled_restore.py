@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lexico_codec.kernels import library
 from lexico_codec.kernels.library import ISA_VARIABLE
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit import compiled
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import reconstruct_into
-from lexico_codec.kernels.memory import TableMemory
 from lexico_proto.errors import InvalidInput, ShapeMismatch
 
 if not library.available():
@@ -201,7 +201,7 @@ def test_bad_columns_are_refused(isa: str) -> None:
     for other in (memory.double(), memory[:1]):
         with pytest.raises(ShapeMismatch, match="memory"):
             compiled.restore(columns, stack, starts, TableMemory.over(other))
-    far = torch.empty(2, 40, 1, 2 * library.MAX_APART + 2)[..., ::2]
+    far = torch.empty(2, 40, 1, 2 * library.MAX_HEAD + 2)[..., ::2]
     with pytest.raises(ShapeMismatch, match="memory"):
         compiled.restore(columns, torch.ones(40, far.shape[-1]), starts, TableMemory.over(far))
 

@@ -18,15 +18,14 @@ from torch import Tensor
 
 from lexico_codec.kernels import library
 from lexico_codec.kernels.dispatch import KERNEL_VARIABLE
-from lexico_codec.kernels.entropy.coder import (
+from lexico_codec.kernels.entropy.coder import decode, encode
+from lexico_codec.kernels.entropy.tables import (
     LEVEL_LIMIT,
     MAX_CLASSES,
     MAX_SHIFT,
     SYMBOLS,
     TOTAL,
     Tables,
-    decode,
-    encode,
 )
 from lexico_codec.kernels.pursuit import compiled
 from lexico_proto.errors import ConfigurationError, DamagedFrame, InvalidInput, ShapeMismatch

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import reconstruct, reconstruct_into
 from lexico_codec.kernels.pursuit.preparation import Preparation
 from lexico_codec.kernels.pursuit.quantise import from_e4m3
-from lexico_codec.kernels.memory import TableMemory
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":

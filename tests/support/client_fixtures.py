@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Geometry
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from lexico_codec.sets.info import SetInfo
 from lexico_codec.spec import CacheSpec, make_spec
 
@@ -47,7 +47,7 @@ def small_dictionary(
         held_out=[],
         command="none",
     )
-    return DictionarySet.build([(atoms(), atoms()) for _ in range(layers)], info)
+    return AtomSet.build([(atoms(), atoms()) for _ in range(layers)], info)
 
 
 def random_cache(spec: CacheSpec, pages: int, seed: int = 1) -> Tensor:

@@ -20,7 +20,7 @@ from tests.support.dictionaries import random_set
 
 LAYERS, Q_HEADS, KV_HEADS, HEAD_DIM, PAGE_TOKENS, SPARSITY = 3, 6, 2, 16, 8, 3
 SINKS = 4
-DICTIONARY = random_set(LAYERS, HEAD_DIM)
+DICTIONARY = random_set(LAYERS, HEAD_DIM, kv_heads=KV_HEADS)
 TOLERANCE: dict[str, Any] = {"atol": 2e-5, "rtol": 2e-5}
 SHAPE: dict[str, Any] = {
     "vocab_size": 97,

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from lexico_client import AsyncClient, CodesReceiver, InMemoryTransport
-from lexico_codec.codecs.codec import GroupCodes
+from lexico_codec.codecs.sparse import GroupCodes
 from lexico_codec.kernels.pursuit.coding import reconstruct
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group, read_group

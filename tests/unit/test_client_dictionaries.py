@@ -10,8 +10,8 @@ import pytest
 
 from lexico_client import AsyncClient, InMemoryTransport
 from lexico_client._dictionaries import MAX_IN_MEMORY
-from lexico_codec.sets.dictionary import MAX_ARTEFACT_BYTES
 from lexico_proto import errors
+from lexico_proto.limits import MAX_DICTIONARY_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from tests.support.client_fixtures import flipped, small_dictionary
 
@@ -114,7 +114,7 @@ def answer(*parts: bytes, declared: int = len(DATA)) -> list[dictionaries.FetchR
         (answer(DATA[:-1]), errors.InternalError),
         (answer(DATA, b"x"), errors.InternalError),
         (answer(DATA, declared=0), errors.InternalError),
-        (answer(DATA, declared=MAX_ARTEFACT_BYTES + 1), errors.InternalError),
+        (answer(DATA, declared=MAX_DICTIONARY_BYTES + 1), errors.InternalError),
         ([*answer(DATA[:9]), *answer(DATA[9:], declared=7)], errors.InternalError),
         (answer(flipped(DATA)), errors.DamagedFrame),
         (answer(b"x" * len(DATA)), errors.DamagedFrame),

@@ -12,13 +12,14 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from lexico_client import Client, InMemoryTransport, _hf_sets
+from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.codecs import LexicoCodec, LosslessCodec, codec_from_config
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.kernels.entropy.coder import SYMBOLS
+from lexico_codec.kernels.entropy.tables import SYMBOLS
 from lexico_codec.presets import PRESETS
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets import choose
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet, TransformSet
 from lexico_codec.sets.info import SetInfo
 from lexico_proto import errors
 from tests.support.client_fixtures import small_dictionary
@@ -54,8 +55,7 @@ def residual_set(
         "points": torch.arange(SYMBOLS // 2, dtype=torch.float32).repeat(classes, 1),
         "steps": torch.tensor([0.1, 0.2, 0.4]),
     }
-    further = {f"residual.{key}": value for key, value in tensors.items()}
-    return DictionarySet.build([], info or set_info(kv_heads), None, further)
+    return TransformSet.build(tensors, info or set_info(kv_heads))
 
 
 def llama(dtype: torch.dtype = torch.float32) -> Any:
@@ -91,8 +91,8 @@ def built_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def ship(*sets: DictionarySet) -> None:
         shelf = {f"set-{number}": made for number, made in enumerate(sets)}
-        monkeypatch.setattr(_hf_sets, "builtin_sets", lambda: tuple(shelf))
-        monkeypatch.setattr(_hf_sets, "load_builtin", shelf.__getitem__)
+        monkeypatch.setattr(choose, "builtin_sets", lambda: tuple(shelf))
+        monkeypatch.setattr(choose, "load_builtin", shelf.__getitem__)
 
     return ship
 
@@ -108,7 +108,7 @@ def info_for(model: Any, name: str) -> SetInfo:
 def lexico_set(model: Any, name: str) -> DictionarySet:
     plain = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM)
     layers = [(plain.atoms(i, "key"), plain.atoms(i, "value")) for i in range(LAYERS)]
-    return DictionarySet.build(layers, info_for(model, name))
+    return AtomSet.build(layers, info_for(model, name))
 
 
 def unrotated_set(model: Any, name: str) -> DictionarySet:
@@ -116,7 +116,7 @@ def unrotated_set(model: Any, name: str) -> DictionarySet:
     layers = [(made.atoms(i, "key"), made.atoms(i, "value")) for i in range(LAYERS)]
     means = made.means(0, LAYERS)[:, :KV_HEADS]
     pairs = list(zip(means[::2], means[1::2], strict=True))
-    return DictionarySet.build(layers, info_for(model, name), pairs)
+    return AtomSet.build(layers, info_for(model, name), pairs)
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +255,8 @@ def test_layers_are_coded_together_as_the_set_has_it(client: Client, model: Any)
     said = {"quality": "near", "run_layers": 1}
     same = cache_of(client, model, "lexico-residual", codec_config=said, dictionary=apart)
     assert same.spec.namespace == shared.spec.namespace
-    for wrong in (residual_set(kv_heads=1), residual_set()):
-        with pytest.raises(errors.DictionaryMismatch, match="the set codes"):
+    for wrong, says in ((residual_set(kv_heads=1), "1 KV heads, not 2"), (residual_set(), "codes")):
+        with pytest.raises(errors.DictionaryMismatch, match=says):
             cache_of(client, model, "lexico-residual", codec_config=said, dictionary=wrong)
 
 

@@ -12,7 +12,7 @@ import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
 
 from lexico_client import Client, InMemoryTransport
-from lexico_codec.kernels.attend.coded import CodedLayer
+from lexico_codec.kernels.attend.layer import CodedLayer
 from lexico_proto import errors
 from tests.support.coded_models import (
     HEAD_DIM,

@@ -15,12 +15,12 @@ from torch import Tensor
 from lexico_codec.geometry import Pairing, Rope
 from lexico_codec.kernels import dispatch, library
 from lexico_codec.kernels.dispatch import KERNEL_VARIABLE
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit import naive
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct, reconstruct_into
 from lexico_codec.kernels.pursuit.preparation import Preparation
-from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.rope import unrotate
 from lexico_proto.errors import ConfigurationError, InvalidInput, NonFiniteCache, ShapeMismatch
 

@@ -18,7 +18,7 @@ from lexico_codec.codecs import Place, ResidualCodec
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.rope import rotate, unrotate
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.transform import QUALITIES, Transform
 from lexico_lab.models import LoadedModel
 from lexico_lab.training import observe as observing
@@ -35,6 +35,7 @@ from lexico_lab.training.observe import (
 from lexico_lab.training.residual import ResidualSettings, windows_of
 from lexico_lab.training.run import TrainSettings, train
 from lexico_proto.errors import ConfigurationError, InvalidInput
+from tests.support.residual_sets import transform_of
 from tests.support.saved_model import TINY, letters
 
 YARN = {
@@ -119,7 +120,7 @@ class TestRun:
         assert read.info.training["codec"] == "lexico-residual"
         assert "--codec lexico-residual" in read.info.command
         assert "--joint 40" in read.info.command
-        transform = read.family("residual")
+        transform = transform_of(read)
         assert (transform.runs, transform.selected.shape) == (1, (1, 40))
         steps = [transform.steps[quality] for quality in QUALITIES]
         assert steps == sorted(steps)
@@ -128,7 +129,7 @@ class TestRun:
     def test_components_are_uncorrelated_and_deviations_theirs(
         self, tiny: LoadedModel, finished: TrainSettings
     ) -> None:
-        transform = DictionarySet.load(finished.out).family("residual")
+        transform = TransformSet.load(finished.out).transform
         seen = observations(finished, tiny)
         rows = torch.cat([seen.states(window) for window in range(4)]).float().T
         components = transform.analyse(0, rows.reshape(4, 16, -1))
@@ -139,7 +140,7 @@ class TestRun:
 
     def test_runs_of_layers(self, tiny: LoadedModel, settings: TrainSettings) -> None:
         made = train(fitted(settings, run_layers=1, joint=0), tiny)
-        transform = made.family("residual")
+        transform = transform_of(made)
         assert (transform.runs, transform.run_layers, transform.selected.shape) == (2, 1, (2, 0))
         assert sound_round_trip(made, tiny.model, 1) < 0.3
 
@@ -282,7 +283,7 @@ class TestRun:
         for change, named in refused:
             with pytest.raises(ConfigurationError, match=named):
                 train(fitted(settings, **change), tiny)
-        monkeypatch.setattr(residual, "MAX_ARTEFACT_BYTES", 2000)
+        monkeypatch.setattr(residual, "MAX_DICTIONARY_BYTES", 2000)
         with pytest.raises(ConfigurationError, match="bytes"):
             train(settings, tiny)
         monkeypatch.setattr(residual, "MAX_COMPONENTS", 63)

@@ -165,8 +165,8 @@ def _levels(run: memoryview, first: int, count: int, bits: int) -> Tensor:
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
         end = begin + packed_bytes(passed + count * bits)
         parts = np.frombuffer(run[begin:end], np.uint8)[:, None] >> shifts
-        numbers = (parts & ((1 << bits) - 1)).reshape(-1)[passed // bits :][:count]
+        whole = (parts & ((1 << bits) - 1)).reshape(-1)[passed // bits :][:count]
+        numbers = whole.astype(np.float32)
     else:
-        numbers = unpack(run, np.full(first + count, bits, np.int64))[first:]
-    numbers = numbers.astype(np.float32)
+        numbers = unpack(run, np.full(first + count, bits, np.int64))[first:].astype(np.float32)
     return torch.from_numpy(numbers - np.float32(1 << (bits - 1)))

@@ -3,22 +3,19 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from lexico_codec.kernels import library
+from lexico_codec.kernels.layout.sparse import Sparse
 from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.rope import Turn
-
-if TYPE_CHECKING:
-    from lexico_codec.kernels.layout.rows import Sparse
 
 
 def serves(memory: TableMemory) -> bool:
     """Whether the library reads and writes a memory."""
-    return memory.m <= library.MAX_APART and library.reaches(memory)
+    return memory.m <= library.MAX_HEAD and library.reaches(memory)
 
 
 def gather(memory: TableMemory, means: Tensor, turn: Turn | None) -> Tensor:
