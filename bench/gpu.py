@@ -32,11 +32,11 @@ from torch import Tensor
 from bench.report import RESULTS, finish, machine, table
 from lexico_codec.kernels.attend.coded import attend
 from lexico_codec.kernels.attend.layer import CodedLayer
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit import naive
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import Scoring, encode, reconstruct_into
-from lexico_codec.kernels.target import Target
 
 M: Final = 128
 LAYERS: Final = 32
@@ -297,9 +297,9 @@ def _decode(limits: Limits, quick: bool) -> list[Row]:
         heads = [part.transpose(0, 1).contiguous().transpose(0, 1) for part in plain]
         pools = [part.view(tokens // 16, 16, KV_HEADS, M).clone() for part in plain]
         for layout, target in (
-            ("tokens, heads, dim", Target.of(plain, tokens)),
-            ("heads, tokens, dim", Target.of(heads, tokens)),
-            ("paged, blocks of 16", Target.of(pools, tokens, block_table)),
+            ("tokens, heads, dim", TableMemory.of(plain, tokens)),
+            ("heads, tokens, dim", TableMemory.of(heads, tokens)),
+            ("paged, blocks of 16", TableMemory.of(pools, tokens, block_table)),
         ):
             ms = _median_ms(reconstruct_into, codes, atoms, target, kernel="triton")
             alone = _replayed_ms(triton_decode.reconstruct, codes, atoms, target, None)
