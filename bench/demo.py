@@ -19,11 +19,11 @@ import time
 from pathlib import Path
 from typing import Any
 
-from bench.report import table
 from bench.service import Service
 from lexico_codec.codecs import CODECS as ALL_CODECS
 from lexico_codec.presets import PRESETS
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS
+from lexico_lab.record import table
 
 CODECS = ("lossless", "balanced")
 CONTEXT_TOKENS = 1600
@@ -97,7 +97,7 @@ def node_a(node: Any, exchange: Path) -> dict[str, Any]:
 
 def node_b(node: Any, exchange: Path) -> dict[str, Any]:
     """Reloads what A left, answers other questions, takes A's conversation on."""
-    from lexico_lab.evaluation.caches import divergence
+    from lexico_lab.caches import divergence
 
     conversation = json.loads((exchange / "a.json").read_text())["conversation"]
     turn = f"<|im_end|>\n<|im_start|>user\n{FOLLOW_UP}<|im_end|>\n<|im_start|>assistant\n"

@@ -29,13 +29,13 @@ import torch
 import triton.testing
 from torch import Tensor
 
-from bench.report import RESULTS, finish, machine, table
 from lexico_codec.kernels.attend.coded import CodedLayer, attend
 from lexico_codec.kernels.pursuit import naive
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import Scoring, encode, reconstruct_into
 from lexico_codec.kernels.target import Target
+from lexico_lab.record import RESULTS, finish, machine, table
 
 M: Final = 128
 LAYERS: Final = 32

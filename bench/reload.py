@@ -17,10 +17,10 @@ import torch
 
 from bench.demo import shared_context
 from bench.node import Node
-from bench.report import finish, gate, machine, table
 from bench.service import Service
 from lexico_client import Client
-from lexico_lab.evaluation.caches import divergence
+from lexico_lab.caches import divergence
+from lexico_lab.record import finish, gate, machine, table
 
 CODECS = ("balanced", "paper")  # `speedup` is of the second, codec lexico
 

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lexico_codec.sets.dictionary import canonical_json, write_atomically
-from lexico_lab.training.state import RunState
+from lexico_lab.run_state import RunState
 from lexico_proto.errors import ConfigurationError, NonFiniteCache
 
 Unit = dict[str, Any]

@@ -1,37 +1,27 @@
-"""The arithmetic of `bench.quality`: curves, interpolation, lead."""
+"""What `studies.quality` makes of its points, and which methods it runs."""
 
 from __future__ import annotations
 
-from types import SimpleNamespace
-
 import pytest
 
-from bench import quality, report
-from bench.quality import summary
-from lexico_lab.evaluation.curves import curve, fraction_at
-from lexico_lab.published import eviction, kivi, kvtc
+from lexico_codec.geometry import Geometry, Rope
+from lexico_lab import machine
+from lexico_lab.evaluation.ways import Way, way_of
+from lexico_lab.published import eviction, kivi, kvtc, scores
+from lexico_lab.studies import quality
+from lexico_lab.studies.quality import summary
+from tests.support.residual_sets import residual_set
 
 
 def row(method: str, fraction: float, kl: float) -> dict[str, object]:
     return {"method": method, "coder": f"{method} {fraction}", "fraction": fraction, "kl": kl}
 
 
-def test_a_curve_leaves_out_what_another_setting_beats() -> None:
-    points = [(0.3, 0.01), (0.1, 0.1), (0.2, 0.2), (0.4, 0.02)]
-    assert curve(points) == [(0.1, 0.1), (0.3, 0.01)]
-
-
-@pytest.mark.parametrize(
-    ("kl", "expected"),
-    [(0.1, 0.1), (0.01, 0.3), (0.1**1.5, 0.2), (0.2, None), (0.001, None)],
-)
-def test_bytes_are_interpolated_between_points_alone(kl: float, expected: float | None) -> None:
-    found = fraction_at([(0.1, 0.1), (0.3, 0.01)], kl)
-    assert found == (expected if expected is None else pytest.approx(expected))
-
-
-def test_a_lossless_end_is_reached_only_at_its_own_bytes() -> None:
-    assert fraction_at([(0.1, 0.1), (1.0, 0.0)], 0.05) == 1.0
+def residual_way(name: str) -> Way:
+    geometry = Geometry(2, 3, 16, "float16", Rope(tuple(10000.0 ** (-i / 8) for i in range(8))))
+    return way_of(
+        name, "lexico-residual", {"quality": "near"}, geometry, 16, residual_set(2, 3, 16)
+    )
 
 
 def test_lead_is_the_best_peer_over_ours() -> None:
@@ -57,11 +47,9 @@ def test_what_comes_after_an_eviction_is_neither_ours_nor_a_peer() -> None:
 def test_usual_evictions_run_alone_and_before_codecs_of_ours(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    spec = SimpleNamespace(codec=SimpleNamespace(name="lexico-residual"))
     names = [f"lexico-residual {setting}" for setting in (*quality.FREED, "step=3.0")]
-    made = [SimpleNamespace(name=name, spec=spec) for name in names]
-    monkeypatch.setattr(quality, "residual", lambda model: made)
-    monkeypatch.setattr(eviction, "available", lambda: True)
+    monkeypatch.setattr(quality, "residual", lambda model: [*map(residual_way, names)])
+    monkeypatch.setattr(scores, "available", lambda: True)
     chosen = quality._evictions(None, [""])
     curves = {one.curve for one in chosen}
     ends = ("", " + lexico", " + lexico-residual")
@@ -69,7 +57,7 @@ def test_usual_evictions_run_alone_and_before_codecs_of_ours(
     assert len({one.name for one in chosen}) == len(chosen)
     assert not any("step=3.0" in one.name for one in chosen)
     assert {one.curve for one in quality._evictions(None, ["tova"])} == {"tova", "tova + lexico"}
-    monkeypatch.setattr(eviction, "available", lambda: False)
+    monkeypatch.setattr(scores, "available", lambda: False)
     assert quality._evictions(None, [""]) == []
 
 
@@ -85,6 +73,13 @@ def test_points_of_what_learns_are_kept_by_how_much_it_learns_from(
 
 def test_threads_are_what_the_environment_says(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("OMP_NUM_THREADS", "3")
-    assert report.threads() == 3
+    assert machine.threads() == 3
     monkeypatch.delenv("OMP_NUM_THREADS")
-    assert report.threads() >= 1
+    assert machine.threads() >= 1
+
+
+def test_what_starts_coded_needs_the_codec_that_codes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quality, "exact_text", lambda *_: None)
+    coded = [one for one in eviction.evictions() if one.coded][:1]
+    with pytest.raises(ValueError, match="lexico s=8"):
+        quality.measure(None, [1], coded)

@@ -18,12 +18,12 @@ def states_of(cache: DynamicCache) -> Tensor:
     return torch.stack([torch.stack((layer.keys[0], layer.values[0])) for layer in layers])
 
 
-def cache_of(states: Tensor) -> DynamicCache:
-    """A cache with such keys and values; it owns its memory. No tokens give an empty cache."""
+def cache_of(states: Tensor | None = None) -> DynamicCache:
+    """A cache with such keys and values, which owns its memory; empty of None or no tokens."""
     from transformers import DynamicCache
 
     cache = DynamicCache()
-    if states.shape[3]:
+    if states is not None and states.shape[3]:
         for index, layer in enumerate(states):
             cache.update(layer[0][None].clone(), layer[1][None].clone(), index)
     return cache

@@ -1,14 +1,14 @@
-"""The table of conversations and retrieval that `bench.eval` makes of a report."""
+"""The table of conversations and retrieval that `studies.shipped` makes of a report."""
 
 from __future__ import annotations
 
 import copy
 
-from bench.eval import PEERS, WAYS
-from bench.eval_table import tables_of
 from lexico_codec.geometry import Geometry
 from lexico_lab.evaluation.peers import load_peers
 from lexico_lab.evaluation.ways import _requested
+from lexico_lab.studies.shipped import PEERS, WAYS
+from lexico_lab.studies.shipped_table import tables_of
 from tests.support.eval_document import DOCUMENT
 
 

@@ -7,6 +7,7 @@ are judged by what the codec does alone; `with_constant_keys` does not. All retu
 from __future__ import annotations
 
 import copy
+import logging
 import math
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -203,11 +204,11 @@ def _register_twice() -> None:
 @contextmanager
 def _quietly() -> Iterator[None]:
     """Of an unknown RoPE type transformers warns that nothing checks its parameters."""
-    import transformers
+    from transformers.utils.logging import get_verbosity, set_verbosity
 
-    level = transformers.utils.logging.get_verbosity()
-    transformers.utils.logging.set_verbosity_error()
+    level = get_verbosity()
+    set_verbosity(logging.ERROR)
     try:
         yield
     finally:
-        transformers.utils.logging.set_verbosity(level)
+        set_verbosity(level)

@@ -1,22 +1,24 @@
-"""What every benchmark shares: the gate, the machine's description, tables and the result file."""
+"""What every measurement in the repository shares: the gate, tables and the result file.
+
+It works in a checkout alone: the tests and `bench/results/` are no part of an installed package.
+"""
 
 from __future__ import annotations
 
 import json
 import os
-import platform
 import subprocess
 import sys
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
-import torch
+from lexico_lab.machine import describe
 
-RESULTS = Path(__file__).parent / "results"
-_VERSIONS = (
+ROOT: Final = Path(__file__).parents[1]
+"""Of the checkout."""
+RESULTS: Final = ROOT / "bench" / "results"
+_PACKAGES: Final = (
     "torch",
     "triton",
     "grpcio",
@@ -33,41 +35,21 @@ def gate(*tests: str) -> None:
     """Runs the tests of what is measured: no number without them green.
 
     Raises:
-        SystemExit: a test failed; its output is above.
+        SystemExit: a test failed, its output is above; or this is no checkout.
     """
-    root = Path(__file__).parent.parent
+    if not (ROOT / "tests").is_dir():
+        raise SystemExit("measurements run in a checkout of the project: its tests are their gate")
     command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *tests]
-    done = subprocess.run(command, cwd=root, capture_output=True, text=True, check=False)
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.stderr.write(done.stdout + done.stderr)
         raise SystemExit("the gate is red: nothing was measured")
     sys.stderr.write(f"gate: {done.stdout.strip().splitlines()[-1]}\n")
 
 
-def threads() -> int:
-    """As many as OMP_NUM_THREADS says, or as there are cores."""
-    return int(os.environ.get("OMP_NUM_THREADS", "0")) or len(os.sched_getaffinity(0))
-
-
 def machine() -> dict[str, Any]:
-    """Hardware and versions that a figure belongs to."""
-    model = next(
-        (
-            line.partition(":")[2].strip()
-            for line in Path("/proc/cpuinfo").read_text().splitlines()
-            if line.startswith("model name")
-        ),
-        platform.processor(),
-    )
-    return {
-        "cpu": model,
-        "cores": len(os.sched_getaffinity(0)),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
-        "python": platform.python_version(),
-        "versions": {name: version for name in _VERSIONS if (version := _version(name))},
-        "load_before": os.getloadavg()[0],
-        "date": datetime.now(UTC).date().isoformat(),
-    }
+    """Hardware and versions that a figure belongs to, and how busy the machine is."""
+    return {**describe(_PACKAGES), "load_before": os.getloadavg()[0]}
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
@@ -85,18 +67,17 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
 
 
 def finish(name: str, result: Mapping[str, Any], described: Mapping[str, Any]) -> None:
-    """Writes `results/NAME.json` and prints the result as the last line."""
+    """Writes `bench/results/NAME.json` and prints the result as the last line.
+
+    Raises:
+        SystemExit: this is no checkout.
+    """
+    if not RESULTS.parent.is_dir():
+        raise SystemExit(f"{RESULTS}: measurements run in a checkout of the project")
     RESULTS.mkdir(exist_ok=True)
     document = {"benchmark": name, **result, "machine": described}
     (RESULTS / f"{name}.json").write_text(json.dumps(document, indent=1) + "\n")
     sys.stdout.write(json.dumps(dict(result)) + "\n")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:  # a kernel benchmark runs without the services
-        return None
 
 
 def _cell(value: Any) -> str:

@@ -7,14 +7,12 @@ from collections.abc import Iterator
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
 from lexico_codec.codecs import Place, ResidualCodec
 from lexico_codec.geometry import Geometry, Rope
-from lexico_codec.spec import make_spec
+from lexico_lab.evaluation.ways import Way, way_of
 from lexico_lab.published import eviction
-from lexico_lab.published.freed import SHARES, _adjoint, evictions, freed
-from lexico_lab.published.ours import Frames
+from lexico_lab.studies.freed import SHARES, _adjoint, evictions, freed
 from tests.support.residual_sets import products, residual_set, transform_of
 
 LAYERS, HEADS, DIM, TOKENS = 2, 3, 16, 63
@@ -37,20 +35,8 @@ def states() -> Tensor:
     return (3 * drawn).half().float()
 
 
-def cache_of(made: Tensor) -> DynamicCache:
-    cache = DynamicCache()
-    for index, (keys, values) in enumerate(made):
-        cache.update(keys[None].clone(), values[None].clone(), index)
-    return cache
-
-
-def states_of(cache: DynamicCache) -> Tensor:
-    return torch.stack([torch.stack((layer.keys[0], layer.values[0])) for layer in cache.layers])
-
-
 def through(kept: Tensor) -> Tensor:
-    made = freed(cache_of(states()), kept, STORED, transform_of(SET), STEP, ROPE)
-    return states_of(made)
+    return freed(states(), kept, STORED, transform_of(SET), STEP, ROPE)
 
 
 def random_kept(share: float) -> Tensor:
@@ -64,26 +50,28 @@ def size_of(made: Tensor) -> int:
 
 
 def test_every_usual_eviction_is_before_every_codec() -> None:
-    def frames(step: float) -> Frames:
-        spec = make_spec(
-            weights=bytes(32),
-            geometry=Geometry(LAYERS, HEADS, DIM, "float16", ROPE),
-            codec="lexico-residual",
-            codec_config=f'{{"step":{step}}}',
-            dictionary=SET.digest,
-            page_tokens=16,
+    def frames(step: float) -> Way:
+        name, geometry = (
+            f"lexico-residual step={step}",
+            Geometry(LAYERS, HEADS, DIM, "float16", ROPE),
         )
-        return Frames(f"lexico-residual step={step}", spec, SET)
+        return way_of(name, "lexico-residual", {"step": step}, geometry, 16, SET)
 
     made = evictions(frames(step) for step in (0.7, 1.5))
     assert len({one.name for one in made}) == 2 * len(eviction.USUAL)
     assert {one.curve for one in made} == {f"{one} + lexico-residual" for one in eviction.USUAL}
     assert made[0].name == "SnapKV, 90 % kept + lexico-residual step=0.7"
-    assert all(one.fraction == SHARES[one.method] for one in made)
+    assert all(one.eviction.fraction == SHARES[one.eviction.method] for one in made)
     kept = random_kept(0.9)
-    coded = states_of(made[0].cache(cache_of(states()), kept, STORED))
-    expected = freed(cache_of(states()), kept, STORED, transform_of(SET), 0.7, ROPE)
-    assert torch.equal(coded, states_of(expected))
+    coded = made[0].states(states(), kept, STORED)
+    assert torch.equal(coded, freed(states(), kept, STORED, transform_of(SET), 0.7, ROPE))
+
+
+def test_another_codec_fills_nothing() -> None:
+    geometry = Geometry(LAYERS, HEADS, DIM, "float16", ROPE)
+    (first, *_) = evictions([way_of("raw", "raw", {}, geometry, 16)])
+    with pytest.raises(ValueError, match="raw: codec lexico-residual"):
+        first.states(states(), random_kept(0.9), STORED)
 
 
 def test_what_is_kept_stays() -> None:

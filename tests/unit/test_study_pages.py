@@ -1,28 +1,26 @@
-"""The plot and the tables of `bench.quality_plot`, from made-up results."""
+"""The plot and the tables that `studies.pages` writes, from made-up results."""
 
 from __future__ import annotations
 
 import json
-from importlib import import_module
+import re
 from pathlib import Path
 from pkgutil import iter_modules
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import pytest
 
-from bench import baselines, quality, quality_plot
-from bench.eval_table import tables_of
-from bench.quality_plot import (
-    cliffs_table_of,
-    filled,
-    methods_of,
-    presets_table_of,
-    svg_of,
-    table_of,
-    write,
-)
-from lexico_lab.published import eviction, freed, titles
+from lexico_lab import published
+from lexico_lab.evaluation.report import palette
+from lexico_lab.published import eviction, methods, titles
+from lexico_lab.studies import freed, plot, quality
+from lexico_lab.studies.pages import filled, write
+from lexico_lab.studies.plot import plot_of
+from lexico_lab.studies.shipped_table import tables_of
+from lexico_lab.studies.shown import methods_of
+from lexico_lab.studies.tables import cliffs_table_of, presets_table_of, table_of
 from tests.support.eval_document import DOCUMENT
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -99,12 +97,21 @@ def folder(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def test_every_method_of_the_benchmark_has_a_title() -> None:
-    names = [module.name for module in iter_modules(baselines.__path__)]
-    made = {
-        name for name in names if hasattr(import_module(f"lexico_lab.published.{name}"), "coders")
-    }
-    assert made == set(titles.CODERS)
+def texts_of(svg: str) -> list[str]:
+    return [text.text or "" for text in ElementTree.fromstring(svg).iter(f"{SVG}text")]
+
+
+def lines_of(svg: str) -> list[str]:
+    """The colours of lines in the panels, in the order in which they are drawn."""
+    drawn = re.findall(r'<path d="[^"]*" clip-path="[^"]*" style="fill: none; ([^"]*)"', svg)
+    found = [re.search(r"stroke: (#\w+)", style) for style in drawn]
+    return [one[1] for one in found if one is not None and one[1] != palette.GRID]
+
+
+def test_every_method_has_a_title_and_is_compared() -> None:
+    modules = {module.name for module in iter_modules(published.__path__)}
+    assert [*methods.CODERS] == [*titles.CODERS]
+    assert set(methods.CODERS) <= modules
     assert set(eviction.USUAL) == set(freed.SHARES) <= set(titles.EVICTIONS)
 
 
@@ -123,17 +130,16 @@ def test_ours_come_first_and_evictions_last() -> None:
 def test_an_eviction_has_one_colour_alone_and_coded() -> None:
     alone, coded = methods_of(["snapkv", "snapkv + lexico"])
     assert alone.colour == coded.colour
-    assert alone.dash != coded.dash
+    assert alone.dashes != coded.dashes
 
 
 def test_the_best_evictions_are_drawn_and_the_table_has_all() -> None:
     scales = {"lexico": 1.0, "snapkv": 2.0, "tova": 2.5, "kvzip": 1.5, "kvzip + lexico": 0.9}
     scales |= {"kvzip + lexico-residual": 0.2, "tova + lexico-residual": 0.3}
     made = {"wikitext2": measured(scales)}
-    root = ElementTree.fromstring(svg_of(made))
-    lines = [line.get("class") for line in root.iter(f"{SVG}polyline")]
-    assert len(lines) == 1 + quality_plot.DRAWN
-    texts = {text.text for text in root.iter(f"{SVG}text")}
+    svg = plot_of(made)
+    assert len(lines_of(svg)) == 1 + plot.DRAWN
+    texts = set(texts_of(svg))
     assert {"KVzip", "KVzip + lexico", "KVzip + lexico-residual"} <= texts
     table = table_of(made)
     assert "TOVA + lexico-residual" not in texts, "one is drawn of those that are nearly ours"
@@ -145,7 +151,7 @@ def test_an_eviction_that_never_comes_near_is_not_drawn_for_it() -> None:
     part = measured(dict.fromkeys(("snapkv", "tova", "kvzip", "keydiff"), 1.0))
     for row in part["points"]:
         row["kl"] += row["method"] == "snapkv"
-    assert ">SnapKV<" not in svg_of({"wikitext2": part})
+    assert "SnapKV" not in texts_of(plot_of({"wikitext2": part}))
 
 
 def test_table_has_a_row_a_method_and_the_lead() -> None:
@@ -175,27 +181,45 @@ def test_a_cell_of_a_refused_set_says_so_in_place_of_figures() -> None:
 
 
 def test_plot_is_sound_and_draws_ours_last() -> None:
-    root = ElementTree.fromstring(svg_of(result()))
-    lines = [line.get("class") for line in root.iter(f"{SVG}polyline")]
+    svg = plot_of(result())
+    lines = lines_of(svg)
     assert len(lines) == 2 * len(SCALES)
-    assert lines[len(SCALES) - 2 : len(SCALES)] == ["line ours", "line ours"]
-    assert len(list(root.iter(f"{SVG}circle"))) == 2 * 3 * len(SCALES)
-    texts = [text.text for text in root.iter(f"{SVG}text")]
-    assert {"WikiText-2", "GSM8K", "KIVI", "own<way>"} <= set(texts)
+    assert lines[len(SCALES) - 2 : len(SCALES)] == [palette.OURS] * 2
+    marks = [*ElementTree.fromstring(svg).iter(f"{SVG}use")]
+    assert len(marks) == 2 * 3 * len(SCALES)
+    told = [title.text for mark in marks for title in mark.iter(f"{SVG}title")]
+    assert len(told) == len(marks)
+    assert "own<way> 2: 15.0 %, KL 0.025" in told
+    assert {"WikiText-2", "GSM8K", "KIVI", "own<way>"} <= set(texts_of(svg))
 
 
 def test_plot_needs_nothing_from_elsewhere() -> None:
-    plot = svg_of(result())
-    assert "prefers-color-scheme:dark" in plot
-    assert not [word for word in ("href", "<script", "url(", "@import") if word in plot]
-    assert plot == svg_of(json.loads(json.dumps(result())))
+    svg = plot_of(result())
+    assert "prefers-color-scheme:dark" in svg
+    assert not [word for word in ("<script", "@import", "@font-face", "data:") if word in svg]
+    referred = re.findall(r'href="([^"]*)"|url\(([^)]*)\)', svg)
+    ids = {element.get("id") for element in ElementTree.fromstring(svg).iter()}
+    assert referred
+    assert {(one or other).removeprefix("#") for one, other in referred} <= ids
+    namespaces = {"http://www.w3.org/2000/svg", "http://www.w3.org/1999/xlink"}
+    assert set(re.findall(r'https?://[^"]*', svg)) == namespaces
+
+
+def test_equal_results_give_equal_bytes_whatever_the_users_style(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    svg = plot_of(result())
+    monkeypatch.setitem(matplotlib.rcParams, "font.size", 30)
+    monkeypatch.setitem(matplotlib.rcParams, "svg.fonttype", "path")
+    assert svg == plot_of(json.loads(json.dumps(result())))
+    assert matplotlib.rcParams["font.size"] == 30
 
 
 def test_a_lossless_setting_is_left_out_of_the_plot_alone() -> None:
     part = measured()
     part["points"].append({"method": "raw", "coder": "raw", "fraction": 1.0, "kl": 0.0})
     part["bytes_at_kl"]["raw"] = dict.fromkeys(part["lead"])
-    assert ">raw<" not in svg_of({"wikitext2": part})
+    assert "raw" not in texts_of(plot_of({"wikitext2": part}))
     assert "| **raw** | – | – | – | – |" in table_of({"wikitext2": part})
 
 

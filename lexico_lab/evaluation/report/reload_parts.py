@@ -1,14 +1,17 @@
-"""The sections of the report on reloads: a growing conversation, and questions to a context."""
+"""Parts of the report on reloads: a growing conversation, and questions to a context."""
 
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from typing import Any, Final
 
-from lexico_lab.evaluation.svg import Axis, Point, Series, bars, number, plot
-from lexico_lab.evaluation.tables import ranged, table, text, value
+from lexico_lab.evaluation.report.numbers import number
+from lexico_lab.evaluation.report.parts import Drawing, Part, drawing
+from lexico_lab.evaluation.report.plots import Axis, Point, Series, bars, lines
+from lexico_lab.evaluation.report.tables import Table, ranged, text, value
 
-Rows = Sequence[dict[str, Any]]
+Row = Mapping[str, Any]
+Rows = Sequence[Row]
 
 _MODES: Final = ("requests", "turns")
 _KINDS: Final = ("key-value", "needle")
@@ -21,7 +24,7 @@ _REPORTED: Final = (
 """Rows of a way: figure, what is added to the way's name, scale."""
 
 
-def turns(source: dict[str, Any], ours: Collection[str]) -> Iterator[str]:
+def turns(source: Row, ours: Collection[str]) -> Iterator[Part]:
     """Reloads of a growing conversation.
 
     Args:
@@ -30,24 +33,30 @@ def turns(source: dict[str, Any], ours: Collection[str]) -> Iterator[str]:
     """
     if not source["turns"]:
         return
-    by_way: dict[str, list[dict[str, Any]]] = {}
+    by_way: dict[str, list[Row]] = {}
     for row in source["turns"]:
         by_way.setdefault(row["name"], []).append(row)
-    yield "<h3>Turns: reloads of a growing conversation</h3>"
     coded = {n: some for n, some in by_way.items() if max(r["kl"]["mean"] for r in some) > 1e-6}
-    if coded:
-        reloads = Axis("reloads", whole=True)
-        yield '<div class="plots">'
-        yield plot("KL at every reload", [*_kls(coded, ours)], reloads, Axis("KL, nats", log=True))
-        yield plot("What piled up", [*_piled(coded, ours)], reloads, Axis("KL over KL coded once"))
-        yield "</div>"
     heads = ["", *(f"{r['turn']} ({r['reloaded']} tokens)" for r in next(iter(by_way.values())))]
     cells, strong = [], []
     for name, some in by_way.items():
         for key, what, scale in _REPORTED:
             cells.append([text(f"{name}{what}"), *(ranged(row[key], scale) for row in some)])
             strong.append(name in ours and key == "kl")
-    yield table(heads, cells, strong)
+    yield Part(
+        "Turns: reloads of a growing conversation",
+        plots=[*_drawn(source["name"], coded, ours)] if coded else (),
+        tables=[Table(heads, cells, strong)],
+    )
+
+
+def _drawn(source: str, coded: Mapping[str, Rows], ours: Collection[str]) -> Iterator[Drawing]:
+    reloads = Axis("reloads", whole=True)
+    for caption, series, y in (
+        ("KL at every reload", [*_kls(coded, ours)], Axis("KL, nats", log=True)),
+        ("What piled up", [*_piled(coded, ours)], Axis("KL over KL coded once")),
+    ):
+        yield drawing(caption, lines(f"{caption}, {source}", series, reloads, y))
 
 
 def _kls(coded: Mapping[str, Rows], ours: Collection[str]) -> Iterator[Series]:
@@ -65,7 +74,7 @@ def _kls(coded: Mapping[str, Rows], ours: Collection[str]) -> Iterator[Series]:
             yield Series(once, points, index, strong=False, dashed=True)
 
 
-def _point(name: str, row: dict[str, Any], key: str, whiskers: bool) -> Point:
+def _point(name: str, row: Row, key: str, whiskers: bool) -> Point:
     mean, low, high = (row[key][part] for part in ("mean", "low", "high"))
     title = f"{name}, reload {row['turn']}: {number(mean)}"
     if not whiskers:
@@ -84,24 +93,24 @@ def _piled(coded: Mapping[str, Rows], ours: Collection[str]) -> Iterator[Series]
         yield Series(name, points, index, strong=name in ours)
 
 
-def retrieval(source: dict[str, Any], ours: Collection[str]) -> Iterator[str]:
+def retrieval(source: Row, ours: Collection[str]) -> Iterator[Part]:
     """Questions to a context that was reloaded. Arguments as for `turns`."""
     rows = source["retrieval"]
     if not rows:
         return
-    yield "<h3>Retrieval from a shared context</h3>"
     found = {(row["name"], row["mode"], row["kind"]): row for row in rows}
     names = list(dict.fromkeys(row["name"] for row in rows))
     strong = [name in ours for name in names]
-    yield '<div class="plots">'
+    plots = []
     for mode in _MODES:
         shown = [
             (name, [100 * found[name, mode, kind]["right"]["mean"] for kind in _KINDS])
             for name in names
         ]
         percent = Axis("%", from_zero=True, up_to=100)
-        yield bars(f"Right answers, mode {mode}", _KINDS, shown, percent, strong)
-    yield "</div>"
+        caption = f"Right answers, mode {mode}"
+        title = f"{caption}, {source['name']}"
+        plots.append(drawing(caption, bars(title, _KINDS, shown, percent, strong)))
     kinds = [(mode, kind) for mode in _MODES for kind in _KINDS]
     heads = [""]
     for mode, kind in kinds:
@@ -113,4 +122,4 @@ def retrieval(source: dict[str, Any], ours: Collection[str]) -> Iterator[str]:
             row = found[name, mode, kind]
             line += [ranged(row["right"], 100), ranged(row["score"]), value(row["kl"]["mean"])]
         cells.append(line)
-    yield table(heads, cells, strong)
+    yield Part("Retrieval from a shared context", plots=plots, tables=[Table(heads, cells, strong)])

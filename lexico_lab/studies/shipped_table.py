@@ -1,4 +1,4 @@
-"""Tables of what `bench.eval` measured, for docs/quality.md; they need no model."""
+"""Tables of what `shipped` measured, for docs/quality.md; they need no model."""
 
 from __future__ import annotations
 

@@ -16,13 +16,13 @@ from typing import Final
 
 import torch
 from torch import Tensor
-from transformers import DynamicCache
 
+from lexico_codec.codecs import ResidualCodec
 from lexico_codec.geometry import Rope
 from lexico_codec.rope import rotate, unrotate
 from lexico_codec.sets.transform import CLASSES_AN_OCTAVE, Transform, _inverse
+from lexico_lab.evaluation.ways import Way
 from lexico_lab.published.eviction import Eviction
-from lexico_lab.published.ours import Frames
 
 SHARES: Final = {"snapkv": 0.9, "pyramidkv": 0.9, "compactor": 0.9, "kvzip": 0.5}
 """Of the vectors, kept. Where the first three kept 0.75, bytes at equal KL were more (2 texts)."""
@@ -32,48 +32,47 @@ _FLOOR: Final = 0.3
 
 
 @dataclass(frozen=True)
-class Freed(Eviction):
+class Freed:
     """An eviction, then a codec of ours that fills what is evicted as suits it."""
 
-    frames: Frames | None = None
+    eviction: Eviction
+    through: Way
+    """Codec lexico-residual."""
 
     @property
     def curve(self) -> str:
-        """As of `Eviction`."""
-        return f"{self.method} + {self.through.spec.codec.name}"
+        """Settings of one method make one curve."""
+        return f"{self.eviction.method} + {self.through.method}"
 
     @property
     def name(self) -> str:
-        """As of `Eviction`."""
-        return f"{super().name} + {self.through.name}"
+        """Method and setting."""
+        return f"{self.eviction.name} + {self.through.name}"
 
-    @property
-    def through(self) -> Frames:
-        """The codec."""
-        if self.frames is None:
-            raise ValueError("an eviction without a codec behind it")
-        return self.frames
-
-    def cache(self, cache: DynamicCache, kept: Tensor, stored: slice) -> DynamicCache:
-        """The cache that is coded."""
-        codec, transform = self.through.spec.codec, self.through.dictionary.family("residual")
+    def states(self, states: Tensor, kept: Tensor, stored: slice) -> Tensor:
+        """The states that are coded; arguments and errors as of `freed`."""
+        spec, dictionary = self.through.spec, self.through.dictionary
+        codec, rope = spec.codec, spec.geometry.rope
+        if not isinstance(codec, ResidualCodec) or dictionary is None or rope is None:
+            raise ValueError(f"{self.through.name}: codec lexico-residual and RoPE are needed")
+        transform: Transform = dictionary.family("residual")
         step = transform.steps[codec.quality] if codec.step is None else codec.step
-        return freed(cache, kept, stored, transform, step, self.through.spec.geometry.rope)
+        return freed(states, kept, stored, transform, step, rope)
 
 
-def evictions(through: Iterable[Frames]) -> list[Freed]:
+def evictions(through: Iterable[Way]) -> list[Freed]:
     """Every eviction that is worth it before these codecs."""
     codecs = list(through)
-    return [Freed(method, share, frames=one) for method, share in SHARES.items() for one in codecs]
+    return [Freed(Eviction(method, SHARES[method]), one) for method in SHARES for one in codecs]
 
 
 def freed(
-    cache: DynamicCache, kept: Tensor, stored: slice, transform: Transform, step: float, rope: Rope
-) -> DynamicCache:
-    """The cache with cheaper vectors where `kept` is False.
+    states: Tensor, kept: Tensor, stored: slice, transform: Transform, step: float, rope: Rope
+) -> Tensor:
+    """States with cheaper vectors where `kept` is False.
 
     Args:
-        cache: of the prefix, exact; left as it is.
+        states: `[layers, 2, kv_heads, tokens, head_dim]` of the prefix, exact; left as they are.
         kept: `[layers, kv_heads, tokens of stored]` bool.
         stored: the tokens that are coded.
         transform: of one run of layers.
@@ -82,20 +81,18 @@ def freed(
     """
     positions = torch.arange(stored.start, stored.stop)
     sides = []
-    for layer in cache.layers:
-        keys, values = (side[0, :, stored].half().float() for side in (layer.keys, layer.values))
+    for layer in states:
+        keys, values = layer[:, :, stored].half().float()  # [kv_heads, tokens, dim]
         before = unrotate(keys.transpose(0, 1).contiguous(), positions, rope)
         sides += [before.permute(1, 2, 0), values.transpose(1, 2)]  # [kv_heads, dim, tokens]
     exact = torch.stack(sides)
     free = ~kept.repeat_interleave(2, dim=0)[:, :, None].expand_as(exact)
     made = _cheapest(exact.flatten(1, 2), free.flatten(1, 2), transform, step).view_as(exact)
-    found = DynamicCache()
-    for index, layer in enumerate(cache.layers):
-        keys, values = layer.keys.clone(), layer.values.clone()
+    found = states.clone()
+    for index, layer in enumerate(found):
         turned = rotate(made[2 * index].permute(2, 0, 1).contiguous(), positions, rope)
-        keys[0, :, stored] = turned.transpose(0, 1)
-        values[0, :, stored] = made[2 * index + 1].transpose(1, 2)
-        found.update(keys, values, index)
+        layer[0, :, stored] = turned.transpose(0, 1)
+        layer[1, :, stored] = made[2 * index + 1].transpose(1, 2)
     return found
 
 

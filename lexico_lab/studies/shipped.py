@@ -1,11 +1,11 @@
 """`lexico eval` of what ships: SmolLM2-135M, its built-in sets, WikiText-2 test and GSM8K.
 
-    python -m bench.eval [--data FOLDER] [--texts 8] [--state FOLDER]
+    python -m lexico_lab.studies.shipped [--data FOLDER] [--texts 8] [--state FOLDER]
 
 The whole report goes to docs/eval-smollm2.html, its figures but those of single texts to
-results/eval.json; `python -m bench.quality_plot` makes docs/quality.md's tables of them. Published
-methods learn from WikiText-2 validation text, as the sets did. A run that stopped goes on; remove
-the state folder after a change of codec or evaluator.
+results/eval.json; `python -m lexico_lab.studies.pages` makes docs/quality.md's tables of them.
+Published methods learn from WikiText-2 validation text, as the sets did. A run that stopped goes
+on; remove the state folder after a change of codec or evaluator.
 """
 
 from __future__ import annotations
@@ -16,17 +16,18 @@ from pathlib import Path
 from typing import Final
 
 import torch
-import transformers
 
-from bench.eval_table import lines_of
-from bench.fidelity import DATA
-from bench.report import finish, gate, machine, threads
 from lexico_lab.evaluation.run import REPORT, evaluate
 from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.machine import threads
+from lexico_lab.models import quiet
+from lexico_lab.record import ROOT, finish, gate, machine
+from lexico_lab.studies.shipped_table import lines_of
+from lexico_lab.studies.texts import DATA
 
 WAYS: Final = ("near", "balanced", "small", 'lexico-packed:{"sparsity":8}', "paper")
 PEERS: Final = ("KVTC 5 %", "KIVI 3 bit, groups of 64")
-PAGE: Final = Path(__file__).parent.parent / "docs" / "eval-smollm2.html"
+PAGE: Final = ROOT / "docs" / "eval-smollm2.html"
 
 
 def main() -> None:
@@ -46,7 +47,7 @@ def main() -> None:
         )
     described = machine()
     torch.set_num_threads(threads())
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     options.state.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory() as scratch:
         settings = EvalSettings(

@@ -7,20 +7,19 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor
-from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
+from transformers import LlamaConfig, LlamaForCausalLM
 
+from lexico_lab.caches import cache_of, forward, states_of
 from lexico_lab.published.eviction import (
     FRACTIONS,
     KVZIP_FRACTIONS,
     Eviction,
-    available,
-    continued,
     evictions,
     pyramid,
     select,
-    selections,
-    shorten,
 )
+from lexico_lab.published.scores import available, score_key, scores_of
+from lexico_lab.published.short_caches import continued, shorten
 from lexico_lab.published.titles import EVICTIONS
 
 # What kvpress imports warns of its own imports.
@@ -56,25 +55,29 @@ def ids() -> list[int]:
     return torch.randint(100, (PREFIX + NEW,), generator=torch.Generator().manual_seed(1)).tolist()
 
 
-@torch.inference_mode()
-def cache_of(model: Any, ids: list[int]) -> DynamicCache:
-    """Of the prefix, in values that float16 holds."""
-    cache = DynamicCache()
-    model(torch.tensor([ids[:PREFIX]]), past_key_values=cache)
-    for layer in cache.layers:
-        layer.keys, layer.values = layer.keys.half().float(), layer.values.half().float()
-    return cache
+def exact_states(model: Any, ids: list[int]) -> Tensor:
+    """Of the prefix."""
+    cache = cache_of()
+    forward(model, ids[:PREFIX], cache, 1)
+    return states_of(cache)
+
+
+def prefix_states(model: Any, ids: list[int]) -> Tensor:
+    """The same in values that float16 holds."""
+    return exact_states(model, ids).half().float()
 
 
 @torch.inference_mode()
 def masked(model: Any, ids: list[int], kept: Tensor) -> Tensor:
     """Logits after the whole cache, dropped tokens masked: `kept` is the same in all layers."""
-    cache = cache_of(model, ids)
     seen = torch.ones(HEADS, NEW, PREFIX + NEW, dtype=torch.bool)
     seen[:, :, STORED] = kept[0][:, None]
     seen[:, :, PREFIX:] = torch.ones(NEW, NEW, dtype=torch.bool).tril()
     mask = seen.repeat_interleave(GROUPS, dim=0)[None]
-    return model(torch.tensor([ids[PREFIX:]]), past_key_values=cache, attention_mask=mask).logits[0]
+    cache = cache_of(prefix_states(model, ids))
+    following = torch.tensor([ids[PREFIX:]])
+    found: Tensor = model(following, past_key_values=cache, attention_mask=mask).logits[0]
+    return found
 
 
 def random_kept(*, layers_alike: bool = True) -> Tensor:
@@ -85,6 +88,13 @@ def random_kept(*, layers_alike: bool = True) -> Tensor:
     return kept[:1].expand(LAYERS, -1, -1) if layers_alike else kept
 
 
+def selected(model: Any, ids: list[int], *chosen: Eviction) -> list[Tensor]:
+    """What each keeps."""
+    states = prefix_states(model, ids)
+    found = scores_of(model, ids[:PREFIX], states, chosen, STORED, [5, 6, 7])
+    return [select(found[score_key(one)], one.method, one.count(STORED)) for one in chosen]
+
+
 def test_names_differ() -> None:
     made = evictions()
     assert len({one.name for one in made}) == len(made)
@@ -92,19 +102,17 @@ def test_names_differ() -> None:
 
 
 def test_keeping_all_predicts_as_the_whole_cache_does(model: Any, ids: list[int]) -> None:
-    kept = shorten(
-        cache_of(model, ids), torch.ones(LAYERS, HEADS, TOKENS, dtype=torch.bool), STORED
-    )
-    with torch.inference_mode():
-        following = torch.tensor([ids[PREFIX:]])
-        whole = model(following, past_key_values=cache_of(model, ids)).logits[0]
-    torch.testing.assert_close(continued(model, kept, ids[PREFIX:], PREFIX), whole)
+    states = prefix_states(model, ids)
+    kept = shorten(states, torch.ones(LAYERS, HEADS, TOKENS, dtype=torch.bool), STORED)
+    whole = forward(model, ids[PREFIX:], cache_of(states), NEW)
+    found = continued(model, kept, ids[PREFIX:], PREFIX).log_softmax(-1)
+    torch.testing.assert_close(found, whole)
 
 
 def test_dropped_tokens_are_as_if_masked(model: Any, ids: list[int]) -> None:
     """So what follows stands at its true position, and each head sees its own tokens alone."""
     kept = random_kept()
-    short = shorten(cache_of(model, ids), kept, STORED)
+    short = shorten(prefix_states(model, ids), kept, STORED)
     logits = continued(model, short, ids[PREFIX:], PREFIX)
     torch.testing.assert_close(logits, masked(model, ids, kept))
     everything = masked(model, ids, torch.ones_like(kept))
@@ -114,9 +122,10 @@ def test_dropped_tokens_are_as_if_masked(model: Any, ids: list[int]) -> None:
 def test_layers_may_differ_in_length(model: Any, ids: list[int]) -> None:
     kept = random_kept(layers_alike=False)
     kept[1] = False
-    short = shorten(cache_of(model, ids), kept, STORED)
+    short = shorten(prefix_states(model, ids), kept, STORED)
     outside = PREFIX - TOKENS
-    lengths = [layer.keys.shape[2] for layer in short.cache.layers]
+    layers: Any = short.cache.layers
+    lengths = [layer.keys.shape[2] for layer in layers]
     assert lengths == [outside + int(layer.sum(1).max()) for layer in kept]
     assert [int(seen.sum()) for seen in short.visible] == [
         HEADS * outside + int(layer.sum()) for layer in kept
@@ -128,28 +137,26 @@ def test_layers_may_differ_in_length(model: Any, ids: list[int]) -> None:
 
 def test_the_model_is_left_as_it_was(model: Any, ids: list[int]) -> None:
     former = model.config._attn_implementation
-    continued(model, shorten(cache_of(model, ids), random_kept(), STORED), ids[PREFIX:], PREFIX)
+    short = shorten(prefix_states(model, ids), random_kept(), STORED)
+    continued(model, short, ids[PREFIX:], PREFIX)
     assert model.config._attn_implementation == former
 
 
 def test_stored_tokens_are_float16_and_the_tail_exact(model: Any, ids: list[int]) -> None:
-    cache = DynamicCache()
-    with torch.inference_mode():
-        model(torch.tensor([ids[:PREFIX]]), past_key_values=cache)
-    kept = torch.zeros(LAYERS, HEADS, TOKENS, dtype=torch.bool)
-    short = shorten(cache, kept, STORED)
-    for exact, left in zip(cache.layers, short.cache.layers, strict=True):
-        sinks, tail = left.values[:, :, : STORED.start], left.values[:, :, STORED.start :]
-        assert torch.equal(sinks, exact.values[:, :, : STORED.start].half().float())
-        assert torch.equal(tail, exact.values[:, :, STORED.stop :])
+    exact = exact_states(model, ids)
+    short = shorten(exact, torch.zeros(LAYERS, HEADS, TOKENS, dtype=torch.bool), STORED)
+    left = states_of(short.cache)
+    sinks, tail = left[:, :, :, : STORED.start], left[:, :, :, STORED.start :]
+    assert torch.equal(sinks, exact[:, :, :, : STORED.start].half().float())
+    assert torch.equal(tail, exact[:, :, :, STORED.stop :])
 
 
 def test_bytes(model: Any, ids: list[int]) -> None:
     kept = random_kept(layers_alike=False)
     sinks = LAYERS * HEADS * (4 * 2 * DIM * 2 + 2)  # and the number of each head's tokens
-    cache = cache_of(model, ids)
-    assert shorten(cache, kept, STORED).size == sinks + int(kept.sum()) * (2 * DIM * 2 + 2)
-    coded = shorten(cache, kept, STORED, coded=True)
+    states = prefix_states(model, ids)
+    assert shorten(states, kept, STORED).size == sinks + int(kept.sum()) * (2 * DIM * 2 + 2)
+    coded = shorten(states, kept, STORED, coded=True)
     assert coded.size == sinks + int(kept.sum()) * (2 * (3 * 8 + 2) + 2)
 
 
@@ -197,13 +204,8 @@ def test_pyramid(layers: int, count: int, tokens: int, ends: tuple[int, int]) ->
 @pytest.mark.parametrize("fraction", [0.1, 0.5])
 def test_every_method_selects(model: Any, ids: list[int], fraction: float) -> None:
     chosen = [Eviction(method, fraction) for method in EVICTIONS]
-    prefix = ids[:PREFIX]
-    cache = cache_of(model, ids)
-    first = list(selections(model, prefix, cache, chosen, STORED, [5, 6, 7]))
-    again = list(selections(model, prefix, cache, chosen, STORED, [5, 6, 7]))
-    assert cache.get_seq_length() == PREFIX
-    assert [one for one, _ in first] == chosen
-    for (one, kept), (_, same) in zip(first, again, strict=True):
+    first, again = (selected(model, ids, *chosen) for _ in range(2))
+    for one, kept, same in zip(chosen, first, again, strict=True):
         assert kept.shape == (LAYERS, HEADS, TOKENS)
         assert torch.equal(kept, same)
         even = LAYERS * HEADS * one.count(STORED)
@@ -214,7 +216,7 @@ def test_every_method_selects(model: Any, ids: list[int], fraction: float) -> No
 @needs_kvpress
 def test_streamingllm_keeps_the_latest(model: Any, ids: list[int]) -> None:
     one = Eviction("streamingllm", 0.5)
-    ((_, kept),) = selections(model, ids[:PREFIX], DynamicCache(), [one], STORED, [])
+    (kept,) = selected(model, ids, one)
     count = one.count(STORED)
     assert kept[:, :, -count:].all()
     assert not kept[:, :, :-count].any()
@@ -223,7 +225,7 @@ def test_streamingllm_keeps_the_latest(model: Any, ids: list[int]) -> None:
 @needs_kvpress
 def test_snapkv_keeps_what_the_tail_attends_to(model: Any, ids: list[int]) -> None:
     one = Eviction("snapkv", 0.3)
-    ((_, kept),) = selections(model, ids[:PREFIX], DynamicCache(), [one], STORED, [])
+    (kept,) = selected(model, ids, one)
     model.set_attn_implementation("eager")
     with torch.inference_mode():
         seen = model(torch.tensor([ids[:PREFIX]]), output_attentions=True).attentions
