@@ -16,7 +16,7 @@ help:            ## this list
 	@grep -E '^[a-z -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
 demo: .venv/demo ## two nodes share a prompt cache on a real model
-	$(BIN)/python -m bench.demo
+	$(BIN)/python -m examples.two_nodes
 
 test: .venv/dev redis lint ## everything that must hold before a change lands
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)

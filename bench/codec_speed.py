@@ -25,7 +25,7 @@ from torch import Tensor
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
-from lexico_codec.sets.dictionary import load_builtin
+from lexico_codec.sets.builtin import load_builtin
 from lexico_codec.sets.transform import QUALITIES
 from lexico_lab.caches import cache_of, forward, states_of
 from lexico_lab.evaluation.ways import Way, way_of

@@ -41,7 +41,8 @@ Row = dict[str, Any]
 
 def variants_of(module: str, architecture: int) -> list[Variant]:
     """What a kernel module wants compiled for an architecture."""
-    return MODULES[module].variants(architecture)
+    found: list[Variant] = MODULES[module].variants(architecture)
+    return found
 
 
 def may_be_refused(variant: Variant, architecture: int) -> bool:

@@ -28,7 +28,6 @@ from torch import Tensor
 
 from lexico_codec.kernels import library
 from lexico_codec.kernels.dispatch import Kernel
-from lexico_codec.kernels.pursuit import compiled
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct
@@ -189,7 +188,7 @@ def _coders(atoms: Tensor, sparsity: int) -> list[list[Coder]]:
 
     def on(isa: str) -> Coder:
         def code(x: Tensor) -> Codes:
-            with mock.patch.dict(os.environ, {compiled.ISA_VARIABLE: isa}):
+            with mock.patch.dict(os.environ, {library.ISA_VARIABLE: isa}):
                 return encode(x, stacked, sparsity, kernel="compiled")
 
         restore = ours("compiled", "compiled", VECTORS).restore

@@ -26,9 +26,9 @@ from lexico_codec.checksum import Checksum
 from lexico_codec.geometry import Geometry
 from lexico_codec.keys import page_keys
 from lexico_codec.spec import CacheSpec, make_spec
-from lexico_codec.upload import MESSAGE_BYTES
 from lexico_codec.wire import spec_to_wire
 from lexico_lab.record import finish, gate, machine, table
+from lexico_proto.limits import MESSAGE_BYTES
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_proto.v1 import offload_pb2_grpc as pb_grpc
 from lexico_services.config import ListenConfig, OffloadConfig

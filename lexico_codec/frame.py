@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from typing import Final
 
 from lexico_codec.checksum import Checksum
+from lexico_codec.limits import MAX_PARSED_FRAME_BYTES
 from lexico_proto.errors import DamagedFrame, FrameMismatch
 
 MAGIC: Final = b"LXKV"
 VERSION: Final = 1
-MAX_FRAME_BYTES: Final = 256 << 20
 """Longest frame that is read."""
 
 _FIELDS: Final = struct.Struct("<4sHHHBBHHHHIIIQ32s32s16s")
@@ -123,9 +123,9 @@ def parse_frame(frame: bytes | bytearray | memoryview) -> tuple[FrameHeader, mem
             does not hold.
     """
     view = memoryview(frame).cast("B")
-    if not HEADER_BYTES <= len(view) <= MAX_FRAME_BYTES:
+    if not HEADER_BYTES <= len(view) <= MAX_PARSED_FRAME_BYTES:
         raise DamagedFrame(
-            f"a frame of {len(view)} bytes: outside {HEADER_BYTES}..{MAX_FRAME_BYTES}"
+            f"a frame of {len(view)} bytes: outside {HEADER_BYTES}..{MAX_PARSED_FRAME_BYTES}"
         )
     (
         magic,

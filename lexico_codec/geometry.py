@@ -10,6 +10,7 @@ from typing import Final, Literal
 
 import torch
 
+from lexico_codec.limits import MAX_HEAD_DIM, MAX_KV_HEADS, MAX_LAYERS
 from lexico_proto.errors import ConfigurationError, ShapeMismatch
 
 Pairing = Literal["half", "interleaved"]
@@ -21,9 +22,7 @@ DTYPES: Final[dict[str, torch.dtype]] = {
 }
 """Element types of a cache, by the name that travels."""
 
-MAX_LAYERS: Final = 512
-MAX_KV_HEADS: Final = 1024
-MAX_HEAD_DIM: Final = 1024
+_STEPS: Final = 64  # an octave: a step is about one percent
 
 
 @dataclass(frozen=True)
@@ -58,6 +57,23 @@ class Rope:
         """Leading components of a head that are turned."""
         return 2 * len(self.inv_freq)
 
+    def difference(self, other: Rope) -> str:
+        """What `other` does otherwise, in words; empty where they agree to about one percent.
+
+        Unlike `canonical`, which cuts the numbers into steps, this has no borders between them: two
+        ropes that differ in a last bit always agree.
+        """
+        if self.pairing != other.pairing:
+            return f"it pairs components {self.pairing}, not {other.pairing}"
+        if self.rotary_dim != other.rotary_dim:
+            return f"it turns {self.rotary_dim} components, not {other.rotary_dim}"
+        if not _close(self.scale, other.scale):
+            return f"its scale is {self.scale:.4g}, not {other.scale:.4g}"
+        for pair, (ours, theirs) in enumerate(zip(self.inv_freq, other.inv_freq, strict=True)):
+            if not _close(ours, theirs):
+                return f"it turns pair {pair} by {ours:.4g} radians a token, not {theirs:.4g}"
+        return ""
+
     def canonical(self) -> bytes:
         """Bytes that name the rope: pairing, scale and frequencies to about one percent.
 
@@ -65,10 +81,15 @@ class Rope:
         would keep their nodes from sharing. What is finer, the weights' fingerprint binds: it
         covers the model's configuration.
         """
-        steps = [-(1 << 15) if f == 0 else round(64 * math.log2(f)) for f in self.inv_freq]
-        scale = round(64 * math.log2(self.scale))
+        steps = [-(1 << 15) if f == 0 else round(_STEPS * math.log2(f)) for f in self.inv_freq]
+        scale = round(_STEPS * math.log2(self.scale))
         head = struct.pack("<BhH", self.pairing == "half", scale, len(steps))
         return head + struct.pack(f"<{len(steps)}h", *steps)
+
+
+def _close(a: float, b: float) -> bool:
+    """Whether two numbers that are not negative are within a step of each other."""
+    return a == b or (min(a, b) > 0 and abs(math.log2(a / b)) <= 1 / _STEPS)
 
 
 def _as_float32(*numbers: float) -> tuple[float, ...]:

@@ -8,8 +8,9 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
-from lexico_codec.spec import DIGEST_BYTES, CacheSpec
+from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import TokenCountMismatch
+from lexico_proto.limits import DIGEST_BYTES
 
 TokenIds = Sequence[int] | npt.NDArray[np.integer]
 

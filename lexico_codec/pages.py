@@ -6,10 +6,10 @@ import torch
 from torch import Tensor
 
 from lexico_codec.codecs import Place
-from lexico_codec.codecs.codec import GroupCodes
+from lexico_codec.codecs.sparse import GroupCodes, with_codes
 from lexico_codec.frame import Arena, FrameHeader, expect_frame, pack_frame
 from lexico_codec.sets.dictionary import DictionarySet
-from lexico_codec.spec import DIGEST_BYTES, CacheSpec
+from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import all_finite
 from lexico_proto.errors import (
     DictionaryMismatch,
@@ -19,6 +19,7 @@ from lexico_proto.errors import (
     ShapeMismatch,
     UnknownDictionary,
 )
+from lexico_proto.limits import DIGEST_BYTES
 
 
 def encode_group(
@@ -118,8 +119,9 @@ def read_group(
         Unsupported: a codec without codes (raw): use `decode_group`.
     """
     _check_index(spec, page, group)
+    codec = with_codes(spec.codec)
     body = _proven_body(spec, page_key, page, group, frame, dictionary)
-    return spec.codec.read(
+    return codec.read(
         body,
         _place(spec, page, group),
         dictionary,

@@ -5,16 +5,15 @@ from __future__ import annotations
 import hashlib
 import math
 import struct
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
 from lexico_codec.codecs import Codec, codec_from_config
-from lexico_codec.geometry import MAX_KV_HEADS, MAX_LAYERS, Geometry
+from lexico_codec.geometry import Geometry
+from lexico_codec.limits import MAX_KV_HEADS, MAX_LAYERS, MAX_LORA_BYTES, MAX_PAGE_TOKENS
 from lexico_proto.errors import InvalidInput, ShapeMismatch, TokenCountMismatch
-
-DIGEST_BYTES: Final = 32
-"""Length of a weights fingerprint, a dictionary digest, a namespace and a page key."""
+from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 
 FRAME_TARGET_BYTES: Final = 1 << 20
 """Encoded size a layer group aims at: Redis and gRPC both move 1 MiB pieces fastest."""
@@ -22,13 +21,9 @@ FRAME_TARGET_BYTES: Final = 1 << 20
 DEFAULT_PAGE_TOKENS: Final = 64
 """Tokens a page: a sparse page of an 8B model is then one frame of about 1 MiB, and the tail that
 fills no page is 32 tokens long on average."""
-MAX_PAGE_TOKENS: Final = 4096
 DEFAULT_RECENT_TOKENS: Final = 64
 """Newest tokens of a prompt that a node computes itself, though pages of them may be stored: what
 is predicted next depends on them most, and what a lossy codec lost of them shows at once."""
-MAX_GROUPS: Final = 64
-"""Frames of one page: what the store takes in one transaction."""
-MAX_LORA_BYTES: Final = 256
 
 
 @dataclass(frozen=True)
@@ -131,6 +126,13 @@ class CacheSpec:
             digest.update(struct.pack("<Q", len(part)))
             digest.update(part)
         return digest.digest()
+
+    @cached_property
+    def whole_geometry(self) -> Geometry:
+        """Geometry of the whole model that the shard is of."""
+        return replace(
+            self.geometry, layers=self.shard.total_layers, kv_heads=self.shard.total_heads
+        )
 
     @property
     def groups(self) -> int:

@@ -2,15 +2,9 @@
 
 from __future__ import annotations
 
-from typing import Final
-
 from lexico_codec.checksum import Checksum
 from lexico_proto.errors import InvalidInput, StreamDamaged, StreamTooLong, StreamTruncated
-
-PIECE_BYTES: Final = 1 << 20
-"""Most bytes of payload in one message, either way."""
-MESSAGE_BYTES: Final = PIECE_BYTES + (64 << 10)
-"""Most bytes of one message: a piece and the fields around it, or the header of a Put."""
+from lexico_proto.limits import PIECE_BYTES
 
 
 class PageAssembler:

@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
+from lexico_codec.hf_inputs import cache_inputs
+
 if TYPE_CHECKING:
     from transformers import DynamicCache
 
@@ -38,7 +40,7 @@ def forward(model: Any, ids: Sequence[int], cache: DynamicCache, keep: int) -> T
     """
     output = model(
         torch.tensor([list(ids)], device=model.device),
-        past_key_values=cache,
+        **cache_inputs(model, cache),
         use_cache=True,
         logits_to_keep=keep,
     )

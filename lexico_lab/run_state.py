@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final, Self
 
-from lexico_codec.sets.dictionary import canonical_json, write_atomically
+from lexico_codec.canonical import canonical_json
+from lexico_codec.files import write_atomically
 from lexico_proto.errors import ConfigurationError
 
 _MARK: Final = "run.json"

@@ -7,10 +7,6 @@ Use:
 """
 
 from lexico_store.checks import (
-    KEY_BYTES,
-    MAX_DICTIONARY_BYTES,
-    MAX_FRAME_BYTES,
-    MAX_FRAMES,
     MAX_META_BYTES,
 )
 from lexico_store.embedded import EmbeddedServer
@@ -22,10 +18,6 @@ from lexico_store.sharing import reachable_store
 from lexico_store.store import PageStore, StoredPage
 
 __all__ = [
-    "KEY_BYTES",
-    "MAX_DICTIONARY_BYTES",
-    "MAX_FRAMES",
-    "MAX_FRAME_BYTES",
     "MAX_META_BYTES",
     "EmbeddedServer",
     "Lease",

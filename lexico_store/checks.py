@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from lexico_proto.errors import InvalidInput
+from lexico_proto.limits import DIGEST_BYTES, MAX_FRAME_BYTES, MAX_GROUPS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -14,15 +15,9 @@ if TYPE_CHECKING:
 
     BytesLike = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
 
-KEY_BYTES: Final = 32
-"""Length of a page key."""
 MAX_DIGEST_BYTES: Final = 64
 """Longest scope and longest dictionary digest: what BLAKE2b takes as a key."""
-MAX_FRAMES: Final = 64
-"""Frames (layer groups) of one page."""
-MAX_FRAME_BYTES: Final = 64 << 20
 MAX_META_BYTES: Final = 1 << 20
-MAX_DICTIONARY_BYTES: Final = 64 << 20
 MAX_TTL_S: Final = 10 * 365 * 86400.0
 """Ten years: far below where a server's expiry in milliseconds overflows."""
 
@@ -35,8 +30,8 @@ def check_scope(scope: bytes) -> None:
 
 def check_key(key: bytes) -> None:
     """A page key is 32 bytes."""
-    if not isinstance(key, bytes) or len(key) != KEY_BYTES:
-        raise InvalidInput(f"page key must be {KEY_BYTES} bytes: {_shape(key)}")
+    if not isinstance(key, bytes) or len(key) != DIGEST_BYTES:
+        raise InvalidInput(f"page key must be {DIGEST_BYTES} bytes: {_shape(key)}")
 
 
 def check_digest(digest: bytes) -> None:
@@ -48,9 +43,9 @@ def check_digest(digest: bytes) -> None:
 
 
 def check_group(group: int) -> None:
-    """A layer group's index is below `MAX_FRAMES`."""
-    if not 0 <= group < MAX_FRAMES:
-        raise InvalidInput(f"group {group} is not in 0..{MAX_FRAMES - 1}")
+    """A layer group's index is below `MAX_GROUPS`."""
+    if not 0 <= group < MAX_GROUPS:
+        raise InvalidInput(f"group {group} is not in 0..{MAX_GROUPS - 1}")
 
 
 def checked_ttl_ms(ttl_s: float) -> int:
@@ -62,8 +57,8 @@ def checked_ttl_ms(ttl_s: float) -> int:
 
 def checked_frames(frames: Sequence[BytesLike]) -> list[memoryview]:
     """Views of the frames, as unsigned bytes and without a copy."""
-    if not 1 <= len(frames) <= MAX_FRAMES:
-        raise InvalidInput(f"a page has 1..{MAX_FRAMES} frames, not {len(frames)}")
+    if not 1 <= len(frames) <= MAX_GROUPS:
+        raise InvalidInput(f"a page has 1..{MAX_GROUPS} frames, not {len(frames)}")
     return [checked_view(frame, f"frame {i}", MAX_FRAME_BYTES) for i, frame in enumerate(frames)]
 
 

@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Final, NamedTuple, Self
 
 from lexico_proto.errors import InvalidInput
+from lexico_proto.limits import MAX_DICTIONARY_BYTES
 from lexico_store import checks
 from lexico_store import keys as keyspace
 from lexico_store.lease import Lease
@@ -130,7 +131,7 @@ class PageStore(ABC):
         """Stores a dictionary set (up to 64 MiB) whole, not to expire or be evicted. Idempotent."""
         checks.check_scope(scope)
         checks.check_digest(digest)
-        view = checks.checked_view(data, "dictionary", checks.MAX_DICTIONARY_BYTES)
+        view = checks.checked_view(data, "dictionary", MAX_DICTIONARY_BYTES)
         chunks = [view[i : i + CHUNK_BYTES] for i in range(0, view.nbytes, CHUNK_BYTES)]
         self._put_dictionary(
             keyspace.dictionary(scope, digest), keyspace.dictionary_listing(scope), digest, chunks

@@ -53,11 +53,11 @@ class EncoderConfig:
         for name in ("page_ttl_s", "lease_ttl_s", "ongoing_per_replica", "queued_per_handle"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"encoders: {name} must be positive")
-        if self.num_gpus is not None and not _is_share(self.num_gpus):
+        if self.num_gpus is not None and not _is_fraction(self.num_gpus):
             raise ConfigurationError(
                 "encoders: num_gpus must be 0, a fraction of one GPU, or a whole number of them"
             )
 
 
-def _is_share(gpus: float) -> bool:
+def _is_fraction(gpus: float) -> bool:
     return 0 <= gpus < math.inf and (gpus <= 1 or gpus == int(gpus))

@@ -17,7 +17,9 @@ import torch
 
 from lexico_codec.frame import Arena
 from lexico_codec.pages import encode_group
-from lexico_codec.sets.dictionary import DictionarySet, find_builtin
+from lexico_codec.sets.builtin import find_builtin
+from lexico_codec.sets.choose import check_model
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
 from lexico_proto.errors import Cancelled, ShapeMismatch, UnknownDictionary
@@ -120,6 +122,7 @@ class PageEncoder:
         dictionary = None
         if spec.codec.needs_dictionary:
             dictionary = self._dictionaries.get(job.scope, spec.dictionary)
+            check_model(dictionary, spec.whole_geometry)
         lease = self._store.lease(job.scope, job.page_key, self._lease_ttl_s, job.owner)
         if lease is None:
             return PageDone(Outcome.IN_PROGRESS)

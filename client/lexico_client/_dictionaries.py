@@ -13,10 +13,10 @@ from typing import Final
 from lexico_client._crew import Crew
 from lexico_client._deadline import Budget, with_retry
 from lexico_client._transport import Transport
-from lexico_codec.sets.dictionary import MAX_ARTEFACT_BYTES, DictionarySet, write_atomically
-from lexico_codec.spec import DIGEST_BYTES
-from lexico_codec.upload import PIECE_BYTES
+from lexico_codec.files import write_atomically
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_proto.errors import DamagedFrame, InternalError, InvalidInput, LexicoError
+from lexico_proto.limits import DIGEST_BYTES, MAX_DICTIONARY_BYTES, PIECE_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 
 _log = logging.getLogger(__name__)
@@ -105,7 +105,7 @@ class DictionaryShelf:
         async with aclosing(self._transport.fetch(request, budget.left())) as stream:
             async for message in stream:
                 declared = declared or message.artefact_bytes
-                if not 0 < declared <= MAX_ARTEFACT_BYTES or message.artefact_bytes != declared:
+                if not 0 < declared <= MAX_DICTIONARY_BYTES or message.artefact_bytes != declared:
                     raise InternalError(f"fetch: an artefact of {message.artefact_bytes} bytes")
                 if len(data) + len(message.data) > declared:
                     raise InternalError("fetch: more bytes came than were announced")
@@ -140,7 +140,7 @@ def _read(path: Path, digest: bytes) -> DictionarySet | None:
     """The set on disk; None where there is none, or none that is sound."""
     try:
         with path.open("rb") as file:
-            return _checked(file.read(MAX_ARTEFACT_BYTES + 1), digest)
+            return _checked(file.read(MAX_DICTIONARY_BYTES + 1), digest)
     except FileNotFoundError:
         return None
     except (OSError, LexicoError) as error:

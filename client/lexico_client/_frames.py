@@ -5,10 +5,11 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from lexico_codec.frame import HEADER_BYTES, MAX_FRAME_BYTES
+from lexico_codec.frame import HEADER_BYTES
+from lexico_codec.limits import MAX_PARSED_FRAME_BYTES
 from lexico_codec.spec import CacheSpec
-from lexico_codec.upload import PIECE_BYTES
 from lexico_proto.errors import InternalError
+from lexico_proto.limits import PIECE_BYTES
 from lexico_proto.v1 import reload_pb2 as reload
 
 
@@ -103,4 +104,4 @@ def longest_frame(spec: CacheSpec, group: int) -> int:
     layers = len(spec.group_range(group))
     encoded = layers * spec.codec.encoded_bytes(spec.geometry, spec.page_tokens)
     most = HEADER_BYTES + 4 * math.ceil(max(encoded, spec.group_bytes(group)))
-    return min(most, MAX_FRAME_BYTES)
+    return min(most, MAX_PARSED_FRAME_BYTES)

@@ -13,8 +13,8 @@ import grpc.aio
 from lexico_client._errors import translated
 from lexico_client._transport import check_size
 from lexico_client._upload_end import UploadEnd
-from lexico_codec.upload import MESSAGE_BYTES
 from lexico_proto.errors import ConfigurationError
+from lexico_proto.limits import MESSAGE_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload

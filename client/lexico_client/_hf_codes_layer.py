@@ -14,8 +14,9 @@ from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import CacheLayerMixin
 
 from lexico_client._hf_recoding import Recoding
-from lexico_codec.codecs.lexico.codec import SINK_TOKENS
-from lexico_codec.kernels.attend.coded import CodedLayer, attend
+from lexico_codec.codecs.codec import SINK_TOKENS
+from lexico_codec.kernels.attend.coded import attend
+from lexico_codec.kernels.attend.layer import CodedLayer
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import encode
@@ -80,7 +81,6 @@ class CodedCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
     """
 
     is_compileable = False
-    is_croppable = False  # not in full: see `crop`
     is_sliding = False
 
     def __init__(
@@ -117,6 +117,11 @@ class CodedCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
             return None
         with plain_tensors():
             return CodedLayer.empty(self._atoms, kv_heads, self._recoding.codec.sparsity)
+
+    @property
+    def is_croppable(self) -> bool:  # type: ignore[override]
+        """Whether any number of tokens can be removed: codes cannot, see `crop`."""
+        return not self.coded_tokens
 
     @property
     def coded_tokens(self) -> int:

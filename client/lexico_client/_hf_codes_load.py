@@ -10,10 +10,11 @@ from torch import Tensor
 from lexico_client._hf_codes_layer import CodedCacheLayer, plain_tensors
 from lexico_client._hf_recoding import Recoding
 from lexico_client._load import PageView
-from lexico_codec.codecs.codec import GroupCodes
+from lexico_codec.codecs.sparse import GroupCodes
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.choose import at_hand
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from lexico_codec.spec import CacheSpec
 
 
@@ -61,7 +62,8 @@ class PrefixCodes:
             return parts[0].atoms.narrow(2 * index, 2)
         if dictionary is None:
             return None
-        return dictionary.stack(self._spec.shard.first_layer + layer, 1, self._device)
+        atoms = at_hand(self._spec.codec, dictionary, AtomSet)
+        return atoms.stack(self._spec.shard.first_layer + layer, 1, self._device)
 
     def _no_sinks(self) -> tuple[Tensor, Tensor]:
         g = self._spec.geometry

@@ -12,9 +12,9 @@ from weakref import WeakKeyDictionary
 import xxhash
 from torch import Tensor, nn
 
-from lexico_codec.spec import DIGEST_BYTES
 from lexico_codec.tensors import bytes_of
 from lexico_proto.errors import Unsupported
+from lexico_proto.limits import DIGEST_BYTES
 
 _KEEPS_MEANING: Final = frozenset(
     (

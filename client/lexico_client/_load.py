@@ -17,7 +17,7 @@ from torch import Tensor
 from lexico_client._deadline import Budget, finished, may_retry, pause
 from lexico_client._frames import Frame, FrameAssembler
 from lexico_client._transport import Transport
-from lexico_codec.codecs.codec import GroupCodes
+from lexico_codec.codecs.sparse import GroupCodes, keeps_codes
 from lexico_codec.pages import decode_group, read_group
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -225,7 +225,7 @@ class PrefixLoader:
     def _checked_view(self, page: int, group: int) -> Tensor | CodesReceiver:
         out = self._view(page, group)
         if isinstance(out, CodesReceiver):
-            if not self._spec.codec.has_codes:
+            if not keeps_codes(self._spec.codec):
                 raise Unsupported(
                     f"codec {self._spec.codec.name} keeps no codes: give tensors to fill"
                 )

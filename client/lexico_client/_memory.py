@@ -8,10 +8,11 @@ from contextlib import aclosing
 from lexico_client._transport import check_size
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import encode_group
-from lexico_codec.sets.dictionary import MAX_ARTEFACT_BYTES, DictionarySet
+from lexico_codec.sets.choose import check_model
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
-from lexico_codec.upload import PIECE_BYTES, PageAssembler
+from lexico_codec.upload import PageAssembler
 from lexico_codec.wire import spec_from_wire
 from lexico_proto.errors import (
     InvalidInput,
@@ -21,6 +22,7 @@ from lexico_proto.errors import (
     TokenCountMismatch,
     UnknownDictionary,
 )
+from lexico_proto.limits import MAX_DICTIONARY_BYTES, PIECE_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
@@ -73,6 +75,7 @@ class InMemoryTransport:
             dictionary = None
             if spec.codec.needs_dictionary:
                 dictionary = self._dictionary(spec.dictionary)
+                check_model(dictionary, spec.whole_geometry)
             results = []
             for page, key in zip(first.header.pages, first.header.page_keys, strict=True):
                 data = memoryview(bytearray(spec.page_bytes))
@@ -97,7 +100,7 @@ class InMemoryTransport:
             first = await anext(messages, None)
             if first is None or first.WhichOneof("part") != "header":
                 raise InvalidInput("register: the first message must be the header")
-            if first.header.artefact_bytes > MAX_ARTEFACT_BYTES:
+            if first.header.artefact_bytes > MAX_DICTIONARY_BYTES:
                 raise InvalidInput(f"register: {first.header.artefact_bytes} bytes are too many")
             stream = _ByteStream(messages)
             data = await stream.take(first.header.artefact_bytes)

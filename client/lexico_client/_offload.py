@@ -18,9 +18,9 @@ from lexico_client._transport import Transport
 from lexico_codec.checksum import Checksum
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import all_finite, bytes_of
-from lexico_codec.upload import PIECE_BYTES
 from lexico_codec.wire import spec_to_wire
 from lexico_proto.errors import InternalError, NonFiniteCache, ShapeMismatch
+from lexico_proto.limits import PIECE_BYTES
 from lexico_proto.v1 import offload_pb2 as offload
 
 PageSource = Callable[[int, int], Tensor]

@@ -11,8 +11,8 @@ from typing import Protocol
 
 from google.protobuf.message import Message
 
-from lexico_codec.upload import MESSAGE_BYTES
 from lexico_proto.errors import MessageTooLarge
+from lexico_proto.limits import MESSAGE_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload

@@ -2,14 +2,14 @@
 
 shared = HuggingFaceCache(client, model)
 hit = shared.load(input_ids)
-out = model.generate(input_ids, past_key_values=hit.cache, return_dict_in_generate=True)
-shared.offload(out.sequences, out.past_key_values, wait="received")
+out = model.generate(input_ids, **hit.inputs, return_dict_in_generate=True)
+shared.offload(out.sequences, hit.cache, wait="received")
 
 A node that is short of memory keeps the reloaded prefix as codes, and attends over them:
 
 model.set_attn_implementation("lexico_codes")
 hit = shared.load_codes(input_ids)
-out = model.generate(input_ids, past_key_values=hit.cache)
+out = model.generate(input_ids, **hit.inputs)
 """
 
 from __future__ import annotations
@@ -30,13 +30,15 @@ from lexico_client._hf_codes_attention import register
 from lexico_client._hf_codes_layer import ATTENTION
 from lexico_client._hf_codes_load import PrefixCodes
 from lexico_client._hf_recoding import DEFAULT_BUFFER_TOKENS, DEFAULT_WINDOW_TOKENS, Recoding
-from lexico_client._hf_sets import choose
 from lexico_client._hf_weights import weights_fingerprint
 from lexico_client._load import Target
 from lexico_client._results import Loaded, PutReport
 from lexico_client._sync_client import Client
 from lexico_codec.codecs import LexicoCodec
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
+from lexico_codec.presets import codec_named, spoken
+from lexico_codec.sets.choose import choose
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, CacheSpec
 from lexico_proto.errors import (
@@ -58,6 +60,9 @@ class _Brought:
     """Leading tokens that the cache holds; 0 for a miss."""
     loaded: Loaded
     """The figures of the load."""
+    inputs: Mapping[str, Any]
+    """`cache` under the keyword that the model knows: `**hit.inputs` goes to `generate` or to the
+    model itself. It is `cache` from transformers 5.24 on, and was `past_key_values`."""
 
     @property
     def reason(self) -> LexicoError | None:
@@ -128,7 +133,8 @@ class HuggingFaceCache:
             UnknownCodec: no preset and no codec of that name.
             ConfigurationError: no built-in dictionary set serves, or a parameter that cannot be
                 used, such as recent_tokens below 1.
-            DictionaryMismatch: the set given was made for another shape or another codec.
+            DictionaryMismatch: the set given was made from a model of another shape or another
+                rotary embedding, or for another codec.
         """
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) > 1:
@@ -140,7 +146,8 @@ class HuggingFaceCache:
                 "token predicts the next one"
             )
         geometry = geometry_of(model.config, model.dtype)
-        chosen, dictionary = choose(codec, codec_config, dictionary, geometry)
+        asked = codec_named(codec, codec_config)
+        chosen, dictionary = choose(asked, dictionary, geometry, spoken(codec))
         self._client = client
         self._model = model
         self._recent_tokens = recent_tokens
@@ -179,7 +186,8 @@ class HuggingFaceCache:
         loaded, tokens = self._load(input_ids, memory.allocate, timeout)
         cache = DynamicCache(config=self._model.config)
         memory.fill(cache, tokens)
-        return Hit(tokens=tokens, loaded=loaded, cache=cache)
+        inputs = cache_inputs(self._model, cache)
+        return Hit(tokens=tokens, loaded=loaded, inputs=inputs, cache=cache)
 
     def load_codes(
         self,
@@ -226,7 +234,8 @@ class HuggingFaceCache:
         codes = PrefixCodes(self._spec, self._model.device)
         loaded, tokens = self._load(input_ids, codes.allocate, timeout)
         cache = CodedCache(codes.layers(tokens, recoding, self._dictionary))
-        return CodedHit(tokens=tokens, loaded=loaded, cache=cache)
+        inputs = cache_inputs(self._model, cache)
+        return CodedHit(tokens=tokens, loaded=loaded, inputs=inputs, cache=cache)
 
     def _load(
         self, input_ids: Tensor | Sequence[int], target: Target, timeout: float | None

@@ -7,12 +7,14 @@ from dataclasses import fields
 from typing import Final
 
 from lexico_codec.codecs.adaptive.codec import AdaptiveCodec
-from lexico_codec.codecs.codec import Codec, GroupCodes, Place
+from lexico_codec.codecs.codec import Codec, Place
 from lexico_codec.codecs.lexico.codec import LexicoCodec
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.codecs.packed.codec import PackedCodec
 from lexico_codec.codecs.raw import RawCodec
 from lexico_codec.codecs.residual.codec import ResidualCodec
+from lexico_codec.codecs.sparse import GroupCodes, SparseCodec
+from lexico_codec.limits import MAX_CONFIG_BYTES
 from lexico_proto.errors import ConfigurationError, UnknownCodec
 
 __all__ = [
@@ -26,6 +28,7 @@ __all__ = [
     "Place",
     "RawCodec",
     "ResidualCodec",
+    "SparseCodec",
     "codec_from_config",
 ]
 
@@ -41,8 +44,6 @@ CODECS: Final[dict[str, type[Codec]]] = {
     )
 }
 """name → class. A new codec is one more class here."""
-
-MAX_CONFIG_BYTES: Final = 4096
 
 
 def codec_from_config(name: str, config_json: str = "{}") -> Codec:

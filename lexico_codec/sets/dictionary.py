@@ -1,76 +1,47 @@
-"""The dictionary set: key and value atoms of every layer of one model, as one safetensors artefact.
+"""Dictionary sets: what a codec codes over, made for all layers of one model.
 
-The artefact holds the tensors `layers.00.key.atoms` and `layers.00.value.atoms` (`[N, head_dim]`,
-rows of unit norm; N may differ from tensor to tensor) and one metadata entry `lexico`: canonical
-JSON (sorted keys, no spaces) of `SetInfo` (`set_info`). Format 1 has fp16 atoms and nothing else.
-Format 2 may have int8 atoms, `layers.00.key.mean` and so on, and families of further tensors
-(`set_families`). Format 3 has a transform (family `residual`, see `transform`) in place of layers'
-tensors. Equal content gives equal bytes. The set's name everywhere is the BLAKE2b-256 of those
-bytes.
+There are two kinds. An `AtomSet` has a dictionary of atoms for the keys and one for the values of
+each layer: formats 1 and 2 of the artefact. A `TransformSet` has a learned transform of whole
+tokens: format 3. `DictionarySet.load` gives the kind that the bytes are.
 """
 
 from __future__ import annotations
 
-import functools
-import hashlib
-import json
 import os
-import tempfile
+from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from importlib import resources
+from dataclasses import dataclass
 from itertools import accumulate
 from pathlib import Path
-from typing import Any, Final
+from typing import Self
 
-import safetensors
 import torch
-from safetensors.torch import save
 from torch import Tensor
 
+from lexico_codec.files import write_atomically
+from lexico_codec.geometry import Rope
 from lexico_codec.kernels.pursuit.atoms import Atoms
-from lexico_codec.sets.families import parse_families
-from lexico_codec.sets.info import SetInfo, parse_document, parse_info
-from lexico_codec.sets.tensors import (
-    MAX_ATOMS,
-    MAX_HEAD_DIM,
+from lexico_codec.sets.artefact import Artefact, artefact_bytes, read_artefact
+from lexico_codec.sets.atom_tensors import (
+    ERRORS,
     PARTS,
-    LayerTensors,
     Part,
-    SetShape,
+    parse_errors,
     parse_layers,
-    refuse,
     tensor_name,
 )
-from lexico_proto.errors import (
-    ConfigurationError,
-    DictionaryMismatch,
-    InvalidInput,
-    UnknownDictionary,
-)
+from lexico_codec.sets.info import SetInfo
+from lexico_codec.sets.tensors import View, refuse
+from lexico_codec.sets.transform import Transform
+from lexico_codec.sets.transform_tensors import parse_transform
+from lexico_proto.errors import DictionaryMismatch
 
-__all__ = [
-    "MAX_ARTEFACT_BYTES",
-    "MAX_ATOMS",
-    "MAX_HEAD_DIM",
-    "PARTS",
-    "DictionarySet",
-    "Part",
-    "builtin_sets",
-    "canonical_json",
-    "find_builtin",
-    "load_builtin",
-    "write_atomically",
-]
-
-MAX_ARTEFACT_BYTES: Final = 64 << 20
-
-_METADATA_KEY: Final = "lexico"
+_TRANSFORM = "residual."
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class DictionarySet:
-    """Dictionaries of every layer. Make one with `build`, `load` or `load_builtin`."""
+class DictionarySet(ABC):
+    """What every set has. Make one with `load`, `load_builtin` or a kind's `build`."""
 
     layers: int
     """Layers of the model."""
@@ -80,9 +51,82 @@ class DictionarySet:
     digest: bytes
     """BLAKE2b-256 of the artefact, 32 bytes."""
     _artefact: bytes
+
+    @classmethod
+    def load(cls, source: str | os.PathLike[str] | bytes) -> Self:
+        """Reads an artefact from a file or from bytes, which need not be trusted.
+
+        Returns:
+            A set of the kind that the artefact is; of a kind that was asked for, that kind.
+
+        Raises:
+            InvalidInput: not a dictionary set, or over a cap (64 MiB, 512 layers, 16384 atoms,
+                head_dim 512).
+            ConfigurationError: a file that cannot be read.
+            DictionaryMismatch: a set of the other kind than the one asked for.
+        """
+        artefact = read_artefact(source)
+        made = TransformSet.parse(artefact) if artefact.format == 3 else AtomSet.parse(artefact)
+        if not isinstance(made, cls):
+            raise DictionaryMismatch(
+                f"the dictionary set of {made.info.model} is {made.holds}: it is for codec "
+                f"{' and '.join(made.codecs)}"
+            )
+        return made
+
+    @property
+    @abstractmethod
+    def codecs(self) -> tuple[str, ...]:
+        """Names of the codecs that the set is for."""
+
+    @property
+    @abstractmethod
+    def holds(self) -> str:
+        """What is in it, for messages: `of keys before RoPE`."""
+
+    def serves(self, codec: str) -> bool:
+        """Whether the set is one for the codec of that name."""
+        return codec in self.codecs
+
+    @property
+    def kv_heads(self) -> int:
+        """KV heads of the model."""
+        return self.info.kv_heads
+
+    @property
+    def rope(self) -> Rope | None:
+        """Rotary embedding of the model; None for one without, or where the set does not say.
+
+        Raises:
+            InvalidInput: what the set says is none.
+        """
+        return self.info.rotary_embedding()
+
+    def to_bytes(self) -> bytes:
+        """The artefact, byte for byte what `digest` names."""
+        return self._artefact
+
+    def save(self, path: str | os.PathLike[str]) -> None:
+        """Writes the artefact, whole or not at all.
+
+        Raises:
+            ConfigurationError: the path cannot be written.
+        """
+        write_atomically(Path(path), self._artefact)
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class AtomSet(DictionarySet):
+    """Dictionaries of atoms of every layer, for codecs that code each vector by itself."""
+
+    errors: Tensor | None
+    """`[layers, 2, S + 1]` float32 or None: what is left of a table after s = 0..S atoms.
+
+    Mean squared error, weighted by how much the layer's keys or values matter; it never grows
+    with s. Do not write to it.
+    """
     _atoms: dict[torch.device, Atoms]  # keys' before values' of each layer; a device's when asked
     _means: dict[torch.device, Tensor]  # in the same order; empty for a set without
-    _families: dict[str, Any]
 
     @classmethod
     def build(
@@ -90,113 +134,76 @@ class DictionarySet:
         layers: Sequence[tuple[Tensor, Tensor]],
         info: SetInfo,
         means: Sequence[tuple[Tensor, Tensor]] | None = None,
-        further: Mapping[str, Tensor] | None = None,
-    ) -> DictionarySet:
+        errors: Tensor | None = None,
+    ) -> Self:
         """A set from tensors; format 1 where nothing needs format 2.
 
         Args:
             layers: (key atoms, value atoms) `[N, head_dim]` a layer. int8 atoms are stored as they
-                are, all others are rounded to fp16. Empty where there is a transform.
+                are, all others are rounded to fp16.
             info: what the set was made for.
             means: (key mean, value mean) `[kv_heads, head_dim]` a layer, rounded to fp16: keys are
                 then coded before RoPE. None for a set whose keys are coded as they lie.
-            further: tensors of families (`set_families`), by name.
+            errors: as the attribute.
 
         Raises:
             InvalidInput: what `load` would refuse.
         """
-        tensors = {
-            name: tensor.detach().cpu().contiguous() for name, tensor in (further or {}).items()
-        }
-        if not layers:
-            transformed = tensors.get("residual.means")
-            count = 0 if transformed is None else len(transformed) // 2
-            text = canonical_json({"format": 3, "layers": count, **asdict(info)})
-            return cls.load(save(tensors, {_METADATA_KEY: text}))
+        tensors = {} if errors is None else {ERRORS: errors.detach().cpu().contiguous()}
         for what, pairs in (("atoms", layers), ("mean", means or ())):
             for i, pair in enumerate(pairs):
                 for part, tensor in zip(PARTS, pair, strict=True):
                     stored = tensor if tensor.dtype == torch.int8 else tensor.half()
                     tensors[tensor_name(i, part, what)] = stored.detach().cpu().contiguous()
-        plain = means is None and not further
-        plain = plain and all(tensor.dtype == torch.float16 for tensor in tensors.values())
-        version = 1 if plain else 2
-        text = canonical_json({"format": version, "layers": len(layers), **asdict(info)})
-        return cls.load(save(tensors, {_METADATA_KEY: text}))
+        plain = means is None and all(tensor.dtype == torch.float16 for tensor in tensors.values())
+        return cls.load(artefact_bytes(tensors, 1 if plain else 2, len(layers), info))
 
     @classmethod
-    def load(cls, source: str | os.PathLike[str] | bytes) -> DictionarySet:
-        """Reads an artefact from a file or from bytes, which need not be trusted.
+    def parse(cls, artefact: Artefact) -> AtomSet:
+        """The set that an artefact of format 1 or 2 is.
 
         Raises:
-            InvalidInput: not a dictionary set, or over a cap (64 MiB, 512 layers, 16384 atoms,
-                head_dim 512).
-            ConfigurationError: a file that cannot be read.
+            InvalidInput: its tensors are not those of such a set.
         """
-        data = source if isinstance(source, bytes) else _read(Path(source))
-        if len(data) > MAX_ARTEFACT_BYTES:
-            refuse(f"{len(data)} bytes, at most {MAX_ARTEFACT_BYTES} are read")
-        try:
-            parsed = safetensors.deserialize(data)  # type: ignore[no-untyped-call]
-            header = data[8 : 8 + int.from_bytes(data[:8], "little")]
-            text = json.loads(header)["__metadata__"][_METADATA_KEY]
-            document, version = parse_document(text)
-        except (safetensors.SafetensorError, ValueError, KeyError, TypeError, RecursionError) as e:
-            raise InvalidInput(f"dictionary set: not a safetensors artefact of ours ({e})") from e
-        info, count = parse_info(document)
-        views = {name: dict(view) for name, view in parsed}
-        if version == 1:
+        info, layers, views = artefact.info, artefact.layers, artefact.views
+        if artefact.format == 1:
             _check_format_1(views)
         of_layers = {name: view for name, view in views.items() if name.startswith("layers.")}
         rest = {name: view for name, view in views.items() if name not in of_layers}
-        parts = LayerTensors([], None)
-        if version == 3:
-            dim = _dim_of_transform(views)
-        else:
-            parts = parse_layers(of_layers, count, info.kv_heads)
-            dim = parts.atoms[0].shape[1]
-        if (version == 3) == bool(of_layers) or (version != 3 and "residual.means" in views):
+        if any(name.startswith(_TRANSFORM) for name in rest):
             refuse("a transform stands alone, in format 3")
-        families = parse_families(rest, SetShape(count, info.kv_heads, dim))
-        if len(info.held_out) not in (0, count):
-            refuse("held_out must name every layer or none")
-        if parts.atoms and not 1 <= info.sparsity <= min(min(t.shape) for t in parts.atoms):
+        parts = parse_layers(of_layers, layers, info.kv_heads)
+        errors = parse_errors(rest, layers)
+        _check_held_out(info, layers)
+        if not 1 <= info.sparsity <= min(min(table.shape) for table in parts.atoms):
             refuse(f"sparsity {info.sparsity} is 0, or exceeds the atoms or head_dim")
-        digest = hashlib.blake2b(data, digest_size=32).digest()
+        starts = tuple(accumulate((len(table) for table in parts.atoms), initial=0))
         cpu = torch.device("cpu")
-        stacked = {}
-        if parts.atoms:
-            starts = tuple(accumulate((len(table) for table in parts.atoms), initial=0))
-            stacked[cpu] = Atoms.of(torch.cat(parts.atoms), starts)
-        means = {} if parts.means is None else {cpu: parts.means}
-        return cls(count, dim, info, digest, data, stacked, means, families)
+        return AtomSet(
+            layers=layers,
+            head_dim=parts.atoms[0].shape[1],
+            info=info,
+            digest=artefact.digest,
+            _artefact=artefact.data,
+            errors=errors,
+            _atoms={cpu: Atoms.of(torch.cat(parts.atoms), starts)},
+            _means={} if parts.means is None else {cpu: parts.means},
+        )
 
-    def serves(self, codec: str) -> bool:
-        """Whether the set is one for the codec of that name."""
-        if self.family("residual") is not None:
-            return codec == "lexico-residual"
-        if self.unrotated:
-            return codec == "lexico-packed"
-        return codec in ("lexico", "lexico-adaptive")
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """As of `DictionarySet`."""
+        return ("lexico-packed",) if self.unrotated else ("lexico", "lexico-adaptive")
+
+    @property
+    def holds(self) -> str:
+        """As of `DictionarySet`."""
+        return "of keys before RoPE" if self.unrotated else "of keys as RoPE left them"
 
     @property
     def unrotated(self) -> bool:
         """Whether the set is of keys before RoPE, with means to remove from them and the values."""
         return bool(self._means)
-
-    @property
-    def errors(self) -> Tensor | None:
-        """`[layers, 2, S + 1]` float32 or None: what is left of a table after s = 0..S atoms.
-
-        Mean squared error, weighted by how much the layer's keys or values matter; it never grows
-        with s. Do not write to it.
-        """
-        found: Tensor | None = self.family("packed")
-        return found
-
-    def family(self, name: str) -> Any:
-        """What the parser of a family of tensors made of them, or None where there are none."""
-        return self._families.get(name)
 
     def means(self, first_layer: int, layers: int, device: torch.device | str = "cpu") -> Tensor:
         """Means of consecutive layers, `[2 * layers, kv_heads, head_dim]` float32, keys' first.
@@ -235,8 +242,6 @@ class DictionarySet:
             InvalidInput: layers that the set does not have.
         """
         self._check_layers(first_layer, layers)
-        if not self._atoms:
-            refuse("has a transform and no dictionaries of layers")
         place = torch.device(device)
         if place not in self._atoms:
             whole = self._atoms[torch.device("cpu")]
@@ -247,105 +252,73 @@ class DictionarySet:
         if not 0 <= first <= first + layers <= self.layers or layers == 0:
             refuse(f"no layers {first}+{layers} in a set of {self.layers} layers")
 
-    def to_bytes(self) -> bytes:
-        """The artefact, byte for byte what `digest` names."""
-        return self._artefact
 
-    def save(self, path: str | os.PathLike[str]) -> None:
-        """Writes the artefact, whole or not at all.
+@dataclass(frozen=True, slots=True, eq=False)
+class TransformSet(DictionarySet):
+    """A learned transform of a token's keys and values in runs of layers, for lexico-residual."""
+
+    transform: Transform
+
+    @classmethod
+    def build(cls, tensors: Mapping[str, Tensor], info: SetInfo) -> Self:
+        """A set from tensors.
+
+        Args:
+            tensors: those of `sets.transform_tensors`, by their names without `residual.`.
+            info: what the set was made for.
 
         Raises:
-            ConfigurationError: the path cannot be written.
+            InvalidInput: what `load` would refuse.
         """
-        write_atomically(Path(path), self._artefact)
+        named = {
+            f"{_TRANSFORM}{name}": tensor.detach().cpu().contiguous()
+            for name, tensor in tensors.items()
+        }
+        layers = len(tensors["means"]) // 2 if "means" in tensors else 0
+        return cls.load(artefact_bytes(named, 3, layers, info))
 
-    def check_fits(self, layers: int, head_dim: int) -> None:
-        """Refuses a model that the set was not made for.
+    @classmethod
+    def parse(cls, artefact: Artefact) -> TransformSet:
+        """The set that an artefact of format 3 is.
 
         Raises:
-            DictionaryMismatch: another layer count or head_dim.
+            InvalidInput: its tensors are not those of such a set.
         """
-        if (self.layers, self.head_dim) != (layers, head_dim):
-            raise DictionaryMismatch(
-                f"dictionary set of {self.info.model} has {self.layers} layers of head_dim "
-                f"{self.head_dim}, the model has {layers} of {head_dim}"
-            )
+        views = artefact.views
+        if any(name.startswith("layers.") for name in views):
+            refuse("a transform stands alone, in format 3")
+        for name in views:
+            if not name.startswith(_TRANSFORM):
+                refuse(f"a tensor that is none of ours: {name[:80]!r}")
+        named = {name.removeprefix(_TRANSFORM): view for name, view in views.items()}
+        transform = parse_transform(named, artefact.layers, artefact.info.kv_heads)
+        _check_held_out(artefact.info, artefact.layers)
+        return TransformSet(
+            layers=artefact.layers,
+            head_dim=transform.means.shape[2],
+            info=artefact.info,
+            digest=artefact.digest,
+            _artefact=artefact.data,
+            transform=transform,
+        )
+
+    @property
+    def codecs(self) -> tuple[str, ...]:
+        """As of `DictionarySet`."""
+        return ("lexico-residual",)
+
+    @property
+    def holds(self) -> str:
+        """As of `DictionarySet`."""
+        return "one with a transform"
 
 
-def builtin_sets() -> tuple[str, ...]:
-    """Names of the sets that ship with the package, sorted."""
-    folder = resources.files("lexico_codec") / "sets"
-    names = (entry.name for entry in folder.iterdir())
-    return tuple(
-        sorted(n.removesuffix(".safetensors") for n in names if n.endswith(".safetensors"))
-    )
+def _check_held_out(info: SetInfo, layers: int) -> None:
+    if len(info.held_out) not in (0, layers):
+        refuse("held_out must name every layer or none")
 
 
-@functools.cache
-def load_builtin(name: str) -> DictionarySet:
-    """The set of that name which ships with the package.
-
-    Raises:
-        UnknownDictionary: no such set.
-    """
-    if name not in builtin_sets():
-        known = ", ".join(builtin_sets()) or "none"
-        raise UnknownDictionary(f"no built-in dictionary set {name!r}; there are: {known}")
-    entry = resources.files("lexico_codec") / "sets" / f"{name}.safetensors"
-    return DictionarySet.load(entry.read_bytes())
-
-
-def find_builtin(digest: bytes) -> DictionarySet | None:
-    """The shipped set with that digest, if there is one."""
-    sets = (load_builtin(name) for name in builtin_sets())
-    return next((found for found in sets if found.digest == digest), None)
-
-
-def canonical_json(document: object) -> str:
-    """JSON with sorted keys, no spaces and no NaN: equal documents give equal text."""
-    return json.dumps(document, sort_keys=True, separators=(",", ":"), allow_nan=False)
-
-
-def write_atomically(path: Path, data: bytes) -> None:
-    """Writes through a temporary file, so that a reader sees all of it or the former file.
-
-    Raises:
-        ConfigurationError: the folder cannot be written.
-    """
-    temporary = ""
-    try:
-        with tempfile.NamedTemporaryFile(
-            dir=path.parent, prefix=f".{path.name}.", delete=False
-        ) as f:
-            temporary = f.name
-            f.write(data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.chmod(temporary, 0o644)
-        os.replace(temporary, path)
-    except OSError as e:
-        raise ConfigurationError(f"{path}: cannot write ({e.strerror or e})") from e
-    finally:
-        if temporary:
-            Path(temporary).unlink(missing_ok=True)
-
-
-def _dim_of_transform(views: dict[str, dict[str, Any]]) -> int:
-    sizes = views.get("residual.means", {}).get("shape", ())
-    if len(sizes) != 3 or not 1 <= sizes[2] <= MAX_HEAD_DIM:
-        refuse(f"residual.means must be [2 layers, kv_heads, head_dim], head_dim 1..{MAX_HEAD_DIM}")
-    return int(sizes[2])
-
-
-def _read(path: Path) -> bytes:
-    try:
-        with path.open("rb") as f:
-            return f.read(MAX_ARTEFACT_BYTES + 1)
-    except OSError as e:
-        raise ConfigurationError(f"{path}: cannot read ({e.strerror or e})") from e
-
-
-def _check_format_1(views: dict[str, dict[str, Any]]) -> None:
+def _check_format_1(views: dict[str, View]) -> None:
     """What was no set before format 2 came is none now."""
     if not all(n.endswith(".atoms") and view["dtype"] == "F16" for n, view in views.items()):
         refuse("format 1 has F16 atoms and nothing else")

@@ -7,12 +7,12 @@ import math
 from dataclasses import dataclass, fields
 from typing import Any, Final
 
+from lexico_codec.geometry import Rope
+from lexico_codec.limits import MAX_KV_HEADS, MAX_LAYERS, MAX_METADATA_BYTES, MAX_SPARSITY
 from lexico_codec.sets.tensors import refuse
+from lexico_proto.errors import InvalidInput
 
 FORMATS: Final = (1, 2, 3)
-MAX_METADATA_BYTES: Final = 1 << 20
-MAX_LAYERS: Final = 512
-MAX_KV_HEADS: Final = 4096
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,8 +24,9 @@ class SetInfo:
     kv_heads: int
     """Heads whose vectors share one dictionary."""
     rope: dict[str, Any]
-    """Rotary embedding of the model (frequencies, pairing). Keys are coded after it, or before it
-    where the set has means."""
+    """Rotary embedding of the model (frequencies, pairing, scale). Keys are coded after it, or
+    before it where the set has means or a transform. Empty for a model without one, and in a set
+    that does not say."""
     sparsity: int
     """Atoms a vector that the set was trained for; with a transform, atoms a token, or 0."""
     training: dict[str, Any]
@@ -36,6 +37,19 @@ class SetInfo:
     """Per layer `{"key": e, "value": e}`: mean relative error on held-out vectors."""
     command: str
     """The command that made the set."""
+
+    def rotary_embedding(self) -> Rope | None:
+        """`rope` as the geometry has it; None where it is empty.
+
+        Raises:
+            InvalidInput: what the set says is no rotary embedding.
+        """
+        if not self.rope:
+            return None
+        try:
+            return Rope(**{**self.rope, "inv_freq": tuple(self.rope["inv_freq"])})
+        except (KeyError, TypeError, ValueError, InvalidInput) as error:
+            raise InvalidInput(f"dictionary set of {self.model}: rope ({error})") from error
 
 
 def parse_document(text: str) -> tuple[dict[str, Any], int]:
@@ -51,6 +65,11 @@ def parse_document(text: str) -> tuple[dict[str, Any], int]:
     if not isinstance(document, dict):
         refuse("metadata is not a JSON object")
     version = document.pop("format", None)
+    if isinstance(version, int) and version > FORMATS[-1]:
+        refuse(
+            f"format {version} is of a newer version of lexico, this one reads 1, 2 and 3: update "
+            "it, or train a set with `lexico train`"
+        )
     if version not in FORMATS or isinstance(version, bool | float):
         refuse("format is none of 1, 2 and 3")
     return document, int(version)
@@ -74,9 +93,9 @@ def parse_info(document: dict[str, Any]) -> tuple[SetInfo, int]:
         refuse("training must be a dict")
     atoms = document["sparsity"]
     if not _is_count(document["kv_heads"], MAX_KV_HEADS) or not (
-        _is_count(atoms, 255) or (isinstance(atoms, int) and atoms == 0)
+        _is_count(atoms, MAX_SPARSITY) or (isinstance(atoms, int) and atoms == 0)
     ):
-        refuse(f"kv_heads must be 1..{MAX_KV_HEADS} and sparsity 0..255")
+        refuse(f"kv_heads must be 1..{MAX_KV_HEADS} and sparsity 0..{MAX_SPARSITY}")
     errors = document["held_out"]
     if not isinstance(errors, list) or not all(_is_error_pair(e) for e in errors):
         refuse("held_out must be a list of {key, value} errors")

@@ -28,7 +28,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.entropy.coder import Tables
+from lexico_codec.kernels.entropy.tables import Tables
 from lexico_codec.kernels.forms import Forms
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_proto.errors import InvalidInput, ShapeMismatch
@@ -45,9 +45,6 @@ ENERGIES: Final = range(-4, 4)
 """Of a token, and of a band of components, in thirds of octaves: three bits, see `energies`."""
 COEFFICIENT_STEPS: Final = 4
 """Steps of an atom's coefficient, in steps of components."""
-MAX_ATOMS: Final = 4096
-MAX_SPARSITY: Final = 4
-MAX_COMPONENTS: Final = 1 << 16
 _BAND_ENDS: Final = (0, 8, 32, 128, 512, 1024, 2048, 4096)
 BANDS: Final = len(_BAND_ENDS)
 """Groups of components whose mean square is a feature."""

@@ -1,6 +1,6 @@
 """The tensors of a transform in a dictionary set, read from an artefact that need not be trusted.
 
-Tensors of the family `residual`; T = 2 layers tables, D = kv_heads * head_dim, run = layers that
+All names begin with `residual.`; T = 2 layers tables, D = kv_heads * head_dim, run = layers that
 are coded together, C = 2 run D components, R of them in the second transform, F features:
 
     residual.means        F32 [T, kv_heads, head_dim]
@@ -28,29 +28,31 @@ from typing import Final, NoReturn
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.entropy.coder import MAX_CLASSES, SYMBOLS, Tables
-from lexico_codec.sets.tensors import SetShape, View, read_tensor, refuse
+from lexico_codec.kernels.entropy.tables import MAX_CLASSES, SYMBOLS, Tables
+from lexico_codec.limits import (
+    MAX_COMPONENTS,
+    MAX_SET_HEAD_DIM,
+    MAX_TRANSFORM_ATOMS,
+    MAX_TRANSFORM_SPARSITY,
+)
+from lexico_codec.sets.tensors import View, read_tensor, refuse
 from lexico_codec.sets.transform import (
     BANDS,
-    MAX_ATOMS,
-    MAX_COMPONENTS,
-    MAX_SPARSITY,
     QUALITIES,
     Transform,
 )
 
 
-def parse_transform(views: dict[str, View], shape: SetShape) -> Transform:
+def parse_transform(views: dict[str, View], layers: int, kv_heads: int) -> Transform:
     """The transform of an artefact's tensors, which need not be trusted.
 
     Args:
         views: the tensors by the rest of their names.
-        shape: of the model.
+        layers, kv_heads: of the model.
 
     Raises:
         InvalidInput: a tensor that is missing, too many, or not as it must be.
     """
-    layers, kv_heads = shape.layers, shape.kv_heads
     if views.keys() != _NAMES:
         _refuse(f"its tensors are {', '.join(sorted(_NAMES))}")
 
@@ -63,6 +65,8 @@ def parse_transform(views: dict[str, View], shape: SetShape) -> Transform:
         return read_tensor(f"residual.{name}", views[name], dtype, given)
 
     means = take("means", "F32", 2 * layers, kv_heads, -1)
+    if not 1 <= means.shape[2] <= MAX_SET_HEAD_DIM:
+        _refuse(f"means are of head_dim {means.shape[2]}, outside 1..{MAX_SET_HEAD_DIM}")
     width = kv_heads * means.shape[2]
     bases = take("bases", "F16", 2 * layers, -1, -1, -1).float()
     blocks, d = bases.shape[1:3]
@@ -94,8 +98,8 @@ def parse_transform(views: dict[str, View], shape: SetShape) -> Transform:
         _refuse("gains must have a weight for each feature, and a bias")
     coefficients = take("coefficients", "F32", runs, -1)
     stored = take("atoms", "I8", runs, -1, -1)
-    if coefficients.shape[1] > MAX_SPARSITY or stored.shape[1] > MAX_ATOMS:
-        _refuse(f"at most {MAX_SPARSITY} of {MAX_ATOMS} atoms")
+    if coefficients.shape[1] > MAX_TRANSFORM_SPARSITY or stored.shape[1] > MAX_TRANSFORM_ATOMS:
+        _refuse(f"at most {MAX_TRANSFORM_SPARSITY} of {MAX_TRANSFORM_ATOMS} atoms")
     if stored.shape[2] > count or (
         coefficients.shape[1] and (coefficients.shape[1] > min(stored.shape[1:]))
     ):

@@ -12,6 +12,7 @@ from torch.nn.functional import pad
 
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.caches import cache_of, forward, states_of
 from lexico_lab.evaluation.prefixes import Source, read_text, training_texts
 from lexico_lab.evaluation.settings import EvalSettings
@@ -201,7 +202,7 @@ def importance_of(model: Any, ids: Sequence[int], known: Tensor | None = None) -
             tokens = torch.tensor([list(ids[at : at + _QUERIES])], device=model.device)
             seen = model(
                 tokens,
-                past_key_values=cache,
+                **cache_inputs(model, cache),
                 use_cache=True,
                 logits_to_keep=1,
                 output_attentions=True,

@@ -15,9 +15,9 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
+from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.sets.dictionary import write_atomically
 from lexico_lab.evaluation.environment import describe, model_digest
 from lexico_lab.evaluation.evictions import choose_evictions
 from lexico_lab.evaluation.peers import Evicting, Peer, Published, choose_peers, load_peers

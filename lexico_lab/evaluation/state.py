@@ -9,7 +9,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from lexico_codec.sets.dictionary import canonical_json, write_atomically
+from lexico_codec.canonical import canonical_json
+from lexico_codec.files import write_atomically
 from lexico_lab.run_state import RunState
 from lexico_proto.errors import ConfigurationError, NonFiniteCache
 

@@ -9,17 +9,17 @@ from pathlib import Path
 from typing import Any, Final
 
 from lexico_codec.codecs import CODECS, Codec, codec_from_config
-from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.geometry import Geometry
 from lexico_codec.presets import PRESETS, codec_named
-from lexico_codec.sets.dictionary import DictionarySet, builtin_sets, load_builtin
-from lexico_codec.sets.transform import check_run
+from lexico_codec.sets.builtin import builtin_sets, load_builtin
+from lexico_codec.sets.choose import check_model, fitting_builtin
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_lab.evaluation.settings import EvalSettings
 from lexico_proto.errors import (
     ConfigurationError,
     DictionaryMismatch,
     InvalidInput,
-    ShapeMismatch,
     Unsupported,
 )
 
@@ -100,14 +100,11 @@ def load_sets(names: Sequence[str], geometry: Geometry) -> list[NamedSet]:
         ConfigurationError, InvalidInput: a file that cannot be read, or is no set.
     """
     if not names:
-        built_in = [NamedSet(name, load_builtin(name)) for name in builtin_sets()]
-        return [one for one in built_in if _was_made_for(one.content, geometry)]
+        return [NamedSet(name, content) for name, content in fitting_builtin(geometry)]
     found: list[NamedSet] = []
     for name in names:
         content = load_builtin(name) if name in builtin_sets() else DictionarySet.load(name)
-        content.check_fits(geometry.layers, geometry.head_dim)
-        _check_rotation(name, content, geometry)
-        _check_heads(name, content, geometry)
+        check_model(content, geometry, name)
         short = name if name in builtin_sets() else Path(name).stem
         if any(one.name == short for one in found):
             short = f"{short} {content.digest.hex()[:8]}"
@@ -143,7 +140,7 @@ def choose_ways(
     for text in ["raw", *(settings.codecs or [name for name in CODECS if name != "raw"])]:
         codec, configs = _requested(text, geometry)
         cls = CODECS[codec]
-        takers = [one for one in sets if serves(one.content, cls)]
+        takers = [one for one in sets if one.content.serves(codec)]
         if cls.needs_dictionary and not takers:
             reason = _why_no_set(codec, sets)
             if settings.codecs:
@@ -153,17 +150,12 @@ def choose_ways(
         for config in configs:
             for named in takers if cls.needs_dictionary else [None]:
                 try:
-                    add(codec, _for_set(config, cls, named), named, len(takers))
+                    add(codec, _for_set(config, cls, named, geometry), named, len(takers))
                 except (InvalidInput, Unsupported) as error:
                     if settings.codecs:
                         raise
                     left_out.append((f"{codec} {_settings_text(config)}".strip(), error.message))
     return Chosen(tuple(ways), tuple(left_out))
-
-
-def serves(dictionary: DictionarySet, codec: type[Codec]) -> bool:
-    """Whether a codec can code over a set."""
-    return codec.needs_dictionary and dictionary.serves(codec.name)
 
 
 def grid(codec: type[Codec], geometry: Geometry) -> list[dict[str, Any]]:
@@ -191,14 +183,20 @@ def _requested(text: str, geometry: Geometry) -> tuple[str, list[dict[str, Any]]
     return name, [config]
 
 
-def _for_set(config: dict[str, Any], codec: type[Codec], named: NamedSet | None) -> dict[str, Any]:
+def _for_set(
+    config: dict[str, Any], codec: type[Codec], named: NamedSet | None, geometry: Geometry
+) -> dict[str, Any]:
     """Settings, with what the set leaves no choice about."""
-    transform = named.content.family("residual") if named else None
-    known = {field.name for field in fields(codec)}
-    if transform is None or "run_layers" in config or "run_layers" not in known:
+    if named is None:
         return config
-    whole = transform.run_layers == transform.layers
-    return config if whole else {**config, "run_layers": transform.run_layers}
+    asked = codec_from_config(codec.name, json.dumps(config))
+    chosen = asked.for_set(named.content, geometry)
+    names = (field.name for field in fields(chosen))
+    return config | {
+        name: getattr(chosen, name)
+        for name in names
+        if getattr(chosen, name) != getattr(asked, name)
+    }
 
 
 def _settings_text(config: dict[str, Any]) -> str:
@@ -214,45 +212,3 @@ def _why_no_set(codec: str, sets: Sequence[NamedSet]) -> ConfigurationError | Di
         )
     given = ", ".join(one.name for one in sets)
     return DictionaryMismatch(f"codec {codec}: no dictionary set given serves it ({given})")
-
-
-def _was_made_for(dictionary: DictionarySet, geometry: Geometry) -> bool:
-    """Shape and rotation."""
-    shape = (dictionary.layers, dictionary.info.kv_heads, dictionary.head_dim)
-    own = geometry.rope.canonical() if geometry.rope else b""
-    fits = shape == (geometry.layers, geometry.kv_heads, geometry.head_dim)
-    return fits and _rotation(dictionary) == own
-
-
-def _check_rotation(name: str, dictionary: DictionarySet, geometry: Geometry) -> None:
-    """Keys under another rotation would fit badly; a set that does not say is taken as it is."""
-    own = geometry.rope.canonical() if geometry.rope else b""
-    if dictionary.info.rope and _rotation(dictionary) != own:
-        raise DictionaryMismatch(
-            f"dictionary set {name}: made for {dictionary.info.model}, whose rotary embedding is "
-            "not this model's"
-        )
-
-
-def _check_heads(name: str, dictionary: DictionarySet, geometry: Geometry) -> None:
-    """Sets with means or a transform of every head have room for some heads alone."""
-    transform = dictionary.family("residual")
-    if transform is not None:
-        try:
-            layers = transform.run_layers
-            check_run(transform, 0, layers, geometry.kv_heads, geometry.head_dim)
-        except ShapeMismatch as error:
-            raise DictionaryMismatch(f"dictionary set {name}: {error.message}") from error
-    elif dictionary.unrotated and dictionary.info.kv_heads < geometry.kv_heads:
-        raise DictionaryMismatch(
-            f"dictionary set {name}: of {dictionary.info.kv_heads} KV heads, the model has "
-            f"{geometry.kv_heads}"
-        )
-
-
-def _rotation(dictionary: DictionarySet) -> bytes:
-    found = dictionary.info.rope
-    try:
-        return Rope(**{**found, "inv_freq": tuple(found["inv_freq"])}).canonical() if found else b""
-    except (KeyError, TypeError, ValueError) as error:
-        raise InvalidInput(f"dictionary set of {dictionary.info.model}: rope ({error})") from error

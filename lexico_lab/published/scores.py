@@ -16,6 +16,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lexico_codec.hf_inputs import cache_inputs, cache_keyword
 from lexico_lab.caches import cache_of
 from lexico_lab.published.eviction import Eviction
 from lexico_lab.published.short_caches import implementation
@@ -116,7 +117,7 @@ def _scores(model: Any, ids: Sequence[int], presses: dict[str, Any]) -> dict[str
     scored: dict[str, list[Tensor]] = {name: [] for name in presses}
 
     def score(module: Any, _: Any, kwargs: dict[str, Any], output: Any) -> None:
-        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        layer = kwargs[cache_keyword(module)].layers[module.layer_idx]
         hidden = kwargs["hidden_states"]
         for name, press in presses.items():
             with torch.random.fork_rng(devices=[]):
@@ -125,7 +126,7 @@ def _scores(model: Any, ids: Sequence[int], presses: dict[str, Any]) -> dict[str
             scored[name].append(found[0])
 
     with implementation(model, "sdpa"), _hooked(model, score):
-        model(torch.tensor([list(ids)]), past_key_values=cache_of(), logits_to_keep=1)
+        model(torch.tensor([list(ids)]), **cache_inputs(model, cache_of()), logits_to_keep=1)
     return {name: torch.stack(layers).float() for name, layers in scored.items()}
 
 
@@ -141,7 +142,7 @@ def repetition_scores(
     press.score_val = torch.zeros(config.num_hidden_layers, 1, config.num_key_value_heads, len(ids))
 
     def score(module: Any, _: Any, kwargs: dict[str, Any], output: Any) -> None:
-        layer = kwargs["past_key_values"].layers[module.layer_idx]
+        layer = kwargs[cache_keyword(module)].layers[module.layer_idx]
         press.score_kvzip(
             module, kwargs["hidden_states"], layer.keys, layer.values, output[1], kwargs
         )
@@ -149,7 +150,7 @@ def repetition_scores(
     with implementation(model, "sdpa"), _hooked(model, score):
         model(
             torch.tensor([[*instruction, *ids]]),
-            past_key_values=cache_of(states),
+            **cache_inputs(model, cache_of(states)),
             logits_to_keep=1,
         )
     found: Tensor = press.score_val[:, 0]

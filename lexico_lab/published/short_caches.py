@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.caches import cache_of
 
 if TYPE_CHECKING:
@@ -78,7 +79,7 @@ def continued(model: Any, kept: Kept, ids: Sequence[int], first: int) -> Tensor:
     with implementation(model, _ATTENTION):  # one that needs no mask of equal layers and heads
         logits: Tensor = model(
             torch.tensor([list(ids)]),
-            past_key_values=kept.cache,
+            **cache_inputs(model, kept.cache),
             position_ids=torch.arange(first, first + len(ids))[None],
             visible=kept.visible,
         ).logits[0]

@@ -15,7 +15,8 @@ import torch
 from lexico_codec.codecs import ResidualCodec
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.sets.dictionary import DictionarySet, load_builtin
+from lexico_codec.sets.builtin import load_builtin
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.transform import QUALITIES
 from lexico_lab.caches import divergence
 from lexico_lab.evaluation.fidelity import predicted, through_frames

@@ -21,7 +21,8 @@ from typing import Any
 
 import torch
 
-from lexico_codec.sets.dictionary import DictionarySet, builtin_sets, load_builtin
+from lexico_codec.sets.builtin import builtin_sets, load_builtin
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_lab.evaluation.fidelity import Quality, compare, predicted, through_frames
 from lexico_lab.evaluation.prefixes import exact_text
 from lexico_lab.evaluation.ways import Way, way_of

@@ -20,6 +20,8 @@ from torch import Tensor
 from lexico_codec.codecs import ResidualCodec
 from lexico_codec.geometry import Rope
 from lexico_codec.rope import rotate, unrotate
+from lexico_codec.sets.choose import at_hand
+from lexico_codec.sets.dictionary import TransformSet
 from lexico_codec.sets.transform import CLASSES_AN_OCTAVE, Transform, _inverse
 from lexico_lab.evaluation.ways import Way
 from lexico_lab.published.eviction import Eviction
@@ -51,11 +53,10 @@ class Freed:
 
     def states(self, states: Tensor, kept: Tensor, stored: slice) -> Tensor:
         """The states that are coded; arguments and errors as of `freed`."""
-        spec, dictionary = self.through.spec, self.through.dictionary
-        codec, rope = spec.codec, spec.geometry.rope
-        if not isinstance(codec, ResidualCodec) or dictionary is None or rope is None:
+        codec, rope = self.through.spec.codec, self.through.spec.geometry.rope
+        if not isinstance(codec, ResidualCodec) or rope is None:
             raise ValueError(f"{self.through.name}: codec lexico-residual and RoPE are needed")
-        transform: Transform = dictionary.family("residual")
+        transform = at_hand(codec, self.through.dictionary, TransformSet).transform
         step = transform.steps[codec.quality] if codec.step is None else codec.step
         return freed(states, kept, stored, transform, step, rope)
 

@@ -7,9 +7,12 @@ from typing import Any, Final
 
 import torch
 
+from lexico_codec.codecs import ResidualCodec
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.sets.dictionary import load_builtin
+from lexico_codec.sets.builtin import load_builtin
+from lexico_codec.sets.choose import at_hand
+from lexico_codec.sets.dictionary import TransformSet
 from lexico_codec.sets.transform import QUALITIES
 from lexico_lab.evaluation.ways import Way, way_of
 from lexico_lab.studies.texts import SPLIT
@@ -58,7 +61,7 @@ def residual(model: Any) -> Iterator[Way]:
     for quality in QUALITIES:
         config: Config = {"quality": quality}
         yield way_of(f"{codec} {quality}", codec, config, geometry, page, dictionary)
-    balanced = dictionary.family("residual").steps["balanced"]
+    balanced = at_hand(ResidualCodec(), dictionary, TransformSet).transform.steps["balanced"]
     for step in STEPS:
         config = {"step": step * balanced}
         yield way_of(f"{codec} step={step}", codec, config, geometry, page, dictionary)

@@ -19,7 +19,7 @@ from torch import Tensor
 from lexico_codec.codecs.codec import SINK_TOKENS, Place
 from lexico_codec.codecs.residual.codec import ResidualCodec
 from lexico_codec.geometry import Geometry
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import TransformSet
 from lexico_lab.caches import cache_of, divergence, forward, states_of
 from lexico_lab.training.observe import EXACT_TOKENS, PROMPT_TOKENS
 from lexico_proto.errors import InvalidInput
@@ -52,9 +52,9 @@ class Ruler:
             self._caches.append(states)
             self._exact.append(self._predict(ids, states))
 
-    def bound(self, dictionary: DictionarySet, step: float) -> float:
+    def bound(self, dictionary: TransformSet, step: float) -> float:
         """What the mean KL of a dozen continuations is mostly below, in nats: see `promised`."""
-        layers = dictionary.family("residual").run_layers
+        layers = dictionary.transform.run_layers
         codec = ResidualCodec(step=step, run_layers=layers)
         found = []
         for ids, states, exact in zip(self._windows, self._caches, self._exact, strict=True):
@@ -63,7 +63,7 @@ class Ruler:
         return promised(found)
 
     def _coded(
-        self, states: Tensor, codec: ResidualCodec, dictionary: DictionarySet, layers: int
+        self, states: Tensor, codec: ResidualCodec, dictionary: TransformSet, layers: int
     ) -> Tensor:
         """`[layers, 2, tokens, heads, dim]` as it comes back, page by page."""
         made = states.clone()

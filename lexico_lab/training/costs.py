@@ -19,8 +19,10 @@ from torch import Tensor
 from lexico_codec.codecs.codec import Place
 from lexico_codec.codecs.packed.codec import PackedCodec
 from lexico_codec.codecs.packed.packed_codes import MOST_ATOMS
+from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Rope
-from lexico_codec.sets.dictionary import PARTS, DictionarySet, write_atomically
+from lexico_codec.sets.atom_tensors import PARTS
+from lexico_codec.sets.dictionary import AtomSet
 from lexico_lab.caches import cache_of, divergence, forward, states_of
 from lexico_lab.training.observe import EXACT_TOKENS
 from lexico_lab.training.progress import Bars
@@ -42,7 +44,7 @@ differ. Of 0.5, 0.75 and 1 the middle one had the least KL at equal bytes."""
 def importance_of_tables(
     model: PreTrainedModel,
     windows: Sequence[Sequence[int]],
-    dictionary: DictionarySet,
+    dictionary: AtomSet,
     rope: Rope | None,
     folder: Path,
     progress: Bars,
@@ -91,7 +93,7 @@ def table_costs(
     model: PreTrainedModel,
     ids: Sequence[int],
     codec: PackedCodec,
-    dictionary: DictionarySet,
+    dictionary: AtomSet,
     rope: Rope | None,
 ) -> Iterator[tuple[float, float]]:
     """Of each table the KL in nats that it costs when it alone is coded, and its squared error.

@@ -7,8 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.entropy.coder import SYMBOLS, TOTAL, Tables
-from lexico_codec.kernels.entropy.levels import MIDDLE, choose_levels
+from lexico_codec.kernels.entropy.levels import choose_levels
+from lexico_codec.kernels.entropy.tables import MIDDLE, SYMBOLS, TOTAL, Tables
 from lexico_codec.sets.transform import CLASSES_AN_OCTAVE, LEAST_OCTAVE
 
 _MOST_OCTAVE: Final = 9

@@ -14,9 +14,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lexico_codec.canonical import canonical_json
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.sets.dictionary import PARTS, DictionarySet, canonical_json
+from lexico_codec.sets.atom_tensors import PARTS
+from lexico_codec.sets.dictionary import AtomSet
 from lexico_codec.sets.info import SetInfo
 from lexico_codec.tensors import bytes_of
 from lexico_lab.models import LoadedModel
@@ -75,7 +77,7 @@ def train_dictionaries(
     importance: Tensor | None,
     pool: Pool | None,
     progress: Bars,
-) -> DictionarySet:
+) -> AtomSet:
     """Makes the set, going on where a run with the same settings stopped; see `run.train`."""
     geometry = geometry_of(loaded.model.config, "float32")
     samples = samples_of(settings, loaded)
@@ -158,7 +160,7 @@ def _first_held_out(samples: Samples) -> int:
 
 def _assemble(
     results: list[list[Learned]], info: SetInfo, importance: Tensor | None = None
-) -> DictionarySet:
+) -> AtomSet:
     """The set of finished dictionaries, with means where they were removed.
 
     With importance it has the errors too. Errors that are not weighted would take atoms from the
@@ -167,14 +169,14 @@ def _assemble(
     atoms = [(key.atoms, value.atoms) for key, value in results]
     means = [(k.mean, v.mean) for k, v in results if k.mean is not None and v.mean is not None]
     if not means:
-        return DictionarySet.build(atoms, info)
+        return AtomSet.build(atoms, info)
     curves = [curve for pair in results for one in pair if (curve := one.errors) is not None]
     if importance is None or not curves or not bool(importance.any()):
-        return DictionarySet.build(atoms, info, means)
+        return AtomSet.build(atoms, info, means)
     most = min(len(curve) for curve in curves)  # dictionaries are alike, so curves are too
     errors = torch.stack([curve[:most] for curve in curves]).view(len(results), 2, most)
     weighted = weigh(errors.double(), importance.double().cpu())
-    return DictionarySet.build(atoms, info, means, {"packed.errors": weighted})
+    return AtomSet.build(atoms, info, means, weighted)
 
 
 def _check_enough(samples: Samples, atoms: int) -> None:

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct
-from lexico_codec.sets.tensors import unit_rows
+from lexico_codec.sets.atom_tensors import unit_rows
 from lexico_lab.training.rounding import Rounding, as_lexico
 from lexico_proto.errors import InvalidInput, NonFiniteCache, ShapeMismatch
 

@@ -13,16 +13,14 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from lexico_codec.canonical import canonical_json
+from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.sets.dictionary import (
-    MAX_ARTEFACT_BYTES,
-    DictionarySet,
-    canonical_json,
-    write_atomically,
-)
+from lexico_codec.limits import MAX_COMPONENTS, MAX_TRANSFORM_ATOMS, MAX_TRANSFORM_SPARSITY
+from lexico_codec.sets.dictionary import TransformSet
 from lexico_codec.sets.info import SetInfo
-from lexico_codec.sets.transform import MAX_ATOMS, MAX_COMPONENTS, MAX_SPARSITY, QUALITIES
+from lexico_codec.sets.transform import QUALITIES
 from lexico_lab.models import LoadedModel
 from lexico_lab.run_state import RunState
 from lexico_lab.training.calibrate import TARGETS, Ruler, step_for
@@ -31,6 +29,7 @@ from lexico_lab.training.observe import WINDOW_TOKENS, Observations, observe
 from lexico_lab.training.pool import Pool
 from lexico_lab.training.sample import cut_windows, digest_of
 from lexico_proto.errors import ConfigurationError, InvalidInput
+from lexico_proto.limits import MAX_DICTIONARY_BYTES
 
 LEAST_WINDOWS: Final = 4
 """Windows that a text must fill: three to fit to and one to hold out."""
@@ -105,7 +104,7 @@ def train_residual(
     loaded: LoadedModel,
     progress: Any,
     pool: Pool | None = None,
-) -> DictionarySet:
+) -> TransformSet:
     """Makes the set, going on where a run with the same settings stopped.
 
     Args:
@@ -154,9 +153,8 @@ def train_residual(
         command=settings.command,
     )
 
-    def build(steps: Tensor) -> DictionarySet:
-        named = {f"residual.{name}": tensor for name, tensor in tensors.items()}
-        return DictionarySet.build((), info, further={**named, "residual.steps": steps})
+    def build(steps: Tensor) -> TransformSet:
+        return TransformSet.build({**tensors, "steps": steps}, info)
 
     def calibrate() -> dict[str, Tensor]:
         ruler = Ruler(loaded.model, geometry, windows.calibrating)
@@ -215,10 +213,10 @@ def _resolved(fit: FitSettings, geometry: Geometry) -> FitSettings:
 
 def _check_caps(fit: FitSettings, geometry: Geometry) -> None:
     """Refuses at once what no set could hold when all is done."""
-    if fit.sparsity > MAX_SPARSITY or fit.atoms > MAX_ATOMS:
+    if fit.sparsity > MAX_TRANSFORM_SPARSITY or fit.atoms > MAX_TRANSFORM_ATOMS:
         raise ConfigurationError(
-            f"a transform has at most {MAX_SPARSITY} atoms a token, of {MAX_ATOMS}; "
-            f"not {fit.sparsity} of {fit.atoms}"
+            f"a transform has at most {MAX_TRANSFORM_SPARSITY} atoms a token, of "
+            f"{MAX_TRANSFORM_ATOMS}; not {fit.sparsity} of {fit.atoms}"
         )
     if geometry.kv_heads % fit.blocks:
         raise ConfigurationError(f"blocks: {geometry.kv_heads} KV heads are no {fit.blocks} blocks")
@@ -232,15 +230,15 @@ def _check_caps(fit: FitSettings, geometry: Geometry) -> None:
     of_bases = 4 * geometry.layers * width * width // fit.blocks
     of_runs = min(fit.joint, count) ** 2
     size = of_bases + geometry.layers // fit.run_layers * of_runs
-    if size > MAX_ARTEFACT_BYTES:
+    if size > MAX_DICTIONARY_BYTES:
         raise ConfigurationError(
-            f"the set would have over {size} bytes, at most {MAX_ARTEFACT_BYTES} are read: "
+            f"the set would have over {size} bytes, at most {MAX_DICTIONARY_BYTES} are read: "
             f"{of_bases} for the layers, which --blocks divides, and joint² for each run of them"
         )
 
 
 def _steps(
-    ruler: Ruler, build: Callable[[Tensor], DictionarySet], guess: float, progress: Any
+    ruler: Ruler, build: Callable[[Tensor], TransformSet], guess: float, progress: Any
 ) -> Tensor:
     """Steps of the qualities, finest first."""
     trial = build(torch.full((len(QUALITIES),), guess))

@@ -16,7 +16,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from lexico_codec.sets.dictionary import PARTS, DictionarySet
+from lexico_codec.sets.atom_tensors import PARTS
+from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.info import SetInfo
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training.dictionaries import check_dictionaries, train_dictionaries
@@ -69,6 +70,7 @@ def train(
     settings.check_target()
     text = settings.read_text()
     loaded = loaded or load_model(settings.model, settings.device)
+    made: DictionarySet
     if settings.codec == RESIDUAL:
         made = train_residual(_residual(settings), text, loaded, bars, pool)
     else:
@@ -140,10 +142,10 @@ def report(made: Sequence[Made]) -> str:
 
 
 def _details(made: DictionarySet) -> str:
-    if made.info.held_out:
-        return error_table(made.info)
-    steps = made.family("residual").steps
-    return "\n".join(f"{name:10s} step {step:.3g}" for name, step in steps.items())
+    if isinstance(made, TransformSet):
+        steps = made.transform.steps
+        return "\n".join(f"{name:10s} step {step:.3g}" for name, step in steps.items())
+    return error_table(made.info)
 
 
 def _residual(settings: TrainSettings) -> ResidualSettings:

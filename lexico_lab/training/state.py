@@ -17,7 +17,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
-from lexico_codec.sets.dictionary import Part, canonical_json, write_atomically
+from lexico_codec.canonical import canonical_json
+from lexico_codec.files import write_atomically
+from lexico_codec.sets.atom_tensors import Part
 from lexico_lab.run_state import RunState
 from lexico_lab.training.importance import training_weights
 from lexico_lab.training.learn import Learned, LearnSettings, learn

@@ -147,6 +147,7 @@ def _ttl_option(parser: argparse.ArgumentParser) -> None:
 
 def _offload_options(parser: argparse.ArgumentParser) -> None:
     offload = OffloadConfig()
+    parser.add_argument("--start-seconds", type=float, default=ListenConfig().start_s)
     _ttl_option(parser)
     parser.add_argument(
         "--max-inflight-mib",
@@ -176,6 +177,7 @@ def _listen(options: argparse.Namespace, port: int) -> ListenConfig:
         token_file=options.token_file,
         allow_anonymous=options.allow_anonymous,
         drain_s=options.drain_seconds,
+        start_s=vars(options).get("start_seconds", ListenConfig.start_s),  # not of reload-server
     )
 
 
@@ -219,6 +221,7 @@ def _serve(options: argparse.Namespace) -> int:
         reload,
         options.host,
         options.drain_seconds,
+        options.start_seconds,
         options.address_file,
     )
 

@@ -8,8 +8,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lexico_proto.errors import ConfigurationError
+from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_services.process import address
-from lexico_store.checks import MAX_FRAME_BYTES
 
 
 @dataclass(frozen=True)
@@ -25,12 +25,16 @@ class ListenConfig:
     """Lets a server without a token file listen beyond loopback."""
     drain_s: float = 15.0
     """Seconds that running calls are given at shutdown."""
+    start_s: float = 120.0
+    """Seconds that ingress and encoders, and then the reload server, are given to start."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise ConfigurationError(f"port {self.port} is outside 0..65535")
         if not 0 <= self.drain_s < math.inf:
             raise ConfigurationError(f"drain time {self.drain_s}: give 0 or more seconds")
+        if not 0 < self.start_s < math.inf:
+            raise ConfigurationError(f"start time {self.start_s}: give more than 0 seconds")
         if self.token_file is None and not self.allow_anonymous and not _is_loopback(self.host):
             raise ConfigurationError(
                 f"listening on {self.host} without tokens: anyone there could use the caches. "

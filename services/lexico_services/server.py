@@ -11,8 +11,8 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined]
 from grpc_reflection.v1alpha import reflection
 
-from lexico_codec.upload import MESSAGE_BYTES
 from lexico_proto.errors import ConfigurationError
+from lexico_proto.limits import MESSAGE_BYTES
 from lexico_services.config import ListenConfig
 
 _log = logging.getLogger(__name__)

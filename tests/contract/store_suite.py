@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import threading
-import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 
@@ -14,10 +13,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from lexico_proto.errors import InvalidInput, StoreUnavailable
-from lexico_store import MAX_FRAMES, PageStore
+from lexico_proto.limits import MAX_GROUPS
+from lexico_store import PageStore
+from lexico_store.lease import Lease
 from lexico_store.store import CHUNK_BYTES
+from tests.support.waiting import PATIENCE_S, wait_until
 
-TTL_S = 60.0
+TTL_S = 3600.0
 SMALL_BYTES = 24 << 20
 """Bound of the store that `small_store` yields."""
 
@@ -25,7 +27,11 @@ SMALL_BYTES = 24 << 20
 RANDOM = settings(
     max_examples=25,
     deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.differing_executors],
+    suppress_health_check=[
+        HealthCheck.too_slow,
+        HealthCheck.function_scoped_fixture,
+        HealthCheck.differing_executors,
+    ],
 )
 PAGES = st.lists(
     st.tuples(
@@ -41,7 +47,7 @@ def key_of(n: int) -> bytes:
 
 
 class StoreSuite:
-    """Subclasses give `store` and `small_store`, and `wait` where the clock is not the wall's."""
+    """Subclasses give `store` and `small_store`, and `expire` where the clock is not the wall's."""
 
     @pytest.fixture
     def store(self) -> Iterator[PageStore]:
@@ -51,8 +57,9 @@ class StoreSuite:
     def small_store(self) -> Iterator[PageStore]:
         raise NotImplementedError
 
-    def wait(self, seconds: float) -> None:
-        time.sleep(seconds)
+    def expire(self, gone: Callable[[], bool], seconds: float) -> None:
+        """Until what has so long to live is gone."""
+        wait_until(gone, f"the end of what lives for {seconds:g} s")
 
     @pytest.fixture
     def scope(self) -> bytes:
@@ -94,7 +101,7 @@ class StoreSuite:
         assert store.read_page(scope, key_of(1)) == (frames, b"")
 
     def test_most_frames(self, store: PageStore, scope: bytes) -> None:
-        frames = [bytes([n]) for n in range(MAX_FRAMES)]
+        frames = [bytes([n]) for n in range(MAX_GROUPS)]
         store.commit(scope, key_of(1), frames, b"", TTL_S)
         assert store.read_page(scope, key_of(1)) == (frames, b"")
 
@@ -145,9 +152,7 @@ class StoreSuite:
                     scope, key_of(1), [bytes([version]) * 20_000] * 8, bytes([version]), TTL_S
                 )
 
-        def read() -> tuple[int, set[int]]:
-            seen: set[int] = set()
-            count = 0
+        def read(seen: set[int]) -> None:
             while not done.is_set():
                 page = store.read_page(scope, key_of(1))
                 assert page is not None
@@ -155,27 +160,23 @@ class StoreSuite:
                 assert len(versions) == 1
                 assert len(page.frames) == 8
                 seen |= versions
-                count += 1
-            return count, seen
 
         store.commit(scope, key_of(1), [b"\x00" * 20_000] * 8, b"\x00", TTL_S)
         with ThreadPoolExecutor(4) as pool:
             writers = [pool.submit(write, version) for version in (1, 2)]
-            readers = [pool.submit(read) for _ in range(2)]
-            done.wait(0.6)
+            sights: list[set[int]] = [set(), set()]
+            readers = [pool.submit(read, seen) for seen in sights]
+            wait_until(lambda: all(seen >= {1, 2} for seen in sights), "both versions", sights.copy)
             done.set()
-            for writer in writers:
-                writer.result()
-            results = [reader.result() for reader in readers]
-        assert all(count > 0 for count, _ in results)
-        assert {version for _, seen in results for version in seen} >= {1, 2}
+            for worker in writers + readers:
+                worker.result()
 
     # Time
 
     def test_page_expires_whole(self, store: PageStore, scope: bytes) -> None:
         store.commit(scope, key_of(1), [b"a", b"b"], b"m", 0.15)
         store.commit(scope, key_of(2), [b"c"], b"m", TTL_S)
-        self.wait(0.2)
+        self.expire(lambda: store.present(scope, [key_of(1)]) == [False], 0.15)
         assert store.present(scope, [key_of(1), key_of(2)]) == [False, True]
         assert store.read_page(scope, key_of(1)) is None
         assert store.meta(scope, key_of(1)) is None
@@ -190,10 +191,14 @@ class StoreSuite:
         assert store.read(scope, [key_of(1)], 1) == [None]
 
     def test_touch_renews_and_never_revives(self, store: PageStore, scope: bytes) -> None:
-        store.commit(scope, key_of(1), [b"a"], b"m", 0.15)
-        store.commit(scope, key_of(2), [b"a"], b"m", 0.15)
-        assert store.touch(scope, [key_of(1), key_of(3)], TTL_S) == [True, False]
-        self.wait(0.2)
+        for ttl_s in (0.15, 1.5, 15.0, PATIENCE_S / 2):
+            store.commit(scope, key_of(1), [b"a"], b"m", ttl_s)
+            store.commit(scope, key_of(2), [b"a"], b"m", ttl_s)
+            touched = store.touch(scope, [key_of(1), key_of(3)], TTL_S)
+            if touched[0]:  # else it was gone before: a longer life
+                break
+        assert touched == [True, False]
+        self.expire(lambda: store.present(scope, [key_of(2)]) == [False], ttl_s)
         assert store.touch(scope, [key_of(1), key_of(2)], TTL_S) == [True, False]
         assert store.present(scope, [key_of(1), key_of(2), key_of(3)]) == [True, False, False]
 
@@ -213,9 +218,15 @@ class StoreSuite:
     def test_release_of_expired_lease_spares_the_next(self, store: PageStore, scope: bytes) -> None:
         first = store.lease(scope, key_of(1), 0.1)
         assert first is not None
-        self.wait(0.15)
-        second = store.lease(scope, key_of(1), TTL_S)
-        assert second is not None
+        taken: list[Lease] = []
+
+        def gone() -> bool:
+            second = store.lease(scope, key_of(1), TTL_S)
+            taken.extend([second] if second is not None else [])
+            return bool(taken)
+
+        self.expire(gone, 0.1)
+        (second,) = taken
         assert first.release() is False
         assert store.lease(scope, key_of(1), TTL_S) is None
         assert second.release() is True
@@ -297,7 +308,7 @@ class StoreSuite:
                 store.commit(scope, bad_key, [b"x"], b"", TTL_S)  # type: ignore[arg-type]
             with pytest.raises(InvalidInput):
                 store.read(scope, [key, bad_key], 0)  # type: ignore[list-item]
-        for bad_frames in ([], [b""], [b"x", b""], [strided], ["text"], [b"x"] * (MAX_FRAMES + 1)):
+        for bad_frames in ([], [b""], [b"x", b""], [strided], ["text"], [b"x"] * (MAX_GROUPS + 1)):
             with pytest.raises(InvalidInput):
                 store.commit(scope, key, bad_frames, b"", TTL_S)  # type: ignore[arg-type]
         for bad_ttl in (0, -1.0, float("nan"), float("inf"), 1e12):
@@ -307,7 +318,7 @@ class StoreSuite:
                 store.touch(scope, [key], bad_ttl)
             with pytest.raises(InvalidInput):
                 store.lease(scope, key, bad_ttl)
-        for bad_group in (-1, MAX_FRAMES):
+        for bad_group in (-1, MAX_GROUPS):
             with pytest.raises(InvalidInput):
                 store.read(scope, [key], bad_group)
         for digest, data in ((b"", b"x"), (b"x" * 65, b"x"), (b"d", b"")):

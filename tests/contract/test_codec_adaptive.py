@@ -17,7 +17,7 @@ from lexico_codec.codecs.adaptive import added_atoms
 from lexico_codec.codecs.lexico import ragged_codes
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.pursuit.codes import Codes
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import AtomSet
 from lexico_proto.errors import (
     ConfigurationError,
     DamagedFrame,
@@ -283,7 +283,7 @@ class TestAdaptiveCodec(CodecSuite):
         body = bytes(codec.encode(group, Place(3, FAR), whole))
         out, again = torch.empty_like(group), torch.empty_like(group)
         codec.decode(memoryview(body), Place(3, FAR), whole, out)
-        moved = DictionarySet.build(
+        moved = AtomSet.build(
             [(whole.atoms(i, "key"), whole.atoms(i, "value")) for i in (3, 4)], set_info()
         )
         codec.decode(memoryview(body), Place(0, FAR), moved, again)

@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 
 from lexico_codec.codecs import Codec, LexicoCodec, Place
-from lexico_codec.codecs.lexico.codec import SINK_TOKENS
+from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.geometry import DTYPES
 from lexico_codec.kernels.pursuit import naive
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from lexico_proto.errors import DamagedFrame, DictionaryMismatch, InvalidInput, UnknownDictionary
 from tests.contract.codec_suite import FAR, SHAPES, SMALL, CodecSuite, Shape, group_of
 from tests.support.dictionaries import random_set, set_info, unit_rows
@@ -168,7 +168,7 @@ class TestLexicoCodec(CodecSuite):
         group = group.to(DTYPES[dtype])
         atoms = unit_rows(96, 64, 0)
         atoms[5] = mean / mean.norm()  # training finds this direction at once
-        dictionary = DictionarySet.build([(atoms, atoms)], set_info())
+        dictionary = AtomSet.build([(atoms, atoms)], set_info())
         out = torch.full_like(group, float("nan"))
         body = codec.encode(group, Place(0, FAR), dictionary)
         codec.decode(memoryview(body), Place(0, FAR), dictionary, out)

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from lexico_codec.codecs import Codec, LexicoCodec, LosslessCodec, PackedCodec, Place, ResidualCodec
 from lexico_codec.codecs import codec_from_config as configured
-from lexico_codec.codecs.residual.head import Head, bands_of, head_bytes
+from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
 from lexico_codec.geometry import DTYPES, Geometry, Pairing, Rope
 from lexico_codec.rope import rotate, unrotate
 from lexico_codec.sets.dictionary import DictionarySet
@@ -247,8 +247,8 @@ class TestResidualCodec(CodecSuite):
             body, out = coded(BALANCED, group_of(MIXED), set_of(tensors))
             transform = transform_of(set_of(tensors))
             told = bands_of(transform, 0, transform.steps["balanced"])
-            head = Head.unpack(memoryview(body), transform, told, 70)
-            assert set(head.gains.tolist()) == {GAINS[0] if bias < 0 else GAINS[-1]}
+            header = Header.unpack(memoryview(body), transform, told, 70)
+            assert set(header.gains.tolist()) == {GAINS[0] if bias < 0 else GAINS[-1]}
             assert bool(out.isfinite().all())
 
     @pytest.mark.parametrize("sparsity", [0, 1, 2, 4])
@@ -336,11 +336,11 @@ class TestResidualCodec(CodecSuite):
         with mock.patch.object(ResidualCodec, "_transform", return_value=(transform, 0)):
             body, plain = coded(codec, usual, dictionary)
             components[100:, [3, 20]] = 2.0
-            strange = transform.synthesise(0, components).view(2, 2, 37, 3, 16)
-            longer, out = coded(codec, strange, dictionary)
-            assert torch.equal(out[:, :, [3, 20]], strange[:, :, [3, 20]])
+            outliers = transform.synthesise(0, components).view(2, 2, 37, 3, 16)
+            longer, out = coded(codec, outliers, dictionary)
+            assert torch.equal(out[:, :, [3, 20]], outliers[:, :, [3, 20]])
             others = [t for t in range(37) if t not in (3, 20)]
-            off = (out - strange)[:, :, others]
+            off = (out - outliers)[:, :, others]
             assert float(off.norm()) <= 1.1 * float((plain - usual)[:, :, others].norm())
             assert len(body) < len(longer) < len(body) + 2 * 4 * 3 * 16 * 4 + 200
             components[100:, :11] = 2.0
@@ -650,7 +650,7 @@ class TestResidualCodec(CodecSuite):
         told = bands_of(transform, 0, transform.steps["balanced"])
         bits = 9 * (1 + 4 + 3) + 3 * told
         rows = -(-(bits + 9 * 6) // 8)
-        assert rows == head_bytes(transform, told, 9)
+        assert rows == header_bytes(transform, told, 9)
         assert (bits + 9 * 6) % 8, "there are bits behind the last index"
 
         def altered(at: int, *values: int) -> bytes:

@@ -13,7 +13,7 @@ import torch
 from lexico_codec.codecs import CODECS
 from lexico_codec.codecs.adaptive import added_atoms
 from lexico_codec.codecs.packed import packed_codes
-from lexico_codec.codecs.residual.head import Head, bands_of
+from lexico_codec.codecs.residual.header import Header, bands_of
 from lexico_codec.frame import VERSION, parse_frame
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import tensor_from
@@ -21,7 +21,7 @@ from lexico_codec.wire import spec_from_wire
 from lexico_proto.v1 import types_pb2 as pb
 from tests.support import goldens
 from tests.support.goldens import Golden, digest
-from tests.support.residual_sets import products
+from tests.support.residual_sets import products, transform_of
 
 GOLDENS = [
     pytest.param(golden, id=golden.name)
@@ -157,12 +157,12 @@ def test_packed_picks_the_atoms_that_it_picked() -> None:
     assert (again - before).norm() <= 0.1 * before.norm()
 
 
-def head_of(golden: Golden, frame: bytes) -> tuple[memoryview, Head]:
+def header_of(golden: Golden, frame: bytes) -> tuple[memoryview, Header]:
     body = parse_frame(frame)[1]
     assert golden.dictionary is not None
-    transform = golden.dictionary.family("residual")
+    transform = transform_of(golden.dictionary)
     told = bands_of(transform, 1, transform.steps["near"])
-    return body, Head.unpack(body, transform, told, 37)
+    return body, Header.unpack(body, transform, told, 37)
 
 
 def test_residual_is_read_as_it_was() -> None:
@@ -178,11 +178,11 @@ def test_residual_is_read_as_it_was() -> None:
     assert bool((off <= 2**-6 * expected.abs().amax((0, 1, 3, 4))).all())
     assert torch.equal(expected[:, :, :4], golden.tensor[:, :, :4])
     assert float((expected - golden.tensor).norm() / golden.tensor.norm()) < 0.01
-    body, head = head_of(golden, frame)
-    assert len(set(head.gains.tolist())) > 6
-    assert len(set(head.energies.tolist())) > 2
-    assert len(set(head.bands.tolist())) > 1
-    assert not bool(head.exact.any())
+    body, header = header_of(golden, frame)
+    assert len(set(header.gains.tolist())) > 6
+    assert len(set(header.energies.tolist())) > 2
+    assert len(set(header.bands.tolist())) > 1
+    assert not bool(header.exact.any())
     assert len(body) > 2 * 4 + 37 * 4, "two blocks of tokens"
 
 
@@ -195,7 +195,7 @@ def test_residual_is_written_about_as_it_was() -> None:
         off = golden.decode(again) - golden.decode(frame)
     assert abs(len(again) - len(frame)) <= 16
     assert float(off.square().mean().sqrt()) < 0.02
-    assert torch.equal(head_of(golden, again)[1].exact, head_of(golden, frame)[1].exact)
+    assert torch.equal(header_of(golden, again)[1].exact, header_of(golden, frame)[1].exact)
 
 
 @pytest.mark.parametrize("golden", [g for g in GOLDENS if g.id in goldens.PURSUED])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import pytest
 
@@ -13,8 +13,10 @@ from tests.contract.store_suite import SMALL_BYTES, TTL_S, StoreSuite, key_of
 class TestMemoryStore(StoreSuite):
     now = 1000.0
 
-    def wait(self, seconds: float) -> None:
+    def expire(self, gone: Callable[[], bool], seconds: float) -> None:
+        assert not gone()
         self.now += seconds
+        assert gone()
 
     @pytest.fixture
     def store(self) -> Iterator[PageStore]:

@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.attend.coded import CodedLayer, attend
+from lexico_codec.kernels.attend.coded import attend
+from lexico_codec.kernels.attend.layer import CodedLayer
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 

@@ -8,7 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.entropy.coder import SYMBOLS, TOTAL, Tables, decode, encode
+from lexico_codec.kernels.entropy.coder import decode, encode
+from lexico_codec.kernels.entropy.tables import SYMBOLS, TOTAL, Tables
 from lexico_proto.errors import DamagedFrame
 
 pytestmark = [

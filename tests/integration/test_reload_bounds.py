@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -13,8 +12,9 @@ from hashlib import blake2b
 import grpc
 import pytest
 
-from lexico_codec.sets.dictionary import builtin_sets, load_builtin
+from lexico_codec.sets.builtin import builtin_sets, load_builtin
 from lexico_proto import errors
+from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dict_pb
 from lexico_proto.v1 import dictionaries_pb2_grpc, reload_pb2_grpc
 from lexico_proto.v1 import reload_pb2 as pb
@@ -22,10 +22,11 @@ from lexico_services import serve
 from lexico_services.config import ListenConfig, ReloadConfig
 from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
-from lexico_store import MAX_FRAME_BYTES, MemoryStore, PageStore
+from lexico_store import MemoryStore, PageStore
 from lexico_store.scopes import SHARED_SCOPE
 from tests.integration.test_reload import (
     KEYS,
+    MIB,
     SCOPE,
     _stream,
     fill,
@@ -36,8 +37,7 @@ from tests.integration.test_reload import (
 )
 from tests.support.dictionaries import random_set
 from tests.support.services import CHANNEL_OPTIONS
-
-MIB = 1 << 20
+from tests.support.waiting import PATIENCE_S, lingering, skip_ahead, until
 
 
 @dataclass
@@ -50,12 +50,13 @@ class Reload:
 
     async def get(self, keys: Sequence[bytes], groups: int = 1) -> list[pb.GetResponse]:
         request = pb.GetRequest(page_keys=keys, groups=groups)
-        return [part async for part in self.reload.Get(request, timeout=30)]
+        return [part async for part in self.reload.Get(request, timeout=PATIENCE_S)]
 
 
 @asynccontextmanager
 async def running(store: PageStore, **bounds: object) -> AsyncIterator[Reload]:
-    config = ReloadConfig(**bounds)  # type: ignore[arg-type]
+    times = {"match_timeout_s": PATIENCE_S, "max_stream_s": PATIENCE_S}
+    config = ReloadConfig(**{**times, **bounds})  # type: ignore[arg-type]
     server = ReloadServer(store, ListenConfig(drain_s=1.0), config)
     await server.start()
     target = f"127.0.0.1:{server.port}"
@@ -69,22 +70,20 @@ async def running(store: PageStore, **bounds: object) -> AsyncIterator[Reload]:
     assert server.buffers.used == 0
 
 
-async def until(true: Callable[[], object], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+async def nothing_buffered(services: Reload) -> None:
+    buffers = services.server.buffers
+    await until(lambda: buffers.used == 0, "no buffered byte", lambda: buffers.used)
 
 
 async def test_a_get_that_nobody_reads_gives_its_slot_back() -> None:
     store = filled(20, 1, MIB)
-    async with running(store, max_streams=1, max_stream_s=0.5) as services:
+    async with running(store, max_streams=1) as services:
         stalled = services.reload.Get(pb.GetRequest(page_keys=KEYS, groups=1))
         await stalled.read()
         with raises(errors.Busy):
             await services.get(KEYS[:1])
-        await asyncio.sleep(0.8)
-        assert services.server.buffers.used == 0
+        skip_ahead()
+        await nothing_buffered(services)
         assert len(await services.get(KEYS[:3])) == 3
         with raises(errors.DeadlineExpired):  # what was on its way comes, then the reason
             while await stalled.read() is not grpc.aio.EOF:
@@ -93,11 +92,12 @@ async def test_a_get_that_nobody_reads_gives_its_slot_back() -> None:
 
 
 async def test_a_stalled_get_that_is_cancelled_late_does_no_harm() -> None:
-    async with running(filled(20, 1, MIB), max_streams=1, max_stream_s=0.3) as services:
+    async with running(filled(20, 1, MIB), max_streams=1) as services:
         for _ in range(3):
             stalled = services.reload.Get(pb.GetRequest(page_keys=KEYS, groups=1))
             await stalled.read()
-            await asyncio.sleep(0.5)
+            skip_ahead()
+            await nothing_buffered(services)
             stalled.cancel()
         assert len(await services.get(KEYS[:3])) == 3
 
@@ -111,7 +111,7 @@ async def test_a_peer_that_goes_is_no_defect(caplog: pytest.LogCaptureFixture) -
                     pb.GetRequest(page_keys=KEYS, groups=1)
                 )
                 await call.read()
-        await until(lambda: services.server.buffers.used == 0)
+        await nothing_buffered(services)
     assert [r.getMessage() for r in caplog.records if r.name.startswith("lexico")] == []
 
 
@@ -123,14 +123,19 @@ async def test_fetch_and_register_have_a_time_as_well() -> None:
 
     async def silent() -> AsyncIterator[dict_pb.RegisterRequest]:
         yield registration(data, digest)[0]
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
 
-    async with running(store, max_streams=1, max_stream_s=0.5) as services:
+    async with running(store, max_streams=1) as services:
         stalled = services.dictionaries.Fetch(dict_pb.FetchRequest(digest=digest))
         await stalled.read()
-        await asyncio.sleep(0.8)
+        skip_ahead()
+        await nothing_buffered(services)
+        call = services.dictionaries.Register(silent())
+        while not call.done():  # whenever it is that the server begins to count
+            skip_ahead()
+            await asyncio.sleep(0)
         with raises(errors.DeadlineExpired):
-            await services.dictionaries.Register(silent())
+            await call
         request = dict_pb.FetchRequest(digest=digest)
         pieces = [p.data async for p in services.dictionaries.Fetch(request)]
         assert b"".join(pieces) == data
@@ -154,7 +159,7 @@ class Measuring(MemoryStore):
 
     def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
         self.reads.append(len(keys))
-        self.go.wait(10)
+        self.go.wait(PATIENCE_S)
         return super().read(scope, keys, group)
 
 
@@ -202,12 +207,12 @@ async def test_bytes_count_until_the_thread_is_done() -> None:
     async with running(store) as services:
         store.go.clear()
         call = services.reload.Get(pb.GetRequest(page_keys=KEYS[:1], groups=1))
-        await until(lambda: store.reads)
+        await until(lambda: store.reads, "a read of the store")
         call.cancel()
-        await asyncio.sleep(0.2)
+        await lingering()
         assert services.server.buffers.used == MAX_FRAME_BYTES
         store.go.set()
-        await until(lambda: services.server.buffers.used == 0)
+        await nothing_buffered(services)
 
 
 async def test_a_register_holds_its_slot_to_the_end() -> None:
@@ -216,7 +221,7 @@ async def test_a_register_holds_its_slot_to_the_end() -> None:
 
         def put_dictionary(self, scope: bytes, digest: bytes, data: object) -> None:
             self.began.set()
-            self.go.wait(10)
+            self.go.wait(PATIENCE_S)
             super().put_dictionary(scope, digest, data)  # type: ignore[arg-type]
 
     store, dictionary = Slow(), random_set(layers=1, head_dim=8, atoms=16)
@@ -224,16 +229,16 @@ async def test_a_register_holds_its_slot_to_the_end() -> None:
     async with running(store, max_streams=1) as services:
         call = services.dictionaries.Register(_stream(messages))
         task = asyncio.ensure_future(call.code())
-        await until(store.began.is_set)
+        await until(store.began.is_set, "the set on its way into the store")
         with raises(errors.Busy):
             await services.get(KEYS[:1])
         call.cancel()  # the thread goes on, so the slot is still taken
-        await asyncio.sleep(0.1)
+        await lingering()
         with raises(errors.Busy):
             await services.get(KEYS[:1])
         store.go.set()
         await task
-        await until(lambda: services.server.buffers.used == 0)
+        await nothing_buffered(services)
         assert len(await services.get(KEYS[:1])) == 1
 
 
@@ -340,24 +345,28 @@ class Hanging(MemoryStore):
 
     def present(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
         self.calls += 1
-        self.go.wait(20)
+        self.go.wait(PATIENCE_S)
         return super().present(scope, keys)
 
 
 async def test_every_match_is_answered_in_time_by_a_store_that_hangs() -> None:
     store = Hanging()
-    bounds = {"store_threads": 2, "match_timeout_s": 0.5, "max_calls": 32}
-    async with running(store, **bounds) as services:
+    async with running(store, store_threads=2, max_calls=32) as services:
         request = pb.MatchRequest(page_keys=KEYS[:2])
-        begun = time.monotonic()
         calls = [services.reload.Match(request) for _ in range(40)]
+
+        def answered() -> int:
+            return sum(call.done() for call in calls)
+
+        await until(lambda: answered() == 8, "answers to the calls that are too many", answered)
+        skip_ahead()
         codes = [await call.code() for call in calls]
-        assert time.monotonic() - begun < 2
         assert codes.count(grpc.StatusCode.DEADLINE_EXCEEDED) == 32
         assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 8
         with raises(errors.Busy):  # threads and queue are still taken: nothing piles up
             await services.reload.Match(request)
         store.go.set()
-        await asyncio.sleep(0.2)
-        assert list((await services.reload.Match(request)).present) == [False, False]
+        while await (call := services.reload.Match(request)).code() is not grpc.StatusCode.OK:
+            await asyncio.sleep(0)  # until the threads are free
+        assert list((await call).present) == [False, False]
         assert store.calls == 3  # what nobody waited for never began

@@ -13,7 +13,8 @@ from torch import Tensor
 
 from lexico_codec.kernels import dispatch
 from lexico_codec.kernels.attend import long as long_attend
-from lexico_codec.kernels.attend.coded import CodedLayer, attend
+from lexico_codec.kernels.attend.coded import attend
+from lexico_codec.kernels.attend.layer import CodedLayer
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.quantise import from_e4m3

@@ -10,7 +10,8 @@ from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
 from lexico_codec.kernels import library
-from lexico_codec.kernels.layout.rows import Sparse, arrange, gather, scatter
+from lexico_codec.kernels.layout.rows import arrange, gather, scatter
+from lexico_codec.kernels.layout.sparse import Sparse
 from lexico_codec.kernels.library import ISA_VARIABLE
 from lexico_codec.rope import Turn, rotate, turn_at
 from lexico_proto.errors import ConfigurationError, ShapeMismatch

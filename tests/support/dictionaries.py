@@ -7,7 +7,7 @@ import functools
 import torch
 from torch import Tensor
 
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import AtomSet
 from lexico_codec.sets.info import SetInfo
 
 
@@ -32,9 +32,11 @@ def unit_rows(atoms: int, dim: int, seed: int) -> Tensor:
 
 
 @functools.cache
-def random_set(layers: int, head_dim: int, atoms: int = 96, seed: int = 0) -> DictionarySet:
+def random_set(
+    layers: int, head_dim: int, atoms: int = 96, seed: int = 0, kv_heads: int = 1
+) -> AtomSet:
     """Key and value atoms of every layer; value dictionaries have one atom less, which is legal."""
-    return DictionarySet.build(
+    return AtomSet.build(
         [
             (
                 unit_rows(atoms, head_dim, seed + 2 * layer),
@@ -42,5 +44,5 @@ def random_set(layers: int, head_dim: int, atoms: int = 96, seed: int = 0) -> Di
             )
             for layer in range(layers)
         ],
-        set_info(),
+        set_info(kv_heads),
     )

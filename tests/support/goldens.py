@@ -33,7 +33,7 @@ from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.kernels.pursuit.preparation import Preparation
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet, TransformSet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import bytes_of
 from lexico_codec.wire import spec_to_wire
@@ -139,7 +139,7 @@ LEXICO_SEED = 118
 
 def lexico_dictionary() -> DictionarySet:
     layers = [(sign_atoms(48, 10 * layer + 1), sign_atoms(40, 10 * layer + 2)) for layer in (0, 1)]
-    return DictionarySet.build(layers, set_info(kv_heads=2, sparsity=4))
+    return AtomSet.build(layers, set_info(kv_heads=2, sparsity=4))
 
 
 def adaptive(dictionary: DictionarySet | None = None) -> Golden:
@@ -188,7 +188,7 @@ def packed_dictionary() -> DictionarySet:
     falls = torch.tensor([4.0, 3.0, 8.0, 1.0])  # errors end at zero after so many atoms
     errors = (falls[:, None] - torch.arange(9)).clamp_min(0).view(2, 2, 9)
     info = set_info(kv_heads=2, sparsity=4)
-    return DictionarySet.build(layers, info, means, {"packed.errors": errors})
+    return AtomSet.build(layers, info, means, errors)
 
 
 def residual(dictionary: DictionarySet | None = None) -> Golden:
@@ -253,11 +253,11 @@ def residual_dictionary() -> DictionarySet:
         "points": (torch.arange(16) - torch.arange(16).clamp(max=1) / 16).expand(46, 16),
         "steps": torch.tensor(RESIDUAL_STEPS),
     }
-    named = {
-        f"residual.{name}": tensor.float() if tensor.dtype == torch.float64 else tensor
+    stored = {
+        name: tensor.float() if tensor.dtype == torch.float64 else tensor
         for name, tensor in tensors.items()
     }
-    return DictionarySet.build((), set_info(kv_heads=2, sparsity=2), further=named)
+    return TransformSet.build(stored, set_info(kv_heads=2, sparsity=2))
 
 
 SETS = {

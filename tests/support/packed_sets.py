@@ -8,7 +8,7 @@ import functools
 import torch
 from torch import Tensor
 
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import AtomSet
 from tests.support.dictionaries import set_info, unit_rows
 
 HEADS = 8
@@ -28,7 +28,8 @@ def packed_set(
     seed: int = 0,
     mean: float = 0.5,
     falls: tuple[float, ...] | None = None,
-) -> DictionarySet:
+    heads: int = HEADS,
+) -> AtomSet:
     """Key and value atoms of every layer; value dictionaries have one atom less, which is legal.
 
     Args:
@@ -44,14 +45,14 @@ def packed_set(
     ]
     means = [
         (
-            mean * unit_rows(HEADS, head_dim, 900 + layer) * head_dim**0.5,
-            mean * unit_rows(HEADS, head_dim, 950 + layer) * head_dim**0.5,
+            mean * unit_rows(heads, head_dim, 900 + layer) * head_dim**0.5,
+            mean * unit_rows(heads, head_dim, 950 + layer) * head_dim**0.5,
         )
         for layer in range(layers)
     ]
-    further = {}
+    errors = None
     if falls is not None:
         steps = torch.arange(65, dtype=torch.float32)
         curves = torch.stack([(-steps * fall).exp() for fall in falls])
-        further["packed.errors"] = curves.view(layers, 2, 65)
-    return DictionarySet.build(pairs, set_info(HEADS), means, further)
+        errors = curves.view(layers, 2, 65)
+    return AtomSet.build(pairs, set_info(heads), means, errors)

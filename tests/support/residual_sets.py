@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.sets import transform as transforms
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.transform import Transform
 from lexico_lab.training.counts import Counts
 from tests.support.dictionaries import set_info
@@ -99,11 +99,12 @@ def residual_tensors(
     return {f"residual.{name}": tensor.contiguous() for name, tensor in made.items()}
 
 
-def set_of(tensors: Mapping[str, Tensor]) -> DictionarySet:
+def set_of(tensors: Mapping[str, Tensor]) -> TransformSet:
     """The set that has these tensors."""
     heads = tensors["residual.means"].shape[1]
     sparsity = tensors["residual.coefficients"].shape[1]
-    return DictionarySet.build((), set_info(heads, sparsity), further=tensors)
+    named = {name.removeprefix("residual."): tensor for name, tensor in tensors.items()}
+    return TransformSet.build(named, set_info(heads, sparsity))
 
 
 def products(*, quick: bool) -> Any:
@@ -125,7 +126,7 @@ def residual_set(
     gain: float = 0.3,
     mean: float = 0.5,
     seed: int = 0,
-) -> DictionarySet:
+) -> TransformSet:
     """A set for any geometry, see `residual_tensors`; made once."""
     quick = transforms._quick_bfloat16(torch.device("cpu"))
     return _made(quick, layers, heads, dim, runs, blocks, joint, sparsity, gain, mean, seed)
@@ -144,7 +145,7 @@ def _made(
     gain: float,
     mean: float,
     seed: int,
-) -> DictionarySet:
+) -> TransformSet:
     return set_of(
         residual_tensors(
             layers,
@@ -161,14 +162,13 @@ def _made(
     )
 
 
-def transform_of(dictionary: DictionarySet) -> Transform:
+def transform_of(dictionary: DictionarySet | None) -> Transform:
     """The transform of a set that has one."""
-    transform = dictionary.family("residual")
-    assert isinstance(transform, Transform)
-    return transform
+    assert isinstance(dictionary, TransformSet)
+    return dictionary.transform
 
 
-def fitted_to(group: Tensor, gain: float = 0.3) -> DictionarySet:
+def fitted_to(group: Tensor, gain: float = 0.3) -> TransformSet:
     """A set whose means and scales are those of a group `[layers, 2, tokens, heads, dim]`."""
     layers, _, _, heads, dim = group.shape
     wide = group.double()

@@ -5,9 +5,10 @@ from itertools import pairwise
 import pytest
 
 from lexico_client._frames import Frame, FrameAssembler, longest_frame
-from lexico_codec.frame import HEADER_BYTES, MAX_FRAME_BYTES
-from lexico_codec.upload import PIECE_BYTES
+from lexico_codec.frame import HEADER_BYTES
+from lexico_codec.limits import MAX_PARSED_FRAME_BYTES
 from lexico_proto.errors import InternalError
+from lexico_proto.limits import PIECE_BYTES
 from lexico_proto.v1 import reload_pb2 as reload
 from tests.support.client_fixtures import small_spec
 
@@ -131,4 +132,4 @@ def test_a_piece_over_the_limit() -> None:
 def test_the_longest_frame_has_room_for_every_codec_and_a_bound() -> None:
     for group in range(SPEC.groups):
         raw = HEADER_BYTES + SPEC.group_bytes(group)
-        assert raw <= longest_frame(SPEC, group) <= MAX_FRAME_BYTES
+        assert raw <= longest_frame(SPEC, group) <= MAX_PARSED_FRAME_BYTES

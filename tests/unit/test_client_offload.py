@@ -12,7 +12,7 @@ from lexico_client import AsyncClient, InMemoryTransport
 from lexico_proto import errors
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
-from tests.support.client_fixtures import TOKENS, random_cache, small_spec, views_of
+from tests.support.client_fixtures import PATIENT, TOKENS, random_cache, small_spec, views_of
 
 SPEC = small_spec()
 
@@ -48,7 +48,9 @@ def failing() -> Failing:
 
 @pytest.fixture
 async def client(failing: Failing, tmp_path: Path) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(transport=failing, dictionaries_dir=tmp_path) as client:
+    async with AsyncClient(
+        transport=failing, dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
         yield client
 
 

@@ -12,16 +12,18 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from lexico_client import Client, InMemoryTransport, _hf_sets
+from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.codecs import LexicoCodec, LosslessCodec, codec_from_config
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.kernels.entropy.coder import SYMBOLS
+from lexico_codec.hf_inputs import cache_inputs
+from lexico_codec.kernels.entropy.tables import SYMBOLS
 from lexico_codec.presets import PRESETS
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets import choose
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet, TransformSet
 from lexico_codec.sets.info import SetInfo
 from lexico_proto import errors
-from tests.support.client_fixtures import small_dictionary
+from tests.support.client_fixtures import PATIENT, small_dictionary
 from tests.support.dictionaries import set_info
 from tests.support.packed_sets import packed_set
 
@@ -54,16 +56,16 @@ def residual_set(
         "points": torch.arange(SYMBOLS // 2, dtype=torch.float32).repeat(classes, 1),
         "steps": torch.tensor([0.1, 0.2, 0.4]),
     }
-    further = {f"residual.{key}": value for key, value in tensors.items()}
-    return DictionarySet.build([], info or set_info(kv_heads), None, further)
+    return TransformSet.build(tensors, info or set_info(kv_heads))
 
 
-def llama(dtype: torch.dtype = torch.float32) -> Any:
+def llama(dtype: torch.dtype = torch.float32, theta: float = 10000.0) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS,
         num_attention_heads=4, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM,
         max_position_embeddings=256, bos_token_id=1, eos_token_id=None, pad_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
     return model.to(dtype).eval()
@@ -76,7 +78,9 @@ def model() -> Any:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
+    with Client(
+        transport=InMemoryTransport(), dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
         yield client
 
 
@@ -91,8 +95,8 @@ def built_in(monkeypatch: pytest.MonkeyPatch) -> Callable[..., None]:
 
     def ship(*sets: DictionarySet) -> None:
         shelf = {f"set-{number}": made for number, made in enumerate(sets)}
-        monkeypatch.setattr(_hf_sets, "builtin_sets", lambda: tuple(shelf))
-        monkeypatch.setattr(_hf_sets, "load_builtin", shelf.__getitem__)
+        monkeypatch.setattr(choose, "builtin_sets", lambda: tuple(shelf))
+        monkeypatch.setattr(choose, "load_builtin", shelf.__getitem__)
 
     return ship
 
@@ -108,7 +112,7 @@ def info_for(model: Any, name: str) -> SetInfo:
 def lexico_set(model: Any, name: str) -> DictionarySet:
     plain = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM)
     layers = [(plain.atoms(i, "key"), plain.atoms(i, "value")) for i in range(LAYERS)]
-    return DictionarySet.build(layers, info_for(model, name))
+    return AtomSet.build(layers, info_for(model, name))
 
 
 def unrotated_set(model: Any, name: str) -> DictionarySet:
@@ -116,7 +120,7 @@ def unrotated_set(model: Any, name: str) -> DictionarySet:
     layers = [(made.atoms(i, "key"), made.atoms(i, "value")) for i in range(LAYERS)]
     means = made.means(0, LAYERS)[:, :KV_HEADS]
     pairs = list(zip(means[::2], means[1::2], strict=True))
-    return DictionarySet.build(layers, info_for(model, name), pairs)
+    return AtomSet.build(layers, info_for(model, name), pairs)
 
 
 @pytest.fixture(scope="module")
@@ -134,7 +138,7 @@ def through(shared: HuggingFaceCache, model: Any) -> list[tuple[Tensor, Tensor]]
     ids = torch.randint(0, 97, (1, 41), generator=torch.Generator().manual_seed(3))
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(ids, past_key_values=cache)
+        model(ids, **cache_inputs(model, cache))
     assert shared.offload(ids, cache).pages == ("stored",) * 5
     hit = shared.load(ids)
     assert (hit.tokens, hit.reason) == (40, None)
@@ -202,6 +206,20 @@ def test_a_codec_that_is_named_is_refused_the_same_way(
         cache_of(client, model, "lexico", dictionary=sets["lexico-packed"])
 
 
+def test_a_set_for_another_rotary_embedding_is_refused(
+    client: Client, model: Any, sets: dict[str, DictionarySet]
+) -> None:
+    """Keys that are turned otherwise, or another model's: where it is given, and where it codes."""
+    other = llama(theta=500000.0)
+    for name, dictionary in sets.items():
+        with pytest.raises(errors.DictionaryMismatch, match="another rotary embedding"):
+            cache_of(client, other, name, dictionary=dictionary)
+        client.register_dictionary(dictionary)
+        shared = cache_of(client, other, name, dictionary=dictionary.digest)
+        with pytest.raises(errors.DictionaryMismatch, match="another rotary embedding"):
+            through(shared, other)
+
+
 def test_two_sets_that_serve_are_one_too_many(
     client: Client,
     model: Any,
@@ -255,8 +273,8 @@ def test_layers_are_coded_together_as_the_set_has_it(client: Client, model: Any)
     said = {"quality": "near", "run_layers": 1}
     same = cache_of(client, model, "lexico-residual", codec_config=said, dictionary=apart)
     assert same.spec.namespace == shared.spec.namespace
-    for wrong in (residual_set(kv_heads=1), residual_set()):
-        with pytest.raises(errors.DictionaryMismatch, match="the set codes"):
+    for wrong, says in ((residual_set(kv_heads=1), "1 KV heads, not 2"), (residual_set(), "codes")):
+        with pytest.raises(errors.DictionaryMismatch, match=says):
             cache_of(client, model, "lexico-residual", codec_config=said, dictionary=wrong)
 
 

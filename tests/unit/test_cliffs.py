@@ -13,6 +13,7 @@ from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.rope import unrotate
 from lexico_codec.sets.transform import QUALITIES
 from lexico_lab.studies import cliff_models, cliff_points
@@ -82,7 +83,7 @@ def test_constant_keys_in_the_cache_are_one_vector_turned() -> None:
     made = with_constant_keys(tiny(), TEXT, layer=1)
     cache = DynamicCache()
     with torch.inference_mode():
-        made(torch.tensor([TEXT]), past_key_values=cache)
+        made(torch.tensor([TEXT]), **cache_inputs(made, cache))
     rope = geometry_of(made.config, "float32").rope
     assert rope is not None
     layers: Any = cache.layers

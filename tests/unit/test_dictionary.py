@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -14,17 +15,19 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
-from lexico_codec.sets import dictionary
-from lexico_codec.sets import families as set_families
-from lexico_codec.sets.dictionary import DictionarySet, builtin_sets, canonical_json, load_builtin
+from lexico_codec import files
+from lexico_codec.canonical import canonical_json
+from lexico_codec.sets import artefact as artefacts
+from lexico_codec.sets.builtin import builtin_sets, load_builtin
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet, TransformSet
 from lexico_codec.sets.info import SetInfo
 from lexico_proto.errors import (
     ConfigurationError,
-    DictionaryMismatch,
     InvalidInput,
     UnknownDictionary,
 )
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "frames" / "v1"
 INFO = SetInfo(
     model="tiny",
     kv_heads=3,
@@ -67,9 +70,9 @@ def artefact(tensors: dict[str, Tensor] = TENSORS, **changes: Any) -> bytes:
 
 
 def test_round_trip_keeps_everything(tmp_path: Path) -> None:
-    made = DictionarySet.build(LAYERS, INFO)
+    made = AtomSet.build(LAYERS, INFO)
     made.save(tmp_path / "set.safetensors")
-    read = DictionarySet.load(tmp_path / "set.safetensors")
+    read = AtomSet.load(tmp_path / "set.safetensors")
     assert (read.digest, read.to_bytes(), read.info) == (made.digest, made.to_bytes(), INFO)
     assert (read.layers, read.head_dim) == (2, 4)
     assert list(tmp_path.iterdir()) == [tmp_path / "set.safetensors"]
@@ -79,29 +82,21 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
 
 
 def test_equal_content_gives_equal_bytes() -> None:
-    assert DictionarySet.build(LAYERS, INFO).to_bytes() == artefact()
-    other = DictionarySet.build(LAYERS, replace(INFO, command="other"))
-    assert other.digest != DictionarySet.build(LAYERS, INFO).digest
+    assert AtomSet.build(LAYERS, INFO).to_bytes() == artefact()
+    other = AtomSet.build(LAYERS, replace(INFO, command="other"))
+    assert other.digest != AtomSet.build(LAYERS, INFO).digest
 
 
 def test_digest_is_blake2b_of_the_bytes() -> None:
-    made = DictionarySet.build(LAYERS, INFO)
+    made = AtomSet.build(LAYERS, INFO)
     assert len(made.digest) == 32
-    assert made.digest == dictionary.hashlib.blake2b(made.to_bytes(), digest_size=32).digest()
+    assert made.digest == hashlib.blake2b(made.to_bytes(), digest_size=32).digest()
 
 
 def test_atoms_of_a_missing_layer() -> None:
-    made = DictionarySet.build(LAYERS, INFO)
+    made = AtomSet.build(LAYERS, INFO)
     with pytest.raises(InvalidInput, match="layer 2"):
         made.atoms(2, "key")
-
-
-@pytest.mark.parametrize(("layers", "head_dim"), [(3, 4), (2, 8), (1, 4)])
-def test_another_geometry_does_not_fit(layers: int, head_dim: int) -> None:
-    made = DictionarySet.build(LAYERS, INFO)
-    made.check_fits(2, 4)
-    with pytest.raises(DictionaryMismatch, match="tiny"):
-        made.check_fits(layers, head_dim)
 
 
 def but(name: str, table: Tensor) -> dict[str, Tensor]:
@@ -176,8 +171,8 @@ FORMAT_2 = {
 
 def test_set_with_means_and_errors() -> None:
     pairs = [(FORMAT_2["layers.00.key.atoms"], LAYERS[0][1]), LAYERS[1]]
-    made = DictionarySet.build(pairs, INFO, MEANS, {"packed.errors": ERRORS})
-    read = DictionarySet.load(made.to_bytes())
+    made = AtomSet.build(pairs, INFO, MEANS, ERRORS)
+    read = AtomSet.load(made.to_bytes())
     assert read.digest == DictionarySet.load(artefact(FORMAT_2, format=2)).digest
     assert read.unrotated
     assert read.info == INFO
@@ -191,9 +186,51 @@ def test_set_with_means_and_errors() -> None:
         read.means(1, 2)
 
 
+def test_a_newer_format_says_what_to_run() -> None:
+    for data in (artefact(format=4), artefact(FORMAT_2, format=10**30)):
+        with pytest.raises(InvalidInput, match=r"newer version of lexico.*lexico train"):
+            DictionarySet.load(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest", "kind", "version"),
+    [
+        ("lexico", "75962b1523026f1d", AtomSet, 1),
+        ("lexico-packed", "efe41e501fc8dd66", AtomSet, 2),
+        ("lexico-residual", "caee27598101c15c", TransformSet, 3),
+    ],
+)
+def test_sets_of_every_format_load_for_ever(
+    name: str, digest: str, kind: type[DictionarySet], version: int
+) -> None:
+    """Those that the golden frames were made with."""
+    data = (FIXTURES / f"{name}.safetensors").read_bytes()
+    read = DictionarySet.load(data)
+    assert type(read) is kind
+    assert read.serves(name)
+    assert read.to_bytes() == data
+    assert hashlib.blake2b(data, digest_size=8).hexdigest() == digest
+    assert f'\\"format\\":{version}'.encode() in data
+
+
+SHIPPED = {
+    "smollm2-135m": ("3ba86c1ba23c7eae", AtomSet),
+    "smollm2-135m-packed": ("6f7d7ac1d984812a", AtomSet),
+    "smollm2-135m-residual": ("4a765de976d84c41", TransformSet),
+}
+
+
+def test_shipped_sets_are_these_bytes() -> None:
+    assert set(builtin_sets()) == SHIPPED.keys()
+    for name, (digest, kind) in SHIPPED.items():
+        shipped = load_builtin(name)
+        assert type(shipped) is kind
+        assert hashlib.blake2b(shipped.to_bytes(), digest_size=8).hexdigest() == digest
+
+
 def test_int8_atoms_have_unit_norm() -> None:
     stored = torch.tensor([[3, 0, -4, 0], [127, -128, 1, 0], [0, 0, 0, 1]], dtype=torch.int8)
-    made = DictionarySet.build([(stored, LAYERS[0][1]), LAYERS[1]], INFO)
+    made = AtomSet.build([(stored, LAYERS[0][1]), LAYERS[1]], INFO)
     assert torch.equal(made.atoms(0, "key")[0], torch.tensor([0.6, 0.0, -0.8, 0.0]))
     assert float((made.atoms(0, "key").norm(dim=1) - 1).abs().max()) < 1e-6
     assert not made.unrotated
@@ -203,7 +240,7 @@ def test_int8_atoms_have_unit_norm() -> None:
 
 
 def test_a_plain_set_stays_of_format_1() -> None:
-    header = DictionarySet.build(LAYERS, INFO).to_bytes()
+    header = AtomSet.build(LAYERS, INFO).to_bytes()
     assert b'\\"format\\":1' in header
     assert DictionarySet.load(artefact(format=2)).digest != DictionarySet.load(artefact()).digest
 
@@ -258,18 +295,8 @@ def test_what_is_no_set_of_format_2_is_refused(data: bytes) -> None:
         DictionarySet.load(data)
 
 
-def test_a_new_family_is_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
-    data = with_2(other_deep_name=ERRORS.clone(), other_more=ERRORS.clone())
-    monkeypatch.setitem(
-        set_families.FAMILIES, "other", lambda views, shape: (sorted(views), shape.head_dim)
-    )
-    read = DictionarySet.load(data)
-    assert read.family("other") == (["deep.name", "more"], 4)
-    assert read.family("absent") is None
-
-
 def test_oversized_bytes_are_refused_unread(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(dictionary, "MAX_ARTEFACT_BYTES", 100)
+    monkeypatch.setattr(artefacts, "MAX_DICTIONARY_BYTES", 100)
     with pytest.raises(InvalidInput, match="at most 100"):
         DictionarySet.load(artefact())
 
@@ -284,7 +311,7 @@ def test_damaged_bytes_never_crash(data: st.DataObject, sound: bytes) -> None:
     cut = data.draw(st.one_of(st.just(len(spoilt)), st.integers(0, len(spoilt))))
     tail = data.draw(st.binary(max_size=3))
     try:
-        read = DictionarySet.load(bytes(spoilt[:cut]) + tail)
+        read = AtomSet.load(bytes(spoilt[:cut]) + tail)
     except InvalidInput:
         return
     assert read.layers == 2
@@ -295,7 +322,7 @@ def test_files_that_cannot_be_used(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="nothing-here"):
         DictionarySet.load(tmp_path / "nothing-here")
     with pytest.raises(ConfigurationError, match="absent"):
-        DictionarySet.build(LAYERS, INFO).save(tmp_path / "absent" / "set.safetensors")
+        AtomSet.build(LAYERS, INFO).save(tmp_path / "absent" / "set.safetensors")
 
 
 def test_unwritten_target_keeps_its_former_bytes(
@@ -307,9 +334,9 @@ def test_unwritten_target_keeps_its_former_bytes(
     def fail(*_: object) -> None:
         raise OSError(28, "no space")
 
-    monkeypatch.setattr(dictionary.os, "replace", fail)
+    monkeypatch.setattr(files.os, "replace", fail)
     with pytest.raises(ConfigurationError, match="no space"):
-        DictionarySet.build(LAYERS, INFO).save(target)
+        AtomSet.build(LAYERS, INFO).save(target)
     assert target.read_bytes() == b"former"
     assert list(tmp_path.iterdir()) == [target]
 
@@ -321,7 +348,7 @@ def test_builtin_sets_load_and_are_small() -> None:
         assert len(shipped.to_bytes()) <= 16_000_000
         assert load_builtin(name) is shipped
     shipped = load_builtin("smollm2-135m")
-    shipped.check_fits(30, 64)
+    assert (shipped.layers, shipped.kv_heads, shipped.head_dim) == (30, 3, 64)
     assert shipped.info.sparsity == 8
 
 

@@ -1,4 +1,4 @@
-"""Energies of tokens and bands: measured, told, added to classes; the head that holds them."""
+"""Energies of tokens and bands: measured, stored, added to classes; the header that holds them."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lexico_codec.codecs.residual.energies import (
-    audible,
     band_ends,
     band_of,
-    bands_told,
+    bands_stored,
     measure,
+    significant,
     spread,
 )
-from lexico_codec.codecs.residual.head import Head, bands_of, head_bytes
+from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
 from lexico_codec.sets.transform import CLASSES_AN_OCTAVE, ENERGIES, GAINS
 from lexico_proto.errors import DamagedFrame
 from tests.support.residual_sets import residual_set, residual_tensors, set_of, transform_of
@@ -46,11 +46,11 @@ def test_bands_cover_all_components_once(components: int) -> None:
 
 
 @pytest.mark.parametrize("step", [1e-9, 0.05, 1.0, 7.9, 8.0, 8.1, 1e9])
-def test_bands_are_told_as_far_as_something_is_heard(step: float) -> None:
-    heard = audible(FALLING, step)
-    assert heard == sum(8 * float(d) >= step for d in FALLING)
+def test_bands_are_stored_as_far_as_components_are_significant(step: float) -> None:
+    counted = significant(FALLING, step)
+    assert counted == sum(8 * float(d) >= step for d in FALLING)
     begins = (0, *band_ends(len(FALLING))[:-1])
-    assert bands_told(FALLING, step) == sum(begin < heard for begin in begins)
+    assert bands_stored(FALLING, step) == sum(begin < counted for begin in begins)
 
 
 def test_what_the_set_expects_has_no_energy() -> None:
@@ -89,20 +89,20 @@ def test_energies_stay_in_range(value: float) -> None:
 def test_a_coarse_step_hears_nothing() -> None:
     found = measure(drawn(9), FALLING, 100.0)
     assert found.tokens.tolist() == [0] * 9
-    assert len(found.bands) == bands_told(FALLING, 100.0) == 0
+    assert len(found.bands) == bands_stored(FALLING, 100.0) == 0
     assert found.ratios.tolist() == [1] * 9
 
 
-def test_bands_that_are_not_told_have_none() -> None:
+def test_bands_that_are_not_stored_have_none() -> None:
     found = spread(torch.tensor([1, -2], dtype=torch.int8), 100)
     of = band_of(100)
     assert found.tolist() == [(1, -2)[int(band)] if band < 2 else 0 for band in of]
 
 
-# The head
+# The header
 
 
-def head_of(tokens: int, bands: int, seed: int, atoms: int, s: int) -> Head:
+def header_of(tokens: int, bands: int, seed: int, atoms: int, s: int) -> Header:
     rng = np.random.default_rng(seed)
 
     def drawn_from(values: range, count: int) -> Tensor:
@@ -111,7 +111,7 @@ def head_of(tokens: int, bands: int, seed: int, atoms: int, s: int) -> Head:
     indices = torch.from_numpy(rng.integers(0, max(1, atoms), (tokens, s)))
     exact = torch.from_numpy(rng.integers(0, 2, tokens).astype(bool))
     energies = drawn_from(ENERGIES, tokens), drawn_from(ENERGIES, bands)
-    return Head(exact, drawn_from(GAINS, tokens), *energies, indices)
+    return Header(exact, drawn_from(GAINS, tokens), *energies, indices)
 
 
 @settings(deadline=None, max_examples=50)
@@ -124,29 +124,29 @@ def head_of(tokens: int, bands: int, seed: int, atoms: int, s: int) -> Head:
 def test_a_head_comes_back(tokens: int, sparsity: int, step: float, seed: int) -> None:
     transform = transform_of(residual_set(2, 3, 16, sparsity=sparsity))
     bands = bands_of(transform, 0, step)
-    head = head_of(tokens, bands, seed, transform.atoms.shape[1], sparsity)
-    body = head.pack(transform)
-    assert len(body) == head_bytes(transform, bands, tokens)
-    made = Head.unpack(memoryview(body + b"rows"), transform, bands, tokens)
+    header = header_of(tokens, bands, seed, transform.atoms.shape[1], sparsity)
+    body = header.pack(transform)
+    assert len(body) == header_bytes(transform, bands, tokens)
+    made = Header.unpack(memoryview(body + b"rows"), transform, bands, tokens)
     for name in ("exact", "gains", "energies", "bands", "indices"):
-        assert torch.equal(getattr(made, name), getattr(head, name))
-    assert torch.equal(made.offsets, head.gains + head.energies)
+        assert torch.equal(getattr(made, name), getattr(header, name))
+    assert torch.equal(made.offsets, header.gains + header.energies)
     plain = transform.classes(0, step)
     classes = made.classes(transform, 0, step)
     assert torch.equal(classes[:sparsity], plain[:sparsity])
-    of_bands = spread(head.bands, len(plain) - sparsity)
+    of_bands = spread(header.bands, len(plain) - sparsity)
     assert torch.equal(classes[sparsity:], plain[sparsity:] + of_bands)
 
 
 def test_damaged_heads_are_refused() -> None:
     transform = transform_of(set_of(residual_tensors(2, 3, 16, atoms=33)))
-    head = head_of(5, 2, 0, 33, 1)
-    body = bytearray(head.pack(transform))
+    header = header_of(5, 2, 0, 33, 1)
+    body = bytearray(header.pack(transform))
     assert 5 * (1 + 4 + 3 + 6) + 2 * 3 == 76
     body[-1] |= 0x80
     with pytest.raises(DamagedFrame, match="behind the last index"):
-        Head.unpack(memoryview(body), transform, 2, 5)
+        Header.unpack(memoryview(body), transform, 2, 5)
     body = bytearray(len(body))
     body[-1] = 0x0F  # the last index is 60 or more
     with pytest.raises(DamagedFrame, match="outside the atoms"):
-        Head.unpack(memoryview(body), transform, 2, 5)
+        Header.unpack(memoryview(body), transform, 2, 5)

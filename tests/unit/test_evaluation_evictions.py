@@ -59,7 +59,7 @@ def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvalSettings:
     """Evictions, with a codec's set at hand, and no published method that codes."""
     monkeypatch.setattr(peers, "CODERS", {})
     made = tmp_path / "made.safetensors"
-    random_set(LAYERS, HEAD_DIM).save(made)
+    random_set(LAYERS, HEAD_DIM, kv_heads=2).save(made)
     return tiny_settings(tmp_path, sets=(str(made),), prefix=PREFIX, turns=0, pairs=0)
 
 
@@ -192,7 +192,7 @@ class TestReport:
             k: v for k, v in whole.items() if k not in moment
         }
         other = tmp_path / "other.safetensors"
-        random_set(LAYERS, HEAD_DIM, seed=7).save(other)
+        random_set(LAYERS, HEAD_DIM, seed=7, kv_heads=2).save(other)
         with pytest.raises(ConfigurationError, match="another kept_through"):
             evaluate(replace(second, sets=(str(other),)), loaded)
 
@@ -325,7 +325,7 @@ class TestLeftOut:
         tmp_path: Path,
     ) -> None:
         other = tmp_path / "packed.safetensors"
-        packed_set(LAYERS, HEAD_DIM).save(other)
+        packed_set(LAYERS, HEAD_DIM, heads=2).save(other)
         given = replace(settings, sets=() if at_hand == "none" else (str(other),))
         document = evaluate(given, loaded)
         (refused,) = document["not_run"]

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import torch
 
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import AtomSet
 from lexico_lab.evaluation import peers, run, state
 from lexico_lab.evaluation.run import evaluate
 from lexico_lab.evaluation.settings import EvalSettings
@@ -92,7 +92,7 @@ def settings(tmp_path: Path) -> EvalSettings:
     text = tmp_path / "fox & <hound>.txt"
     text.write_text("".join(f"The fox saw {i} hounds and the hounds saw it. " for i in range(60)))
     made = tmp_path / "made.safetensors"
-    random_set(LAYERS, HEAD_DIM).save(made)
+    random_set(LAYERS, HEAD_DIM, kv_heads=2).save(made)
     return EvalSettings(
         model="tiny",
         sources=(text,),
@@ -180,7 +180,7 @@ class TestReport:
         self, tiny: LoadedModel, settings: EvalSettings, tmp_path: Path
     ) -> None:
         packed = tmp_path / "packed.safetensors"
-        packed_set(LAYERS, HEAD_DIM).save(packed)
+        packed_set(LAYERS, HEAD_DIM, heads=2).save(packed)
         short = replace(
             settings, sets=(*settings.sets, str(packed)), codecs=(), texts=1, turns=0, pairs=0
         )
@@ -328,9 +328,9 @@ class TestRefusals:
         self, tiny: LoadedModel, settings: EvalSettings, tmp_path: Path
     ) -> None:
         other = tmp_path / "other.safetensors"
-        info = replace(set_info(), rope={"inv_freq": [1.0, 0.5], "pairing": "half", "scale": 1.0})
+        info = replace(set_info(2), rope={"inv_freq": [1.0, 0.5], "pairing": "half", "scale": 1.0})
         atoms = [(unit_rows(20, HEAD_DIM, 0), unit_rows(20, HEAD_DIM, 1))] * LAYERS
-        DictionarySet.build(atoms, info).save(other)
+        AtomSet.build(atoms, info).save(other)
         with pytest.raises(DictionaryMismatch, match="rotary embedding"):
             evaluate(replace(settings, sets=(str(other),)), tiny)
 

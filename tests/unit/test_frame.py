@@ -257,7 +257,7 @@ def test_mismatch_names_all_that_differs() -> None:
 
 
 def test_length_cap(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(frame_module, "MAX_FRAME_BYTES", HEADER_BYTES + 64)
+    monkeypatch.setattr(frame_module, "MAX_PARSED_FRAME_BYTES", HEADER_BYTES + 64)
     assert parse_frame(pack_frame(HEADER, BODY))[0] == HEADER
     check_damaged(pack_frame(HEADER, BODY + b"x"))
 

@@ -15,6 +15,7 @@ import pytest
 from lexico_codec.codecs import CODECS
 from lexico_codec.codecs.codec import Codec
 from lexico_codec.kernels import library
+from tests.support.waiting import PATIENCE_S
 
 ROOT = Path(__file__).parents[2]
 PROJECT: dict[str, Any] = tomllib.loads((ROOT / "pyproject.toml").read_text())
@@ -136,7 +137,7 @@ assert kernels.reconstruct(codes, atoms).shape == (2, 4)
         cwd=ROOT,
         capture_output=True,
         text=True,
-        timeout=120,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ import torch
 
 from lexico_codec.geometry import Geometry
 from lexico_codec.pages import decode_group
-from lexico_codec.sets.dictionary import load_builtin
+from lexico_codec.sets.builtin import load_builtin
 from lexico_proto import errors
 from lexico_store import MemoryStore
 from lexico_store.scopes import SHARED_SCOPE
@@ -51,7 +52,7 @@ def test_pages_are_stored_group_by_group() -> None:
 
 @pytest.mark.parametrize("shared", [True, False])
 def test_dictionaries_come_from_the_tenant_or_the_operator(shared: bool) -> None:
-    dictionary = random_set(layers=3, head_dim=8, atoms=16)
+    dictionary = random_set(layers=3, head_dim=8, atoms=16, kv_heads=2)
     made = prompt(codec="lexico", codec_config='{"sparsity":2}', dictionary=dictionary.digest)
     store = MemoryStore()
     with pytest.raises(errors.UnknownDictionary):
@@ -63,6 +64,18 @@ def test_dictionaries_come_from_the_tenant_or_the_operator(shared: bool) -> None
     store.put_dictionary(scope, dictionary.digest, dictionary.to_bytes())
     done = encoder(store).encode_page(job(made), raw(made))
     assert (done.outcome, done.stored_bytes > 0) == (Outcome.STORED, True)
+
+
+def test_a_set_for_another_rotary_embedding_is_refused() -> None:
+    dictionary = load_builtin("smollm2-135m")
+    assert dictionary.rope is not None
+    other = replace(dictionary.rope, pairing="interleaved")
+    geometry = Geometry(30, 3, 64, "float16", other)
+    made = prompt(
+        pages=1, page_tokens=1, geometry=geometry, codec="lexico", dictionary=dictionary.digest
+    )
+    with pytest.raises(errors.DictionaryMismatch, match="rotary embedding"):
+        encoder(MemoryStore()).encode_page(job(made), raw(made))
 
 
 def test_a_set_for_another_model_is_refused() -> None:
@@ -120,7 +133,7 @@ def test_wrong_length() -> None:
 
 def test_a_shipped_set_needs_no_registration() -> None:
     dictionary = load_builtin("smollm2-135m")
-    geometry = Geometry(layers=30, kv_heads=3, head_dim=64, dtype="float16")
+    geometry = Geometry(30, 3, 64, "float16", dictionary.rope)
     made = prompt(
         pages=1, page_tokens=1, geometry=geometry, codec="lexico", dictionary=dictionary.digest
     )

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from transformers import LlamaConfig, LlamaForCausalLM
 
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.caches import cache_of, forward, states_of
 from lexico_lab.published.eviction import (
     FRACTIONS,
@@ -76,7 +77,7 @@ def masked(model: Any, ids: list[int], kept: Tensor) -> Tensor:
     mask = seen.repeat_interleave(GROUPS, dim=0)[None]
     cache = cache_of(prefix_states(model, ids))
     following = torch.tensor([ids[PREFIX:]])
-    found: Tensor = model(following, past_key_values=cache, attention_mask=mask).logits[0]
+    found: Tensor = model(following, **cache_inputs(model, cache), attention_mask=mask).logits[0]
     return found
 
 

@@ -16,14 +16,8 @@ from hypothesis import strategies as st
 
 from lexico_codec.codecs import LexicoCodec, RawCodec, codec_from_config
 from lexico_codec.geometry import Geometry, Rope
-from lexico_codec.spec import (
-    FRAME_TARGET_BYTES,
-    MAX_GROUPS,
-    MAX_PAGE_TOKENS,
-    CacheSpec,
-    Shard,
-    make_spec,
-)
+from lexico_codec.limits import MAX_PAGE_TOKENS
+from lexico_codec.spec import FRAME_TARGET_BYTES, CacheSpec, Shard, make_spec
 from lexico_proto.errors import (
     ConfigurationError,
     InvalidInput,
@@ -31,7 +25,7 @@ from lexico_proto.errors import (
     TokenCountMismatch,
     UnknownCodec,
 )
-from lexico_store import MAX_FRAMES
+from lexico_proto.limits import MAX_GROUPS
 
 GEOMETRY = Geometry(4, 2, 64, "float16", Rope((1.0, 0.5)))
 BASE = CacheSpec(
@@ -185,7 +179,7 @@ def test_frames_of_usual_models_are_near_the_target(codec: str, geometry: Geomet
 
 
 def test_a_page_has_no_more_frames_than_a_store_takes() -> None:
-    assert MAX_GROUPS == MAX_FRAMES == 64
+    assert MAX_GROUPS == 64
     geometry = Geometry(65, 8, 128)
     assert CacheSpec(bytes(32), geometry, RawCodec(), group_layers=2).groups == 33
     with pytest.raises(ShapeMismatch, match="65 frames a page"):

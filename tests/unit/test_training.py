@@ -12,9 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load
 from torch import Tensor
+from transformers import DynamicCache
 
 from lexico_codec.codecs.packed.codec import PackedCodec, allocate
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct
 from lexico_codec.rope import rotate
 from lexico_codec.sets.dictionary import DictionarySet
@@ -266,7 +268,7 @@ class TestRun:
     def test_costs_are_those_of_one_coded_table(
         self, tiny: LoadedModel, packed: TrainSettings
     ) -> None:
-        made = train(packed, tiny)
+        made = train(packed, tiny, torch.zeros(2, 2))  # all tables get the same number of atoms
         samples = dictionaries.samples_of(packed, tiny)
         mute = copy.deepcopy(tiny.model)
         mute.model.layers[1].self_attn.o_proj.weight.data.zero_()
@@ -364,8 +366,9 @@ def test_samples_are_the_cache_of_the_model(tiny: LoadedModel, tmp_path: Path) -
     assert [len(w) for w in windows] == [64, 32, 64, 32]
     samples = Samples(tmp_path, windows, layers=2, kv_heads=2, head_dim=8)
     assert list(sample(tiny, samples)) == [64, 32, 64, 32]
+    cache: Any = DynamicCache()
     with torch.inference_mode():
-        cache = tiny.model(torch.tensor([windows[1]]), use_cache=True).past_key_values
+        tiny.model(torch.tensor([windows[1]]), **cache_inputs(tiny.model, cache))
     expected = cache.layers[1].values[0, :, 4:].transpose(0, 1).reshape(-1, 8).half()
     dumped = torch.frombuffer(bytearray(samples.path(1, "value").read_bytes()), dtype=torch.float16)
     assert len(dumped) == 8 * samples.rows
@@ -382,8 +385,9 @@ def test_samples_before_rope(tiny: LoadedModel, tmp_path: Path) -> None:
     data = bytearray(samples.path(0, "key").read_bytes())
     keys = torch.frombuffer(data, dtype=torch.half).view(2, 4, 2, 8)
     torch.testing.assert_close(keys[0, 0], keys[0, 3], atol=2e-3, rtol=2e-3)
+    cache: Any = DynamicCache()
     with torch.inference_mode():
-        cache = tiny.model(torch.tensor([windows[0]]), use_cache=True).past_key_values
+        tiny.model(torch.tensor([windows[0]]), **cache_inputs(tiny.model, cache))
     turned = rotate(keys[1].float(), torch.arange(4, 8), rope)
     expected = cache.layers[0].keys[0, :, 4:].transpose(0, 1)
     torch.testing.assert_close(turned, expected, atol=2e-3, rtol=2e-3)

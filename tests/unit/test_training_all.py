@@ -24,6 +24,7 @@ from lexico_lab.training.sample import Sampler, cut_windows
 from lexico_lab.training.settings import TrainSettings
 from lexico_lab.training.state import DictionaryState
 from lexico_proto.errors import ConfigurationError, InvalidInput
+from tests.support.residual_sets import transform_of
 from tests.support.saved_model import letters, save_tiny
 
 NAMES = {
@@ -341,7 +342,7 @@ def residual_of(folder: Path, **changes: Any) -> TrainSettings:
 
 def test_a_transform_without_atoms(tiny: LoadedModel, tmp_path: Path) -> None:
     made = train(residual_of(tmp_path, sparsity=0), tiny)
-    transform = made.family("residual")
+    transform = transform_of(made)
     assert (transform.sparsity, made.info.sparsity) == (0, 0)
     assert "--sparsity 0" in made.info.command
     assert DictionarySet.load(made.to_bytes()).digest == made.digest
@@ -349,7 +350,7 @@ def test_a_transform_without_atoms(tiny: LoadedModel, tmp_path: Path) -> None:
 
 def test_a_transform_in_blocks(tiny: LoadedModel, tmp_path: Path) -> None:
     made = train(residual_of(tmp_path, blocks=2), tiny)
-    assert made.family("residual").bases.shape == (4, 2, 8, 8)
+    assert transform_of(made).bases.shape == (4, 2, 8, 8)
     assert made.info.training["blocks"] == 2
     assert "--blocks 2" in made.info.command
 

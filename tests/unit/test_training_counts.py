@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.entropy.coder import Tables
 from lexico_codec.kernels.entropy.levels import choose_levels
+from lexico_codec.kernels.entropy.tables import Tables
 from lexico_codec.sets.transform import classes_of
 from lexico_lab.training.counts import Counts
 

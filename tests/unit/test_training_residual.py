@@ -17,8 +17,9 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, PhiConfig,
 from lexico_codec.codecs import Place, ResidualCodec
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.rope import rotate, unrotate
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.transform import QUALITIES, Transform
 from lexico_lab.models import LoadedModel
 from lexico_lab.training import observe as observing
@@ -35,6 +36,7 @@ from lexico_lab.training.observe import (
 from lexico_lab.training.residual import ResidualSettings, windows_of
 from lexico_lab.training.run import TrainSettings, train
 from lexico_proto.errors import ConfigurationError, InvalidInput
+from tests.support.residual_sets import transform_of
 from tests.support.saved_model import TINY, letters
 
 YARN = {
@@ -96,7 +98,7 @@ def sound_round_trip(made: DictionarySet, model: Any, run_layers: int = 2) -> fl
     cache = DynamicCache()
     ids = torch.tensor([[ord(c) % 64 for c in letters(90, seed=9)]])
     with torch.no_grad():
-        model(ids, past_key_values=cache)
+        model(ids, **cache_inputs(model, cache))
     pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
     group = torch.stack(pairs).transpose(2, 3).contiguous()
     codec, out = ResidualCodec("near", run_layers=run_layers), torch.empty_like(group)
@@ -119,7 +121,7 @@ class TestRun:
         assert read.info.training["codec"] == "lexico-residual"
         assert "--codec lexico-residual" in read.info.command
         assert "--joint 40" in read.info.command
-        transform = read.family("residual")
+        transform = transform_of(read)
         assert (transform.runs, transform.selected.shape) == (1, (1, 40))
         steps = [transform.steps[quality] for quality in QUALITIES]
         assert steps == sorted(steps)
@@ -128,7 +130,7 @@ class TestRun:
     def test_components_are_uncorrelated_and_deviations_theirs(
         self, tiny: LoadedModel, finished: TrainSettings
     ) -> None:
-        transform = DictionarySet.load(finished.out).family("residual")
+        transform = TransformSet.load(finished.out).transform
         seen = observations(finished, tiny)
         rows = torch.cat([seen.states(window) for window in range(4)]).float().T
         components = transform.analyse(0, rows.reshape(4, 16, -1))
@@ -139,7 +141,7 @@ class TestRun:
 
     def test_runs_of_layers(self, tiny: LoadedModel, settings: TrainSettings) -> None:
         made = train(fitted(settings, run_layers=1, joint=0), tiny)
-        transform = made.family("residual")
+        transform = transform_of(made)
         assert (transform.runs, transform.run_layers, transform.selected.shape) == (2, 1, (2, 0))
         assert sound_round_trip(made, tiny.model, 1) < 0.3
 
@@ -282,7 +284,7 @@ class TestRun:
         for change, named in refused:
             with pytest.raises(ConfigurationError, match=named):
                 train(fitted(settings, **change), tiny)
-        monkeypatch.setattr(residual, "MAX_ARTEFACT_BYTES", 2000)
+        monkeypatch.setattr(residual, "MAX_DICTIONARY_BYTES", 2000)
         with pytest.raises(ConfigurationError, match="bytes"):
             train(settings, tiny)
         monkeypatch.setattr(residual, "MAX_COMPONENTS", 63)
@@ -398,7 +400,7 @@ def test_gradients_are_those_of_keys_before_rope_and_of_values(name: str, tmp_pa
     tokens = torch.tensor([ids])
     cache = DynamicCache()
     with torch.no_grad():
-        model(tokens[:, :PROMPT_TOKENS], past_key_values=cache)
+        model(tokens[:, :PROMPT_TOKENS], **cache_inputs(model, cache))
     pairs = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
     positions = torch.arange(PROMPT_TOKENS)
 
@@ -413,7 +415,7 @@ def test_gradients_are_those_of_keys_before_rope_and_of_values(name: str, tmp_pa
                 values = values + moved[layer, 1].transpose(0, 1)[None]
             whole.update(keys, values, layer)
         with torch.no_grad():
-            logits = model(tokens[:, PROMPT_TOKENS:], past_key_values=whole).logits[0]
+            logits = model(tokens[:, PROMPT_TOKENS:], **cache_inputs(model, whole)).logits[0]
         return logits.log_softmax(-1)
 
     exact = likelihoods({})

@@ -17,21 +17,19 @@ from torch import Tensor
 
 from lexico_codec.codecs import LexicoCodec, PackedCodec, Place, ResidualCodec
 from lexico_codec.geometry import Geometry
-from lexico_codec.kernels.entropy.coder import SYMBOLS, TOTAL, Tables
 from lexico_codec.kernels.entropy.levels import (
     ESCAPE_BITS,
-    MIDDLE,
     RATE_WEIGHT,
     choose_levels,
 )
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.kernels.entropy.tables import MIDDLE, SYMBOLS, TOTAL, Tables
+from lexico_codec.limits import MAX_TRANSFORM_ATOMS, MAX_TRANSFORM_SPARSITY
+from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.transform import (
     CLASSES_AN_OCTAVE,
     ENERGIES,
     GAINS,
     LEAST_OCTAVE,
-    MAX_ATOMS,
-    MAX_SPARSITY,
     QUALITIES,
     classes_of,
     features,
@@ -368,7 +366,9 @@ MALFORMED: dict[str, Callable[[], dict[str, Tensor | None]]] = {
     "gains without a bias": lambda: {"gains": torch.zeros(2, 8)},
     "gains of too many features": lambda: {"gains": torch.zeros(2, COUNT + 10)},
     "atoms without direction": lambda: {"atoms": with_number("atoms", 0, 0, 3)},
-    "atoms too many": lambda: {"atoms": torch.ones(2, MAX_ATOMS + 1, 12, dtype=torch.int8)},
+    "atoms too many": lambda: {
+        "atoms": torch.ones(2, MAX_TRANSFORM_ATOMS + 1, 12, dtype=torch.int8)
+    },
     "atoms too wide": lambda: {
         "atoms": torch.ones(2, 20, COUNT + 1, dtype=torch.int8),
         "remaining": torch.ones(2, COUNT + 1),
@@ -382,7 +382,7 @@ MALFORMED: dict[str, Callable[[], dict[str, Tensor | None]]] = {
     "remaining of another width": lambda: {"remaining": of("remaining")[:, 1:]},
     "remaining zero": lambda: {"remaining": with_number("remaining", 0, 0, 0)},
     "coefficients zero": lambda: {"coefficients": with_number("coefficients", 0, 0, 0)},
-    "coefficients too many": lambda: {"coefficients": torch.ones(2, MAX_SPARSITY + 1)},
+    "coefficients too many": lambda: {"coefficients": torch.ones(2, MAX_TRANSFORM_SPARSITY + 1)},
     "frequencies not 4096": lambda: {"frequencies": with_number("frequencies", 0, 5, 15)},
     "frequencies negative": lambda: {
         "frequencies": torch.tensor([-1, 4096, *[0] * 29, 1]).int().repeat(46, 1)
@@ -467,16 +467,14 @@ def test_set_of_a_transform(tmp_path: Path) -> None:
     assert set_of(residual_tensors(2, 3, 8, runs=2, joint=6, seed=1)).digest != made.digest
     assert (read.layers, read.head_dim, read.info.sparsity) == (2, 8, 2)
     assert b'\\"format\\":3' in read.to_bytes()
-    read.check_fits(2, 8)
     assert [read.serves(c) for c in ("lexico-residual", "lexico", "lexico-packed", "raw")] == [
         True,
         False,
         False,
         False,
     ]
-    assert not read.unrotated
-    assert read.errors is None
-    transform = transform_of(read)
+    assert isinstance(read, TransformSet)
+    transform = read.transform
     assert transform.steps == dict(zip(QUALITIES, (0.0625, 0.25, 1.0), strict=True))
     torch.testing.assert_close(transform.atoms.norm(dim=2), torch.ones(2, 20))
     assert load(read.to_bytes()).keys() == TENSORS.keys()
@@ -492,10 +490,6 @@ def test_other_codecs_name_what_is_wrong() -> None:
     for codec in (LexicoCodec(sparsity=1), PackedCodec(sparsity=1)):
         with pytest.raises(LexicoError, match=r"transform|train --codec"):
             codec.encode(group, Place(0, 9), set_of(TENSORS))
-    with pytest.raises(InvalidInput, match="no dictionaries of layers"):
-        set_of(TENSORS).atoms(0, "key")
-    with pytest.raises(InvalidInput, match="no means"):
-        set_of(TENSORS).means(0, 1)
 
 
 def test_formats_do_not_mix() -> None:
@@ -516,12 +510,13 @@ def test_formats_do_not_mix() -> None:
 
 def test_held_out_and_sparsity_of_a_transform() -> None:
     info = replace(set_info(3), sparsity=0)
-    assert DictionarySet.build((), info, further=TENSORS).info.sparsity == 0
+    tensors = {name.removeprefix("residual."): tensor for name, tensor in TENSORS.items()}
+    assert TransformSet.build(tensors, info).info.sparsity == 0
     for wrong in (-1, 256):
         with pytest.raises(InvalidInput, match="sparsity"):
-            DictionarySet.build((), replace(info, sparsity=wrong), further=TENSORS)
+            TransformSet.build(tensors, replace(info, sparsity=wrong))
     with pytest.raises(InvalidInput):
-        DictionarySet.build((), info)
+        TransformSet.build({}, info)
 
 
 # Specs

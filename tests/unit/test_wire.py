@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from lexico_codec.codecs import Codec, LexicoCodec, RawCodec
 from lexico_codec.geometry import DTYPES, Geometry, Rope
-from lexico_codec.spec import MAX_GROUPS, CacheSpec, Shard
+from lexico_codec.spec import CacheSpec, Shard
 from lexico_codec.wire import spec_from_wire, spec_to_wire
 from lexico_proto.errors import (
     ConfigurationError,
@@ -23,6 +23,7 @@ from lexico_proto.errors import (
     UnknownCodec,
     Unsupported,
 )
+from lexico_proto.limits import MAX_GROUPS
 from lexico_proto.v1 import types_pb2 as pb
 
 ROPES = st.builds(

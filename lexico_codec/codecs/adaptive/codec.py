@@ -19,28 +19,27 @@ from torch import Tensor
 
 from lexico_codec.codecs.adaptive import added_atoms
 from lexico_codec.codecs.adaptive.adaptation import Adaptation
-from lexico_codec.codecs.codec import Codec, Place, leading_sinks, target_over
+from lexico_codec.codecs.codec import Place
 from lexico_codec.codecs.lexico import ragged_codes
-from lexico_codec.codecs.parameters import check_sparsity, check_tolerance, check_whole
+from lexico_codec.codecs.parameters import check_tolerance, check_whole
+from lexico_codec.codecs.sparse import SparseCodec, target_over
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.pursuit.coding import reconstruct_into
+from lexico_codec.limits import MAX_SPARSITY
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import bytes_of
 
 
 @dataclass(frozen=True)
-class AdaptiveCodec(Codec):
+class AdaptiveCodec(SparseCodec):
     """Body: sinks, how many atoms each table adds, those atoms, then the sections of lexico; an
     index behind the set's atoms means an added one.
     """
 
     name: ClassVar[str] = "lexico-adaptive"
     codec_id: ClassVar[int] = 6
-    needs_dictionary: ClassVar[bool] = True
     set_of: ClassVar[str] = "lexico"
 
-    sparsity: int = 8
-    """Most atoms a vector (s)."""
     tolerance: float | None = 0.2
     """A vector is done at this relative error (delta), and atoms are added for those that miss it;
     None always uses s atoms, and adds atoms for those whose error is largest."""
@@ -50,18 +49,10 @@ class AdaptiveCodec(Codec):
     """Of a component of an added atom."""
 
     def __post_init__(self) -> None:
-        check_whole(self.name, "sparsity", self.sparsity, 1, 255)
+        check_whole(self.name, "sparsity", self.sparsity, 1, MAX_SPARSITY)
         check_tolerance(self.name, self.tolerance)
         check_whole(self.name, "added", self.added, 1, added_atoms.MOST_ADDED)
         check_whole(self.name, "bits", self.bits, added_atoms.LEAST_BITS, added_atoms.MOST_BITS)
-
-    def check_geometry(self, geometry: Geometry) -> None:
-        """More atoms than components are never needed, and are refused."""
-        check_sparsity(self.name, self.sparsity, geometry.head_dim)
-
-    def sink_tokens(self, first_token: int, tokens: int) -> int:
-        """Those of the first four tokens of the sequence that lie in the page."""
-        return leading_sinks(first_token, tokens)
 
     def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
         """3 s + 2 bytes a vector, and all the atoms that may be added."""
@@ -72,7 +63,8 @@ class AdaptiveCodec(Codec):
     def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
         """Codes every vector of the group but the sinks', once more with the atoms it adds."""
         layers, _, tokens, _, dim = group.shape
-        atoms = self._stack_for(dictionary, place, layers, dim, group.device)
+        found = self._set_for(dictionary, place, layers, dim)
+        atoms = found.stack(place.first_layer, layers, group.device)
         sinks = self.sink_tokens(place.first_token, tokens)
         vectors = group.flatten(0, 1)[:, sinks:]  # [2 * layers, tokens, heads, dim]
         codes, levels = Adaptation(
@@ -92,7 +84,8 @@ class AdaptiveCodec(Codec):
         layers, _, tokens, heads, dim = out.shape
         sinks = self.sink_tokens(place.first_token, tokens)
         exact, rest = ragged_codes.split_sinks(body, tuple(out.shape), sinks, out.dtype)
-        atoms = self._stack_for(dictionary, place, layers, dim, out.device)
+        found = self._set_for(dictionary, place, layers, dim)
+        atoms = found.stack(place.first_layer, layers, out.device)
         counts, added, rest = added_atoms.read(rest, atoms.tables, dim, self.bits, self.added)
         sizes = [size + count for size, count in zip(atoms.sizes, counts, strict=True)]
         codes = ragged_codes.read(rest, sizes, (tokens - sinks) * heads, self.sparsity)

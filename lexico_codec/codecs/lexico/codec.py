@@ -14,51 +14,33 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs.codec import (
-    SINK_TOKENS,
-    Codec,
-    GroupCodes,
-    Place,
-    leading_sinks,
-    target_over,
-)
+from lexico_codec.codecs.codec import Place
 from lexico_codec.codecs.lexico import ragged_codes
-from lexico_codec.codecs.parameters import check_sparsity, check_tolerance, check_whole
+from lexico_codec.codecs.parameters import check_tolerance, check_whole
+from lexico_codec.codecs.sparse import GroupCodes, SparseCodec, target_over
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct_into
+from lexico_codec.limits import MAX_SPARSITY
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import bytes_of
 
-__all__ = ["SINK_TOKENS", "LexicoCodec"]
-
 
 @dataclass(frozen=True)
-class LexicoCodec(Codec):
+class LexicoCodec(SparseCodec):
     """Body: sinks, then counts, exponents, indices and coefficients, each for all vectors of the
     group.
     """
 
     name: ClassVar[str] = "lexico"
     codec_id: ClassVar[int] = 2
-    needs_dictionary: ClassVar[bool] = True
     has_codes: ClassVar[bool] = True
 
-    sparsity: int = 8
-    """Most atoms a vector (s)."""
     tolerance: float | None = None
     """Stop at this relative error (delta), or None to always use s atoms."""
 
     def __post_init__(self) -> None:
-        check_whole(self.name, "sparsity", self.sparsity, 1, 255)
+        check_whole(self.name, "sparsity", self.sparsity, 1, MAX_SPARSITY)
         check_tolerance(self.name, self.tolerance)
-
-    def check_geometry(self, geometry: Geometry) -> None:
-        """More atoms than components are never needed, and are refused."""
-        check_sparsity(self.name, self.sparsity, geometry.head_dim)
-
-    def sink_tokens(self, first_token: int, tokens: int) -> int:
-        """Those of the first four tokens of the sequence that lie in the page."""
-        return leading_sinks(first_token, tokens)
 
     def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
         """3 s + 2 bytes a vector."""
@@ -67,7 +49,8 @@ class LexicoCodec(Codec):
     def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
         """Codes every vector of the group but the sinks', all dictionaries in one launch."""
         layers, _, tokens, _, dim = group.shape
-        atoms = self._stack_for(dictionary, place, layers, dim, group.device)
+        found = self._set_for(dictionary, place, layers, dim)
+        atoms = found.stack(place.first_layer, layers, group.device)
         sinks = self.sink_tokens(place.first_token, tokens)
         vectors = group.flatten(0, 1)[:, sinks:]  # [2 * layers, tokens, heads, dim]
         codes = encode(vectors, atoms, self.sparsity, self.tolerance, quantised=True)
@@ -98,6 +81,7 @@ class LexicoCodec(Codec):
         layers, _, tokens, heads, dim = shape
         sinks = self.sink_tokens(place.first_token, tokens)
         exact, rest = ragged_codes.split_sinks(body, shape, sinks, dtype)
-        atoms = self._stack_for(dictionary, place, layers, dim, device)
+        found = self._set_for(dictionary, place, layers, dim)
+        atoms = found.stack(place.first_layer, layers, device)
         codes = ragged_codes.read(rest, atoms.sizes, (tokens - sinks) * heads, self.sparsity)
         return GroupCodes(exact.to(device), codes.to(device), atoms, heads)

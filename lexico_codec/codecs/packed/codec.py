@@ -19,31 +19,32 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs.codec import Codec, Place, leading_sinks, target_over
+from lexico_codec.codecs.codec import Place
 from lexico_codec.codecs.packed.coefficients import LEAST_BITS, MOST_BITS, quantise
 from lexico_codec.codecs.packed.packed_codes import MOST_ATOMS, TABLE_BYTES, read, write
 from lexico_codec.codecs.packed.subsets import subset_code
+from lexico_codec.codecs.parameters import check_tolerance, check_whole
+from lexico_codec.codecs.sparse import SparseCodec, target_over
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct_into
 from lexico_codec.kernels.pursuit.preparation import Preparation
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from lexico_codec.tensors import bytes_of, tensor_from
-from lexico_proto.errors import ConfigurationError, DamagedFrame, DictionaryMismatch
+from lexico_proto.errors import DamagedFrame, DictionaryMismatch
 
 _TYPICAL_ATOMS: Final = 1024  # for estimates: the codec does not know the set
 
 
 @dataclass(frozen=True)
-class PackedCodec(Codec):
+class PackedCodec(SparseCodec):
     """Body: sinks, what each table's counts and scales are relative to, then five runs of bits:
     counts, scales, ranks, low bits of indices, coefficients.
     """
 
     name: ClassVar[str] = "lexico-packed"
     codec_id: ClassVar[int] = 3
-    needs_dictionary: ClassVar[bool] = True
 
     sparsity: int = 8
     """Mean of the most atoms a vector (s), over layers and over keys and values."""
@@ -54,31 +55,9 @@ class PackedCodec(Codec):
     """Least bits of a coefficient, its sign among them; where more pay, a table takes up to 8."""
 
     def __post_init__(self) -> None:
-        for name, value, low, most in (
-            ("sparsity", self.sparsity, 1, MOST_ATOMS),
-            ("bits", self.bits, LEAST_BITS, MOST_BITS),
-        ):
-            whole = isinstance(value, int) and not isinstance(value, bool)
-            if not whole or not low <= value <= most:
-                raise ConfigurationError(
-                    f"{self.name}: {name}={value!r} is no integer in {low}..{most}"
-                )
-        if self.tolerance is not None and not (
-            isinstance(self.tolerance, int | float) and 0 < self.tolerance < 1
-        ):
-            raise ConfigurationError(f"{self.name}: tolerance={self.tolerance!r} is not in (0, 1)")
-
-    def check_geometry(self, geometry: Geometry) -> None:
-        """More atoms than components are never needed, and are refused."""
-        if self.sparsity > geometry.head_dim:
-            raise ConfigurationError(
-                f"{self.name}: sparsity={self.sparsity} is over the model's head_dim "
-                f"{geometry.head_dim}"
-            )
-
-    def sink_tokens(self, first_token: int, tokens: int) -> int:
-        """Those of the first four tokens of the sequence that lie in the page."""
-        return leading_sinks(first_token, tokens)
+        check_whole(self.name, "sparsity", self.sparsity, 1, MOST_ATOMS)
+        check_whole(self.name, "bits", self.bits, LEAST_BITS, MOST_BITS)
+        check_tolerance(self.name, self.tolerance)
 
     def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
         """Of 1024 atoms a dictionary, with scales of a byte; with a tolerance the most."""
@@ -120,19 +99,18 @@ class PackedCodec(Codec):
     ) -> tuple[Atoms, tuple[int, ...], Preparation]:
         """Dictionaries, most atoms and preparation of a group's tables."""
         layers, _, tokens, heads, dim = group.shape
-        atoms = self._stack_for(dictionary, place, layers, dim, group.device)
-        if dictionary is None:  # cannot be: the line above refuses it
-            raise DictionaryMismatch(f"codec {self.name}: no dictionary set")
-        means = dictionary.means(place.first_layer, layers, group.device)
+        found = self._set_for(dictionary, place, layers, dim)
+        atoms = found.stack(place.first_layer, layers, group.device)
+        means = found.means(place.first_layer, layers, group.device)
         end = place.first_head + heads
         if end > means.shape[1]:
             raise DictionaryMismatch(
                 f"a dictionary set of {means.shape[1]} KV heads for heads up to {end}"
             )
         tables = range(2 * place.first_layer, 2 * (place.first_layer + layers))
-        whole = dictionary.stack(0, dictionary.layers)
+        whole = found.stack(0, found.layers)
         limits = whole.form(
-            ("allocation", self.sparsity), lambda: _allocation(dictionary, self.sparsity)
+            ("allocation", self.sparsity), lambda: _allocation(found, self.sparsity)
         )
         preparation = Preparation(
             rope=place.rope,
@@ -143,7 +121,7 @@ class PackedCodec(Codec):
         return atoms, tuple(limits[table] for table in tables), preparation
 
 
-def _allocation(dictionary: DictionarySet, sparsity: int) -> tuple[int, ...]:
+def _allocation(dictionary: AtomSet, sparsity: int) -> tuple[int, ...]:
     """Most atoms of every table, keys' before values' in each layer; see `allocate`."""
     sizes = dictionary.stack(0, dictionary.layers).sizes
     caps = [min(size, dictionary.head_dim, MOST_ATOMS) for size in sizes]

@@ -25,7 +25,7 @@ LEAST_BITS: Final = 2
 MOST_BITS: Final = 8
 """Of a coefficient, its sign among them."""
 
-_SHARE: Final = 1 / 8  # of the error that is left, that rounding may add
+_FRACTION: Final = 1 / 8  # of the error that is left, that rounding may add
 _CANDIDATES: Final = 3  # scales tried: at 2^0, 2^-½ and 2^-1 of what holds the largest coefficient
 _GATHERED: Final = 1 << 23  # components of atoms gathered at once: 32 MiB
 _WIDTHS: Final = (4, 8, 12, 16, 24, 32, 48)  # most atoms of tables that are rounded together
@@ -148,7 +148,7 @@ def _quantise_tables(
             break
         pending = (bits == tried).nonzero()[:, 0]
         added = error.view(-1, rows).sum(1)
-        bits[pending] += added > _SHARE * left[pending]
+        bits[pending] += added > _FRACTION * left[pending]
         if not bool((bits > tried).any()):
             break
     order = torch.where(used, indices, 1 << 30).argsort(1)

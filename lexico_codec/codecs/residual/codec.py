@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import struct
 from dataclasses import dataclass, replace
-from typing import ClassVar, Final
+from typing import ClassVar, Final, Self
 
 import torch
 from torch import Tensor
@@ -25,14 +25,16 @@ from torch import Tensor
 from lexico_codec.codecs.codec import Codec, Place, leading_sinks
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.codecs.residual import energies
-from lexico_codec.codecs.residual.head import Head, bands_of, head_bytes
+from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.entropy import coder as entropy
 from lexico_codec.kernels.entropy.levels import choose_levels
 from lexico_codec.kernels.layout import rows as layout
+from lexico_codec.kernels.layout.sparse import Sparse
 from lexico_codec.kernels.pursuit.coding import encode as pursue
 from lexico_codec.rope import Turn, turn_at
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.choose import at_hand
+from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.transform import (
     CLASSES_AN_OCTAVE,
     COEFFICIENT_STEPS,
@@ -46,19 +48,18 @@ from lexico_proto.errors import (
     DamagedFrame,
     DictionaryMismatch,
     ShapeMismatch,
-    UnknownDictionary,
 )
 
 _TYPICAL_BITS: Final = {"near": 0.9, "balanced": 0.4, "small": 0.25}  # a value, for estimates
 _LARGEST: Final = 2.0**29  # of a level: further out it stays there
-_STRANGE: Final = 16.0  # times what is expected
-_ALIEN: Final = 3.0  # times what is expected; all but a few are within 1.6
-_FEW, _SHARE = 4, 0.25  # tokens of a page that may be either
+_OUTLYING: Final = 16.0  # times what is expected
+_UNFIT: Final = 3.0  # times what is expected; all but a few are within 1.6
+_FEW, _FRACTION = 4, 0.25  # tokens of a page that may be either
 
 
 @dataclass(frozen=True)
 class ResidualCodec(Codec):
-    """Body: a head (`residual_head`), exact tokens without loss, entropy coded levels."""
+    """Body: a header (`residual.header`), exact tokens without loss, entropy coded levels."""
 
     name: ClassVar[str] = "lexico-residual"
     codec_id: ClassVar[int] = 7
@@ -89,6 +90,15 @@ class ResidualCodec(Codec):
             raise ConfigurationError(
                 f"{self.name}: {geometry.layers} layers are no runs of {self.run_layers}"
             )
+
+    def for_set(self, dictionary: DictionarySet, geometry: Geometry) -> Self:
+        """How many layers are coded together is the set's to say, where the user has not."""
+        transform, codec = at_hand(self, dictionary, TransformSet).transform, self
+        if self.run_layers == 0 and transform.run_layers != geometry.layers:
+            codec = replace(self, run_layers=transform.run_layers)
+        layers = codec.run_layers or geometry.layers
+        self._run(transform, 0, layers, geometry.kv_heads, geometry.head_dim)
+        return codec
 
     def group_layers(self, geometry: Geometry) -> int:
         """A run is a frame."""
@@ -121,15 +131,15 @@ class ResidualCodec(Codec):
         rows = layout.gather(group[:, :, sinks:], transform.means_of(run, on), turn)
         components = transform.components(run, rows.mT)
         gains = transform.gains_of(run, components)
-        head, classes, alien = _measured(transform, run, step, components, gains)
-        strange = _strange(transform, run, step, components, classes, head, alien)
-        self._check_fit(strange | alien, dictionary)
-        if bool(strange.any()):
-            components[:, strange.to(on)] = 0
-            gains[strange.to(on)] = GAINS[0]
-            head, classes, _ = _measured(transform, run, step, components, gains)
-            head = replace(head, exact=strange)
-        offsets = head.offsets
+        header, classes, unfit = _measured(transform, run, step, components, gains)
+        outliers = _outliers(transform, run, step, components, classes, header, unfit)
+        self._check_fit(outliers | unfit, dictionary)
+        if bool(outliers.any()):
+            components[:, outliers.to(on)] = 0
+            gains[outliers.to(on)] = GAINS[0]
+            header, classes, _ = _measured(transform, run, step, components, gains)
+            header = replace(header, exact=outliers)
+        offsets = header.offsets
         finer = torch.exp2(gains.float() / CLASSES_AN_OCTAVE) / step
         count = _coded(classes, offsets)
         s, width = transform.sparsity, transform.atoms.shape[2]
@@ -144,9 +154,9 @@ class ResidualCodec(Codec):
         levels = choose_levels(values, classes[s : s + len(values)], offsets, transform.tables)
         rows = torch.cat([coefficients, levels])
         body = entropy.encode(rows, classes[: len(rows)], offsets, transform.tables)
-        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), head.exact])
+        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), header.exact])
         exact = _exact(group[:, :, stored.to(on)], place) if bool(stored.any()) else b""
-        return b"".join([replace(head, indices=indices).pack(transform), exact, body])
+        return b"".join([replace(header, indices=indices).pack(transform), exact, body])
 
     def decode(
         self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
@@ -162,21 +172,21 @@ class ResidualCodec(Codec):
             return
         step = self._step(transform)
         bands = bands_of(transform, run, step)
-        start = head_bytes(transform, bands, tokens)
+        start = header_bytes(transform, bands, tokens)
         if len(body) < start:
             raise DamagedFrame(f"residual body of {len(body)} bytes: {start} come first")
-        head = Head.unpack(body, transform, bands, tokens)
-        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), head.exact])
+        header = Header.unpack(body, transform, bands, tokens)
+        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), header.exact])
         exact, rest = out.new_empty(*out.shape[:2], int(stored.sum()), *out.shape[3:]), body[start:]
         if exact.shape[2]:
             rest = _read_exact(rest, place, exact)
-        classes, offsets = head.classes(transform, run, step), head.offsets
+        classes, offsets = header.classes(transform, run, step), header.offsets
         count = _coded(classes, offsets)
         values = entropy.decode(rest, classes[:count], offsets, transform.tables, tokens, device=on)
-        scales = (torch.exp2(-head.gains.float() / CLASSES_AN_OCTAVE) * step).to(on)
+        scales = (torch.exp2(-header.gains.float() / CLASSES_AN_OCTAVE) * step).to(on)
         used = min(transform.sparsity, count)
         columns = transform.atoms_as_columns(run, on)
-        sparse = layout.Sparse(head.indices.T[:used].to(on), columns, COEFFICIENT_STEPS)
+        sparse = Sparse(header.indices.T[:used].to(on), columns, COEFFICIENT_STEPS)
         places, dtype = transform.places(run, on), transform.product_dtype(on)
         arranged = layout.arrange(values, scales, sparse, places, transform.rows, dtype)
         rows = transform.restored(run, arranged, count - used)
@@ -186,11 +196,11 @@ class ResidualCodec(Codec):
             with torch.no_grad():
                 out[:, :, stored.to(on)] = exact
 
-    def _check_fit(self, odd: Tensor, dictionary: DictionarySet | None) -> None:
+    def _check_fit(self, unfit: Tensor, dictionary: DictionarySet | None) -> None:
         """Refuses a set that was made for other weights than those of the cache."""
-        if int(odd.sum()) > max(_FEW, len(odd) * _SHARE) and dictionary is not None:
+        if int(unfit.sum()) > max(_FEW, len(unfit) * _FRACTION) and dictionary is not None:
             raise DictionaryMismatch(
-                f"codec {self.name}: {int(odd.sum())} of {len(odd)} tokens are nothing "
+                f"codec {self.name}: {int(unfit.sum())} of {len(unfit)} tokens are nothing "
                 f"like what the dictionary set of {dictionary.info.model} was made from; train "
                 f"one for these weights with `lexico train --codec {self.name}`"
             )
@@ -201,66 +211,63 @@ class ResidualCodec(Codec):
     def _transform(
         self, dictionary: DictionarySet | None, place: Place, group: Tensor
     ) -> tuple[Transform, int]:
-        if dictionary is None:
-            raise UnknownDictionary(f"codec {self.name}: no dictionary set was given")
-        transform: Transform | None = dictionary.family("residual")
-        if transform is None:
-            raise DictionaryMismatch(
-                f"codec {self.name}: the dictionary set of {dictionary.info.model} has no "
-                f"transform; make one with `lexico train --codec {self.name}`"
-            )
+        transform = at_hand(self, dictionary, TransformSet).transform
         layers, _, _, heads, dim = group.shape
         if place.first_head:
             raise DictionaryMismatch(
                 f"codec {self.name}: codes all KV heads together, not a shard from head "
                 f"{place.first_head} on; use codec lexico-packed for tensor-parallel shards"
             )
+        return transform, self._run(transform, place.first_layer, layers, heads, dim)
+
+    def _run(self, transform: Transform, first: int, layers: int, heads: int, dim: int) -> int:
+        """Which run of the set a layer group is."""
         try:
-            return transform, check_run(transform, place.first_layer, layers, heads, dim)
+            return check_run(transform, first, layers, heads, dim)
         except ShapeMismatch as error:
             raise DictionaryMismatch(f"codec {self.name}: {error.message}") from error
 
 
 def _measured(
     transform: Transform, run: int, step: float, components: Tensor, gains: Tensor
-) -> tuple[Head, Tensor, Tensor]:
-    """What a page tells but its atoms, no token exact; its classes; which tokens are far stronger
-    than any that the set was made from, `[tokens]` bool.
+) -> tuple[Header, Tensor, Tensor]:
+    """The header of a page without atoms and outliers; its classes; which tokens are unfit, far
+    stronger than any that the set was made from, `[tokens]` bool.
     """
     on, tokens = components.device, len(gains)
-    told = energies.measure(components, transform.deviations_on(run, on), step)
+    measured = energies.measure(components, transform.deviations_on(run, on), step)
     none = torch.zeros(tokens, dtype=torch.bool)
     no_atoms = torch.zeros(tokens, 0, dtype=torch.int64)
-    head = Head(none, gains.cpu(), told.tokens.cpu(), told.bands.cpu(), no_atoms)
-    return head, head.classes(transform, run, step), ~(told.ratios <= _ALIEN).cpu()
+    header = Header(none, gains.cpu(), measured.tokens.cpu(), measured.bands.cpu(), no_atoms)
+    return header, header.classes(transform, run, step), ~(measured.ratios <= _UNFIT).cpu()
 
 
-def _strange(
+def _outliers(
     transform: Transform,
     run: int,
     step: float,
     components: Tensor,
     classes: Tensor,
-    head: Head,
-    alien: Tensor,
+    header: Header,
+    unfit: Tensor,
 ) -> Tensor:
-    """Tokens that the set would lose much of: `[tokens]` bool.
+    """Tokens that the set would lose much of, to be stored exactly: `[tokens]` bool.
 
     What is not coded should hold no more than the set expects. A token where it holds many times
-    that, and more than all quantisation costs, is of no kind that the set was made from. Nor is an
-    alien one with a level beyond the largest.
+    that, and more than all quantisation costs, is an outlier. So is an unfit one with a level
+    beyond the largest.
     """
-    on, s, least = components.device, transform.sparsity, int(head.offsets.min())
-    finer = torch.exp2(head.gains.float() / CLASSES_AN_OCTAVE).to(on) / step
-    beyond = ~(components.abs().amax(0) * finer <= _LARGEST).cpu() & alien  # NaN too
+    on, s, least = components.device, transform.sparsity, int(header.offsets.min())
+    finer = torch.exp2(header.gains.float() / CLASSES_AN_OCTAVE).to(on) / step
+    beyond = ~(components.abs().amax(0) * finer <= _LARGEST).cpu() & unfit  # NaN too
     coded = classes[s:] + least >= 0
     if bool(coded.all()):
         return beyond
     first = int(coded.to(torch.uint8).argmin())  # all before it are coded
-    lost = (classes[s + first :, None] + head.offsets < 0).to(on)  # [C - first, tokens]
+    lost = (classes[s + first :, None] + header.offsets < 0).to(on)  # [C - first, tokens]
     found = (components[first:] * finer * lost).square().sum(0)
     expected = (transform.deviations_on(run, on)[first:, None] * finer * lost).square().sum(0)
-    most = torch.clamp(_STRANGE * expected, min=len(components) / 12)
+    most = torch.clamp(_OUTLYING * expected, min=len(components) / 12)
     return beyond | ~(found <= most).cpu()
 
 

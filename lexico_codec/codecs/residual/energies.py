@@ -2,7 +2,7 @@
 
 The classes of codec lexico-residual rest on deviations over the training text. A token may be
 stronger or weaker as a whole, and text of another kind has bands of components that vary more or
-less. Both are told to thirds of octaves, stored with the page and added to the classes.
+less. Both are measured to thirds of octaves, stored with the page and added to the classes.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from torch import Tensor
 from lexico_codec.sets.transform import CLASSES_AN_OCTAVE, ENERGIES
 
 _LEAST_BAND: Final = 16
-_BAND_SHARE: Final = 8  # a band is as wide as an eighth of what comes before it
+_BAND_FRACTION: Final = 8  # a band is as wide as an eighth of what comes before it
 _MOST_STEPS: Final = 8  # components whose deviation is under an eighth of a step say nothing
 _GAUSSIAN: Final = math.sqrt(math.pi / 2)  # deviation over mean magnitude
 
@@ -28,7 +28,7 @@ def band_ends(components: int) -> tuple[int, ...]:
     """Where the bands of so many components end."""
     ends = [0]
     while ends[-1] < components:
-        ends.append(min(components, ends[-1] + max(_LEAST_BAND, ends[-1] // _BAND_SHARE)))
+        ends.append(min(components, ends[-1] + max(_LEAST_BAND, ends[-1] // _BAND_FRACTION)))
     return tuple(ends[1:])
 
 
@@ -39,15 +39,15 @@ def band_of(components: int) -> Tensor:
     return torch.bucketize(torch.arange(components), ends, right=True)
 
 
-def audible(deviations: Tensor, step: float) -> int:
+def significant(deviations: Tensor, step: float) -> int:
     """How many of the first components energies are measured by, of `[C]` falling deviations."""
     return int((deviations.double() * _MOST_STEPS >= step).sum())
 
 
-def bands_told(deviations: Tensor, step: float) -> int:
-    """How many bands have an energy that is told; that of the others is 0."""
-    heard = audible(deviations, step)
-    return sum(begin < heard for begin in (0, *band_ends(len(deviations))[:-1]))
+def bands_stored(deviations: Tensor, step: float) -> int:
+    """How many bands have an energy that is stored; that of the others is 0."""
+    counted = significant(deviations, step)
+    return sum(begin < counted for begin in (0, *band_ends(len(deviations))[:-1]))
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -57,7 +57,7 @@ class Energies:
     tokens: Tensor
     """`[tokens]` int8 in `ENERGIES`."""
     bands: Tensor
-    """`[bands told]` int8 in `ENERGIES`."""
+    """`[bands stored]` int8 in `ENERGIES`."""
     ratios: Tensor
     """`[tokens]` float32: how many times stronger each token is than expected, in truth."""
 
@@ -70,24 +70,24 @@ def measure(components: Tensor, deviations: Tensor, step: float) -> Energies:
         deviations: `[C]`, theirs, on the same device.
         step: the quantiser's.
     """
-    heard, told = audible(deviations, step), bands_told(deviations, step)
+    counted, stored = significant(deviations, step), bands_stored(deviations, step)
     tokens = components.shape[1]
-    if not heard:
+    if not counted:
         nothing = torch.zeros(tokens, dtype=torch.int8, device=components.device)
         return Energies(nothing, nothing[:0], torch.ones_like(components[0]))
-    unit = components[:heard].abs() / deviations[:heard, None]
+    unit = components[:counted].abs() / deviations[:counted, None]
     ratios = unit.mean(0) * _GAUSSIAN
     of_tokens = _thirds(ratios)
     even = torch.exp2(-of_tokens.float() / CLASSES_AN_OCTAVE) * (_GAUSSIAN / tokens)
-    sums = unit.new_zeros(told)
-    at = band_of(len(deviations))[:heard].to(unit.device)
+    sums = unit.new_zeros(stored)
+    at = band_of(len(deviations))[:counted].to(unit.device)
     sums.index_add_(0, at, unit @ even)
-    sizes = torch.bincount(at, minlength=told)
+    sizes = torch.bincount(at, minlength=stored)
     return Energies(of_tokens, _thirds(sums / sizes), ratios)
 
 
 def spread(bands: Tensor, components: int) -> Tensor:
-    """`[components]` int16: the energy of each one's band, 0 where it is not told."""
+    """`[components]` int16: the energy of each one's band, 0 where it is not stored."""
     of_all = torch.zeros(len(band_ends(components)), dtype=torch.int16)
     of_all[: len(bands)] = bands
     return of_all[band_of(components)]

@@ -6,19 +6,14 @@ gathers for every query, and memory stays bounded whatever the number of coded t
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.attend.naive import causal, e4m3
+from lexico_codec.kernels.attend.layer import BLOCK, CodedLayer
+from lexico_codec.kernels.attend.naive import causal
 
-if TYPE_CHECKING:
-    from lexico_codec.kernels.attend.coded import CodedLayer
-
-BLOCK: Final = 1024
-"""Tokens dense at a time."""
 _SCORES: Final = 1 << 24  # float32 scores at a time
 
 
@@ -50,42 +45,9 @@ def attend(
             out[:, part] = out[:, part] * fade + weights @ values
             top[:, part] = newer
 
-    for _, keys, values in blocks(coded, wide):
+    for _, keys, values in coded.blocks(wide, BLOCK):
         add(keys, values, None)
     for first in range(0, n, BLOCK):
         part = slice(first, first + BLOCK)
         add(exact_keys[:, part].to(wide), exact_values[:, part].to(wide), first)
     return (out / total).view(q_heads, q_len, m).to(query.dtype)
-
-
-def blocks(
-    coded: CodedLayer, dtype: torch.dtype = torch.float32
-) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """First token, keys and values `[kv_heads, tokens <= BLOCK, m]` of the coded tokens in turn."""
-    keys, values = (coded.atoms.dictionary(part).to(dtype) for part in (0, 1))
-    for chunk in range(-(-coded.tokens // coded.chunk)):
-        begin, size = chunk * coded.chunk, coded.tokens_in(chunk)
-        atoms, bits = coded.value_rows(chunk)
-        for first in range(0, size, BLOCK):
-            part = slice(first, min(first + BLOCK, size))
-            here = slice(begin + part.start, begin + part.stop)
-            key = _sum(
-                coded.key_atoms[:, :, here].transpose(1, 2),
-                coded.key_bits[:, :, here].transpose(1, 2),
-                coded.key_exponents[:, here],
-                keys,
-            )
-            value = _sum(atoms[:, part], bits[:, part], coded.value_exponents[:, here], values)
-            yield here.start, key, value
-
-
-def _sum(picked: Tensor, bits: Tensor, exponents: Tensor, atoms: Tensor) -> Tensor:
-    """Vectors `[kv_heads, tokens, m]` of codes `[kv_heads, tokens, s]`."""
-    shape = picked.shape
-    vectors = torch.nn.functional.embedding_bag(
-        picked.reshape(-1, shape[2]).long(),
-        atoms,
-        per_sample_weights=e4m3(bits, atoms.dtype).reshape(-1, shape[2]),
-        mode="sum",
-    ).view(*shape[:2], -1)
-    return torch.ldexp(vectors, -exponents[:, :, None].int())

@@ -6,14 +6,12 @@ atoms, a sum over tokens each, times `D_v` (Lexico, arXiv 2412.08890, which does
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
-if TYPE_CHECKING:
-    from lexico_codec.kernels.attend.coded import CodedLayer
-
+from lexico_codec.kernels.attend.layer import CodedLayer, e4m3
 
 _TOKENS: Final = 4096  # at a time: what is made of them stays in the cache
 
@@ -42,11 +40,6 @@ def causal(rows: Tensor, q_len: int, tokens: Tensor, n: int) -> Tensor:
     """Which of the exact `tokens` of n these rows must not see: bool `[rows, tokens]`."""
     newest = n - q_len + rows % q_len  # rows: head, then query
     return tokens > newest[:, None]
-
-
-def e4m3(bits: Tensor, dtype: torch.dtype) -> Tensor:
-    """Coefficients from E4M3 bits, without their exponents."""
-    return bits.view(torch.float8_e4m3fn).to(dtype)
 
 
 def _scores(rows: Tensor, coded: CodedLayer) -> Tensor:

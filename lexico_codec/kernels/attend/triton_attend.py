@@ -6,19 +6,16 @@ call can be captured in a CUDA graph (for the numbers of tokens that it was capt
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 import torch
 import triton
 from torch import Tensor
 
 from lexico_codec.kernels.attend import triton_attend_kernel as kernels
-from lexico_codec.kernels.attend.coded import LANES, RUN
+from lexico_codec.kernels.attend.layer import LANES, RUN, CodedLayer
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.variants import Variant
-
-if TYPE_CHECKING:
-    from lexico_codec.kernels.attend.coded import CodedLayer
 
 _LOG2E: Final = 1.4426950408889634
 _MOST_ROWS: Final = 4  # of a block: 16 bytes of float32, one gather

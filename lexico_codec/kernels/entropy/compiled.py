@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -11,10 +10,8 @@ import torch
 from torch import Tensor
 
 from lexico_codec.kernels import library
+from lexico_codec.kernels.entropy.tables import Tables
 from lexico_proto.errors import DamagedFrame, InvalidInput
-
-if TYPE_CHECKING:
-    from lexico_codec.kernels.entropy.coder import Tables
 
 _BAD_LEVEL, _DAMAGED = 6, 7  # Status of native/lexico.h
 

@@ -5,26 +5,23 @@ All lanes of all blocks at once, one component after another; the rules are thos
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
+from lexico_codec.kernels.entropy.tables import (
+    BITS,
+    ESCAPE,
+    LANES,
+    LEAST,
+    LEVEL_LIMIT,
+    MIDDLE,
+    Tables,
+)
 from lexico_proto.errors import DamagedFrame, InvalidInput
 
-if TYPE_CHECKING:
-    from lexico_codec.kernels.entropy.coder import Tables
-
 Array = npt.NDArray[Any]
-
-LANES: Final = 32
-ESCAPE: Final = 31
-MIDDLE: Final = 15
-"""Symbol of the value 0, and the largest value with a symbol of its own."""
-BITS: Final = 12
-LEAST: Final = 1 << 16
-"""Least state; where encoding begins and decoding ends."""
-MOST_LEVEL: Final = (1 << 30) - 1
 
 
 def encode(levels: Array, classes: Array, offsets: Array, tables: Tables) -> bytes:
@@ -43,7 +40,7 @@ def encode(levels: Array, classes: Array, offsets: Array, tables: Tables) -> byt
     for c in reversed(range(len(classes))):
         e = np.minimum(classes[c] + offsets, len(shifts) - 1)
         q, live = _blocks(levels[c].astype(np.int64)), real & (e >= 0)
-        if (abs(q) > MOST_LEVEL).any() or q[~live].any():
+        if (abs(q) > LEVEL_LIMIT).any() or q[~live].any():
             raise InvalidInput("levels: one is 2^30 or more, or is not 0 where nothing is coded")
         e = np.maximum(e, 0)
         k = shifts[e]

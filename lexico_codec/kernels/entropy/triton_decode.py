@@ -13,7 +13,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.entropy.coder import BLOCK_TOKENS, Tables, split
+from lexico_codec.kernels.entropy.streams import split
+from lexico_codec.kernels.entropy.tables import LANES, Tables
 from lexico_codec.kernels.entropy.triton_decode_kernel import RUNTIME, unpack
 from lexico_codec.kernels.variants import Variant
 from lexico_proto.errors import DamagedFrame, InvalidInput, ShapeMismatch
@@ -83,7 +84,7 @@ def decode(
             out.shape[0],
             out.shape[1],
             tables.classes - 1,
-            LANES=BLOCK_TOKENS,
+            LANES=LANES,
             num_warps=_WARPS,
         )
     wrong = int(status.count_nonzero())
@@ -116,7 +117,7 @@ def _variant(name: str, *, out: str, shifted: bool) -> Variant:
         "LANES": "constexpr",
     }
     constexprs: dict[str, Any] = {} if shifted else {"offsets": None}
-    constexprs |= {"LANES": BLOCK_TOKENS}
+    constexprs |= {"LANES": LANES}
     return Variant(f"entropy {name}", unpack, signature, constexprs, _WARPS, 3)
 
 
@@ -128,11 +129,11 @@ def _streams(
     words = first = 0
     for number, (body, count) in enumerate(zip(bodies, tokens, strict=True)):
         some, begins = split(body, count)
-        lanes = np.minimum(count - BLOCK_TOKENS * np.arange(len(begins) - 1), BLOCK_TOKENS)
+        lanes = np.minimum(count - LANES * np.arange(len(begins) - 1), LANES)
         starts, lengths = begins[:-1] // 2, np.diff(begins) // 2
         if (lengths > _MOST_WORDS).any():
             raise DamagedFrame("entropy coded body: a stream over 2 GiB")
-        places = first + BLOCK_TOKENS * np.arange(len(lanes))
+        places = first + LANES * np.arange(len(lanes))
         row = np.full(len(lanes), number if rows else 0)
         described.append(np.stack([words + starts, lengths, places, lanes, row], 1))
         data.append(some.view("<i2"))

@@ -3,24 +3,22 @@
 from __future__ import annotations
 
 import ctypes
-from typing import TYPE_CHECKING, Final
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from lexico_codec.kernels import library
+from lexico_codec.kernels.layout.sparse import Sparse
 from lexico_codec.rope import Turn
 
-if TYPE_CHECKING:
-    from lexico_codec.kernels.layout.rows import Sparse
-
-MAX_DIM: Final = 1024  # kMostHead of native/layout.h
+MAX_HEAD: Final = 1024  # kMostHead of native/layout.h
 
 
 def serves(tensor: Tensor) -> bool:
     """Whether the library reads and writes a tensor: a group, or components."""
     fits = tensor.device.type == "cpu" and library.takes(tensor.dtype)
-    return fits and (tensor.ndim < 5 or (tensor.stride(-1) == 1 and tensor.shape[-1] <= MAX_DIM))
+    return fits and (tensor.ndim < 5 or (tensor.stride(-1) == 1 and tensor.shape[-1] <= MAX_HEAD))
 
 
 def gather(group: Tensor, means: Tensor, turn: Turn | None) -> Tensor:

@@ -6,7 +6,6 @@ CPU by `native/layout.inl` where it is compiled, elsewhere by the plain operatio
 
 from __future__ import annotations
 
-from dataclasses import dataclass
 from typing import Final
 
 import torch
@@ -14,26 +13,11 @@ from torch import Tensor
 
 from lexico_codec.kernels.dispatch import choose_on_cpu
 from lexico_codec.kernels.layout import compiled
+from lexico_codec.kernels.layout.sparse import Sparse
 from lexico_codec.rope import Turn, turned
 from lexico_proto.errors import ShapeMismatch
 
-MAX_DIM: Final = compiled.MAX_DIM
-"""Components of a vector that the compiled kernel takes."""
-
-
 _ROOM: Final = 1e30  # what may be turned without overflow, as in native/layout.inl
-
-
-@dataclass(frozen=True, slots=True, eq=False)
-class Sparse:
-    """The sparse code of some tokens: s atoms each, over the first components."""
-
-    indices: Tensor
-    """`[s, tokens]` int64, under N."""
-    atoms: Tensor
-    """`[m, N]` float32, an atom a column."""
-    coefficient_step: float
-    """What a coefficient of 1 stands for, in the units of components."""
 
 
 def gather(group: Tensor, means: Tensor, turn: Turn | None, *, kernel: str | None = None) -> Tensor:

@@ -19,6 +19,7 @@ from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.preparation import Preparation
 from lexico_codec.kernels.target import Target
+from lexico_codec.limits import MAX_SPARSITY
 from lexico_proto.errors import InternalError, InvalidInput, ShapeMismatch
 
 Scoring = Literal["fp16", "bf16", "fp8"]
@@ -276,7 +277,7 @@ def _check_encode(
         raise ShapeMismatch("atoms: float64 goes with float64 vectors, float32 with all others")
     if atoms.stack.device != vectors.device:
         raise ShapeMismatch("atoms: must be on the device of vectors")
-    most = min(naive.MAX_SPARSITY, atoms.m, *atoms.sizes)
+    most = min(MAX_SPARSITY, atoms.m, *atoms.sizes)
     if isinstance(sparsity, bool) or not isinstance(sparsity, int) or not 1 <= sparsity <= most:
         raise InvalidInput(f"sparsity: must be 1..{most} here, not {sparsity}")
     if tolerance is not None and not 0 <= tolerance < 1:

@@ -15,9 +15,9 @@ from torch import Tensor
 
 from lexico_codec.kernels.pursuit.atoms import MAX_ATOMS, UNIT_NORM_SLACK
 from lexico_codec.kernels.pursuit.codes import Codes
+from lexico_codec.limits import MAX_SPARSITY
 from lexico_proto.errors import InvalidInput, NonFiniteCache, ShapeMismatch
 
-MAX_SPARSITY: Final = 255
 """Atoms a vector: a count fits one byte."""
 
 _DEPENDENT: Final = {torch.float32: 1e-5, torch.float64: 1e-12}  # least ||q||² of a new direction

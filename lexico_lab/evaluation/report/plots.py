@@ -214,7 +214,8 @@ def _draw(axes: Axes, one: Series, lowest: float, gid: str) -> None:
         if p.low is not None and p.high is not None
     ]
     if whiskers:
-        axes.vlines(*zip(*whiskers, strict=True), colors=one.colour, linewidth=1, alpha=0.6)
+        places, lows, highs = zip(*whiskers, strict=True)
+        axes.vlines(places, lows, highs, colors=one.colour, linewidth=1, alpha=0.6)
     xs, ys = [p.x for p in one.points], [max(p.y, lowest) for p in one.points]
     axes.plot(xs, ys, **one.look | {"linestyle": "", "gid": gid, "clip_on": False})
 

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lexico_codec.keys import page_keys
-from lexico_codec.spec import DIGEST_BYTES, CacheSpec
+from lexico_codec.spec import CacheSpec
 from lexico_codec.upload import PageAssembler
 from lexico_proto.errors import (
     DeadlineExpired,
@@ -26,6 +26,7 @@ from lexico_proto.errors import (
     StreamTooLong,
     TokenCountMismatch,
 )
+from lexico_proto.limits import DIGEST_BYTES
 from lexico_services.admission import ByteBudget
 from lexico_services.config import OffloadConfig
 from lexico_worker.page_encoder import PageDone, PageJob

@@ -12,9 +12,8 @@ from typing import Final
 
 import grpc
 
-from lexico_codec.sets.dictionary import DictionarySet, builtin_sets, load_builtin
-from lexico_codec.spec import DIGEST_BYTES
-from lexico_codec.upload import PIECE_BYTES
+from lexico_codec.sets.builtin import builtin_sets, load_builtin
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_proto.errors import (
     Busy,
     InvalidInput,
@@ -23,6 +22,7 @@ from lexico_proto.errors import (
     StreamTruncated,
     UnknownDictionary,
 )
+from lexico_proto.limits import DIGEST_BYTES, PIECE_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as pb
 from lexico_proto.v1 import dictionaries_pb2_grpc as pb_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, to_the_end, write_to

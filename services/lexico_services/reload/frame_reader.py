@@ -7,9 +7,9 @@ from collections.abc import Callable, Sequence
 from concurrent.futures import Executor
 from typing import Final
 
+from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_services.admission import ByteBudget
 from lexico_services.config import ReloadConfig
-from lexico_store.checks import MAX_FRAME_BYTES
 
 BATCH_BYTES: Final = 8 << 20
 """Frames of about this many bytes are read in one round trip, or a single one that is longer."""

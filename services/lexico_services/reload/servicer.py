@@ -12,9 +12,8 @@ from typing import Final
 import grpc
 
 from lexico_codec.frame import parse_frame
-from lexico_codec.spec import DIGEST_BYTES, MAX_GROUPS
-from lexico_codec.upload import PIECE_BYTES
 from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError
+from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS, PIECE_BYTES
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_proto.v1 import reload_pb2_grpc as pb_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, write_to

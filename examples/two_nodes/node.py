@@ -1,7 +1,8 @@
-"""An inference node of the demo and the benchmarks: a real model, a client, nothing else."""
+"""An inference node: a real model, a client, nothing else. Benchmarks use it too."""
 
 from __future__ import annotations
 
+import copy
 import time
 from dataclasses import dataclass
 from typing import Any
@@ -13,6 +14,7 @@ from transformers import DynamicCache
 
 from lexico_client import Client
 from lexico_client.hf import Hit, HuggingFaceCache, weights_fingerprint
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.models import load_model
 
 
@@ -39,7 +41,7 @@ class Node:
             codecs: codecs to share caches in.
             page_tokens: tokens a page.
         """
-        transformers.utils.logging.disable_progress_bar()
+        transformers.utils.logging.disable_progress_bar()  # type: ignore[no-untyped-call]
         loaded = load_model("smollm2")
         self.model: Any = loaded.model
         self.tokenizer: Any = loaded.tokenizer
@@ -50,6 +52,7 @@ class Node:
             )
             for codec in codecs
         }
+        self.recompute(self.tokenizer("What is prefilled first takes longer.").input_ids)
 
     @torch.inference_mode()
     def recompute(self, ids: list[int]) -> FirstToken:
@@ -68,33 +71,41 @@ class Node:
         return FirstToken(logits, hit.cache, time.perf_counter() - started, hit)
 
     @torch.inference_mode()
-    def answer(self, first: FirstToken, tokens: int) -> list[int]:
-        """Greedy continuation of at most so many tokens, up to the end of the turn."""
+    def answer(self, first: FirstToken, tokens: int) -> tuple[list[int], Tensor]:
+        """Greedy continuation of at most so many tokens, up to the end of the turn.
+
+        Returns:
+            The tokens, and log-probabilities as of `distributions`; `first.cache` grows.
+        """
         made: list[int] = []
-        logits = first.logits
+        rows = [first.logits]
         while len(made) < tokens:
-            token = int(logits.argmax())
+            token = int(rows[-1].argmax())
             if token == self.tokenizer.eos_token_id:
                 break
             made.append(token)
-            logits = self._forward([token], first.cache)[-1]
-        return made
+            rows.append(self._forward([token], first.cache)[-1])
+        return made, torch.stack(rows).log_softmax(-1)
 
     @torch.inference_mode()
     def distributions(self, first: FirstToken, continuation: list[int]) -> Tensor:
         """Log-probabilities of every next token along a given continuation.
 
         Returns:
-            `[1 + len(continuation), vocabulary]` float32; `first.cache` grows by the continuation.
+            `[1 + len(continuation), vocabulary]` float32; `first.cache` stays as it is.
         """
-        following = self._forward(continuation, first.cache) if continuation else None
+        cache = copy.deepcopy(first.cache)
+        following = self._forward(continuation, cache) if continuation else None
         rows = [first.logits[None]] if following is None else [first.logits[None], following]
         return torch.cat(rows).log_softmax(-1)
 
     def _forward(self, ids: list[int], cache: DynamicCache, keep: int = 0) -> Tensor:
         """Logits `[tokens, vocabulary]` of the last `keep` of these tokens, or of all for 0."""
         output = self.model(
-            torch.tensor([ids]), past_key_values=cache, use_cache=True, logits_to_keep=keep
+            torch.tensor([ids]),
+            **cache_inputs(self.model, cache),
+            use_cache=True,
+            logits_to_keep=keep,
         )
         logits: Tensor = output.logits[0].float()
         return logits

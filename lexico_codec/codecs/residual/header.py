@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.bitpack import pack, packed_bytes, unpack
-from lexico_codec.codecs.residual.energies import bands_told, spread
+from lexico_codec.codecs.residual.energies import bands_stored, spread
 from lexico_codec.sets.transform import ENERGIES, GAINS, Transform
 from lexico_proto.errors import DamagedFrame
 
@@ -20,7 +20,7 @@ _ENERGY_BITS: Final = 3
 
 
 @dataclass(frozen=True, slots=True, eq=False)
-class Head:
+class Header:
     """Of some tokens."""
 
     exact: Tensor
@@ -30,7 +30,7 @@ class Head:
     energies: Tensor
     """`[tokens]` int8 in `ENERGIES`."""
     bands: Tensor
-    """`[bands told]` int8 in `ENERGIES`."""
+    """`[bands stored]` int8 in `ENERGIES`."""
     indices: Tensor
     """`[tokens, s]` int64: each token's atoms."""
 
@@ -60,7 +60,7 @@ class Head:
 
     @classmethod
     def unpack(cls, body: memoryview, transform: Transform, bands: int, tokens: int) -> Self:
-        """The head of a body that has `head_bytes` or more.
+        """The header of a body that has `header_bytes` or more.
 
         Raises:
             DamagedFrame: an index outside the atoms, or bits behind the last one.
@@ -71,7 +71,7 @@ class Head:
         if spare and body[size - 1] >> (8 - spare):
             raise DamagedFrame("residual body: bits behind the last index")
         numbers = torch.from_numpy(unpack(body, widths).astype(np.int64))
-        exact, gains, energies, told, indices = torch.split(
+        exact, gains, energies, of_bands, indices = torch.split(
             numbers, [tokens, tokens, tokens, bands, tokens * transform.sparsity]
         )
         if bool((indices >= max(1, transform.atoms.shape[1])).any()):
@@ -80,18 +80,18 @@ class Head:
             exact.bool(),
             (gains + GAINS[0]).to(torch.int8),
             (energies + ENERGIES[0]).to(torch.int8),
-            (told + ENERGIES[0]).to(torch.int8),
+            (of_bands + ENERGIES[0]).to(torch.int8),
             indices.view(tokens, transform.sparsity),
         )
 
 
 def bands_of(transform: Transform, run: int, step: float) -> int:
-    """Bands whose energy a head tells at a step."""
-    return bands_told(transform.deviations[run], step)
+    """Bands whose energy a header holds at a step."""
+    return bands_stored(transform.deviations[run], step)
 
 
-def head_bytes(transform: Transform, bands: int, tokens: int) -> int:
-    """Bytes of a head."""
+def header_bytes(transform: Transform, bands: int, tokens: int) -> int:
+    """Bytes of a header."""
     return packed_bytes(int(_widths(transform, tokens, bands).sum()))
 
 

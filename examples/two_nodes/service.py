@@ -13,7 +13,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-START_TIMEOUT_S = 120.0
+PATIENCE_S = 600.0
+"""Ends a hang: the service gives up by itself where a part of it does not start."""
 
 
 class Service:
@@ -34,7 +35,7 @@ class Service:
             self.process = subprocess.Popen(
                 command, stdout=subprocess.DEVNULL, stderr=log, env=environment
             )
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + PATIENCE_S
         while not file.exists():
             if self.process.poll() is not None or time.monotonic() > deadline:
                 message = self.log.read_text()
@@ -50,7 +51,7 @@ class Service:
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGTERM)
         try:
-            code = self.process.wait(60)
+            code = self.process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             self.process.kill()
             code = self.process.wait()
