@@ -17,9 +17,9 @@ from lexico_codec.frame import HEADER_BYTES, FrameHeader, pack_frame
 from lexico_proto import errors
 from lexico_proto.v1 import dictionaries_pb2 as dict_pb
 from lexico_proto.v1 import reload_pb2 as pb
-from lexico_services import frame_reader
 from lexico_services.auth import DEFAULT_TENANT
 from lexico_services.config import ReloadConfig
+from lexico_services.reload import frame_reader
 from lexico_store import MemoryStore, PageStore, open_store
 from lexico_store.scopes import SHARED_SCOPE, tenant_scope
 from tests.support.dictionaries import random_set
