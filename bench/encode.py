@@ -26,12 +26,12 @@ from orthogonal_matching_pursuit_gpu import run_omp
 from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
-from bench.report import finish, gate, machine, table
 from lexico_codec.kernels import library
 from lexico_codec.kernels.dispatch import Kernel
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct
+from lexico_lab.record import finish, gate, machine, table
 
 SHAPES: Final = ((64, 1024, 8), (128, 4096, 16), (64, 1280, 8), (128, 1024, 8))
 """(m, N, s); the first two are the ones of the headline, the third is the shipped set's."""

@@ -17,7 +17,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench.report import RESULTS
+from lexico_lab.record import RESULTS
 
 README: Final = Path(__file__).parent.parent / "README.md"
 MISSING: Final = "not measured yet"

@@ -22,12 +22,12 @@ import grpc
 import numpy as np
 import psutil
 
-from bench.report import finish, gate, machine, table
 from lexico_codec.checksum import Checksum
 from lexico_codec.geometry import Geometry
 from lexico_codec.keys import page_keys
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.wire import spec_to_wire
+from lexico_lab.record import finish, gate, machine, table
 from lexico_proto.limits import MESSAGE_BYTES
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_proto.v1 import offload_pb2_grpc as pb_grpc

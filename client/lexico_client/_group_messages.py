@@ -8,15 +8,16 @@ import torch
 from torch import Tensor
 
 from lexico_codec.checksum import Checksum
+from lexico_codec.memory import CacheMemory
+from lexico_codec.pages import check_whole
 from lexico_codec.put_messages import DataMessage
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import all_finite, tensor_from
-from lexico_proto.errors import NonFiniteCache, ShapeMismatch
+from lexico_proto.errors import NonFiniteCache
 from lexico_proto.limits import PIECE_BYTES
 
-GroupSource = Tensor | Sequence[Tensor]
-"""A layer group where it lies: one tensor of `spec.group_shape(group)`, or its parts, the keys and
-then the values of each layer, `[tokens, kv_heads, head_dim]` each. Any strides, any device."""
+GroupSource = Tensor | CacheMemory
+"""A layer group where it lies: a tensor of `spec.group_shape(group)`, or an engine's memory."""
 
 
 def group_messages(
@@ -29,7 +30,7 @@ def group_messages(
         checksum: the page's so far; takes the group's bytes.
 
     Raises:
-        TypeError: the source is neither a tensor nor a sequence of tensors.
+        TypeError: the source is neither a tensor nor a `CacheMemory`.
         ShapeMismatch: the source does not fit the spec.
         NonFiniteCache: NaN or infinity in it.
     """
@@ -48,32 +49,17 @@ def group_messages(
 
 def _checked_parts(spec: CacheSpec, page: int, group: int, source: GroupSource) -> Sequence[Tensor]:
     """Keys and values of each layer, once they have proved to be what the spec says."""
-    shape, dtype = spec.group_shape(group), spec.geometry.torch_dtype
-    if isinstance(source, Tensor):
-        if source.shape != shape or source.dtype != dtype:
-            raise _misfit(page, group, source, spec)
-        return [part for layer in source.detach().unbind(0) for part in layer.unbind(0)]
-    tensors = isinstance(source, Sequence) and all(isinstance(part, Tensor) for part in source)
-    if not tensors or not source:
-        raise TypeError(f"the source gave no torch.Tensor for page {page} group {group}")
-    if len(source) != shape[0] * shape[1]:
-        raise ShapeMismatch(
-            f"page {page} group {group}: {len(source)} tensors, needs {shape[0] * shape[1]}: keys "
-            f"and values of {shape[0]} layers"
+    if not isinstance(source, Tensor | CacheMemory):
+        raise TypeError(
+            f"the source gave no torch.Tensor and no CacheMemory for page {page} group {group}"
         )
-    for part in source:
-        if part.shape != shape[2:] or part.dtype != dtype:
-            raise _misfit(page, group, part, spec)
-    return [part.detach() for part in source]
-
-
-def _misfit(page: int, group: int, tensor: Tensor, spec: CacheSpec) -> ShapeMismatch:
-    shape = spec.group_shape(group)
-    needed = shape if tensor.ndim == len(shape) else shape[2:]
-    return ShapeMismatch(
-        f"page {page} group {group}: {tuple(tensor.shape)} of {tensor.dtype}, needs {needed} of "
-        f"{spec.geometry.torch_dtype}"
-    )
+    check_whole(spec, page, group, source)
+    if isinstance(source, CacheMemory):
+        views = source.tables.views()
+        if views is not None:
+            return [part.detach() for part in views]
+        source = source.read()
+    return [part for layer in source.detach().unbind(0) for part in layer.unbind(0)]
 
 
 def _runs(parts: Sequence[Tensor], itemsize: int) -> Iterator[Sequence[Tensor]]:

@@ -23,8 +23,8 @@ from lexico_proto.errors import InternalError
 from lexico_proto.v1 import offload_pb2 as offload
 
 PageSource = Callable[[int, int], GroupSource]
-"""`(page, group)` → the cache there, of the geometry's dtype: one tensor, or the keys and then the
-values of each layer, which saves a copy where they lie apart. See `GroupSource`."""
+"""`(page, group)` → the cache there, of the geometry's dtype: a tensor, `spec.group_shape(group)`,
+or where all layers and heads of the group lie in an engine's memory, paged or not."""
 
 _OUTCOMES = {
     offload.PAGE_OUTCOME_STORED: PageOutcome.STORED,

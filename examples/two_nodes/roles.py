@@ -16,7 +16,7 @@ from examples.two_nodes.node import Node
 from examples.two_nodes.prompts import FOLLOW_UP, QUESTION_A, QUESTIONS_B, next_turn, prompt_of
 from lexico_client import Client
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS
-from lexico_lab.evaluation.caches import divergence
+from lexico_lab.caches import divergence
 
 ANSWER_TOKENS: Final = 48
 

@@ -107,7 +107,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     _log_option(evaluation)
     if command == ["eval"]:
         with _needs("train"):
-            from lexico_lab.evaluation.run import add_arguments as add_eval_arguments
+            from lexico_lab.evaluation.options import add_arguments as add_eval_arguments
         add_eval_arguments(evaluation)
     return parser
 
@@ -273,7 +273,7 @@ def _training_pool(options: argparse.Namespace) -> Iterator[Pool | None]:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from lexico_lab.evaluation.run import run as evaluate
+    from lexico_lab.evaluation.options import run as evaluate
 
     sys.stdout.write(evaluate(options) + "\n")
     return 0

@@ -148,10 +148,10 @@ class StoreSuite:
             frames = [bytes(n + 1), bytes(2 * n + 1)]
             store.commit(scope, key_of(n), frames, b"", TTL_S)
         keys = [key_of(n) for n in range(150)]
-        found = store.frame_bytes(scope, keys, range(MAX_FRAMES))
+        found = store.frame_bytes(scope, keys, range(MAX_GROUPS))
         assert found[0] == [n + 1 if n % 2 == 0 else 0 for n in range(150)]
         assert found[1] == [2 * n + 1 if n % 2 == 0 else 0 for n in range(150)]
-        assert found[2:] == [[0] * 150] * (MAX_FRAMES - 2)
+        assert found[2:] == [[0] * 150] * (MAX_GROUPS - 2)
 
     def test_scopes_never_meet(self, store: PageStore, scope: bytes) -> None:
         other = os.urandom(16)

@@ -20,8 +20,6 @@ from lexico_codec.put_messages import (
 from lexico_proto.errors import InvalidInput
 from lexico_proto.limits import PIECE_BYTES
 from lexico_proto.v1 import offload_pb2 as pb
-from lexico_services.offload.ingress import PageEnd
-from lexico_services.offload.put_messages import Malformed, PutPart, parse_put
 
 
 def by_protobuf(message: bytes) -> PutPart:

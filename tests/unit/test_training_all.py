@@ -22,7 +22,7 @@ from lexico_lab.training.observe import Observations, Observer
 from lexico_lab.training.run import read_importance, train
 from lexico_lab.training.sample import Sampler, cut_windows
 from lexico_lab.training.settings import TrainSettings
-from lexico_lab.training.state import RunState
+from lexico_lab.training.state import DictionaryState
 from lexico_proto.errors import ConfigurationError, InvalidInput
 from tests.support.residual_sets import transform_of
 from tests.support.saved_model import letters, save_tiny
@@ -206,7 +206,7 @@ class TestAll:
         args.state = folder / "state"
         packed = runner.train(options.settings_of(args)[1], tiny)
         assert packed.errors is not None
-        curve = RunState(folder / "state" / "lexico-packed").result(1, "value").errors
+        curve = DictionaryState(folder / "state" / "lexico-packed").result(1, "value").errors
         assert curve is not None
         torch.testing.assert_close(packed.errors[1, 1, 1:], curve[1:] * float(found[1, 1]) ** 0.75)
         assert "--importance set-residual.safetensors" in packed.info.command
@@ -267,7 +267,7 @@ class TestAll:
     ) -> None:
         runs = options.settings_of(asked(tmp_path, "--codec", "all"))
         for run in runs:
-            RunState.claim(run.state, {"codec": "another"})
+            DictionaryState.claim(run.state, {"codec": "another"})
             with pytest.raises(ConfigurationError, match=f"{run.codec}: belongs to a run"):
                 runner.train_all(runs, tiny)
             (run.state / "run.json").unlink()
@@ -279,13 +279,13 @@ class TestAll:
         monkeypatch.setattr(runner, "load_model", lambda *_: tiny)
         all_of_them = options.settings_of(asked(tmp_path, "--codec", "all"))
         packed = all_of_them[1].state
-        RunState.claim(packed, {"codec": "of a run that was stopped"})
+        DictionaryState.claim(packed, {"codec": "of a run that was stopped"})
         options.run(asked(tmp_path))
         assert [path.name for path in _state(tmp_path).iterdir()] == [packed.name]
         assert [path.name for path in packed.iterdir()] == ["run.json"]
 
         shutil.rmtree(packed)
-        RunState.claim(_state(tmp_path), {"codec": "of a run that was stopped"})
+        DictionaryState.claim(_state(tmp_path), {"codec": "of a run that was stopped"})
         both = ("--codec", "lexico", "--codec", "lexico-packed")
         options.run(asked(tmp_path, *both))
         assert [path.name for path in _state(tmp_path).iterdir()] == ["run.json"]
