@@ -14,7 +14,7 @@ import grpc
 from lexico_codec.frame import parse_frame
 from lexico_codec.spec import DIGEST_BYTES, MAX_GROUPS
 from lexico_codec.upload import PIECE_BYTES
-from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError
+from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError, NewerFrame
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_proto.v1 import reload_pb2_grpc as pb_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, write_to
@@ -130,18 +130,23 @@ class ReloadServicer(pb_grpc.ReloadServicer):
         await self._touch(scope, keys[: reader.limit])
 
     def _sound_frames(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
-        """One frame of each page; a page with a damaged one is removed, so that it is sent anew."""
+        """One frame of each page. A page with a damaged one is removed, so that it is sent anew; a
+        newer one is left to those that can read it."""
         frames = self._store.read(scope, keys, group)
-        damaged = [
-            at
-            for at, frame in enumerate(frames)
-            if frame is not None and not _belongs(frame, keys[at])
-        ]
+        damaged, newer = list[int](), list[int]()
+        for at, frame in enumerate(frames):
+            try:
+                if frame is not None and not _belongs(frame, keys[at]):
+                    damaged.append(at)
+            except NewerFrame:
+                newer.append(at)
         if damaged:
             _log.warning("damaged pages=%d group=%d: removed", len(damaged), group)
             self._store.discard(scope, [keys[at] for at in damaged])
-            for at in damaged:
-                frames[at] = None
+        if newer:
+            _log.warning("newer pages=%d group=%d: left alone, upgrade to read", len(newer), group)
+        for at in (*damaged, *newer):
+            frames[at] = None
         return frames
 
     async def _touch(self, scope: bytes, keys: Sequence[bytes]) -> None:
@@ -177,7 +182,12 @@ async def _write_batch(batch: FrameBatch, reader: FrameReader, write: Write) -> 
 
 
 def _belongs(frame: bytes, key: bytes) -> bool:
-    """Whether a frame is sound and the page's own. Whoever decodes it checks again, and more."""
+    """Whether a frame is sound and the page's own. Whoever decodes it checks again, and more, and
+    has to know its codec.
+
+    Raises:
+        NewerFrame: sound, of a version that is not known here.
+    """
     try:
         return parse_frame(frame)[0].page_key == key
     except DamagedFrame:
