@@ -13,7 +13,6 @@ import grpc
 
 from lexico_codec.frame import parse_frame
 from lexico_codec.get_messages import frame_messages, miss_message
-from lexico_codec.spec import DIGEST_BYTES, MAX_GROUPS
 from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError, NewerFrame
 from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 from lexico_proto.v1 import reload_pb2 as pb
