@@ -1,6 +1,6 @@
 """What inference nodes import to share their prompt caches.
 
-`Client` and `AsyncClient` match, offload and load pages of any engine's cache; `lexico_client.engines.hf._shared_cache`
+`Client` and `AsyncClient` match, offload and load pages of any engine's cache; `lexico_client.hf`
 does it for Hugging Face models (it imports transformers, so it is imported by its name). Errors are
 those of `lexico_proto.errors`.
 """

@@ -12,8 +12,8 @@ import grpc.aio
 
 from lexico_client._errors import translated
 from lexico_codec.forks import renew_in_children
-from lexico_codec.upload import MESSAGE_BYTES
 from lexico_proto.errors import Unsupported
+from lexico_proto.limits import MESSAGE_BYTES
 
 _log = logging.getLogger(__name__)
 

@@ -14,7 +14,7 @@ from torch.utils._pytree import tree_leaves
 from transformers import DynamicCache
 
 from lexico_client import Client, InMemoryTransport
-from lexico_client.engines.hf import _shared_cache as public
+from lexico_client import hf as public
 from lexico_client.engines.hf._recoding import Recoding
 from lexico_client.hf import CodedCache, HuggingFaceCache, weights_fingerprint
 from lexico_codec.codecs import LexicoCodec
