@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from lexico_proto.errors import ConfigurationError
+from lexico_store.settings import StoreSettings
 
 
 @dataclass(frozen=True)
@@ -16,6 +17,8 @@ class EncoderConfig:
     """Page store that encoders commit to; one that other processes reach (not memory://). It may
     hold a password, so it is never shown.
     """
+    store: StoreSettings = field(default_factory=StoreSettings)
+    """How encoders speak to the store."""
     page_ttl_s: float = 24 * 3600.0
     """Seconds a page lives after it is written or last read."""
     lease_ttl_s: float = 120.0
