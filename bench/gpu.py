@@ -19,6 +19,7 @@ import os
 import shutil
 import traceback
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -92,13 +93,15 @@ def _headline(result: dict[str, Any]) -> dict[str, float | None]:
         "decode_share_of_copy": least("decode", "share_of_copy", lambda row: True),
         **{
             f"attention_vs_sdpa_from_16k_s{sparsity}": least(
-                "attention",
-                "times_faster",
-                lambda row, sparsity=sparsity: row["tokens"] >= 16384 and row["s"] == sparsity,
+                "attention", "times_faster", partial(_is_long, sparsity)
             )
             for sparsity in (8, 16)
         },
     }
+
+
+def _is_long(sparsity: int, row: Row) -> bool:
+    return bool(row["tokens"] >= 16384 and row["s"] == sparsity)
 
 
 if __name__ == "__main__":
