@@ -20,9 +20,9 @@ from bench.gpu_timing import (
 )
 from lexico_codec.kernels.attend.coded import attend
 from lexico_codec.kernels.attend.layer import CodedLayer
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import reconstruct_into
-from lexico_codec.kernels.target import Target
 
 CONTEXTS: Final = (4096, 8192, 16384, 32768, 65536, 131072)
 
@@ -45,9 +45,9 @@ def decode(limits: Limits, quick: bool) -> list[Row]:
         heads = [part.transpose(0, 1).contiguous().transpose(0, 1) for part in plain]
         pools = [part.view(tokens // 16, 16, KV_HEADS, M).clone() for part in plain]
         for layout, target in (
-            ("tokens, heads, dim", Target.of(plain, tokens)),
-            ("heads, tokens, dim", Target.of(heads, tokens)),
-            ("paged, blocks of 16", Target.of(pools, tokens, block_table)),
+            ("tokens, heads, dim", TableMemory.of(plain, tokens)),
+            ("heads, tokens, dim", TableMemory.of(heads, tokens)),
+            ("paged, blocks of 16", TableMemory.of(pools, tokens, block_table)),
         ):
             ms = median_ms(reconstruct_into, codes, atoms, target, kernel="triton")
             alone = replayed_ms(triton_decode.reconstruct, codes, atoms, target, None)

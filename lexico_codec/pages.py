@@ -8,6 +8,7 @@ from torch import Tensor
 from lexico_codec.codecs import Place
 from lexico_codec.codecs.sparse import GroupCodes, with_codes
 from lexico_codec.frame import Arena, FrameHeader, expect_frame, pack_frame
+from lexico_codec.memory import CacheMemory, target_of
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import all_finite
@@ -27,7 +28,7 @@ def encode_group(
     page_key: bytes,
     page: int,
     group: int,
-    tensor: Tensor,
+    source: Tensor | CacheMemory,
     dictionary: DictionarySet | None = None,
     arena: Arena | None = None,
 ) -> memoryview:
@@ -38,26 +39,20 @@ def encode_group(
         page_key: the page's key, 32 bytes.
         page: index of the page in its sequence.
         group: index of the layer group in the page.
-        tensor: `spec.group_shape(group)`, of the geometry's dtype, contiguous; on the device to
-            encode on.
+        source: the group, of the geometry's dtype, on the device to encode on: a tensor of
+            `spec.group_shape(group)` and any strides, or where all of its layers and heads lie.
         dictionary: the set that the spec names.
         arena: where the frame is to lie; None for memory of its own.
 
     Raises:
-        ShapeMismatch: another shape, dtype or layout.
+        ShapeMismatch: another shape or dtype.
         NonFiniteCache: NaN or infinity in it.
         UnknownDictionary: the codec needs a dictionary set and there is none.
         DictionaryMismatch: a set other than the one that the spec names, or of another geometry.
     """
     _check_index(spec, page, group)
     _check_dictionary(spec, dictionary)
-    if tensor.shape != spec.group_shape(group) or tensor.dtype != spec.geometry.torch_dtype:
-        raise ShapeMismatch(
-            f"page {page} group {group}: {tuple(tensor.shape)} of {tensor.dtype}, needs "
-            f"{spec.group_shape(group)} of {spec.geometry.torch_dtype}"
-        )
-    if not tensor.is_contiguous():
-        raise ShapeMismatch(f"page {page} group {group}: the tensor is not contiguous")
+    tensor = read_whole(spec, page, group, source)
     if not all_finite(tensor):
         raise NonFiniteCache(
             f"page {page} group {group} holds NaN or infinity: it cannot be shared; recompute it"
@@ -67,35 +62,83 @@ def encode_group(
     return pack_frame(header, body, arena)
 
 
+def read_whole(spec: CacheSpec, page: int, group: int, source: Tensor | CacheMemory) -> Tensor:
+    """A layer group that is to be coded, `spec.group_shape(group)`: a view of memory that is one
+    tensor without blocks, else gathered into one.
+
+    Args:
+        spec, page, group, source: as for `encode_group`.
+
+    Raises:
+        ShapeMismatch: another shape or dtype, or a part of the layers or heads alone.
+    """
+    check_whole(spec, page, group, source)
+    return source if isinstance(source, Tensor) else source.read()
+
+
+def check_whole(spec: CacheSpec, page: int, group: int, source: Tensor | CacheMemory) -> None:
+    """Refuses what is not all of a layer group: arguments and errors as of `read_whole`."""
+    shape, dtype = spec.group_shape(group), spec.geometry.torch_dtype
+    if tuple(source.shape) != shape or source.dtype != dtype:
+        raise ShapeMismatch(
+            f"page {page} group {group}: {tuple(source.shape)} of {source.dtype}, needs {shape} of "
+            f"{dtype}"
+        )
+    if isinstance(source, CacheMemory):
+        source.check(shape, dtype)
+
+
 def decode_group(
     spec: CacheSpec,
     page_key: bytes,
     page: int,
     group: int,
     frame: bytes | bytearray | memoryview,
-    out: Tensor,
+    out: Tensor | CacheMemory,
     dictionary: DictionarySet | None = None,
 ) -> None:
-    """Fills `out` from a frame, once the frame has proved to be the one asked for.
+    """Fills a caller's memory from a frame, once the frame has proved to be the one asked for.
 
     Args:
         spec, page_key, page, group, dictionary: as for `encode_group`.
         frame: bytes from the store or the wire, not trusted.
-        out: `spec.group_shape(group)` of the geometry's dtype, of any strides.
+        out: of the geometry's dtype: a tensor of `spec.group_shape(group)` and any strides, or
+            where the layers and heads lie that are wanted.
 
     Raises:
         DamagedFrame: the bytes fail a check.
         FrameMismatch: a sound frame that belongs elsewhere.
         ShapeMismatch: `out` does not fit the spec.
+        InvalidInput: elements of a tensor that share memory.
     """
     _check_index(spec, page, group)
-    if out.shape != spec.group_shape(group) or out.dtype != spec.geometry.torch_dtype:
-        raise ShapeMismatch(
-            f"out is {tuple(out.shape)} of {out.dtype}, needs {spec.group_shape(group)} of "
-            f"{spec.geometry.torch_dtype}"
-        )
+    target = checked_target(spec, group, out)
     body = _proven_body(spec, page_key, page, group, frame, dictionary)
-    spec.codec.decode(body, _place(spec, page, group), dictionary, out)
+    place, shape = _place(spec, page, group), spec.group_shape(group)
+    spec.codec.decode(body, place, dictionary, target, shape)
+
+
+def checked_target(
+    spec: CacheSpec, group: int, out: Tensor | CacheMemory, name: str = "out"
+) -> CacheMemory:
+    """The memory that `decode_group` is to fill.
+
+    Args:
+        spec, group, out: as for `decode_group`.
+        name: what an error calls it.
+
+    Raises:
+        ShapeMismatch: it does not fit the spec.
+        InvalidInput: elements of a tensor that share memory.
+    """
+    shape, dtype = spec.group_shape(group), spec.geometry.torch_dtype
+    if isinstance(out, Tensor) and (out.shape != shape or out.dtype != dtype):
+        raise ShapeMismatch(
+            f"{name} is {tuple(out.shape)} of {out.dtype}, needs {shape} of {dtype}"
+        )
+    target = target_of(out)
+    target.check(shape, dtype, name)
+    return target
 
 
 def read_group(

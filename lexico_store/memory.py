@@ -85,6 +85,14 @@ class MemoryStore(PageStore):
             entries = [self._used(name) for name in names]
         return [e.frames[group] if e and group < len(e.frames) else None for e in entries]
 
+    def _frame_bytes(self, names: Sequence[str], groups: Sequence[int]) -> list[list[int]]:
+        with self._lock:
+            entries = [self._used(name) for name in names]
+        return [
+            [len(e.frames[group]) if e and group < len(e.frames) else 0 for e in entries]
+            for group in groups
+        ]
+
     def _read_page(self, name: str) -> StoredPage | None:
         with self._lock:
             entry = self._used(name)

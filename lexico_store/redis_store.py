@@ -28,6 +28,9 @@ Command = tuple[bytes | memoryview | str | int, ...]
 READ_WINDOW: Final = 64
 """Most frames asked for in one go. Replies that wait for us count against the server's maxmemory,
 and would evict the very pages that we reload."""
+LENGTHS_WINDOW: Final = 4096
+"""Most lengths asked for in one go: their replies are short, but the server serves nobody else
+meanwhile."""
 
 
 class RedisStore(PageStore):
@@ -103,6 +106,16 @@ class RedisStore(PageStore):
             window = names[start : start + READ_WINDOW]
             frames += self._run("read", [("HGET", name, field) for name in window])
         return frames
+
+    def _frame_bytes(self, names: Sequence[str], groups: Sequence[int]) -> list[list[int]]:
+        fields = [keys.group_field(group) for group in groups]
+        commands = [("HSTRLEN", name, field) for field in fields for name in names]
+        lengths: list[int] = []
+        for start in range(0, len(commands), LENGTHS_WINDOW):
+            window = commands[start : start + LENGTHS_WINDOW]
+            lengths += map(int, self._run("frame_bytes", window))
+        pages = len(names)
+        return [lengths[at : at + pages] for at in range(0, len(lengths), pages)]
 
     def _read_page(self, name: str) -> StoredPage | None:
         found: dict[bytes, bytes] = self._run("read_page", [("HGETALL", name)])[0]

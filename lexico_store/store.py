@@ -85,6 +85,18 @@ class PageStore(ABC):
         names = _page_names(scope, keys)
         return self._read(names, group) if names else []
 
+    def frame_bytes(
+        self, scope: bytes, keys: Sequence[bytes], groups: Sequence[int]
+    ) -> list[list[int]]:
+        """Lengths of frames, `[group][page]` in the order asked; 0 for one that is not there.
+
+        It says beforehand what `read` takes, unless a page is committed anew in between.
+        """
+        for group in groups:
+            checks.check_group(group)
+        names = _page_names(scope, keys)
+        return self._frame_bytes(names, groups) if names else [[] for _ in groups]
+
     def read_page(self, scope: bytes, key: bytes) -> StoredPage | None:
         """All of one page as of one moment, or None."""
         checks.check_scope(scope)
@@ -175,6 +187,9 @@ class PageStore(ABC):
 
     @abstractmethod
     def _read(self, names: Sequence[str], group: int) -> list[bytes | None]: ...
+
+    @abstractmethod
+    def _frame_bytes(self, names: Sequence[str], groups: Sequence[int]) -> list[list[int]]: ...
 
     @abstractmethod
     def _read_page(self, name: str) -> StoredPage | None: ...

@@ -22,10 +22,12 @@ from lexico_client._results import (
 from lexico_client._settings import Timeouts
 from lexico_client._sync_client import Client
 from lexico_client._transport import Transport
+from lexico_codec.memory import CacheMemory
 from lexico_proto.errors import LexicoError
 
 __all__ = [
     "AsyncClient",
+    "CacheMemory",
     "Client",
     "CodesReceiver",
     "DictionaryEntry",

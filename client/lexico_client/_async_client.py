@@ -148,9 +148,9 @@ class AsyncClient:
         Args:
             spec: what the pages belong to.
             token_ids: the sequence from position 0.
-            source: gives the cache of one layer group of one page at a time; called in a worker
-                thread, perhaps twice for the same group. What it returns must not change until this
-                call has ended.
+            source: gives the cache of one layer group of one page at a time, as a tensor or as the
+                `CacheMemory` of all its layers and heads; called in a worker thread, perhaps twice
+                for the same group. What it returns must not change until this call has ended.
             pages: leading pages that the source holds; by default every full page of the sequence.
             wait: "committed" for an answer when the pages are stored, "received" when they are
                 received.
@@ -203,13 +203,15 @@ class AsyncClient:
                 gives a function `(page, group)` → the tensor to fill there,
                 `spec.group_shape(group)` of the geometry's dtype, any strides, any device. From the
                 first page on that was not loaded, their content is undefined. In place of a tensor
-                it may give a `CodesReceiver`, which gets the group's codes as they are stored, if
-                the codec has codes; what it got of pages that were not loaded is to be dropped.
+                it may give a `CacheMemory`: some layers and KV heads of the group, in an engine's
+                own memory, paged or not; or a `CodesReceiver`, which gets the group's codes as they
+                are stored, if the codec has codes; what it got of pages that were not loaded is to
+                be dropped.
             timeout: seconds, in place of `Timeouts.load`.
 
         Raises:
             TokenCountMismatch: `token_ids` is no flat sequence of token ids.
-            ShapeMismatch: a tensor of the target's does not fit the spec.
+            ShapeMismatch, InvalidInput: a tensor or memory of the target's does not fit the spec.
             Unsupported: a `CodesReceiver`, and a codec without codes.
             Exception: whatever else the target, or a receiver of its, raised.
         """

@@ -19,9 +19,10 @@ from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
 from lexico_proto.v1.dictionaries_pb2_grpc import DictionariesStub
-from lexico_proto.v1.offload_pb2_grpc import OffloadStub
 from lexico_proto.v1.reload_pb2_grpc import ReloadStub
 
+_OFFLOAD: Final = offload.DESCRIPTOR.services_by_name["Offload"]
+_PUT: Final = f"/{_OFFLOAD.full_name}/{_OFFLOAD.methods_by_name['Put'].name}"
 _EOF: Final = vars(grpc.aio)["EOF"]  # grpc-stubs does not know it
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", MESSAGE_BYTES),
@@ -71,13 +72,14 @@ class GrpcTransport:
         return self._stream("get", self._reload_stub().Get, request, timeout)
 
     async def put(
-        self, messages: AsyncGenerator[offload.PutRequest, None], timeout: float
+        self, messages: AsyncGenerator[bytes, None], timeout: float
     ) -> offload.PutResponse:
         """Offload.Put."""
         if self._offload is None:
             raise ConfigurationError("this client has no offload address: it can only reload")
-        stub = OffloadStub(self._channel(self._offload))
-        answer: offload.PutResponse = await self._upload("put", stub.Put, messages, timeout)
+        # Not the generated stub: it takes messages, and would copy each of them twice.
+        put = self._channel(self._offload).stream_unary(_PUT, None, offload.PutResponse.FromString)
+        answer: offload.PutResponse = await self._upload("put", put, messages, timeout)
         return answer
 
     async def register(

@@ -12,8 +12,9 @@ from transformers.cache_utils import DynamicLayer
 
 from lexico_client._load import PageView
 from lexico_codec.geometry import Geometry
+from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
-from lexico_proto.errors import ShapeMismatch, Unsupported
+from lexico_proto.errors import InvalidInput, ShapeMismatch, Unsupported
 
 
 class PrefixMemory:
@@ -58,8 +59,8 @@ class PrefixMemory:
 class CachedPrefix:
     """Keys and values of one sequence, as a model left them."""
 
-    layers: tuple[tuple[Tensor, Tensor], ...]
-    """Keys and values of each layer, `[kv_heads, tokens, head_dim]`."""
+    memory: CacheMemory | None
+    """Of the whole sequence; None where the cache is empty."""
     tokens: int
 
     @classmethod
@@ -78,33 +79,40 @@ class CachedPrefix:
             raise Unsupported(f"cache layers {', '.join(sorted(others))}: only full attention")
         filled = [layer for layer in layers if layer.is_initialized]
         if not filled:
-            return cls((), 0)
+            return cls(None, 0)
         if len(filled) != geometry.layers or len(layers) != geometry.layers:
             raise ShapeMismatch(f"a cache of {len(filled)} layers, needs {geometry.layers}")
         tokens = int(filled[0].get_seq_length())
-        parts = [
-            (_checked(i, layer.keys, geometry, tokens), _checked(i, layer.values, geometry, tokens))
-            for i, layer in enumerate(filled)
-        ]
-        return cls(tuple(parts), tokens)
+        keys = [_checked(i, layer.keys, geometry, tokens) for i, layer in enumerate(filled)]
+        values = [_checked(i, layer.values, geometry, tokens) for i, layer in enumerate(filled)]
+        return cls(_memory_of(keys, values), tokens)
 
-    def read(self, spec: CacheSpec, page: int, group: int) -> Tensor:
-        """One layer group of one page, `spec.group_shape(group)`: a `PageSource`."""
-        tokens = slice(page * spec.page_tokens, (page + 1) * spec.page_tokens)
-        parts = [
-            part[:, tokens].transpose(0, 1)
-            for layer in spec.group_range(group)
-            for part in self.layers[layer]
-        ]
-        return torch.stack(parts).view(spec.group_shape(group))
+    def read(self, spec: CacheSpec, page: int, group: int) -> CacheMemory:
+        """Where one layer group of one page lies: a `PageSource`.
+
+        Raises:
+            ShapeMismatch: a page that the cache does not hold.
+        """
+        if self.memory is None:
+            raise ShapeMismatch(f"page {page}: the cache is empty")
+        layers = spec.group_range(group)
+        return self.memory.at(spec.page_tokens, first_slot=page * spec.page_tokens).within(layers)
 
     def settle(self) -> None:
         """Waits for the kernels that fill the cache: it is read from another thread."""
-        for device in {keys.device for keys, _ in self.layers if keys.is_cuda}:
-            torch.cuda.current_stream(device).synchronize()
+        if self.memory is not None and self.memory.device.type == "cuda":
+            torch.cuda.current_stream(self.memory.device).synchronize()
+
+
+def _memory_of(keys: list[Tensor], values: list[Tensor]) -> CacheMemory:
+    try:
+        return CacheMemory.of(keys, values)
+    except InvalidInput:  # layers that share memory are no harm where it is only read
+        return CacheMemory.of([part.clone() for part in keys], [part.clone() for part in values])
 
 
 def _checked(index: int, tensor: Tensor, geometry: Geometry, tokens: int) -> Tensor:
+    """Keys or values of a layer as `[tokens, kv_heads, head_dim]`, a view."""
     if tensor.ndim == 4 and tensor.shape[0] != 1:
         raise ShapeMismatch(
             f"a cache of {tensor.shape[0]} sequences: offload one at a time, without padding"
@@ -115,4 +123,4 @@ def _checked(index: int, tensor: Tensor, geometry: Geometry, tokens: int) -> Ten
             f"layer {index} is {tuple(tensor.shape)} of {tensor.dtype}, needs {expected} of "
             f"{geometry.torch_dtype}"
         )
-    return tensor.detach()[0]
+    return tensor.detach()[0].transpose(0, 1)

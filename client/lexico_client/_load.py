@@ -18,14 +18,14 @@ from lexico_client._deadline import Budget, finished, may_retry, pause
 from lexico_client._frames import Frame, FrameAssembler
 from lexico_client._transport import Transport
 from lexico_codec.codecs.sparse import GroupCodes, keeps_codes
-from lexico_codec.pages import decode_group, read_group
+from lexico_codec.memory import CacheMemory
+from lexico_codec.pages import checked_target, decode_group, read_group
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
     DeadlineExpired,
     InternalError,
     LexicoError,
-    ShapeMismatch,
     Unavailable,
     Unsupported,
 )
@@ -47,9 +47,10 @@ class CodesReceiver(Protocol):
         and only once the group's frame has proved sound."""
 
 
-PageView = Callable[[int, int], Tensor | CodesReceiver]
+PageView = Callable[[int, int], Tensor | CacheMemory | CodesReceiver]
 """`(page, group)` → where that group goes: a tensor to fill, `spec.group_shape(group)`, any
-strides, any device; or, for a codec that has codes, what takes them as they are."""
+strides, any device; the memory of the layers and KV heads that are wanted of it, paged or not; or,
+for a codec that has codes, what takes them as they are."""
 Target = Callable[[int], PageView]
 """`(pages)` → the views of that many pages; allocates, if the caller wants to."""
 
@@ -101,7 +102,7 @@ class PrefixLoader:
         """Receives and decodes until the prefix is there or cannot grow; see `reason` then.
 
         Raises:
-            ShapeMismatch: a view of the caller's does not fit the spec.
+            ShapeMismatch, InvalidInput: a view of the caller's does not fit the spec.
             Exception: whatever else the caller's view raised.
         """
         try:
@@ -191,10 +192,10 @@ class PrefixLoader:
             return _Decoded(0.0, None, own)
         codes: GroupCodes | None = None
         try:
-            if isinstance(out, Tensor):
-                self._fill(frame, out)
-            else:
+            if isinstance(out, CodesReceiver):
                 codes = self._read(frame, device)
+            else:
+                self._fill(frame, out)
         except LexicoError as refused:
             error = refused
         except Exception as defect:  # noqa: BLE001 - whatever a frame does to a codec is a miss
@@ -202,14 +203,14 @@ class PrefixLoader:
             error = InternalError(f"page {page} group {group} could not be decoded")
             error.__cause__ = defect
         seconds = time.perf_counter() - started
-        if codes is not None and not isinstance(out, Tensor):
+        if codes is not None and isinstance(out, CodesReceiver):
             try:
                 out.accept(codes)
             except Exception as own:  # noqa: BLE001 - the caller's again
                 return _Decoded(seconds, None, own)
         return _Decoded(seconds, error, None)
 
-    def _fill(self, frame: Frame, out: Tensor) -> None:
+    def _fill(self, frame: Frame, out: CacheMemory) -> None:
         key, dictionary = self._keys[frame.page], self._dictionary
         # Engines allocate under inference_mode, and such tensors may be written only under it.
         with torch.inference_mode(out.is_inference()):
@@ -222,7 +223,7 @@ class PrefixLoader:
         _synchronise(device)
         return codes
 
-    def _checked_view(self, page: int, group: int) -> Tensor | CodesReceiver:
+    def _checked_view(self, page: int, group: int) -> CacheMemory | CodesReceiver:
         out = self._view(page, group)
         if isinstance(out, CodesReceiver):
             if not keeps_codes(self._spec.codec):
@@ -230,17 +231,12 @@ class PrefixLoader:
                     f"codec {self._spec.codec.name} keeps no codes: give tensors to fill"
                 )
             return out
-        if not isinstance(out, Tensor):
+        if not isinstance(out, Tensor | CacheMemory):
             raise TypeError(
-                f"the view of page {page} group {group} is no torch.Tensor and takes no codes"
+                f"the view of page {page} group {group} is no torch.Tensor, no CacheMemory and "
+                "takes no codes"
             )
-        shape, dtype = self._spec.group_shape(group), self._spec.geometry.torch_dtype
-        if out.shape != shape or out.dtype != dtype:
-            raise ShapeMismatch(
-                f"the view of page {page} group {group} is {tuple(out.shape)} of {out.dtype}, "
-                f"needs {shape} of {dtype}"
-            )
-        return out
+        return checked_target(self._spec, group, out, f"the view of page {page} group {group}")
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,7 @@ out = model.generate(input_ids, **hit.inputs)
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any
 
@@ -29,6 +29,7 @@ from lexico_client._hf_codes import CodedCache
 from lexico_client._hf_codes_attention import register
 from lexico_client._hf_codes_layer import ATTENTION
 from lexico_client._hf_codes_load import PrefixCodes
+from lexico_client._hf_identity import ModelIdentity
 from lexico_client._hf_recoding import DEFAULT_BUFFER_TOKENS, DEFAULT_WINDOW_TOKENS, Recoding
 from lexico_client._hf_weights import weights_fingerprint
 from lexico_client._load import Target
@@ -91,6 +92,11 @@ class CodedHit(_Brought):
 class HuggingFaceCache:
     """Loads and offloads the prompt caches of one model. Sequences are single and unpadded.
 
+    The model may change: every call looks at it anew, in milliseconds, and pages belong to the
+    weights and adapters that it has then. It must be given token ids alone: `inputs_embeds`,
+    `token_type_ids` or `position_ids` of one's own, adapters chosen for one call and hooks are not
+    seen, and what they change must not be offloaded.
+
     Assisted generation (`assistant_model`, `prompt_lookup_num_tokens`) must not be given a cache
     that holds tokens: transformers 5.23 feeds the whole prompt behind them, whatever the cache is,
     and gives other answers.
@@ -113,7 +119,7 @@ class HuggingFaceCache:
 
         Args:
             client: the way to the service.
-            model: a decoder, all of it on one device.
+            model: a decoder of text, all of it on one device.
             codec: name of a preset (`lexico_codec.presets`) or of a codec. One that needs a
                 dictionary set finds the built-in one by the model's shape; for other weights of
                 that shape train one, or use preset lossless.
@@ -125,14 +131,17 @@ class HuggingFaceCache:
             recent_tokens: newest tokens of a prompt, 1 or more, that are never reloaded but left
                 for the model to compute: predictions depend on them most. Where the codec is
                 lossless it is only the last one.
-            weights: fingerprint, 32 bytes, in place of hashing the weights.
-            lora: identity of the adapter that is merged or active; empty for none.
+            weights: fingerprint, 32 bytes, in place of hashing the weights; then the model must
+                stay as it is.
+            lora: identity of the adapter that is merged or active, in addition to `weights`. Not
+                needed where weights are hashed, as adapters are then too.
 
         Raises:
-            Unsupported: a model whose cache this version does not cover, or one on several devices.
+            Unsupported: a model whose cache this version does not cover, one that takes images,
+                sound or soft prompts beside token ids, or one on several devices.
             UnknownCodec: no preset and no codec of that name.
             ConfigurationError: no built-in dictionary set serves, or a parameter that cannot be
-                used, such as recent_tokens below 1.
+                used, such as recent_tokens below 1, or adapters with `weights` and no `lora`.
             DictionaryMismatch: the set given was made from a model of another shape or another
                 rotary embedding, or for another codec.
         """
@@ -145,6 +154,7 @@ class HuggingFaceCache:
                 f"recent_tokens={recent_tokens!r}: an integer of 1 or more is needed, as the last "
                 "token predicts the next one"
             )
+        self._identity = ModelIdentity(model, weights, lora)
         geometry = geometry_of(model.config, model.dtype)
         asked = codec_named(codec, codec_config)
         chosen, dictionary = choose(asked, dictionary, geometry, spoken(codec))
@@ -157,7 +167,7 @@ class HuggingFaceCache:
             client.keep_dictionary(dictionary)
             dictionary = dictionary.digest
         self._spec = CacheSpec(
-            weights=weights_fingerprint(model) if weights is None else weights,
+            weights=self._identity.weights(),
             geometry=geometry,
             codec=chosen,
             dictionary=dictionary or b"",
@@ -167,7 +177,16 @@ class HuggingFaceCache:
 
     @property
     def spec(self) -> CacheSpec:
-        """What this model's pages belong to."""
+        """What this model's pages belong to, with the weights and adapters that it has now.
+
+        Raises:
+            ConfigurationError: they changed, and their fingerprint was given as `weights`.
+            Unsupported: weights that have left the memory, or a cache that is not covered.
+        """
+        weights = self._identity.weights()
+        if weights != self._spec.weights:
+            geometry = geometry_of(self._model.config, self._model.dtype)
+            self._spec = replace(self._spec, weights=weights, geometry=geometry, group_layers=0)
         return self._spec
 
     def load(self, input_ids: Tensor | Sequence[int], *, timeout: float | None = None) -> Hit:
@@ -181,11 +200,14 @@ class HuggingFaceCache:
 
         Raises:
             ShapeMismatch: a batch of prompts.
+            ConfigurationError, Unsupported: as of `spec`.
         """
-        memory = PrefixMemory(self._spec, self._model.device)
-        loaded, tokens = self._load(input_ids, memory.allocate, timeout)
+        spec = self.spec
+        memory = PrefixMemory(spec, self._model.device)
+        loaded, tokens = self._load(spec, input_ids, memory.allocate, timeout)
         cache = DynamicCache(config=self._model.config)
         memory.fill(cache, tokens)
+        self._identity.mark(cache, spec.weights)
         inputs = cache_inputs(self._model, cache)
         return Hit(tokens=tokens, loaded=loaded, inputs=inputs, cache=cache)
 
@@ -214,11 +236,12 @@ class HuggingFaceCache:
 
         Raises:
             ShapeMismatch: a batch of prompts.
-            Unsupported: another codec.
-            ConfigurationError: the model runs another attention implementation, or a number of
-                tokens that cannot be used.
+            Unsupported: another codec, or as of `spec`.
+            ConfigurationError: the model runs another attention implementation, a number of tokens
+                that cannot be used, or as of `spec`.
         """
-        codec = self._spec.codec
+        spec = self.spec
+        codec = spec.codec
         if not isinstance(codec, LexicoCodec):
             raise Unsupported(
                 f"codec {codec.name} keeps no codes to attend over: call load(), or share caches "
@@ -231,17 +254,21 @@ class HuggingFaceCache:
                 f'call model.set_attn_implementation("{ATTENTION}") first'
             )
         recoding = Recoding(codec, buffer_tokens, window_tokens)
-        codes = PrefixCodes(self._spec, self._model.device)
-        loaded, tokens = self._load(input_ids, codes.allocate, timeout)
+        codes = PrefixCodes(spec, self._model.device)
+        loaded, tokens = self._load(spec, input_ids, codes.allocate, timeout)
         cache = CodedCache(codes.layers(tokens, recoding, self._dictionary))
         inputs = cache_inputs(self._model, cache)
         return CodedHit(tokens=tokens, loaded=loaded, inputs=inputs, cache=cache)
 
     def _load(
-        self, input_ids: Tensor | Sequence[int], target: Target, timeout: float | None
+        self,
+        spec: CacheSpec,
+        input_ids: Tensor | Sequence[int],
+        target: Target,
+        timeout: float | None,
     ) -> tuple[Loaded, int]:
         """Brings whole pages; how many of their tokens are to be used."""
-        ids, spec = _flat(input_ids), self._spec
+        ids = _flat(input_ids)
         tokens = spec.reloadable_tokens(len(ids), self._recent_tokens)
         stored = ids[: spec.pages_of(tokens) * spec.page_tokens]
         loaded = self._client.load(spec, stored, target, timeout=timeout)
@@ -260,14 +287,18 @@ class HuggingFaceCache:
         Args:
             input_ids: `[1, tokens]` or `[tokens]`: what the cache was made from, or more:
                 `generate` returns one token that its cache does not hold.
-            past_key_values: the cache. It may grow while this runs, in another thread.
+            past_key_values: the cache, made from these ids alone with the weights and adapters that
+                the model has now: only caches that come from a load can tell. It may grow while
+                this runs, in another thread.
             wait: "committed" for an answer when the pages are stored, "received" when they are
                 received.
             timeout: seconds, in place of `Timeouts.offload`.
 
         Raises:
             ShapeMismatch: a batch, or a cache of another model.
-            Unsupported: a cache of another kind, as is the one of `load_codes`.
+            Unsupported: a cache of another kind, as is the one of `load_codes`; or as of `spec`.
+            InvalidInput: a load brought the cache, and the model has changed since.
+            ConfigurationError: as of `spec`.
             NonFiniteCache: NaN or infinity in it.
             LexicoError: the service refused, or could not take the pages.
         """
@@ -276,15 +307,16 @@ class HuggingFaceCache:
                 "a CodedCache has codes in place of most keys and values, and codes of codes would "
                 "be worse: offload a cache that was prefilled, or that load() brought"
             )
-        ids = _flat(input_ids)
-        prefix = CachedPrefix.of(past_key_values, self._spec.geometry)
-        pages = min(len(ids), prefix.tokens) // self._spec.page_tokens
+        ids, spec = _flat(input_ids), self.spec
+        self._identity.check(past_key_values, spec.weights)
+        prefix = CachedPrefix.of(past_key_values, spec.geometry)
+        pages = min(len(ids), prefix.tokens) // spec.page_tokens
         prefix.settle()
         send = partial(
             self._client.offload,
-            self._spec,
-            ids[: pages * self._spec.page_tokens],
-            partial(prefix.read, self._spec),
+            spec,
+            ids[: pages * spec.page_tokens],
+            partial(prefix.read, spec),
             wait=wait,
             timeout=timeout,
         )

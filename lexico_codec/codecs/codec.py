@@ -10,6 +10,7 @@ from torch import Tensor
 
 from lexico_codec.canonical import canonical_json
 from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.memory import CacheMemory, source_of, target_of
 from lexico_codec.sets.dictionary import DictionarySet
 
 SINK_TOKENS: Final = 4
@@ -84,36 +85,75 @@ class Codec(ABC):
     def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
         """About how many bytes one layer of one page takes."""
 
-    @abstractmethod
     def encode(
-        self, group: Tensor, place: Place, dictionary: DictionarySet | None
+        self, group: Tensor | CacheMemory, place: Place, dictionary: DictionarySet | None
     ) -> bytes | bytearray | memoryview:
         """The body of a frame.
 
         Args:
-            group: `[layers, 2, tokens, kv_heads, head_dim]`, contiguous, finite; keys first.
+            group: all layers and KV heads of the group, finite; a tensor is
+                `[layers, 2, tokens, kv_heads, head_dim]` of any strides, keys first.
             place: where the group lies.
             dictionary: the set that the spec names; None for a codec without one.
-        """
 
-    @abstractmethod
+        Raises:
+            ShapeMismatch: a tensor of another shape or type.
+        """
+        return self._encode(source_of(group), place, dictionary)
+
     def decode(
-        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+        self,
+        body: memoryview,
+        place: Place,
+        dictionary: DictionarySet | None,
+        out: Tensor | CacheMemory,
+        shape: tuple[int, ...] | None = None,
     ) -> None:
-        """Fills `out` from a body.
+        """Fills a caller's memory from a body, which is read whole before anything is written.
 
         Args:
             body: what `encode` gave, its checksum verified.
             place: where the group lies.
             dictionary: as for `encode`.
-            out: `[layers, 2, tokens, kv_heads, head_dim]`, of any strides, on any device; the
-                caller's own.
+            out: the layers and heads that are wanted, and where they go; a tensor is a whole
+                group, `[layers, 2, tokens, kv_heads, head_dim]`, of any strides, on any device.
+            shape: of the group; None where `out` is all of it.
 
         Raises:
-            DamagedFrame: the body is none that `encode` makes for this shape.
+            DamagedFrame: the body is none that `encode` makes for this shape. Of what is not wanted
+                a codec may look at lengths alone.
+            ShapeMismatch: memory that holds no part of the group.
+            InvalidInput: a tensor whose elements share memory.
         """
+        target = target_of(out)
+        whole = target.shape if shape is None else shape
+        target.check(whole, target.dtype)
+        if target.layers:
+            self._decode(body, place, dictionary, target, whole)
+
+    @abstractmethod
+    def _encode(
+        self, source: CacheMemory, place: Place, dictionary: DictionarySet | None
+    ) -> bytes | bytearray | memoryview:
+        """`encode`, of a description."""
+
+    @abstractmethod
+    def _decode(
+        self,
+        body: memoryview,
+        place: Place,
+        dictionary: DictionarySet | None,
+        target: CacheMemory,
+        shape: tuple[int, ...],
+    ) -> None:
+        """`decode`, into a description that fits the shape."""
 
 
 def leading_sinks(first_token: int, tokens: int) -> int:
     """Those of the first four tokens of the sequence that lie in a page."""
     return max(0, min(SINK_TOKENS - first_token, tokens))
+
+
+def tables_of(layers: range) -> range:
+    """Keys and values of layers, counted among the tables of a group."""
+    return range(2 * layers.start, 2 * layers.stop)

@@ -15,17 +15,17 @@ and less of bfloat16.
 
 from __future__ import annotations
 
+import math
 import zlib
 from dataclasses import dataclass
 from typing import Any, ClassVar, Final
 
 import numpy as np
 import numpy.typing as npt
-import torch
-from torch import Tensor
 
-from lexico_codec.codecs.codec import Codec, Place
+from lexico_codec.codecs.codec import Codec, Place, tables_of
 from lexico_codec.geometry import Geometry
+from lexico_codec.memory import CacheMemory
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import bytes_of, tensor_from
 from lexico_proto.errors import DamagedFrame
@@ -57,8 +57,9 @@ class LosslessCodec(Codec):
         plain = tokens * geometry.token_bytes // geometry.layers
         return plain + 2 * geometry.itemsize * _SIZE.itemsize
 
-    def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
+    def _encode(self, source: CacheMemory, place: Place, dictionary: DictionarySet | None) -> bytes:
         """Deflates the planes that become smaller; zlib lets other threads run meanwhile."""
+        group = source.read()
         words = np.frombuffer(bytes_of(group), _WORDS[group.element_size()])
         parts = [
             _shrunk(plane)
@@ -67,28 +68,34 @@ class LosslessCodec(Codec):
         ]
         return b"".join([np.array([len(part) for part in parts], _SIZE).tobytes(), *parts])
 
-    def decode(
-        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+    def _decode(
+        self,
+        body: memoryview,
+        place: Place,
+        dictionary: DictionarySet | None,
+        target: CacheMemory,
+        shape: tuple[int, ...],
     ) -> None:
-        """Restores the group, bit for bit, once every plane has proved to be whole."""
-        itemsize, tables = out.element_size(), 2 * out.shape[0]
-        rows = out.numel() // tables
+        """Restores layers, bit for bit, once all of their planes have proved to be whole."""
+        itemsize, tables = target.dtype.itemsize, 2 * shape[0]
+        rows = math.prod(shape) // tables
         header = tables * itemsize * _SIZE.itemsize
         if len(body) < header:
             raise DamagedFrame(f"lossless body of {len(body)} bytes: sizes alone are {header}")
         sizes = np.frombuffer(body, _SIZE, tables * itemsize).reshape(tables, itemsize)
         if int(sizes.sum(dtype=np.int64)) != len(body) - header or int(sizes.max()) > rows:
             raise DamagedFrame(f"lossless body of {len(body)} bytes, its sizes say otherwise")
-        words = np.empty((tables, rows), _WORDS[itemsize])
-        start = header
-        for table, of_planes in zip(words, sizes.tolist(), strict=True):
+        wanted = tables_of(target.layers)
+        words = np.empty((len(wanted), rows), _WORDS[itemsize])
+        start = header + int(sizes[: wanted.start].sum(dtype=np.int64))
+        for table, of_planes in zip(words, sizes[wanted.start : wanted.stop].tolist(), strict=True):
             planes = table.view(np.uint8).reshape(rows, itemsize)
             for index, size in enumerate(of_planes):
                 planes[:, index] = _restored(body[start : start + size], rows)
                 start += size
         _turn_back(words)
-        with torch.no_grad():
-            out.copy_(tensor_from(words.data.cast("B"), out.dtype, tuple(out.shape)))
+        own = (len(wanted) // 2, *shape[1:])
+        target.write(tensor_from(words.data.cast("B"), target.dtype, own))
 
 
 def _planes(table: Words) -> Plane:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import ClassVar
 
-import torch
-from torch import Tensor
-
 from lexico_codec.codecs.codec import Codec, Place
 from lexico_codec.geometry import Geometry
+from lexico_codec.memory import CacheMemory
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import bytes_of, tensor_from
 from lexico_proto.errors import DamagedFrame
@@ -32,15 +31,22 @@ class RawCodec(Codec):
         """Exactly the bytes of a layer."""
         return tokens * geometry.token_bytes // geometry.layers
 
-    def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> memoryview:
-        """A view of the group's memory (of a copy, where it is on another device)."""
-        return bytes_of(group)
+    def _encode(
+        self, source: CacheMemory, place: Place, dictionary: DictionarySet | None
+    ) -> memoryview:
+        """A view of the group's memory (of a copy, where it is elsewhere or not in one run)."""
+        return bytes_of(source.read())
 
-    def decode(
-        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+    def _decode(
+        self,
+        body: memoryview,
+        place: Place,
+        dictionary: DictionarySet | None,
+        target: CacheMemory,
+        shape: tuple[int, ...],
     ) -> None:
-        """Copies the body into `out`, bit for bit."""
-        if len(body) != out.numel() * out.element_size():
-            raise DamagedFrame(f"raw body of {len(body)} bytes for a group of {tuple(out.shape)}")
-        with torch.no_grad():
-            out.copy_(tensor_from(body, out.dtype, tuple(out.shape)))
+        """Copies the body, or what is wanted of it, bit for bit."""
+        if len(body) != math.prod(shape) * target.dtype.itemsize:
+            raise DamagedFrame(f"raw body of {len(body)} bytes for a group of {shape}")
+        layers = target.layers
+        target.write(tensor_from(body, target.dtype, shape)[layers.start : layers.stop])

@@ -13,7 +13,9 @@ from lexico_codec.codecs.parameters import check_sparsity
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
-from lexico_codec.kernels.target import Target
+from lexico_codec.kernels.pursuit.coding import reconstruct_into
+from lexico_codec.kernels.pursuit.preparation import Preparation
+from lexico_codec.memory import CacheMemory
 from lexico_codec.sets.choose import at_hand
 from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from lexico_proto.errors import DictionaryMismatch, Unsupported
@@ -118,15 +120,25 @@ def _no_codes(codec: Codec) -> Unsupported:
     )
 
 
-def target_over(out: Tensor, sinks: int) -> Target:
-    """Where the coded vectors of a group go.
+def write_sums(
+    target: CacheMemory,
+    exact: Tensor,
+    codes: Codes,
+    atoms: Atoms,
+    preparation: Preparation | None = None,
+) -> None:
+    """Fills a memory: the first tokens exact, the others as sums of atoms.
 
     Args:
-        out: `[layers, 2, tokens, kv_heads, head_dim]`, of any strides.
-        sinks: leading tokens that are not coded.
+        target: where to.
+        exact: `[layers, 2, sinks, kv_heads, head_dim]` of the target's layers and all heads of the
+            frame.
+        codes: of the other tokens, of the target's layers and heads alone; on any device.
+        atoms: dictionaries of the target's tables, on its device.
+        preparation: what is undone, or None.
     """
-    layers, _, tokens = out.shape[:3]
-    coded = out[:, :, sinks:]
-    if layers == 1 or out.stride(0) == 2 * out.stride(1):  # as caches lie: layers in one run
-        return Target.over(coded.view(2 * layers, *coded.shape[2:]))
-    return Target.of([part for layer in coded for part in layer], tokens - sinks)
+    sinks = exact.shape[2]
+    target.leading(sinks).write(exact)
+    # A sum of atoms may pass the largest float16: it is kept from becoming infinity.
+    where = target.tables.behind(sinks)
+    reconstruct_into(codes.to(target.device), atoms, where, preparation=preparation)

@@ -11,18 +11,22 @@ import ctypes
 import os
 from functools import cache
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final, NamedTuple, NoReturn
 
 import torch
+from torch import Tensor
 
+from lexico_codec.kernels.memory import TableMemory
 from lexico_proto.errors import ConfigurationError, InternalError
 
 LIBRARY: Final = Path(__file__).parent / "native" / "liblexico.so"
 ISA_VARIABLE: Final = "LEXICO_CPU_ISA"
 MAX_DIM: Final = 65536
 """Components of a vector that the library takes, so that sums of int8 products fit an int32."""
+MAX_HEAD: Final = 1024  # kMostHead of native/lexico.h
+"""Components of a vector that may lie apart, or be turned."""
 
-_ABI: Final = 6  # of `lexico_abi`: a library of another version is not used
+_ABI: Final = 7  # of `lexico_abi`: a library of another version is not used
 _ISAS: Final = {"amx": 3, "vnni": 2, "avx2": 1, "generic": 0}  # best first
 _DTYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NO_MEMORY: Final = 1  # Status of native/lexico.h
@@ -71,6 +75,41 @@ def dtype_number(dtype: torch.dtype) -> int:
     return _DTYPES[dtype]
 
 
+def reaches(memory: TableMemory) -> bool:
+    """Whether the library reads and writes a memory: long vectors must lie in one run."""
+    if memory.device.type != "cpu" or not takes(memory.dtype):
+        return False
+    return memory.m <= MAX_HEAD or all(s[3] == 1 for s in memory.addresses().strides)
+
+
+class Reached(NamedTuple):
+    """A memory as the library takes it, arguments in their order; keep it while the call runs."""
+
+    pointers: ctypes.Array[ctypes.c_void_p]
+    strides: ctypes.Array[ctypes.c_int64]
+    blocks: Tensor | None
+    block_tokens: int
+    first_slot: int
+
+    @classmethod
+    def of(cls, memory: TableMemory) -> Reached:
+        """Of a memory that the library `reaches`."""
+        pointers, strides = memory.addresses()
+        flat = [number for four in strides for number in four]
+        return cls(
+            (ctypes.c_void_p * len(pointers))(*pointers),
+            (ctypes.c_int64 * len(flat))(*flat),
+            None if memory.block_table is None else memory.block_table.long().contiguous(),
+            memory.block_tokens,
+            memory.first_slot,
+        )
+
+    @property
+    def block_address(self) -> int | None:
+        """Of the block table, int64."""
+        return None if self.blocks is None else self.blocks.data_ptr()
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
@@ -95,8 +134,10 @@ def _library() -> ctypes.CDLL | None:
         ),
         "lexico_restore": (
             number,
-            [number, size, *[address] * 5, offsets, *[size] * 5, number, address, address]
-            + [size] * 4,
+            [
+                *(number, size, *[address] * 5, offsets, *[size] * 5, number),
+                *(pointer, offsets, address, size, size),  # memory
+            ],
         ),
         "lexico_entropy_encode": (
             number,
@@ -112,8 +153,14 @@ def _library() -> ctypes.CDLL | None:
             number,
             [size, *[address] * 3, size, size, *[address] * 3, size, real, address],
         ),
-        "lexico_gather": (number, [number, size, offsets, number, *[address] * 5]),
-        "lexico_scatter": (number, [number, size, offsets, number, *[address] * 5, number]),
+        "lexico_gather": (
+            number,
+            [number, size, offsets, number, pointer, offsets, *[address] * 5],
+        ),
+        "lexico_scatter": (
+            number,
+            [number, size, offsets, number, pointer, offsets, *[address] * 5, number],
+        ),
         "lexico_arrange": (
             number,
             [

@@ -160,30 +160,49 @@ class Transform:
 
         return self._on("places", device, make)[run]
 
-    def restored(self, run: int, arranged: Tensor, count: int) -> Tensor:
-        """`[2 run_layers, tokens, D]` of `product_dtype`, means not added yet.
+    def restored(
+        self,
+        run: int,
+        arranged: Tensor,
+        count: int,
+        wanted: range | None = None,
+        columns: slice | None = None,
+    ) -> Tensor:
+        """`[tables, tokens, D]` of `product_dtype`, means not added yet.
 
         Args:
             run: which run of layers.
             arranged: `[rows, tokens]` of `product_dtype`, its components at `places`; overwritten.
             count: components from which on all are zero.
+            wanted: consecutive tables of the run; None for all of them.
+            columns: those of the D components of a table that are wanted; None for all of them.
         """
-        on = arranged.device
-        components, tokens = self.order.shape[1], arranged.shape[1]
+        on, tokens = arranged.device, arranged.shape[1]
+        components = self.order.shape[1]
+        bases = self._factor("turned bases", on, lambda: self.bases.mT.contiguous())
+        bases = bases[self._tables(run)]
+        tables, blocks, d = bases.shape[:3]
+        wanted = wanted or range(tables)
+        rows = slice(wanted.start * blocks * d, wanted.stop * blocks * d)
         z = arranged[:components]
         if self.selected.shape[1]:
             selected = self._on("selected", on, lambda: self.selected)[run]
             kept = self._columns(run, count)
             cross = self._factor("cross", on, lambda: self.cross)[run]
             second = arranged[components : components + kept]
-            z.index_copy_(0, selected, torch.matmul(cross[:, :kept], second))
-        bases = self._factor("turned bases", on, lambda: self.bases.mT.contiguous())
-        bases = bases[self._tables(run)]
-        tables, blocks, d = bases.shape[:3]
-        x = torch.matmul(z.view(tables, blocks, d, tokens).mT, bases)  # [.., blocks, tokens, d]
+            here = slice(None)
+            if len(wanted) < tables:  # they rise
+                here = slice(*np.searchsorted(self.selected[run].numpy(), [rows.start, rows.stop]))
+            z.index_copy_(0, selected[here], torch.matmul(cross[here, :kept], second))
+        z = z[rows].view(len(wanted), blocks, d, tokens)
+        bases = bases[wanted.start : wanted.stop]
+        start, stop, _ = (columns or slice(None)).indices(blocks * d)
         if blocks == 1:
-            return x[:, 0]
-        return x.transpose(1, 2).reshape(tables, tokens, blocks * d)
+            return torch.matmul(z[:, 0].mT, bases[:, 0, :, start:stop])
+        first, end = start // d, -(-stop // d)  # whole blocks
+        x = torch.matmul(z[:, first:end].mT, bases[:, first:end])  # [.., blocks, tokens, d]
+        made = x.transpose(1, 2).reshape(len(wanted), tokens, (end - first) * d)
+        return made[:, :, start - first * d : stop - first * d]
 
     def product_dtype(self, device: torch.device) -> torch.dtype:
         """In which a device multiplies fastest: bfloat16 or float32."""

@@ -89,11 +89,7 @@ class ReloadConfig:
     """Store calls under way at a time."""
     max_buffered_bytes: int = 512 << 20
     """Bytes of frames and dictionary sets held for all streams together; what does not fit waits.
-
-    A frame counts as `MAX_FRAME_BYTES` until it is read: nobody knows its length before."""
-    pages_per_read: int = 8
-    """Most frames read from the store in one round trip. Fewer where they would make over 8 MiB, or
-    could take over half of `max_buffered_bytes`."""
+    """
     max_pages: int = 4096
     """Pages in one Match or Get."""
     max_dictionary_bytes: int = 64 << 20

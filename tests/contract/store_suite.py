@@ -122,6 +122,37 @@ class StoreSuite:
         assert store.read_page(scope, key_of(9)) is None
         assert store.meta(scope, key_of(9)) is None
 
+    def test_lengths_of_frames(self, store: PageStore, scope: bytes) -> None:
+        sizes = {1: [1, 70_000, 3], 2: [1 << 20], 4: [5, 6]}
+        for n, lengths in sizes.items():
+            frames = [bytes(length) for length in lengths]
+            store.commit(scope, key_of(n), frames, b"", TTL_S)
+        keys = [key_of(n) for n in (1, 2, 3, 4)]
+        assert store.frame_bytes(scope, keys, [0]) == [[1, 1 << 20, 0, 5]]
+        assert store.frame_bytes(scope, keys, range(3)) == [
+            [1, 1 << 20, 0, 5],
+            [70_000, 0, 0, 6],
+            [3, 0, 0, 0],
+        ]
+        assert store.frame_bytes(scope, keys, [2, 0]) == [[3, 0, 0, 0], [1, 1 << 20, 0, 5]]
+        assert store.frame_bytes(scope, keys, []) == []
+        assert store.frame_bytes(scope, [], range(2)) == [[], []]
+        assert store.frame_bytes(os.urandom(16), keys, [0]) == [[0, 0, 0, 0]]
+        store.commit(scope, key_of(1), [b"xy"], b"", TTL_S)
+        assert store.frame_bytes(scope, keys[:1], range(2)) == [[2], [0]]
+        store.discard(scope, keys)
+        assert store.frame_bytes(scope, keys, [0]) == [[0, 0, 0, 0]]
+
+    def test_lengths_of_many_frames_keep_their_order(self, store: PageStore, scope: bytes) -> None:
+        for n in range(0, 150, 2):
+            frames = [bytes(n + 1), bytes(2 * n + 1)]
+            store.commit(scope, key_of(n), frames, b"", TTL_S)
+        keys = [key_of(n) for n in range(150)]
+        found = store.frame_bytes(scope, keys, range(MAX_GROUPS))
+        assert found[0] == [n + 1 if n % 2 == 0 else 0 for n in range(150)]
+        assert found[1] == [2 * n + 1 if n % 2 == 0 else 0 for n in range(150)]
+        assert found[2:] == [[0] * 150] * (MAX_GROUPS - 2)
+
     def test_scopes_never_meet(self, store: PageStore, scope: bytes) -> None:
         other = os.urandom(16)
         store.commit(scope, key_of(1), [b"mine"], b"m", TTL_S)
@@ -321,6 +352,8 @@ class StoreSuite:
         for bad_group in (-1, MAX_GROUPS):
             with pytest.raises(InvalidInput):
                 store.read(scope, [key], bad_group)
+            with pytest.raises(InvalidInput):
+                store.frame_bytes(scope, [key], [0, bad_group])
         for digest, data in ((b"", b"x"), (b"x" * 65, b"x"), (b"d", b"")):
             with pytest.raises(InvalidInput):
                 store.put_dictionary(scope, digest, data)
@@ -336,6 +369,7 @@ class StoreSuite:
             small_store.ping,
             lease.release,
             lambda: small_store.present(scope, [key_of(1)]),
+            lambda: small_store.frame_bytes(scope, [key_of(1)], [0]),
             lambda: small_store.commit(scope, key_of(1), [b"x"], b"", TTL_S),
             lambda: small_store.get_dictionary(scope, b"d"),
             lambda: small_store.list_dictionaries(scope),

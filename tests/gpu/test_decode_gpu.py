@@ -7,12 +7,12 @@ import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import reconstruct, reconstruct_into
 from lexico_codec.kernels.pursuit.preparation import Preparation
 from lexico_codec.kernels.pursuit.quantise import from_e4m3
-from lexico_codec.kernels.target import Target
 
 pytestmark = [
     pytest.mark.gpu,
@@ -60,7 +60,9 @@ def preparation_of(tables: int, heads: int, m: int, pairs: int, pairing: Pairing
     )
 
 
-def target_of(memory: Tensor, layout: str, tables: int, tokens: int, heads: int, m: int) -> Target:
+def target_of(
+    memory: Tensor, layout: str, tables: int, tokens: int, heads: int, m: int
+) -> TableMemory:
     """Parts within `memory`; see the interpreter's tests for the layouts."""
     size = tokens * heads * m
     if layout in ("engine", "odd address"):
@@ -68,19 +70,19 @@ def target_of(memory: Tensor, layout: str, tables: int, tokens: int, heads: int,
         parts = [
             memory[first + t * (size + 24) :][:size].view(tokens, heads, m) for t in range(tables)
         ]
-        return Target.of(parts, tokens)
+        return TableMemory.of(parts, tokens)
     if layout == "hugging_face":
         whole = memory[: tables * heads * (tokens + 7) * m].view(tables, heads, tokens + 7, m)
-        return Target.of([part[:, 3 : 3 + tokens].transpose(0, 1) for part in whole], tokens)
+        return TableMemory.of([part[:, 3 : 3 + tokens].transpose(0, 1) for part in whole], tokens)
     if layout == "padded":
         size = tokens * heads * (m + 1) * 2
         views = [memory[t * size :][:size].view(tokens, heads, m + 1, 2) for t in range(tables)]
-        return Target.of([view[:, :, :m, 0] for view in views], tokens)
+        return TableMemory.of([view[:, :, :m, 0] for view in views], tokens)
     blocks = -(-tokens // 16) + 5
     pool = memory[: blocks * tables * 16 * heads * m].view(blocks, tables, 16, heads, m)
     generator = torch.Generator(device="cuda").manual_seed(3)
     order = torch.randperm(blocks, generator=generator, device="cuda")[: blocks - 5]
-    return Target.of([pool[:, t] for t in range(tables)], tokens, order.int())
+    return TableMemory.of([pool[:, t] for t in range(tables)], tokens, order.int())
 
 
 def check(
@@ -160,7 +162,7 @@ def test_whole_model() -> None:
     )
     preparation = preparation_of(tables, heads, m, 64, "half")
     for out, kernel in ((made, "triton"), (again, "triton"), (expected, "naive")):
-        target = Target.of(list(out), tokens)
+        target = TableMemory.of(list(out), tokens)
         reconstruct_into(codes, atoms, target, preparation=preparation, kernel=kernel)
     assert torch.equal(made, again)
     atol, rtol = TOLERANCES[torch.bfloat16]
@@ -175,7 +177,7 @@ def test_offsets_beyond_int32() -> None:
     part = memory.as_strided((tokens, heads, m), (stride, m, 1))
     atoms = atoms_of(1, 500, m)
     codes = codes_of(atoms, tokens * heads, 8)
-    reconstruct_into(codes, atoms, Target.of([part], tokens), kernel="triton")
+    reconstruct_into(codes, atoms, TableMemory.of([part], tokens), kernel="triton")
     expected = reconstruct(codes, atoms, kernel="naive").view(tokens, heads, m)
     torch.testing.assert_close(part.float(), expected, atol=2e-5, rtol=1e-3)
     assert int(memory.isfinite().sum()) == tokens * heads * m
@@ -185,7 +187,7 @@ def test_parts_in_separate_allocations() -> None:
     atoms = atoms_of(2, 1024, 128)
     codes = codes_of(atoms, 1000, 8)
     late, _, early = (torch.full((500, 2, 128), torch.nan, device="cuda") for _ in range(3))
-    reconstruct_into(codes, atoms, Target.of([early, late], 500), kernel="triton")
+    reconstruct_into(codes, atoms, TableMemory.of([early, late], 500), kernel="triton")
     expected = reconstruct(codes, atoms, kernel="naive")
     made = torch.cat([early, late]).view(-1, 128)
     torch.testing.assert_close(made, expected, atol=2e-5, rtol=2e-5)
@@ -225,7 +227,7 @@ def test_values_beyond_the_range_become_its_largest(dtype: torch.dtype) -> None:
     preparation = Preparation(scale=torch.full((1, 1), 0.5, device="cuda"))
     made, expected = torch.full((2, 4, 1, 4), torch.nan, dtype=dtype, device="cuda")
     for out, kernel in ((made, "triton"), (expected, "naive")):
-        target = Target.of([out], 4)
+        target = TableMemory.of([out], 4)
         reconstruct_into(codes, atoms, target, preparation=preparation, kernel=kernel)
     assert torch.equal(made, expected)
     assert float(made[0, 0, 0]) == torch.finfo(dtype).max

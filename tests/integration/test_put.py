@@ -15,6 +15,7 @@ from lexico_client import GrpcTransport
 from lexico_codec.geometry import Geometry
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group
+from lexico_codec.pieces import Piece
 from lexico_codec.spec import make_spec
 from lexico_codec.wire import spec_from_wire, spec_to_wire
 from lexico_proto import errors
@@ -22,7 +23,6 @@ from lexico_proto.v1 import offload_pb2 as pb
 from lexico_proto.v1 import reload_pb2
 from lexico_services.auth import DEFAULT_TENANT
 from lexico_services.config import OffloadConfig
-from lexico_services.offload.ingress import Buffer
 from lexico_store import MemoryStore
 from lexico_store.scopes import tenant_scope
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob
@@ -35,6 +35,7 @@ from tests.support.services import (
     page_end,
     prompt,
     running_services,
+    serialised,
     stream,
 )
 from tests.support.waiting import PATIENCE_S, lingering, until
@@ -48,7 +49,7 @@ async def put(
     """A Put through the client's transport: bare grpc.aio loses some statuses on its way."""
     transport = GrpcTransport(services.reload_address, services.offload_address, token)
     try:
-        return await transport.put(stream(messages), PATIENCE_S)
+        return await transport.put(serialised(messages), PATIENCE_S)
     finally:
         await transport.close()
 
@@ -262,7 +263,7 @@ class StuckEncoders:
         self.running = 0
         self.most = 0
 
-    async def place(self, page: Buffer) -> Any:
+    async def place(self, page: list[Piece]) -> Any:
         return page.copy()
 
     async def encode(self, job: PageJob, placed: Any) -> PageDone:

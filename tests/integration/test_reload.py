@@ -17,6 +17,7 @@ from lexico_codec.frame import HEADER_BYTES, FrameHeader, pack_frame
 from lexico_proto import errors
 from lexico_proto.v1 import dictionaries_pb2 as dict_pb
 from lexico_proto.v1 import reload_pb2 as pb
+from lexico_services import frame_reader
 from lexico_services.auth import DEFAULT_TENANT
 from lexico_services.config import ReloadConfig
 from lexico_store import MemoryStore, PageStore, open_store
@@ -94,8 +95,9 @@ async def test_match_counts_leading_pages() -> None:
         assert (await services.reload.Match(pb.MatchRequest())).leading == 0
 
 
-async def test_get_sends_group_by_group() -> None:
-    async with running_services(filled(20), reload=ReloadConfig(pages_per_read=3)) as services:
+async def test_get_sends_group_by_group(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_reader, "BATCH_BYTES", 1000)  # three frames
+    async with running_services(filled(20)) as services:
         parts = await get(services, KEYS, 3)
     seen = [(part.frame.group, part.frame.page) for part in parts]
     assert seen == [(group, page) for group in range(3) for page in range(20)]
@@ -120,7 +122,9 @@ async def test_a_missing_page_ends_the_prefix() -> None:
     assert {p.frame.page for p in parts if p.HasField("frame")} == {0, 1}
 
 
-async def test_a_page_that_goes_meanwhile_ends_the_prefix() -> None:
+async def test_a_page_that_goes_meanwhile_ends_the_prefix(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     class Evicting(MemoryStore):
         def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
             frames = super().read(scope, keys, group)
@@ -130,11 +134,30 @@ async def test_a_page_that_goes_meanwhile_ends_the_prefix() -> None:
     store = Evicting()
     for page in range(4):
         fill(store, page)
-    async with running_services(store, reload=ReloadConfig(pages_per_read=2)) as services:
+    monkeypatch.setattr(frame_reader, "BATCH_BYTES", 700)  # two frames
+    async with running_services(store) as services:
         parts = await get(services, KEYS[:4], 3)
     assert [p.miss.page for p in parts if p.HasField("miss")] == [1]
     late = [p.frame for p in parts if p.HasField("frame") and p.frame.group > 0]
     assert {frame.page for frame in late} == {0}
+
+
+@pytest.mark.parametrize("frame_bytes", [299, 301, 5000])
+async def test_a_page_that_is_replaced_meanwhile_ends_the_prefix(frame_bytes: int) -> None:
+    class Replacing(MemoryStore):
+        def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
+            if group == 1:
+                fill(self, 2, 3, frame_bytes)  # other lengths than were said before
+            return super().read(scope, keys, group)
+
+    store = Replacing()
+    for page in range(4):
+        fill(store, page)
+    async with running_services(store) as services:
+        parts = await get(services, KEYS[:4], 3)
+        assert store.present(SCOPE, KEYS[:4]) == [True] * 4  # it is sound, and there for the next
+    assert [p.miss.page for p in parts if p.HasField("miss")] == [2]
+    assert {p.frame.page for p in parts if p.HasField("frame") and p.frame.group == 2} == {0, 1}
 
 
 @pytest.mark.parametrize("how", ["flipped bit", "another page's", "no frame at all"])
@@ -194,7 +217,9 @@ async def test_a_store_that_is_not_there_is_unavailable_at_once() -> None:
             with raises(errors.StoreUnavailable):
                 await get(services, KEYS[:1], 1)
             with pytest.raises(errors.StoreUnavailable):
-                await through_client(services, "put", prompt().upload())
+                await through_client(
+                    services, "put", [m.SerializeToString() for m in prompt().upload()]
+                )
 
 
 async def _stream(messages: list[Any]) -> AsyncIterator[Any]:

@@ -12,11 +12,11 @@ from torch import Tensor
 
 from lexico_codec.kernels import library
 from lexico_codec.kernels.library import ISA_VARIABLE
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit import compiled
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import reconstruct_into
-from lexico_codec.kernels.target import Target
 from lexico_proto.errors import InvalidInput, ShapeMismatch
 
 if not library.available():
@@ -28,7 +28,7 @@ TOLERANCES = {
     torch.float16: (1e-6, 1e-3),
     torch.bfloat16: (1e-6, 8e-3),
 }
-LAYOUTS = ["tokens", "heads", "paged", "padded"]
+LAYOUTS = ["tokens", "heads", "paged", "padded", "transposed", "within a block", "unlike"]
 
 
 @pytest.fixture(params=library.supported())
@@ -57,7 +57,7 @@ def codes_of(atoms: Atoms, rows: int, sparsity: int, seed: int, size: float = 1.
 
 def target_of(
     layout: str, tables: int, tokens: int, heads: int, m: int, dtype: torch.dtype
-) -> tuple[Target, list[Tensor]]:
+) -> tuple[TableMemory, list[Tensor]]:
     """A target, and the tensors that it lies in, filled with NaN."""
 
     def none(*shape: int) -> Tensor:
@@ -65,17 +65,23 @@ def target_of(
 
     if layout == "tokens":
         memory = none(tables, tokens, heads, m)
-        return Target.over(memory), [memory]
+        return TableMemory.over(memory), [memory]
     if layout == "heads":
         memory = none(tables, heads, tokens + 3, m)
-        return Target.over(memory[:, :, 1 : tokens + 1].transpose(1, 2)), [memory]
+        return TableMemory.over(memory[:, :, 1 : tokens + 1].transpose(1, 2)), [memory]
     if layout == "padded":
         parts = [none(tokens + 2, heads + 1, m + 5) for _ in range(tables)]
-        return Target.of([part[1:-1, :heads, 2 : m + 2] for part in parts], tokens), parts
-    blocks = -(-tokens // 4)
+        return TableMemory.of([part[1:-1, :heads, 2 : m + 2] for part in parts], tokens), parts
+    if layout == "transposed":  # the components of a vector lie a token's heads apart
+        memory = none(tables, m, tokens, heads)
+        return TableMemory.over(memory.permute(0, 2, 3, 1)), [memory]
+    first = 3 if layout == "within a block" else 0
+    blocks = -(-(first + tokens) // 4)
     order = torch.randperm(blocks + 2, generator=torch.Generator().manual_seed(tokens))[:blocks]
     pools = [none(blocks + 2, 4, heads, m) for _ in range(tables)]
-    return Target.of(pools, tokens, order.int()), pools
+    if layout == "unlike":  # strides differ from table to table
+        pools[1] = none(blocks + 2, heads, m, 4).permute(0, 3, 1, 2)
+    return TableMemory.of(pools, tokens, order.int(), first), pools
 
 
 @pytest.mark.parametrize("dtype", list(TOLERANCES), ids=str)
@@ -124,7 +130,7 @@ def test_float16_rounds_as_torch_does(isa: str) -> None:
     ).quantised()
     for dtype in (torch.float16, torch.bfloat16):
         memory = torch.empty(1, len(value), 1, 16, dtype=dtype)
-        reconstruct_into(codes, atoms, Target.over(memory), kernel="compiled")
+        reconstruct_into(codes, atoms, TableMemory.over(memory), kernel="compiled")
         assert torch.equal(memory[0, :, 0, 0], value.to(dtype))
         assert not memory[..., 1:].any()
 
@@ -140,7 +146,9 @@ def test_every_e4m3_number_is_read_right(isa: str) -> None:
             torch.full((len(bits),), exponent, dtype=torch.int8),
         )
         memory = torch.empty(1, len(bits), 1, 1)
-        reconstruct_into(codes, Atoms.of(torch.ones(1, 1)), Target.over(memory), kernel="compiled")
+        reconstruct_into(
+            codes, Atoms.of(torch.ones(1, 1)), TableMemory.over(memory), kernel="compiled"
+        )
         assert torch.equal(memory.view(-1), codes.plain().coefficients.view(-1))
 
 
@@ -149,7 +157,7 @@ def test_values_beyond_the_type_become_its_largest(isa: str, dtype: torch.dtype)
     atoms = atoms_of(1, 20, 37)
     codes = codes_of(atoms, 50, 4, 3, size=1e38)
     memory = torch.empty(1, 50, 1, 37, dtype=dtype)
-    reconstruct_into(codes, atoms, Target.over(memory), kernel="compiled")
+    reconstruct_into(codes, atoms, TableMemory.over(memory), kernel="compiled")
     assert bool(memory.isfinite().all())
     if dtype == torch.float16:
         assert float(memory.float().abs().max()) == 65504
@@ -171,7 +179,7 @@ def test_an_index_outside_its_dictionary_is_refused(isa: str, index: int) -> Non
         reconstruct_into(
             bad(codes, indices=indices, counts=counts),
             atoms,
-            Target.over(memory),
+            TableMemory.over(memory),
             kernel="compiled",
         )
 
@@ -183,22 +191,26 @@ def test_bad_columns_are_refused(isa: str) -> None:
     counts = codes.counts.clone()
     counts[3] = 4
     with pytest.raises(InvalidInput, match="count"):
-        reconstruct_into(bad(codes, counts=counts), atoms, Target.over(memory), kernel="compiled")
+        reconstruct_into(
+            bad(codes, counts=counts), atoms, TableMemory.over(memory), kernel="compiled"
+        )
     columns: Any = (codes.indices, codes.coefficients, codes.exponents, codes.counts)
     stack, starts = atoms.stack, atoms.starts
     with pytest.raises(ShapeMismatch, match="indices"):
-        compiled.restore(columns, stack, starts, memory.unbind(), 39)
-    with pytest.raises(ShapeMismatch, match="parts"):
-        compiled.restore(columns, stack, starts, memory.double().unbind(), 40)
-    with pytest.raises(ShapeMismatch, match="parts"):
-        compiled.restore(columns, stack, starts, memory.unbind()[:1], 40)
+        compiled.restore(columns, stack, starts, TableMemory.over(memory[:, 1:]))
+    for other in (memory.double(), memory[:1]):
+        with pytest.raises(ShapeMismatch, match="memory"):
+            compiled.restore(columns, stack, starts, TableMemory.over(other))
+    far = torch.empty(2, 40, 1, 2 * library.MAX_HEAD + 2)[..., ::2]
+    with pytest.raises(ShapeMismatch, match="memory"):
+        compiled.restore(columns, torch.ones(40, far.shape[-1]), starts, TableMemory.over(far))
 
 
-def test_components_that_lie_apart_take_the_other_way() -> None:
+def test_components_that_lie_apart(isa: str) -> None:
     atoms = atoms_of(2, 20, 8)
     codes = codes_of(atoms, 40, 3, 5)
     apart = torch.empty(2, 40, 1, 16)[..., ::2]
     together = torch.empty(2, 40, 1, 8)
-    reconstruct_into(codes, atoms, Target.over(apart), kernel="compiled")
-    reconstruct_into(codes, atoms, Target.over(together), kernel="compiled")
-    torch.testing.assert_close(apart, together, atol=1e-6, rtol=1e-6)
+    reconstruct_into(codes, atoms, TableMemory.over(apart), kernel="compiled")
+    reconstruct_into(codes, atoms, TableMemory.over(together), kernel="compiled")
+    assert torch.equal(apart, together)

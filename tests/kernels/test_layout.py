@@ -13,6 +13,7 @@ from lexico_codec.kernels import library
 from lexico_codec.kernels.layout.rows import arrange, gather, scatter
 from lexico_codec.kernels.layout.sparse import Sparse
 from lexico_codec.kernels.library import ISA_VARIABLE
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.rope import Turn, rotate, turn_at
 from lexico_proto.errors import ConfigurationError, ShapeMismatch
 
@@ -62,18 +63,21 @@ def test_rows_equal_the_twins(
     group = wider[:, :, 4:, :heads]  # of strides
     means = drawn(2 * layers, heads * dim, seed=1)
     off = turn_of(tokens, pairs, pairing, inverse=True)
-    rows = gather(group, means, off, kernel="compiled")
-    torch.testing.assert_close(rows, gather(group, means, off, kernel="naive"), atol=1e-5, rtol=0)
+    rows = gather(TableMemory.over(group), means, off, kernel="compiled")
+    torch.testing.assert_close(
+        rows, gather(TableMemory.over(group), means, off, kernel="naive"), atol=1e-5, rtol=0
+    )
     on, (atol, rtol) = turn_of(tokens, pairs, pairing), TOLERANCES[dtype]
     for given_as in (torch.float32, torch.bfloat16):
         given_rows = rows.to(given_as)
         made = [torch.full_like(wider, float("nan")) for _ in range(2)]
         for whole, kernel in zip(made, ("compiled", "naive"), strict=True):
-            scatter(given_rows, means, on, whole[:, :, 4:, :heads], kernel=kernel)
+            memory = TableMemory.over(whole[:, :, 4:, :heads])
+            scatter(given_rows, means, on, memory, kernel=kernel)
         torch.testing.assert_close(made[0], made[1], atol=atol, rtol=rtol, equal_nan=True)
         assert int(made[0].isnan().sum()) == wider.numel() - group.numel()
     back = torch.empty_like(group)
-    scatter(rows, means, on, back, kernel="compiled")
+    scatter(rows, means, on, TableMemory.over(back), kernel="compiled")
     torch.testing.assert_close(back, group, atol=max(atol, 1e-5), rtol=rtol)
 
 
@@ -87,7 +91,7 @@ def test_keys_alone_are_turned(kernel: str) -> None:
     for layer in group:
         layer[0] = rotate(layer[0], positions, rope)
     off = turn_of(5, 4, "half", inverse=True)
-    rows = gather(group, torch.zeros(4, 30), off, kernel=kernel)
+    rows = gather(TableMemory.over(group), torch.zeros(4, 30), off, kernel=kernel)
     torch.testing.assert_close(rows, plain.reshape(4, 5, 30), atol=1e-5, rtol=1e-5)
 
 
@@ -101,10 +105,11 @@ def test_wild_rows_stay_in_range(kernel: str, dtype: torch.dtype) -> None:
     rows[:, 4, ::3], rows[:, 5, ::3] = float("inf"), -float("inf")
     rows[:, 6] *= 3e38
     out = torch.empty(1, 2, 9, 2, 32, dtype=dtype)
-    scatter(rows, torch.zeros(2, 64), turn_of(9, 16, "half"), out, kernel=kernel)
+    scatter(rows, torch.zeros(2, 64), turn_of(9, 16, "half"), TableMemory.over(out), kernel=kernel)
     assert bool(out.isfinite().all())
     sane = torch.empty(1, 2, 1, 2, 32, dtype=dtype)
-    scatter(rows[:, :1].clone(), torch.zeros(2, 64), turn_of(1, 16, "half"), sane, kernel=kernel)
+    one = turn_of(1, 16, "half")
+    scatter(rows[:, :1].clone(), torch.zeros(2, 64), one, TableMemory.over(sane), kernel=kernel)
     torch.testing.assert_close(out[:, :, :1], sane)
 
 
@@ -112,7 +117,7 @@ def test_wild_rows_stay_in_range(kernel: str, dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("value", [0.0, -0.0, 6e-8, 5.96e-8, -3e-5, 6.1e-5, 1.0009, -65504.0])
 def test_halves_are_read_exactly(isa: str, value: float) -> None:
     group = torch.full((1, 2, 1, 1, 19), value, dtype=torch.float16)
-    rows = gather(group, torch.zeros(2, 19), None, kernel="compiled")
+    rows = gather(TableMemory.over(group), torch.zeros(2, 19), None, kernel="compiled")
     assert torch.equal(rows, group.float().view(2, 1, 19))
 
 
@@ -156,24 +161,24 @@ def test_components_find_their_places(
 def test_what_does_not_fit_is_refused() -> None:
     group = torch.zeros(1, 2, 3, 1, 4)
     with pytest.raises(ShapeMismatch, match="means"):
-        gather(group, torch.zeros(2, 5), None)
+        gather(TableMemory.over(group), torch.zeros(2, 5), None)
     with pytest.raises(ShapeMismatch, match="means"):
-        gather(group, torch.zeros(2, 4, dtype=torch.float64), None)
+        gather(TableMemory.over(group), torch.zeros(2, 4, dtype=torch.float64), None)
     with pytest.raises(ShapeMismatch, match="rows"):
-        scatter(torch.zeros(2, 2, 4), torch.zeros(2, 4), None, group)
+        scatter(torch.zeros(2, 2, 4), torch.zeros(2, 4), None, TableMemory.over(group))
     with pytest.raises(ConfigurationError, match="kernel"):
-        gather(group, torch.zeros(2, 4), None, kernel="quick")
+        gather(TableMemory.over(group), torch.zeros(2, 4), None, kernel="quick")
 
 
 @needs_library
 def test_the_default_dtype_does_not_matter() -> None:
     """Models are loaded under another one, process-wide."""
     group, means = drawn(1, 2, 5, 2, 8), drawn(2, 16)
-    rows = gather(group, means, None, kernel="compiled")
+    rows = gather(TableMemory.over(group), means, None, kernel="compiled")
     before = torch.get_default_dtype()
     try:
         torch.set_default_dtype(torch.float64)
-        assert torch.equal(gather(group, means, None, kernel="compiled"), rows)
+        assert torch.equal(gather(TableMemory.over(group), means, None, kernel="compiled"), rows)
     finally:
         torch.set_default_dtype(before)
 
@@ -183,5 +188,11 @@ def test_wild_rows_of_a_large_scale_are_finite() -> None:
     rows = torch.full((2, 9, 64), float("inf"))
     for kernel in ("naive", "compiled") if library.available() else ("naive",):
         out = torch.empty(1, 2, 9, 2, 32)
-        scatter(rows, torch.zeros(2, 64), turn_at(torch.arange(9), rope), out, kernel=kernel)
+        scatter(
+            rows,
+            torch.zeros(2, 64),
+            turn_at(torch.arange(9), rope),
+            TableMemory.over(out),
+            kernel=kernel,
+        )
         assert bool(out.isfinite().all())

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import reconstruct, reconstruct_into
 from lexico_codec.kernels.pursuit.preparation import Preparation
 from lexico_codec.kernels.pursuit.quantise import from_e4m3
-from lexico_codec.kernels.target import Target
 
 pytest.importorskip("triton")
 if os.environ.get("TRITON_INTERPRET") != "1":
@@ -67,39 +67,39 @@ def preparation_of(
     )
 
 
-Layout = Callable[[Tensor, int, int, int, int], Target]
+Layout = Callable[[Tensor, int, int, int, int], TableMemory]
 
 
-def engine(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> Target:
+def engine(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> TableMemory:
     """`[tokens, heads, m]`, table after table, with a gap between them."""
     size = tokens * heads * m
     parts = [memory[16 + t * (size + 8) :][:size].view(tokens, heads, m) for t in range(tables)]
-    return Target.of(parts, tokens)
+    return TableMemory.of(parts, tokens)
 
 
-def hugging_face(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> Target:
+def hugging_face(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> TableMemory:
     """`[heads, tokens, m]` in a longer cache, from its third token on."""
     whole = memory[: tables * heads * (tokens + 7) * m].view(tables, heads, tokens + 7, m)
-    return Target.of([part[:, 3 : 3 + tokens].transpose(0, 1) for part in whole], tokens)
+    return TableMemory.of([part[:, 3 : 3 + tokens].transpose(0, 1) for part in whole], tokens)
 
 
-def padded(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> Target:
+def padded(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> TableMemory:
     """Vectors at odd addresses, of which the components lie three apart."""
     size = tokens * heads * (m + 1) * 3
     parts = [
         memory[1 + t * size :][:size].view(tokens, heads, m + 1, 3)[:, :, :m, 0]
         for t in range(tables)
     ]
-    return Target.of(parts, tokens)
+    return TableMemory.of(parts, tokens)
 
 
-def paged(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> Target:
+def paged(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> TableMemory:
     """Shuffled blocks of 4 tokens, keys and values of a block side by side."""
     needed = -(-tokens // 4)
     blocks = needed + 3
     pool = memory[: blocks * tables * 4 * heads * m].view(blocks, tables, 4, heads, m)
     order = torch.randperm(blocks, generator=torch.Generator().manual_seed(3))[:needed]
-    return Target.of([pool[:, t] for t in range(tables)], tokens, order)
+    return TableMemory.of([pool[:, t] for t in range(tables)], tokens, order)
 
 
 LAYOUTS = [engine, hugging_face, padded, paged]
@@ -229,7 +229,9 @@ def test_values_beyond_the_range_become_its_largest(dtype: torch.dtype) -> None:
     preparation = Preparation(scale=torch.full((1, 1), 0.5))
     made, expected = torch.full((2, 4, 1, 4), torch.nan, dtype=dtype)
     for out, kernel in ((made, "triton"), (expected, "naive")):
-        reconstruct_into(codes, atoms, Target.of([out], 4), preparation=preparation, kernel=kernel)
+        reconstruct_into(
+            codes, atoms, TableMemory.of([out], 4), preparation=preparation, kernel=kernel
+        )
     # The interpreter rounds to bfloat16 towards zero.
     torch.testing.assert_close(made, expected, atol=TOLERANCES[dtype][0], rtol=TOLERANCES[dtype][1])
     assert bool(made.isfinite().all())
@@ -240,7 +242,7 @@ def test_parts_in_separate_allocations() -> None:
     atoms = atoms_of([33, 44], 64)
     codes = codes_of(atoms, 10, 8, True)
     first, between, second = (torch.full((5, 2, 64), torch.nan) for _ in range(3))
-    reconstruct_into(codes, atoms, Target.of([second, first], 5), kernel="triton")
+    reconstruct_into(codes, atoms, TableMemory.of([second, first], 5), kernel="triton")
     expected = reconstruct(codes, atoms, kernel="naive")
     made = torch.cat([second, first]).view(-1, 64)
     scale = float(expected.abs().max())

@@ -46,9 +46,10 @@ def put_header(tokens: list[int], pages: list[int]) -> offload.PutHeader:
 
 async def put_messages(
     header: offload.PutHeader | None, data: bytes
-) -> AsyncGenerator[offload.PutRequest, None]:
+) -> AsyncGenerator[bytes, None]:
+    """An upload as protobuf writes it."""
     if header is not None:
-        yield offload.PutRequest(header=header)
+        yield offload.PutRequest(header=header).SerializeToString()
     size = small_spec().page_bytes
     for page, first in zip(header.pages if header else (), range(0, len(data), size), strict=False):
         last = page == header.pages[-1]
@@ -56,11 +57,11 @@ async def put_messages(
         checksum = Checksum()
         checksum.add(body)
         for start in range(0, len(body), 1000):
-            yield offload.PutRequest(data=body[start : start + 1000])
+            yield offload.PutRequest(data=body[start : start + 1000]).SerializeToString()
         end = offload.PageEnd(page=page, checksum=checksum.value())
-        yield offload.PutRequest(page_end=end)
+        yield offload.PutRequest(page_end=end).SerializeToString()
     if header is None:
-        yield offload.PutRequest(data=data[:1000])
+        yield offload.PutRequest(data=data[:1000]).SerializeToString()
 
 
 class TransportContract:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -176,9 +176,17 @@ def data_messages(data: bytes, size: int = 1 << 20) -> list[offload_pb2.PutReque
 async def stream(
     messages: Iterable[offload_pb2.PutRequest],
 ) -> AsyncIterator[offload_pb2.PutRequest]:
-    """Messages as a request stream."""
+    """Messages as a request stream of the generated stub."""
     for message in messages:
         yield message
+
+
+async def serialised(
+    messages: Iterable[offload_pb2.PutRequest],
+) -> AsyncGenerator[bytes, None]:
+    """Messages as a client's transport takes them, written by protobuf."""
+    for message in messages:
+        yield message.SerializeToString()
 
 
 def error_of(error: grpc.aio.AioRpcError) -> LexicoError:

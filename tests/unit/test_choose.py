@@ -173,7 +173,7 @@ def test_a_set_for_another_codec(name: str, other: str, built_in: Callable[..., 
     with pytest.raises(DictionaryMismatch, match=f"{says}.*is for another codec"):
         choose(codec, dictionary, MODEL)
     with pytest.raises(DictionaryMismatch, match=f"{dictionary.holds}; make one with `{says}"):
-        at_hand(codec, dictionary, DictionarySet)
+        at_hand(codec, dictionary, type(dictionary))
     built_in(dictionary)
     with pytest.raises(ConfigurationError, match=f"preset it needs .*{says} .*other codecs: ran"):
         choose(codec, None, MODEL, "preset it")

@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from lexico_client import AsyncClient, InMemoryTransport
+from lexico_codec.put_messages import parse_put
 from lexico_proto import errors
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
@@ -32,7 +33,7 @@ class Failing(InMemoryTransport):
         return await super().match(request, timeout)
 
     async def put(
-        self, messages: AsyncGenerator[offload.PutRequest, None], timeout: float
+        self, messages: AsyncGenerator[bytes, None], timeout: float
     ) -> offload.PutResponse:
         self.puts += 1
         response = await super().put(messages, timeout)
@@ -103,12 +104,11 @@ async def test_the_header_says_what_is_waited_for(
 ) -> None:
     seen: list[offload.PutHeader] = []
 
-    async def put(
-        messages: AsyncGenerator[offload.PutRequest, None], timeout: float
-    ) -> offload.PutResponse:
+    async def put(messages: AsyncGenerator[bytes, None], timeout: float) -> offload.PutResponse:
         async for message in messages:
-            if message.HasField("header"):
-                seen.append(message.header)
+            part = parse_put(message)
+            if isinstance(part, offload.PutHeader):
+                seen.append(part)
         results = [
             offload.PageResult(page=page, outcome=offload.PAGE_OUTCOME_RECEIVED)
             for page in seen[0].pages

@@ -12,6 +12,7 @@ from lexico_proto.errors import ConfigurationError
 def test_public_names() -> None:
     assert lexico_client.__all__ == [
         "AsyncClient",
+        "CacheMemory",
         "Client",
         "CodesReceiver",
         "DictionaryEntry",

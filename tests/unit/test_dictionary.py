@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +16,6 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
-from lexico_codec import files
 from lexico_codec.canonical import canonical_json
 from lexico_codec.sets import artefact as artefacts
 from lexico_codec.sets.builtin import builtin_sets, load_builtin
@@ -334,7 +334,7 @@ def test_unwritten_target_keeps_its_former_bytes(
     def fail(*_: object) -> None:
         raise OSError(28, "no space")
 
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(ConfigurationError, match="no space"):
         AtomSet.build(LAYERS, INFO).save(target)
     assert target.read_bytes() == b"former"

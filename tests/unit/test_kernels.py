@@ -15,12 +15,12 @@ from torch import Tensor
 from lexico_codec.geometry import Pairing, Rope
 from lexico_codec.kernels import dispatch, library
 from lexico_codec.kernels.dispatch import KERNEL_VARIABLE
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit import naive
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct, reconstruct_into
 from lexico_codec.kernels.pursuit.preparation import Preparation
-from lexico_codec.kernels.target import Target
 from lexico_codec.rope import unrotate
 from lexico_proto.errors import ConfigurationError, InvalidInput, NonFiniteCache, ShapeMismatch
 
@@ -119,7 +119,7 @@ def test_prepared_vectors_come_back() -> None:
     atoms, vectors = stacked((64, 64), 16), drawn(2, 6, 3, 16)
     codes = encode(vectors, atoms, 16, preparation=preparation)
     out = torch.full((2, 6, 3, 16), float("nan"))
-    reconstruct_into(codes, atoms, Target.of(list(out), 6), preparation=preparation)
+    reconstruct_into(codes, atoms, TableMemory.of(list(out), 6), preparation=preparation)
     torch.testing.assert_close(out, vectors, atol=1e-3, rtol=1e-3)
 
 
@@ -137,7 +137,7 @@ def test_paged_targets_hold_what_plain_ones_hold(
     blocks = -(-tokens // block_tokens)
     order = torch.randperm(blocks + 3, generator=torch.Generator().manual_seed(seed))[:blocks]
     pools = [torch.full((blocks + 3, block_tokens, heads, 5), float("nan")) for _ in range(2)]
-    Target.of(pools, tokens, order).fill(vectors)
+    TableMemory.of(pools, tokens, order).fill(vectors)
     for pool, expected in zip(pools, vectors, strict=True):
         assert torch.equal(pool[order].flatten(0, 1)[:tokens], expected)
         written = int((~pool.isnan()).sum())
@@ -146,7 +146,7 @@ def test_paged_targets_hold_what_plain_ones_hold(
 
 def test_a_target_keeps_values_within_its_dtype() -> None:
     part = torch.empty(1, 1, 2, dtype=torch.float16)
-    Target.of([part], 1).fill(torch.tensor([1e6, -1e6]).view(1, 1, 1, 2))
+    TableMemory.of([part], 1).fill(torch.tensor([1e6, -1e6]).view(1, 1, 1, 2))
     assert part.flatten().tolist() == [65504.0, -65504.0]
 
 
@@ -172,7 +172,7 @@ def test_bad_targets_are_named(
     parts: list[Tensor], tokens: int, table: Tensor | None, error: type[Exception], named: str
 ) -> None:
     with pytest.raises(error, match=named):
-        Target.of(parts, tokens, table)
+        TableMemory.of(parts, tokens, table)
 
 
 @pytest.mark.parametrize(
@@ -329,10 +329,10 @@ def test_bad_grouped_calls_are_named() -> None:
         encode(x / 0, atoms, 2)
     codes = encode(x, atoms, 2)
     out = torch.empty(2, 4, 1, 4)
-    with pytest.raises(ShapeMismatch, match="target"):
-        reconstruct_into(codes, atoms, Target.of(list(out), 4))
-    with pytest.raises(ShapeMismatch, match="target: must be on the device"):
-        reconstruct_into(codes, atoms, Target.of(list(out[:, :3].to("meta")), 3))
+    with pytest.raises(ShapeMismatch, match="memory"):
+        reconstruct_into(codes, atoms, TableMemory.of(list(out), 4))
+    with pytest.raises(ShapeMismatch, match="memory: must be on the device"):
+        reconstruct_into(codes, atoms, TableMemory.of(list(out[:, :3].to("meta")), 3))
     odd = Codes(codes.indices[:5], codes.coefficients[:5], codes.counts[:5])
     with pytest.raises(ShapeMismatch, match="5 vectors"):
         reconstruct(odd, atoms)

@@ -13,6 +13,7 @@ import torch
 
 from lexico_codec.geometry import Geometry
 from lexico_codec.pages import decode_group
+from lexico_codec.pieces import Piece
 from lexico_codec.sets.builtin import load_builtin
 from lexico_proto import errors
 from lexico_store import MemoryStore
@@ -32,8 +33,10 @@ def job(made: Prompt, page: int = 0) -> PageJob:
     return PageJob(SCOPE, made.spec, page, made.keys[page])
 
 
-def raw(made: Prompt, page: int = 0) -> np.ndarray:
-    return np.frombuffer(made.data(page), np.uint8)
+def raw(made: Prompt, page: int = 0) -> list[Piece]:
+    """The page's bytes in pieces that end anywhere."""
+    data = np.frombuffer(made.data(page), np.uint8)
+    return [data[:1], data[1:7], data[7:8].copy(), data[8:]]
 
 
 def test_pages_are_stored_group_by_group() -> None:
@@ -127,8 +130,9 @@ def test_a_failed_commit_lets_the_lease_go() -> None:
 
 def test_wrong_length() -> None:
     made = prompt()
-    with pytest.raises(errors.ShapeMismatch):
-        encoder(MemoryStore()).encode_page(job(made), raw(made)[:-1])
+    for pieces in (raw(made)[:-1], [*raw(made), np.zeros(1, np.uint8)], []):
+        with pytest.raises(errors.ShapeMismatch):
+            encoder(MemoryStore()).encode_page(job(made), pieces)
 
 
 def test_a_shipped_set_needs_no_registration() -> None:
@@ -150,6 +154,11 @@ def test_slow_work_shows_progress_and_keeps_its_lease() -> None:
 
     made, store = prompt(group_layers=1), Counting()
     calls: list[int] = []
-    encoder(store).encode_page(job(made), raw(made), None, lambda: calls.append(1))
-    assert (len(calls), store.leases) == (3, 3)  # one a layer group
+    slow = PageEncoder(store, page_ttl_s=60, lease_ttl_s=1e-4)
+    slow.encode_page(job(made), raw(made), None, lambda: calls.append(1))
+    assert len(calls) == 3  # one a layer group
+    assert store.leases >= 3
     assert store.lease(SCOPE, made.keys[0], 1) is not None  # and none is left behind
+    store.leases = 0
+    encoder(store).encode_page(job(made, 1), raw(made, 1))
+    assert store.leases == 1  # quick work need not ask again

@@ -120,7 +120,7 @@ def write(levels: Sequence[Tensor], bits: int) -> bytes:
 
 
 def read(
-    body: memoryview, tables: int, m: int, bits: int, most: int
+    body: memoryview, tables: int, m: int, bits: int, most: int, wanted: range | None = None
 ) -> tuple[list[int], Tensor, memoryview]:
     """What `write` wrote, and what follows it.
 
@@ -129,9 +129,11 @@ def read(
         tables: dictionaries of the frame. m: components of an atom.
         bits: of a level.
         most: atoms that a table may add.
+        wanted: consecutive tables whose atoms are made; None for all.
 
     Returns:
-        Atoms of each table; all of them, `[n, m]` float32 of unit norm; the rest of the body.
+        Atoms of each table; those of the wanted ones, `[n, m]` float32 of unit norm; the rest of
+        the body.
 
     Raises:
         DamagedFrame: a count over `most`, an atom without direction, or a body too short.
@@ -148,18 +150,23 @@ def read(
     run = body[tables : tables + size]
     if not padding_is_zero(run, used):
         raise DamagedFrame("bits behind the last added atom")
-    atoms = directions(_levels(run, used // bits, bits).view(-1, m))
+    wanted = wanted or range(tables)
+    first, count = sum(counts[: wanted.start]), sum(counts[wanted.start : wanted.stop])
+    atoms = directions(_levels(run, first * m, count * m, bits).view(-1, m))
     if not bool(atoms.any(1).all()):
         raise DamagedFrame("an added atom is zero")
     return counts, atoms, body[tables + size :]
 
 
-def _levels(run: memoryview, count: int, bits: int) -> Tensor:
-    """The first `count` levels of a run, `[count]` float32."""
+def _levels(run: memoryview, first: int, count: int, bits: int) -> Tensor:
+    """Some levels of a run, `[count]` float32."""
+    begin, passed = divmod(first * bits, 8)
     if 8 % bits == 0:  # whole levels in every byte: many times faster
         shifts = np.arange(0, 8, bits, dtype=np.uint8)
-        parts = np.frombuffer(run, np.uint8)[:, None] >> shifts
-        numbers = (parts & ((1 << bits) - 1)).reshape(-1)[:count].astype(np.float32)
+        end = begin + packed_bytes(passed + count * bits)
+        parts = np.frombuffer(run[begin:end], np.uint8)[:, None] >> shifts
+        whole = (parts & ((1 << bits) - 1)).reshape(-1)[passed // bits :][:count]
+        numbers = whole.astype(np.float32)
     else:
-        numbers = unpack(run, np.full(count, bits, np.int64)).astype(np.float32)
+        numbers = unpack(run, np.full(first + count, bits, np.int64))[first:].astype(np.float32)
     return torch.from_numpy(numbers - np.float32(1 << (bits - 1)))

@@ -15,17 +15,16 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from torch import Tensor
 
 from lexico_codec.codecs.adaptive import added_atoms
 from lexico_codec.codecs.adaptive.adaptation import Adaptation
-from lexico_codec.codecs.codec import Place
+from lexico_codec.codecs.codec import Place, tables_of
 from lexico_codec.codecs.lexico import ragged_codes
 from lexico_codec.codecs.parameters import check_tolerance, check_whole
-from lexico_codec.codecs.sparse import SparseCodec, target_over
+from lexico_codec.codecs.sparse import SparseCodec, write_sums
 from lexico_codec.geometry import Geometry
-from lexico_codec.kernels.pursuit.coding import reconstruct_into
 from lexico_codec.limits import MAX_SPARSITY
+from lexico_codec.memory import CacheMemory
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import bytes_of
 
@@ -60,8 +59,9 @@ class AdaptiveCodec(SparseCodec):
         added = min(self.added, vectors) * geometry.head_dim * self.bits // 8
         return 2 * (vectors * (3 * self.sparsity + 2) + added + 2)
 
-    def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
+    def _encode(self, source: CacheMemory, place: Place, dictionary: DictionarySet | None) -> bytes:
         """Codes every vector of the group but the sinks', once more with the atoms it adds."""
+        group = source.read()
         layers, _, tokens, _, dim = group.shape
         found = self._set_for(dictionary, place, layers, dim)
         atoms = found.stack(place.first_layer, layers, group.device)
@@ -77,20 +77,31 @@ class AdaptiveCodec(SparseCodec):
         )
         return b"".join(sections)
 
-    def decode(
-        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+    def _decode(
+        self,
+        body: memoryview,
+        place: Place,
+        dictionary: DictionarySet | None,
+        target: CacheMemory,
+        shape: tuple[int, ...],
     ) -> None:
-        """Reconstructs the group into `out`: sinks exact, the rest as sums of atoms."""
-        layers, _, tokens, heads, dim = out.shape
+        """Reconstructs what is wanted: sinks exact, the rest as sums of atoms."""
+        layers, _, tokens, heads, dim = shape
         sinks = self.sink_tokens(place.first_token, tokens)
-        exact, rest = ragged_codes.split_sinks(body, tuple(out.shape), sinks, out.dtype)
+        exact, rest = ragged_codes.split_sinks(body, shape, sinks, target.dtype)
         found = self._set_for(dictionary, place, layers, dim)
-        atoms = found.stack(place.first_layer, layers, out.device)
-        counts, added, rest = added_atoms.read(rest, atoms.tables, dim, self.bits, self.added)
+        atoms = found.stack(place.first_layer, layers, target.device)
+        wanted = tables_of(target.layers)
+        counts, added, rest = added_atoms.read(
+            rest, atoms.tables, dim, self.bits, self.added, wanted
+        )
         sizes = [size + count for size, count in zip(atoms.sizes, counts, strict=True)]
         codes = ragged_codes.read(rest, sizes, (tokens - sinks) * heads, self.sparsity)
-        rows = torch.split(added.to(out.device), counts)
-        whole = added_atoms.joined_for_now(atoms, rows, self.added)
-        with torch.no_grad():
-            out[:, :, :sinks].copy_(exact)
-        reconstruct_into(codes.to(out.device), whole, target_over(out, sinks))
+        rows = torch.split(added.to(target.device), counts[wanted.start : wanted.stop])
+        own = atoms.narrow(wanted.start, len(wanted))
+        write_sums(
+            target,
+            exact[target.layers.start : target.layers.stop],
+            codes.part(wanted, target.heads, (2 * layers, tokens - sinks, heads)),
+            added_atoms.joined_for_now(own, rows, self.added),
+        )

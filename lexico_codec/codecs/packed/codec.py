@@ -19,17 +19,24 @@ from typing import ClassVar, Final
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs.codec import Place
+from lexico_codec.codecs.codec import Place, tables_of
 from lexico_codec.codecs.packed.coefficients import LEAST_BITS, MOST_BITS, quantise
-from lexico_codec.codecs.packed.packed_codes import MOST_ATOMS, TABLE_BYTES, read, write
+from lexico_codec.codecs.packed.packed_codes import (
+    MOST_ATOMS,
+    TABLE_BYTES,
+    read,
+    rows_of,
+    write,
+)
 from lexico_codec.codecs.packed.subsets import subset_code
 from lexico_codec.codecs.parameters import check_tolerance, check_whole
-from lexico_codec.codecs.sparse import SparseCodec, target_over
+from lexico_codec.codecs.sparse import SparseCodec, write_sums
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
-from lexico_codec.kernels.pursuit.coding import encode, reconstruct_into
+from lexico_codec.kernels.pursuit.coding import encode
 from lexico_codec.kernels.pursuit.preparation import Preparation
+from lexico_codec.memory import CacheMemory
 from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from lexico_codec.tensors import bytes_of, tensor_from
 from lexico_proto.errors import DamagedFrame, DictionaryMismatch
@@ -66,9 +73,10 @@ class PackedCodec(SparseCodec):
         counts = 0 if self.tolerance is None else self.sparsity.bit_length()
         return 2 * TABLE_BYTES + 8 + tokens * 2 * geometry.kv_heads * (vector + counts) // 8
 
-    def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
+    def _encode(self, source: CacheMemory, place: Place, dictionary: DictionarySet | None) -> bytes:
         """Codes every vector of the group but the sinks', then looks for the best coefficients."""
-        atoms, limits, preparation = self._parts(dictionary, place, group)
+        atoms, limits, preparation = self._parts(dictionary, place, source.shape, source.device)
+        group = source.read()
         sinks = self.sink_tokens(place.first_token, group.shape[2])
         prepared = preparation.apply(group.flatten(0, 1)[:, sinks:])
         codes = _pursue(prepared.flatten(1, 2), atoms, limits, self.tolerance)
@@ -76,32 +84,45 @@ class PackedCodec(SparseCodec):
         chosen = quantise(codes, atoms, squares, self.bits)
         return b"".join([bytes_of(group[:, :, :sinks]), write(chosen, atoms.sizes)])
 
-    def decode(
-        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+    def _decode(
+        self,
+        body: memoryview,
+        place: Place,
+        dictionary: DictionarySet | None,
+        target: CacheMemory,
+        shape: tuple[int, ...],
     ) -> None:
-        """Reconstructs the group into `out`: sinks exact, the rest as sums of atoms, turned."""
-        layers, _, tokens, heads, dim = out.shape
-        atoms, limits, preparation = self._parts(dictionary, place, out)
+        """Reconstructs what is wanted: sinks exact, the rest as sums of atoms, turned."""
+        layers, _, tokens, heads, dim = shape
+        atoms, limits, preparation = self._parts(dictionary, place, shape, target.device)
         sinks = self.sink_tokens(place.first_token, tokens)
-        exact_bytes = 2 * layers * sinks * heads * dim * out.dtype.itemsize
+        exact_bytes = 2 * layers * sinks * heads * dim * target.dtype.itemsize
         if len(body) < exact_bytes:
             raise DamagedFrame(f"packed body of {len(body)} bytes: sinks alone are {exact_bytes}")
-        exact = tensor_from(body[:exact_bytes], out.dtype, (layers, 2, sinks, heads, dim))
-        rows = (tokens - sinks) * heads
-        codes = read(body[exact_bytes:], atoms.sizes, limits, rows)
-        with torch.no_grad():
-            out[:, :, :sinks].copy_(exact)
-        target = target_over(out, sinks)
-        reconstruct_into(codes.to(out.device), atoms, target, preparation=preparation)
+        exact = tensor_from(body[:exact_bytes], target.dtype, (layers, 2, sinks, heads, dim))
+        tables, own_heads = tables_of(target.layers), target.heads
+        wanted = rows_of(tables, own_heads, (2 * layers, tokens - sinks, heads))
+        codes = read(body[exact_bytes:], atoms.sizes, limits, (tokens - sinks) * heads, wanted)
+        write_sums(
+            target,
+            exact[target.layers.start : target.layers.stop],
+            codes,
+            atoms.narrow(tables.start, len(tables)),
+            preparation.part(tables, own_heads),
+        )
 
     def _parts(
-        self, dictionary: DictionarySet | None, place: Place, group: Tensor
+        self,
+        dictionary: DictionarySet | None,
+        place: Place,
+        shape: tuple[int, ...],
+        device: torch.device,
     ) -> tuple[Atoms, tuple[int, ...], Preparation]:
         """Dictionaries, most atoms and preparation of a group's tables."""
-        layers, _, tokens, heads, dim = group.shape
+        layers, _, tokens, heads, dim = shape
         found = self._set_for(dictionary, place, layers, dim)
-        atoms = found.stack(place.first_layer, layers, group.device)
-        means = found.means(place.first_layer, layers, group.device)
+        atoms = found.stack(place.first_layer, layers, device)
+        means = found.means(place.first_layer, layers, device)
         end = place.first_head + heads
         if end > means.shape[1]:
             raise DictionaryMismatch(

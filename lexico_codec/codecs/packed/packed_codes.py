@@ -9,6 +9,7 @@ the ranks, coefficients.
 from __future__ import annotations
 
 import functools
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final, TypeVar
@@ -30,6 +31,8 @@ from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_proto.errors import DamagedFrame
 
 Number = TypeVar("Number", np.int32, np.float32)
+Rows = npt.NDArray[np.int64]
+"""Numbers of vectors."""
 
 MOST_ATOMS: Final = 64
 """Of one vector."""
@@ -73,17 +76,38 @@ def write(codes: Quantised, sizes: Sequence[int]) -> bytes:
     return b"".join([header.tobytes(), *runs])
 
 
-def read(body: memoryview, sizes: Sequence[int], limits: Sequence[int], rows: int) -> Codes:
-    """Plain codes of every table's vectors, every length checked before it is used.
+def rows_of(tables: range, heads: range, sizes: tuple[int, int, int]) -> Rows | None:
+    """Numbers of the vectors of some tables and heads, ascending; None for all.
+
+    Args:
+        tables, heads: consecutive.
+        sizes: tables, tokens and heads that there are.
+    """
+    if (len(tables), len(heads)) == (sizes[0], sizes[2]):
+        return None
+    numbers = np.arange(math.prod(sizes)).reshape(sizes)
+    return numbers[tables.start : tables.stop, :, heads.start : heads.stop].ravel()
+
+
+def read(
+    body: memoryview,
+    sizes: Sequence[int],
+    limits: Sequence[int],
+    rows: int,
+    wanted: Rows | None = None,
+) -> Codes:
+    """Plain codes of vectors, every length checked before it is used.
 
     Args:
         body: what follows the sinks.
         sizes: atoms in the dictionary of each table.
         limits: most atoms of a vector of each table.
         rows: vectors a table.
+        wanted: numbers of the vectors to read, among `tables * rows`; None for all. Of the others
+            only what tells lengths is looked at.
 
     Returns:
-        Codes of `tables * rows` vectors, in the CPU's memory.
+        Codes of those vectors, in the CPU's memory.
     """
     tables = len(sizes)
     if len(body) < TABLE_BYTES * tables:
@@ -103,11 +127,25 @@ def read(body: memoryview, sizes: Sequence[int], limits: Sequence[int], rows: in
         raise DamagedFrame("packed vector with more atoms than its table has")
     if int(scale.max(initial=0)) > 255:
         raise DamagedFrame("packed scale over 255")
-    plan = _Plan.of(sizes, amount)
+    plan, table_bits = _Plan.of(sizes, amount), np.repeat(header[:, 3], rows)
     low_widths = np.repeat(plan.low_bits, plan.counts)
-    bits = np.repeat(np.repeat(header[:, 3], rows), plan.counts)
-    runs.expect(plan.rank_widths().sum(), low_widths.sum(), bits.sum())
-    high, low = _words(runs.take(plan.rank_widths().ravel()).reshape(len(plan.counts), plan.pieces))
+    bits = np.repeat(table_bits, plan.counts)
+    rank_widths = plan.rank_widths()
+    runs.expect(rank_widths.sum(), low_widths.sum(), bits.sum())
+    pieces = runs.take(rank_widths.ravel()).reshape(rank_widths.shape)
+    low_bits = runs.take(low_widths).astype(np.int64)
+    level = runs.take(bits).astype(np.int64)
+    scale, most = scale.ravel(), np.repeat(np.array(sizes), rows)
+    if wanted is not None:
+        here = np.zeros(len(plan.counts), np.bool_)
+        here[wanted] = True
+        atoms = np.repeat(here, plan.counts)
+        low_widths, low_bits, level, bits = (
+            column[atoms] for column in (low_widths, low_bits, level, bits)
+        )
+        plan, pieces = plan.only(wanted), pieces[wanted]
+        scale, most = scale[wanted], most[wanted]
+    high, low = _words(pieces)
     if plan.is_beyond(high, low):
         raise DamagedFrame("packed rank beyond the sets that there are")
     width = int(plan.counts.max(initial=0))
@@ -116,13 +154,11 @@ def read(body: memoryview, sizes: Sequence[int], limits: Sequence[int], rows: in
     if int(plan.counts.min(initial=width)) < width:
         used = np.arange(width) < plan.counts[:, None]
     upper = chosen.ravel() if used is None else chosen[used]
-    low_bits = runs.take(low_widths).astype(np.int64)
     indices = _rectangle(((upper << low_widths) + low_bits).astype(np.int32), used, chosen.shape)
-    if bool((indices.max(axis=1, initial=0) >= np.repeat(np.array(sizes), rows)).any()):
+    if bool((indices.max(axis=1, initial=0) >= most).any()):
         raise DamagedFrame("packed index beyond a dictionary")
-    level = runs.take(bits).astype(np.int64)
     value = _values()[bits, level]
-    scales = scales_of(torch.device("cpu")).numpy()[scale.ravel()]
+    scales = scales_of(torch.device("cpu")).numpy()[scale]
     value *= np.repeat(scales, plan.counts)
     coefficients = _rectangle(value, used, chosen.shape)
     counts = torch.from_numpy(plan.counts.astype(np.int32))
@@ -201,6 +237,16 @@ class _Plan:
         length = max(_length(size, n) for size in kinds for n in range(min(most, size) + 1))
         bits = of_each[:, :2].astype(np.int64)
         return cls(counts, bits[:, 0], bits[:, 1], of_each[:, 2:], length)
+
+    def only(self, rows: Rows) -> _Plan:
+        """The plan of some vectors."""
+        return _Plan(
+            self.counts[rows],
+            self.low_bits[rows],
+            self.rank_bits[rows],
+            self.limits[rows],
+            self.length,
+        )
 
     @property
     def pieces(self) -> int:

@@ -22,7 +22,7 @@ from typing import ClassVar, Final, Self
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs.codec import Codec, Place, leading_sinks
+from lexico_codec.codecs.codec import Codec, Place, leading_sinks, tables_of
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.codecs.residual import energies
 from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
@@ -32,6 +32,7 @@ from lexico_codec.kernels.entropy.levels import choose_levels
 from lexico_codec.kernels.layout import rows as layout
 from lexico_codec.kernels.layout.sparse import Sparse
 from lexico_codec.kernels.pursuit.coding import encode as pursue
+from lexico_codec.memory import CacheMemory
 from lexico_codec.rope import Turn, turn_at
 from lexico_codec.sets.choose import at_hand
 from lexico_codec.sets.dictionary import DictionarySet, TransformSet
@@ -113,22 +114,22 @@ class ResidualCodec(Codec):
         values = tokens * 2 * geometry.kv_heads * geometry.head_dim
         return math.ceil(values * _TYPICAL_BITS[self.quality] / 8)
 
-    def encode(self, group: Tensor, place: Place, dictionary: DictionarySet | None) -> bytes:
+    def _encode(self, source: CacheMemory, place: Place, dictionary: DictionarySet | None) -> bytes:
         """Codes the tokens behind the sinks, all layers of the group together.
 
         Raises:
             UnknownDictionary: no set.
             DictionaryMismatch: a set without a transform, of another shape, or for other weights.
         """
-        transform, run = self._transform(dictionary, place, group)
-        on, tokens = group.device, group.shape[2]
+        transform, run = self._transform(dictionary, place, source.shape)
+        on, tokens = source.device, source.tokens
         sinks = self.sink_tokens(place.first_token, tokens)
         tokens -= sinks
         if not tokens:
-            return _exact(group, place)
+            return _exact(source.read(), place)
         step = self._step(transform)
         turn = _turn(place, sinks, tokens, on, inverse=True)
-        rows = layout.gather(group[:, :, sinks:], transform.means_of(run, on), turn)
+        rows = layout.gather(source.tables.behind(sinks), transform.means_of(run, on), turn)
         components = transform.components(run, rows.mT)
         gains = transform.gains_of(run, components)
         header, classes, unfit = _measured(transform, run, step, components, gains)
@@ -155,19 +156,30 @@ class ResidualCodec(Codec):
         rows = torch.cat([coefficients, levels])
         body = entropy.encode(rows, classes[: len(rows)], offsets, transform.tables)
         stored = torch.cat([torch.ones(sinks, dtype=torch.bool), header.exact])
-        exact = _exact(group[:, :, stored.to(on)], place) if bool(stored.any()) else b""
+        exact = b""
+        if bool(stored.any()):
+            exact = _exact(source.read()[:, :, stored.to(on)], place)
         return b"".join([replace(header, indices=indices).pack(transform), exact, body])
 
-    def decode(
-        self, body: memoryview, place: Place, dictionary: DictionarySet | None, out: Tensor
+    def _decode(
+        self,
+        body: memoryview,
+        place: Place,
+        dictionary: DictionarySet | None,
+        target: CacheMemory,
+        shape: tuple[int, ...],
     ) -> None:
-        """Reconstructs the group into `out`: sinks exact."""
-        transform, run = self._transform(dictionary, place, out)
-        on, tokens = out.device, out.shape[2]
+        """Reconstructs what is wanted: sinks exact.
+
+        Every component of a token has a part in every layer and head: all are decoded, and put back
+        together for the layers and heads that are wanted.
+        """
+        transform, run = self._transform(dictionary, place, shape)
+        on, tokens = target.device, shape[2]
         sinks = self.sink_tokens(place.first_token, tokens)
         tokens -= sinks
         if not tokens:
-            if len(_read_exact(body, place, out)):
+            if len(_read_exact(body, place, target, shape)):
                 raise DamagedFrame("residual body: more than its sinks")
             return
         step = self._step(transform)
@@ -177,24 +189,30 @@ class ResidualCodec(Codec):
             raise DamagedFrame(f"residual body of {len(body)} bytes: {start} come first")
         header = Header.unpack(body, transform, bands, tokens)
         stored = torch.cat([torch.ones(sinks, dtype=torch.bool), header.exact])
-        exact, rest = out.new_empty(*out.shape[:2], int(stored.sum()), *out.shape[3:]), body[start:]
-        if exact.shape[2]:
-            rest = _read_exact(rest, place, exact)
+        kept, rest = int(stored.sum()), body[start:]
+        exact = torch.empty(*target.shape[:2], kept, *target.shape[3:], dtype=target.dtype)
+        if kept:
+            own = CacheMemory.over(
+                exact, first_layer=target.first_layer, first_head=target.first_head
+            )
+            rest = _read_exact(rest, place, own, (*shape[:2], kept, *shape[3:]))
         classes, offsets = header.classes(transform, run, step), header.offsets
         count = _coded(classes, offsets)
         values = entropy.decode(rest, classes[:count], offsets, transform.tables, tokens, device=on)
         scales = (torch.exp2(-header.gains.float() / CLASSES_AN_OCTAVE) * step).to(on)
         used = min(transform.sparsity, count)
-        columns = transform.atoms_as_columns(run, on)
-        sparse = Sparse(header.indices.T[:used].to(on), columns, COEFFICIENT_STEPS)
+        atoms = transform.atoms_as_columns(run, on)
+        sparse = Sparse(header.indices.T[:used].to(on), atoms, COEFFICIENT_STEPS)
         places, dtype = transform.places(run, on), transform.product_dtype(on)
         arranged = layout.arrange(values, scales, sparse, places, transform.rows, dtype)
-        rows = transform.restored(run, arranged, count - used)
+        wanted, dim = tables_of(target.layers), shape[4]
+        columns = slice(target.heads.start * dim, target.heads.stop * dim)
+        rows = transform.restored(run, arranged, count - used, wanted, columns)
+        means = transform.means_of(run, on)[wanted.start : wanted.stop, columns]
         turn = _turn(place, sinks, tokens, on)
-        layout.scatter(rows, transform.means_of(run, on), turn, out[:, :, sinks:])
-        if exact.shape[2]:
-            with torch.no_grad():
-                out[:, :, stored.to(on)] = exact
+        layout.scatter(rows, means, turn, target.tables.behind(sinks))
+        if kept:
+            target.write_tokens(stored, exact)
 
     def _check_fit(self, unfit: Tensor, dictionary: DictionarySet | None) -> None:
         """Refuses a set that was made for other weights than those of the cache."""
@@ -209,10 +227,10 @@ class ResidualCodec(Codec):
         return transform.steps[self.quality] if self.step is None else float(self.step)
 
     def _transform(
-        self, dictionary: DictionarySet | None, place: Place, group: Tensor
+        self, dictionary: DictionarySet | None, place: Place, shape: tuple[int, ...]
     ) -> tuple[Transform, int]:
         transform = at_hand(self, dictionary, TransformSet).transform
-        layers, _, _, heads, dim = group.shape
+        layers, _, _, heads, dim = shape
         if place.first_head:
             raise DictionaryMismatch(
                 f"codec {self.name}: codes all KV heads together, not a shard from head "
@@ -273,16 +291,18 @@ def _outliers(
 
 def _exact(tokens: Tensor, place: Place) -> bytes:
     """Tokens as codec lossless has them, after their length."""
-    body = LosslessCodec().encode(tokens.contiguous(), place, None)
+    body = LosslessCodec().encode(tokens, place, None)
     return struct.pack("<I", len(body)) + bytes(body)
 
 
-def _read_exact(body: memoryview, place: Place, out: Tensor) -> memoryview:
+def _read_exact(
+    body: memoryview, place: Place, target: CacheMemory, shape: tuple[int, ...]
+) -> memoryview:
     """Fills the tokens that are stored as they are; what follows them."""
     size = struct.unpack_from("<I", body)[0] if len(body) >= 4 else len(body)
     if len(body) < 4 + size:
         raise DamagedFrame(f"residual body of {len(body)} bytes ends within its exact tokens")
-    LosslessCodec().decode(body[4 : 4 + size], place, None, out)
+    LosslessCodec().decode(body[4 : 4 + size], place, None, target, shape)
     return body[4 + size :]
 
 

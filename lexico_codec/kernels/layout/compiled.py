@@ -3,35 +3,35 @@
 from __future__ import annotations
 
 import ctypes
-from typing import Final
 
 import torch
 from torch import Tensor
 
 from lexico_codec.kernels import library
 from lexico_codec.kernels.layout.sparse import Sparse
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.rope import Turn
 
-MAX_HEAD: Final = 1024  # kMostHead of native/layout.h
+
+def serves(memory: TableMemory) -> bool:
+    """Whether the library reads and writes a memory."""
+    return memory.m <= library.MAX_HEAD and library.reaches(memory)
 
 
-def serves(tensor: Tensor) -> bool:
-    """Whether the library reads and writes a tensor: a group, or components."""
-    fits = tensor.device.type == "cpu" and library.takes(tensor.dtype)
-    return fits and (tensor.ndim < 5 or (tensor.stride(-1) == 1 and tensor.shape[-1] <= MAX_HEAD))
-
-
-def gather(group: Tensor, means: Tensor, turn: Turn | None) -> Tensor:
+def gather(memory: TableMemory, means: Tensor, turn: Turn | None) -> Tensor:
     """See `layout.gather`; shapes checked."""
-    layers, _, tokens, heads, dim = group.shape
-    rows = torch.empty(2 * layers, tokens, heads * dim, dtype=torch.float32, device="cpu")
+    shape = (memory.tables, memory.tokens, memory.heads * memory.m)
+    rows = torch.empty(shape, dtype=torch.float32, device="cpu")
     means, cos, sin = _contiguous(means, turn)
+    reached = library.Reached.of(memory)
     status = library.loaded().lexico_gather(
         library.isa_number(),
         torch.get_num_threads(),
-        _sizes(group, turn),
-        library.dtype_number(group.dtype),
-        group.data_ptr(),
+        _sizes(memory, turn),
+        library.dtype_number(memory.dtype),
+        reached.pointers,
+        reached.strides,
+        reached.block_address,
         means.data_ptr(),
         cos.data_ptr(),
         sin.data_ptr(),
@@ -42,18 +42,21 @@ def gather(group: Tensor, means: Tensor, turn: Turn | None) -> Tensor:
     return rows
 
 
-def scatter(rows: Tensor, means: Tensor, turn: Turn | None, out: Tensor) -> None:
+def scatter(rows: Tensor, means: Tensor, turn: Turn | None, memory: TableMemory) -> None:
     """See `layout.scatter`; shapes checked."""
     if rows.dtype not in (torch.float32, torch.bfloat16):
         rows = rows.float()
     rows = rows.contiguous()
     means, cos, sin = _contiguous(means, turn)
+    reached = library.Reached.of(memory)
     status = library.loaded().lexico_scatter(
         library.isa_number(),
         torch.get_num_threads(),
-        _sizes(out, turn),
-        library.dtype_number(out.dtype),
-        out.data_ptr(),
+        _sizes(memory, turn),
+        library.dtype_number(memory.dtype),
+        reached.pointers,
+        reached.strides,
+        reached.block_address,
         means.data_ptr(),
         cos.data_ptr(),
         sin.data_ptr(),
@@ -98,9 +101,8 @@ def _contiguous(means: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tenso
     return means, turn.cos.contiguous(), turn.sin.contiguous()
 
 
-def _sizes(group: Tensor, turn: Turn | None) -> ctypes.Array[ctypes.c_int64]:
-    layers, _, tokens, heads, dim = group.shape
+def _sizes(memory: TableMemory, turn: Turn | None) -> ctypes.Array[ctypes.c_int64]:
     pairs = 0 if turn is None else turn.cos.shape[1]
     interleaved = turn is not None and turn.pairing == "interleaved"
-    strides = group.stride()[:4]
-    return (ctypes.c_int64 * 10)(layers, tokens, heads, dim, *strides, pairs, interleaved)
+    shape = (memory.tables, memory.tokens, memory.heads, memory.m)
+    return (ctypes.c_int64 * 8)(*shape, memory.block_tokens, memory.first_slot, pairs, interleaved)

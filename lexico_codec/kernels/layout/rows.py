@@ -11,71 +11,76 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lexico_codec.kernels import library
 from lexico_codec.kernels.dispatch import choose_on_cpu
 from lexico_codec.kernels.layout import compiled
 from lexico_codec.kernels.layout.sparse import Sparse
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.rope import Turn, turned
 from lexico_proto.errors import ShapeMismatch
 
 _ROOM: Final = 1e30  # what may be turned without overflow, as in native/layout.inl
 
 
-def gather(group: Tensor, means: Tensor, turn: Turn | None, *, kernel: str | None = None) -> Tensor:
-    """The rows of a layer group: `[2 layers, tokens, heads * dim]` float32, a new tensor.
+def gather(
+    memory: TableMemory, means: Tensor, turn: Turn | None, *, kernel: str | None = None
+) -> Tensor:
+    """The rows of a memory: `[tables, tokens, heads * m]` float32, a new tensor.
 
     Args:
-        group: `[layers, 2, tokens, heads, dim]` float32, float16 or bfloat16, keys first.
-        means: `[2 layers, heads * dim]` float32: taken off.
+        memory: float32, float16 or bfloat16, keys before values in each layer.
+        means: `[tables, heads * m]` float32: taken off.
         turn: what is done to keys before that, or None.
         kernel: "compiled" or "naive" to force one.
     """
-    layers, _, tokens, heads, dim = group.shape
-    _check_means(means, layers, heads, dim)
-    if _compiled("gather", group, kernel):
-        return compiled.gather(group, means, turn)
-    wide = group.to(torch.float32)
+    tables, tokens, heads, m = _checked(memory, means)
+    if compiled.serves(memory) and choose_on_cpu("gather", kernel) == "compiled":
+        return compiled.gather(memory, means, turn)
+    wide = memory.read().to(torch.float32).view(tables // 2, 2, tokens, heads, m)
     if turn is not None:
-        keys = wide[:, 0].transpose(0, 1).reshape(tokens, layers * heads, dim)
-        before = turned(keys, turn).view(tokens, layers, heads, dim)
+        keys = wide[:, 0].transpose(0, 1).reshape(tokens, tables // 2 * heads, m)
+        before = turned(keys, turn).view(tokens, tables // 2, heads, m)
         wide = torch.stack([before.transpose(0, 1), wide[:, 1]], 1)
-    return wide.reshape(2 * layers, tokens, heads * dim) - means[:, None]
+    return wide.reshape(tables, tokens, heads * m) - means[:, None]
 
 
 def scatter(
-    rows: Tensor, means: Tensor, turn: Turn | None, out: Tensor, *, kernel: str | None = None
+    rows: Tensor,
+    means: Tensor,
+    turn: Turn | None,
+    memory: TableMemory,
+    *,
+    kernel: str | None = None,
 ) -> None:
     """Writes rows where `gather` would read them; what is beyond the type's range is its largest.
 
     What is no number becomes a finite one.
 
     Args:
-        rows: `[2 layers, tokens, heads * dim]` float32 or bfloat16.
-        means: `[2 layers, heads * dim]` float32: added.
+        rows: `[tables, tokens, heads * m]` float32 or bfloat16.
+        means: `[tables, heads * m]` float32: added.
         turn: what is done to keys after that, or None.
-        out: `[layers, 2, tokens, heads, dim]` floating point, of any strides.
+        memory: floating point, keys before values in each layer.
         kernel: "compiled" or "naive" to force one.
     """
-    layers, _, tokens, heads, dim = out.shape
-    _check_means(means, layers, heads, dim)
-    if rows.shape != (2 * layers, tokens, heads * dim):
-        raise ShapeMismatch(f"rows: {list(rows.shape)} for a group of {list(out.shape)}")
-    if _compiled("scatter", out, kernel):
-        return compiled.scatter(rows, means, turn, out)
-    most = torch.finfo(out.dtype).max
+    tables, tokens, heads, m = _checked(memory, means)
+    if rows.shape != (tables, tokens, heads * m):
+        raise ShapeMismatch(f"rows: {list(rows.shape)} for {tables}x{tokens}x{heads}x{m}")
+    if compiled.serves(memory) and choose_on_cpu("scatter", kernel) == "compiled":
+        return compiled.scatter(rows, means, turn, memory)
+    most = torch.finfo(memory.dtype).max
     room = most / (2 * (turn.scale if turn is not None else 1))  # to turn in
-    found = rows.float() + means[:, None]
-    least, largest = torch.aminmax(found)  # NaN if any number is
+    made = rows.float() + means[:, None]
+    least, largest = torch.aminmax(made)  # NaN if any number is
     wild = not bool((least >= -room) & (largest <= room))  # of levels that no encoder chose
     if wild:
-        found = torch.nan_to_num(found).clamp(-_ROOM, _ROOM)
-    made = found.view(layers, 2, tokens, heads, dim)
-    keys = made[:, 0]
+        made = torch.nan_to_num(made).clamp(-_ROOM, _ROOM)
+    made = made.view(tables // 2, 2, tokens, heads, m)
     if turn is not None:
-        flat = keys.transpose(0, 1).reshape(tokens, layers * heads, dim)
-        keys = turned(flat, turn).view(tokens, layers, heads, dim).transpose(0, 1)
-    with torch.no_grad():
-        for part, numbers in enumerate((keys, made[:, 1])):
-            out[:, part].copy_(numbers.clamp(-most, most) if wild else numbers)
+        flat = made[:, 0].transpose(0, 1).reshape(tokens, tables // 2 * heads, m)
+        keys = turned(flat, turn).view(tokens, tables // 2, heads, m).transpose(0, 1)
+        made[:, 0] = keys
+    memory.write(made.clamp(-most, most) if wild else made)
 
 
 def arrange(
@@ -105,7 +110,8 @@ def arrange(
     """
     tokens = values.shape[1]
     out = torch.empty(length, tokens, dtype=dtype, device=values.device)
-    if _compiled("arrange", values, kernel):
+    served = values.device.type == "cpu" and library.takes(values.dtype)
+    if served and choose_on_cpu("arrange", kernel) == "compiled":
         compiled.arrange(values, scales, sparse, places, out)
         return out
     s = len(sparse.indices)
@@ -121,13 +127,11 @@ def arrange(
     return out
 
 
-def _compiled(operation: str, tensor: Tensor, kernel: str | None) -> bool:
-    """Whether the compiled kernel serves."""
-    if not compiled.serves(tensor):
-        return False
-    return choose_on_cpu(operation, kernel) == "compiled"
-
-
-def _check_means(means: Tensor, layers: int, heads: int, dim: int) -> None:
-    if means.shape != (2 * layers, heads * dim) or means.dtype != torch.float32:
-        raise ShapeMismatch(f"means: must be {[2 * layers, heads * dim]} float32")
+def _checked(memory: TableMemory, means: Tensor) -> tuple[int, int, int, int]:
+    """Tables, tokens, heads and components, if the means fit them."""
+    tables, heads, m = memory.tables, memory.heads, memory.m
+    if tables % 2:
+        raise ShapeMismatch(f"memory: {tables} tables, needs keys and values of each layer")
+    if means.shape != (tables, heads * m) or means.dtype != torch.float32:
+        raise ShapeMismatch(f"means: must be {[tables, heads * m]} float32")
+    return tables, memory.tokens, heads, m

@@ -13,12 +13,13 @@ using Lay = void (*)(Laying&);
 
 int lay(Laying& job, int isa, int64_t threads, const Lay (&kernels)[3]) {
     if (!supported(isa)) return kUnsupported;
-    if (threads < 1 || job.layers < 0 || job.tokens < 0 || job.heads < 0) return kBadArgument;
+    if (threads < 1 || job.tables < 0 || job.tokens < 0 || job.heads < 0) return kBadArgument;
     if (job.m < 0 || job.m > kMostHead || 2 * job.turning.pairs > job.m) return kBadArgument;
     for (const int kind : {job.kind, job.row_kind})
         if (kind < kFloat32 || kind > kBfloat16) return kBadArgument;
+    if (!job.memory.takes(job.tables, job.m)) return kBadArgument;
     job.chunk = kTokens;
-    const int64_t items = 2 * job.layers * job.chunks();
+    const int64_t items = job.tables * job.chunks();
     if (!items) return kOk;
     const Lay kernel = kernels[isa >= kVnni ? 2 : isa];
     const double work = double(items) * double(kTokens * job.heads * job.m);
@@ -39,31 +40,31 @@ constexpr Lay kScatter[3] = {generic::scatter, generic::scatter, generic::scatte
 
 using namespace lexico;
 
-// sizes: layers, tokens, heads, m; then strides of layers, parts, tokens and heads, in values; then
-// pairs, and whether they are interleaved. rows: float32.
+// sizes: tables, tokens, heads, m; slots of a block and the first slot; pairs, and whether they are
+// interleaved. parts, strides, blocks: see Memory. rows: float32.
 LEXICO_EXPORT int lexico_gather(int isa, int64_t threads, const int64_t* sizes, int kind,
-                                const void* cache, const float* means, const float* cos,
-                                const float* sin, float* rows) {
+                                void* const* parts, const int64_t* strides, const int64_t* blocks,
+                                const float* means, const float* cos, const float* sin,
+                                float* rows) {
     Laying job;
-    job.layers = sizes[0], job.tokens = sizes[1], job.heads = sizes[2], job.m = sizes[3];
-    job.layer_stride = sizes[4], job.part_stride = sizes[5];
-    job.token_stride = sizes[6], job.head_stride = sizes[7];
-    job.turning = {cos, sin, sizes[8], sizes[9] != 0};
-    job.kind = kind, job.row_kind = kFloat32, job.cache = const_cast<void*>(cache);
+    job.tables = sizes[0], job.tokens = sizes[1], job.heads = sizes[2], job.m = sizes[3];
+    job.memory = {parts, strides, blocks, sizes[4], sizes[5]};
+    job.turning = {cos, sin, sizes[6], sizes[7] != 0};
+    job.kind = kind, job.row_kind = kFloat32;
     job.means = means, job.rows = rows;
     return lay(job, isa, threads, kGather);
 }
 
 // As lexico_gather, backwards; rows: float32 or bfloat16.
 LEXICO_EXPORT int lexico_scatter(int isa, int64_t threads, const int64_t* sizes, int kind,
-                                 void* cache, const float* means, const float* cos,
-                                 const float* sin, const void* rows, int row_kind) {
+                                 void* const* parts, const int64_t* strides, const int64_t* blocks,
+                                 const float* means, const float* cos, const float* sin,
+                                 const void* rows, int row_kind) {
     Laying job;
-    job.layers = sizes[0], job.tokens = sizes[1], job.heads = sizes[2], job.m = sizes[3];
-    job.layer_stride = sizes[4], job.part_stride = sizes[5];
-    job.token_stride = sizes[6], job.head_stride = sizes[7];
-    job.turning = {cos, sin, sizes[8], sizes[9] != 0};
-    job.kind = kind, job.row_kind = row_kind, job.cache = cache;
+    job.tables = sizes[0], job.tokens = sizes[1], job.heads = sizes[2], job.m = sizes[3];
+    job.memory = {parts, strides, blocks, sizes[4], sizes[5]};
+    job.turning = {cos, sin, sizes[6], sizes[7] != 0};
+    job.kind = kind, job.row_kind = row_kind;
     job.means = means, job.rows = const_cast<void*>(rows);
     return lay(job, isa, threads, kScatter);
 }

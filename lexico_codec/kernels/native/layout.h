@@ -8,7 +8,6 @@
 
 namespace lexico {
 
-constexpr int64_t kMostHead = 1024;  // components of a vector
 constexpr int64_t kMostChunk = 256;  // tokens of a component that are scaled at a time
 
 struct Turning {
@@ -18,12 +17,11 @@ struct Turning {
 };
 
 struct Laying { // lexico_gather, lexico_scatter
-    int64_t layers, tokens, heads, m;
-    int kind, row_kind; // of the cache and of the rows
-    void* cache;        // [layers, 2, tokens, heads, m], components side by side
-    int64_t layer_stride, part_stride, token_stride, head_stride; // in values
-    void* rows;         // [2 layers, tokens, heads * m]
-    const float* means; // [2 layers, heads * m]
+    int64_t tables, tokens, heads, m;
+    int kind, row_kind; // of the memory and of the rows
+    Memory memory;      // keys' tables before values'
+    void* rows;         // [tables, tokens, heads * m]
+    const float* means; // [tables, heads * m]
     Turning turning;    // of keys
     int64_t chunk;      // tokens that a thread takes
     std::atomic<int64_t> next{0};

@@ -99,20 +99,35 @@ LEXICO_INLINE void turn(const Turning& by, int64_t token, float* row) {
     }
 }
 
+// As above, of values that may lie apart.
+template <typename T>
+LEXICO_INLINE void widen(const T* in, int64_t apart, int64_t n, float* out) {
+    if (apart == 1) return widen(in, n, out);
+    for (int64_t i = 0; i < n; ++i) out[i] = get(in + i * apart);
+}
+template <typename T>
+LEXICO_INLINE void narrow(const float* in, int64_t n, int64_t apart, T* out) {
+    if (apart == 1) return narrow(in, n, out);
+    T vector[kMostHead];
+    narrow(in, n, vector);
+    for (int64_t i = 0; i < n; ++i) out[i * apart] = vector[i];
+}
+
 template <typename T>
 static void gather_as(Laying& job) {
-    const int64_t tables = 2 * job.layers, m = job.m, width = job.heads * m;
-    for (int64_t item; (item = job.next.fetch_add(1)) < tables * job.chunks();) {
+    const int64_t m = job.m, width = job.heads * m;
+    for (int64_t item; (item = job.next.fetch_add(1)) < job.tables * job.chunks();) {
         const int64_t table = item / job.chunks(), from = item % job.chunks() * job.chunk;
         const int64_t to = from + job.chunk < job.tokens ? from + job.chunk : job.tokens;
         const bool keys = table % 2 == 0;
-        const T* in = static_cast<const T*>(job.cache) + table / 2 * job.layer_stride +
-                      table % 2 * job.part_stride;
         const float* means = job.means + table * width;
+        const int64_t head_stride = job.memory.head_stride(table);
         for (int64_t token = from; token < to; ++token) {
+            const T* in = static_cast<const T*>(job.memory.parts[table]) +
+                          job.memory.offset(table, token);
             float* out = static_cast<float*>(job.rows) + (table * job.tokens + token) * width;
-            for (int64_t head = 0; head < job.heads; ++head, out += m) {
-                widen(in + token * job.token_stride + head * job.head_stride, m, out);
+            for (int64_t head = 0; head < job.heads; ++head, in += head_stride, out += m) {
+                widen(in, job.memory.stride(table), m, out);
                 if (keys && job.turning.pairs) turn(job.turning, token, out);
                 for (int64_t i = 0; i < m; ++i) out[i] -= means[head * m + i];
             }
@@ -123,26 +138,26 @@ static void gather_as(Laying& job) {
 template <typename T, typename Row>
 static void scatter_as(Laying& job) {
     constexpr float room = 1e30f; // what may be turned without overflow
-    const int64_t tables = 2 * job.layers, m = job.m, width = job.heads * m;
+    const int64_t m = job.m, width = job.heads * m;
     float row[kMostHead];
-    for (int64_t item; (item = job.next.fetch_add(1)) < tables * job.chunks();) {
+    for (int64_t item; (item = job.next.fetch_add(1)) < job.tables * job.chunks();) {
         const int64_t table = item / job.chunks(), from = item % job.chunks() * job.chunk;
         const int64_t to = from + job.chunk < job.tokens ? from + job.chunk : job.tokens;
         const bool keys = table % 2 == 0;
-        T* out = static_cast<T*>(job.cache) + table / 2 * job.layer_stride +
-                 table % 2 * job.part_stride;
         const float* means = job.means + table * width;
+        const int64_t head_stride = job.memory.head_stride(table);
         for (int64_t token = from; token < to; ++token) {
+            T* out = static_cast<T*>(job.memory.parts[table]) + job.memory.offset(table, token);
             const Row* in =
                 static_cast<const Row*>(job.rows) + (table * job.tokens + token) * width;
-            for (int64_t head = 0; head < job.heads; ++head) {
+            for (int64_t head = 0; head < job.heads; ++head, out += head_stride) {
                 widen(in + head * m, m, row);
                 for (int64_t i = 0; i < m; ++i) {
                     const float x = row[i] + means[head * m + i];
                     row[i] = x > room ? room : x < -room ? -room : x == x ? x : 0;
                 }
                 if (keys && job.turning.pairs) turn(job.turning, token, row);
-                narrow(row, m, out + token * job.token_stride + head * job.head_stride);
+                narrow(row, m, job.memory.stride(table), out);
             }
         }
     }

@@ -31,6 +31,7 @@ constexpr int64_t kBlock = 4;       // atoms that share a quantisation step and 
 constexpr int64_t kPadAtoms = 16;   // height of an AMX tile
 constexpr int64_t kPadValues = 64;  // bytes of an AMX tile's row
 constexpr int64_t kMostValues = 65536; // of a vector: sums of int8 products fit an int32
+constexpr int64_t kMostHead = 1024; // components of a vector that lie apart, or are turned
 constexpr float kDependent = 1e-5f; // least ||q||^2 of a new direction, as in naive.py
 constexpr float kCoded = 2e-6f;     // relative residual that is rounding only, as in naive.py
 
@@ -102,16 +103,40 @@ struct Decoding : Call { // lexico_reconstruct
 
 enum Kind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 
+// The caller's memory of T tables, strides in values: see lexico_codec/kernels/memory.py.
+struct Memory {
+    void* const* parts;     // [T] the first value of each table
+    const int64_t* strides; // [T, 4] of blocks, tokens, heads and components
+    const int64_t* blocks;  // block of each run of block_tokens slots, or null for one run
+    int64_t block_tokens, first_slot;
+
+    // Of a token's first value, from that of the table.
+    int64_t offset(int64_t table, int64_t token) const {
+        const int64_t *stride = strides + 4 * table, slot = first_slot + token;
+        if (!blocks) return slot * stride[1];
+        return blocks[slot / block_tokens] * stride[0] + slot % block_tokens * stride[1];
+    }
+    int64_t head_stride(int64_t table) const { return strides[4 * table + 2]; }
+    int64_t stride(int64_t table) const { return strides[4 * table + 3]; } // of components
+
+    // Whether a vector can be read and written at all.
+    bool takes(int64_t tables, int64_t m) const {
+        if (first_slot < 0 || (blocks && block_tokens < 1)) return false;
+        for (int64_t t = 0; m > kMostHead && t < tables; ++t)
+            if (stride(t) != 1) return false;
+        return true;
+    }
+};
+
 struct Restoring : Call { // lexico_restore
     const int16_t* indices;  // [T * rows, s]
     const uint8_t* bits;     // [T * rows, s] E4M3
     const int8_t* exponents; // [T * rows]
     const uint8_t* counts;   // [T * rows]
     const float* e4m3;       // [256] what bits stand for
-    void* const* parts;      // [T] the first value of each table's memory
-    const int64_t* blocks;   // block of each run of block_tokens tokens, or null for one run
-    int64_t heads, block_tokens, block_stride, token_stride, head_stride; // strides in values
-    int kind;
+    Memory memory;
+    int64_t heads;
+    int kind; // of the memory
 };
 
 bool supported(int isa);

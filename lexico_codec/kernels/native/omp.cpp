@@ -100,7 +100,7 @@ bool amx_permitted() {
 
 using namespace lexico;
 
-LEXICO_EXPORT int lexico_abi() { return 6; }
+LEXICO_EXPORT int lexico_abi() { return 7; }
 
 LEXICO_EXPORT int lexico_supported(int isa) { return supported(isa); }
 
@@ -190,20 +190,18 @@ LEXICO_EXPORT int lexico_restore(int isa, int64_t threads, const int16_t* indice
                                  const uint8_t* bits, const int8_t* exponents,
                                  const uint8_t* counts, const float* table, const int64_t* starts,
                                  int64_t tables, int64_t tokens, int64_t heads, int64_t m,
-                                 int64_t s, int kind, void* const* parts, const int64_t* blocks,
-                                 int64_t block_tokens, int64_t block_stride, int64_t token_stride,
-                                 int64_t head_stride) {
+                                 int64_t s, int kind, void* const* parts, const int64_t* strides,
+                                 const int64_t* blocks, int64_t block_tokens, int64_t first_slot) {
     if (!supported(isa)) return kUnsupported;
     Restoring job;
     if (tokens < 0 || heads < 0 || s > 255 || kind < kFloat32 || kind > kBfloat16)
         return kBadArgument;
-    if (blocks && block_tokens < 1) return kBadArgument;
+    job.memory = {parts, strides, blocks, block_tokens, first_slot};
+    if (!job.memory.takes(tables, m)) return kBadArgument;
     const int64_t rows = tokens * heads;
     if (!prepare(job, threads, table, starts, tables, rows, m, s)) return kBadArgument;
     job.indices = indices, job.bits = bits, job.exponents = exponents, job.counts = counts;
-    job.e4m3 = e4m3_values(), job.parts = parts, job.blocks = blocks, job.kind = kind;
-    job.heads = heads, job.block_tokens = block_tokens, job.block_stride = block_stride;
-    job.token_stride = token_stride, job.head_stride = head_stride;
+    job.e4m3 = e4m3_values(), job.kind = kind, job.heads = heads;
     const int64_t items = tables * job.chunks();
     if (!items) return kOk;
     const double work = double(rows) * double(tables) * double(m * s);

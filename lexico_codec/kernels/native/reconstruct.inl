@@ -125,6 +125,7 @@ static void restore_as(Restoring& job) {
     const int64_t chunks = job.chunks(), m = job.m, s = job.s;
     constexpr float most = Range<float>::largest;
     float coefficients[256];
+    T vector[kMostHead]; // of components that lie apart
     for (;;) {
         const int64_t item = job.next.fetch_add(1, std::memory_order_relaxed);
         if (item >= job.tables * chunks || job.status.load(std::memory_order_relaxed)) return;
@@ -146,14 +147,11 @@ static void restore_as(Restoring& job) {
                 coefficients[k] = c > most ? most : c < -most ? -most : c;
             }
             if (int64_t(top) >= atoms) return job.fail(kBadIndex);
-            int64_t at = head * job.head_stride;
-            if (job.blocks)
-                at += job.blocks[token / job.block_tokens] * job.block_stride +
-                      token % job.block_tokens * job.token_stride;
-            else
-                at += token * job.token_stride;
-            sum_row<true>(table, m, indices, coefficients, count,
-                          static_cast<T*>(job.parts[t]) + at);
+            T* out = static_cast<T*>(job.memory.parts[t]) + job.memory.offset(t, token) +
+                     head * job.memory.head_stride(t);
+            const int64_t apart = job.memory.stride(t);
+            sum_row<true>(table, m, indices, coefficients, count, apart == 1 ? out : vector);
+            for (int64_t i = 0; apart != 1 && i < m; ++i) out[i * apart] = vector[i];
             if (++head == job.heads) head = 0, ++token;
         }
     }

@@ -89,6 +89,8 @@ class Atoms:
         """
         if not 0 <= first <= first + tables <= self.tables or tables == 0:
             raise InvalidInput(f"atoms: no dictionaries {first}+{tables} among {self.tables}")
+        if tables == self.tables:
+            return self
         return replace(self, starts=self.starts[first : first + tables + 1])
 
     def form(self, name: Hashable, make: Callable[[], Form]) -> Form:

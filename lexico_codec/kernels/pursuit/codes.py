@@ -37,6 +37,28 @@ class Codes:
             exponents,
         )
 
+    def part(self, tables: range, heads: range, sizes: tuple[int, int, int]) -> Codes:
+        """The codes of some tables and heads alone.
+
+        Args:
+            tables: consecutive. heads: consecutive.
+            sizes: tables, tokens and heads of which these are the codes.
+        """
+        if (len(tables), len(heads)) == (sizes[0], sizes[2]):
+            return self
+
+        def taken(column: Tensor) -> Tensor:
+            own = column.view(*sizes, *column.shape[1:])
+            own = own[tables.start : tables.stop, :, heads.start : heads.stop]
+            return own.reshape(-1, *column.shape[1:])
+
+        return Codes(
+            taken(self.indices),
+            taken(self.coefficients),
+            taken(self.counts),
+            None if self.exponents is None else taken(self.exponents),
+        )
+
     def quantised(self) -> Codes:
         """The codes as a frame stores them; N must be at most 32768."""
         if self.exponents is not None:

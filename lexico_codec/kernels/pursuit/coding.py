@@ -14,11 +14,11 @@ from torch import Tensor
 
 from lexico_codec.kernels import library
 from lexico_codec.kernels.dispatch import Kernel, choose
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit import compiled, naive
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.preparation import Preparation
-from lexico_codec.kernels.target import Target
 from lexico_codec.limits import MAX_SPARSITY
 from lexico_proto.errors import InternalError, InvalidInput, ShapeMismatch
 
@@ -122,7 +122,7 @@ def reconstruct(codes: Codes, atoms: Atoms | Tensor, *, kernel: Kernel | None = 
     chosen = choose("reconstruct", codes.indices.device, dtype, table.m, width, kernel)
     if chosen == "triton":
         out = table.stack.new_empty(table.tables, rows, 1, table.m)
-        _reconstruct_triton(codes, table, Target.of(list(out), rows), None)
+        _reconstruct_triton(codes, table, TableMemory.over(out), None)
         return out.view(-1, table.m)
     return _dense(codes, table, chosen)
 
@@ -130,53 +130,53 @@ def reconstruct(codes: Codes, atoms: Atoms | Tensor, *, kernel: Kernel | None = 
 def reconstruct_into(
     codes: Codes,
     atoms: Atoms,
-    target: Target,
+    memory: TableMemory,
     *,
     preparation: Preparation | None = None,
     kernel: Kernel | None = None,
 ) -> None:
     """Writes the vectors that the codes stand for into the caller's memory.
 
-    Values beyond the range of the target's dtype become its largest.
+    Values beyond the range of the memory's dtype become its largest.
 
     Args:
-        codes: of `target.tables * target.tokens * target.heads` vectors.
-        atoms: the dictionaries, one a part of the target, on the same device.
-        target: where the vectors go, on the same device.
+        codes: of `memory.tables * memory.tokens * memory.heads` vectors.
+        atoms: the dictionaries, one a table of the memory, on the same device.
+        memory: where the vectors go, on the same device.
         preparation: what was done to the vectors before they were coded: it is undone.
         kernel: a forced kernel, or None for the usual one.
 
     Raises:
-        ShapeMismatch: codes, atoms, target and preparation that do not fit one another.
+        ShapeMismatch: codes, atoms, memory and preparation that do not fit one another.
         InvalidInput: an index outside its dictionary.
         ConfigurationError: a forced kernel that cannot serve.
     """
     rows = _check_codes(codes, atoms)
-    if (target.tables, target.tokens * target.heads, target.m) != (atoms.tables, rows, atoms.m):
+    shape = (memory.tables, memory.tokens, memory.heads, memory.m)
+    if (shape[0], shape[1] * shape[2], shape[3]) != (atoms.tables, rows, atoms.m):
         raise ShapeMismatch(
-            f"target: {target.tables} tables of {target.tokens * target.heads} vectors of "
-            f"{target.m}, the codes are {atoms.tables} of {rows} of {atoms.m}"
+            f"memory: {shape[0]} tables of {shape[1] * shape[2]} vectors of {shape[3]}, the codes "
+            f"are {atoms.tables} of {rows} of {atoms.m}"
         )
-    if target.parts[0].device != codes.indices.device:
-        raise ShapeMismatch("target: must be on the device of the codes")
+    if memory.device != codes.indices.device:
+        raise ShapeMismatch("memory: must be on the device of the codes")
     if preparation is not None:
-        preparation.check(target.tables, target.heads, target.m)
+        preparation.check(memory.tables, memory.heads, memory.m)
     width = codes.indices.shape[1]
     device, dtype = codes.indices.device, atoms.stack.dtype
-    shape = (target.tables, target.tokens, target.heads, target.m)
     with torch.no_grad():
         if rows == 0 or width == 0:
             dense = atoms.stack.new_zeros(shape)
         else:
             chosen = choose("reconstruct", device, dtype, atoms.m, width, kernel)
             if chosen == "triton":
-                _reconstruct_triton(codes, atoms, target, preparation)
+                _reconstruct_triton(codes, atoms, memory, preparation)
                 return
-            if chosen == "compiled" and preparation is None and _restores(codes, target):
-                _restore_compiled(codes, atoms, target)
+            if chosen == "compiled" and preparation is None and _restores(codes, memory):
+                _restore_compiled(codes, atoms, memory)
                 return
             dense = _dense(codes, atoms, chosen).view(shape)
-        target.fill(preparation.undo(dense) if preparation is not None else dense)
+        memory.fill(preparation.undo(dense) if preparation is not None else dense)
 
 
 def _dense(codes: Codes, atoms: Atoms, chosen: Kernel) -> Tensor:
@@ -210,23 +210,18 @@ def _reconstruct_compiled(codes: Codes, atoms: Atoms) -> Tensor:
     return dense.view(-1, atoms.m)
 
 
-def _restores(codes: Codes, target: Target) -> bool:
-    """Whether the compiled library writes the target itself."""
-    first = target.parts[0]
-    together = first.stride(-1) == 1 or target.m == 1
-    return codes.exponents is not None and together and library.takes(first.dtype)
+def _restores(codes: Codes, memory: TableMemory) -> bool:
+    """Whether the compiled library writes the memory itself."""
+    return codes.exponents is not None and library.reaches(memory)
 
 
-def _restore_compiled(codes: Codes, atoms: Atoms, target: Target) -> None:
+def _restore_compiled(codes: Codes, atoms: Atoms, memory: TableMemory) -> None:
     if codes.exponents is None:
         raise InternalError("plain codes where quantised ones were expected")
     stack, starts = _contiguous(atoms)
     columns = (codes.indices, codes.coefficients, codes.exponents, codes.counts)
     indices, bits, exponents, counts = (column.contiguous() for column in columns)
-    blocks = None if target.block_table is None else target.block_table.long().contiguous()
-    compiled.restore(
-        (indices, bits, exponents, counts), stack, starts, target.parts, target.tokens, blocks
-    )
+    compiled.restore((indices, bits, exponents, counts), stack, starts, memory)
 
 
 def _contiguous(atoms: Atoms) -> tuple[Tensor, tuple[int, ...]]:
@@ -236,12 +231,18 @@ def _contiguous(atoms: Atoms) -> tuple[Tensor, tuple[int, ...]]:
 
 
 def _reconstruct_triton(
-    codes: Codes, atoms: Atoms, target: Target, preparation: Preparation | None
+    codes: Codes, atoms: Atoms, memory: TableMemory, preparation: Preparation | None
 ) -> None:
     from lexico_codec.kernels.pursuit import triton_decode
 
     _check_indices(codes.indices, atoms)
-    triton_decode.reconstruct(codes, atoms, target, preparation)
+    if triton_decode.reaches(memory):
+        triton_decode.reconstruct(codes, atoms, memory, preparation)
+        return
+    shape = (memory.tables, memory.tokens, memory.heads, memory.m)
+    scratch = TableMemory.over(torch.empty(shape, dtype=memory.dtype, device=memory.device))
+    triton_decode.reconstruct(codes, atoms, scratch, preparation)
+    memory.write(scratch.read())
 
 
 def _grouped(vectors: Tensor, atoms: Atoms) -> Tensor:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import ctypes
-from collections.abc import Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.kernels import library
+from lexico_codec.kernels.memory import TableMemory
 from lexico_proto.errors import InvalidInput, NonFiniteCache, ShapeMismatch
 
 _NON_FINITE, _BAD_INDEX = 2, 3  # Status of native/lexico.h
@@ -162,24 +162,18 @@ def restore(
     codes: tuple[Tensor, Tensor, Tensor, Tensor],
     table: Tensor,
     starts: tuple[int, ...],
-    parts: Sequence[Tensor],
-    tokens: int,
-    block_table: Tensor | None = None,
+    memory: TableMemory,
 ) -> None:
     """Writes the vectors that quantised codes stand for into the caller's memory, in one pass.
 
-    Values beyond the range of the parts' dtype become its largest. Where an error is raised parts
+    Values beyond the range of the memory's dtype become its largest. Where an error is raised parts
     of the memory may have been written.
 
     Args:
         codes: indices `[T * R, s]` int16, E4M3 bits `[T * R, s]` uint8, exponents `[T * R]` int8
             and counts `[T * R]` uint8, R being tokens * heads.
         table, starts: see `pack`.
-        parts: one a table, of equal shapes and strides: `[tokens, heads, m]`, or with a block table
-            `[blocks, block_tokens, heads, m]`; float32, float16 or bfloat16, components side by
-            side.
-        tokens: how many to write.
-        block_table: the block of each run of `block_tokens` tokens, int64, in range; or None.
+        memory: T tables, which the library `reaches`.
 
     Raises:
         ShapeMismatch: a dtype, layout or length that does not fit.
@@ -187,18 +181,16 @@ def restore(
     """
     native = library.loaded()
     indices, bits, exponents, counts = codes
-    tables, first = len(starts) - 1, parts[0]
-    heads, m = first.shape[-2:]
+    tables, tokens, heads, m = len(starts) - 1, memory.tokens, memory.heads, memory.m
     rows, sparsity = tables * tokens * heads, indices.shape[1]
     _check(table, torch.float32, (starts[-1], m), "table")
     _check(indices, torch.int16, (rows, -1), "indices")
     _check(bits, torch.uint8, (rows, sparsity), "coefficients")
     _check(exponents, torch.int8, (rows,), "exponents")
     _check(counts, torch.uint8, (rows,), "counts")
-    if len(parts) != tables or not library.takes(first.dtype) or (first.stride(-1) != 1 and m > 1):
-        raise ShapeMismatch("parts: one a table, of a half type or float32, components together")
-    if block_table is not None:
-        _check(block_table, torch.int64, (-1,), "block_table")
+    if memory.tables != tables or not library.reaches(memory):
+        raise ShapeMismatch("memory: one table a dictionary, of a half type or float32")
+    reached = library.Reached.of(memory)
     status = native.lexico_restore(
         library.isa_number(),
         torch.get_num_threads(),
@@ -213,13 +205,12 @@ def restore(
         heads,
         m,
         sparsity,
-        library.dtype_number(first.dtype),
-        (ctypes.c_void_p * tables)(*[part.data_ptr() for part in parts]),
-        None if block_table is None else block_table.data_ptr(),
-        1 if block_table is None else first.shape[1],
-        first.stride(0),
-        first.stride(-3),
-        first.stride(-2),
+        library.dtype_number(memory.dtype),
+        reached.pointers,
+        reached.strides,
+        reached.block_address,
+        reached.block_tokens,
+        reached.first_slot,
     )
     if status == _BAD_INDEX:
         raise InvalidInput("codes: an index outside its dictionary, or a count over s")

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -26,6 +26,16 @@ class Preparation:
     """`[tables, heads, m]` float32, subtracted after un-rotation, or None."""
     scale: Tensor | None = None
     """`[tables, heads]` float32, positive, multiplied in last, or None."""
+
+    def part(self, tables: range, heads: range) -> Preparation:
+        """Of some consecutive tables and heads alone."""
+        own, some = slice(tables.start, tables.stop), slice(heads.start, heads.stop)
+        return replace(
+            self,
+            turned=self.turned[own],
+            mean=None if self.mean is None else self.mean[own, some],
+            scale=None if self.scale is None else self.scale[own, some],
+        )
 
     def check(self, tables: int, heads: int, m: int) -> None:
         """Refuses what does not fit vectors of that shape.

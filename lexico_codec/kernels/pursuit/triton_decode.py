@@ -14,11 +14,11 @@ import torch
 import triton
 from torch import Tensor
 
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.preparation import Preparation
 from lexico_codec.kernels.pursuit.triton_decode_kernel import RUNTIME, decode
-from lexico_codec.kernels.target import Target
 from lexico_codec.kernels.variants import Variant
 
 _L1_BYTES: Final = 256 << 10  # of an sm_90 or sm_100 multiprocessor, nearly all of it cache here
@@ -54,41 +54,46 @@ class _Cut:
         return cls(width, rows, -(-pairs // width) + -(-(m - 2 * pairs) // (2 * width)))
 
 
+def reaches(memory: TableMemory) -> bool:
+    """Whether the kernel writes a memory itself: it takes one set of strides."""
+    strides = memory.addresses().strides
+    return all(four == strides[0] for four in strides)
+
+
 def reconstruct(
-    codes: Codes, atoms: Atoms, target: Target, preparation: Preparation | None
+    codes: Codes, atoms: Atoms, memory: TableMemory, preparation: Preparation | None
 ) -> None:
-    """Writes the vectors that the codes stand for into the target; shapes and indices fit.
+    """Writes the vectors that the codes stand for into a memory; shapes and indices fit.
 
     Args:
         codes: plain (int32, float32, int32) or quantised, on the device of all else.
         atoms: float32.
-        target: where the vectors go, clamped to the range of its dtype.
+        memory: where the vectors go, clamped to the range of its dtype; one that it `reaches`.
         preparation: what is undone, or None.
     """
-    total = target.tables * target.tokens * target.heads
+    total = memory.tables * memory.tokens * memory.heads
     if total == 0:
         return
-    first, device = target.parts[0], target.parts[0].device
+    first, device = _first(memory), memory.device
+    pointers, strides = memory.addresses()
     table = _table(atoms)
     rope = None if preparation is None else preparation.rope
     cos = sin = mean = scale = None
     if preparation is not None:
         if rope is not None:
-            cos, sin = (angle.contiguous() for angle in preparation.angles(target.tokens, device))
+            cos, sin = (angle.contiguous() for angle in preparation.angles(memory.tokens, device))
         mean, scale = _float32(preparation.mean, device), _float32(preparation.scale, device)
     pairs = 0 if rope is None else rope.rotary_dim // 2
     half = rope is not None and rope.pairing == "half"
     cut = _Cut.of(atoms.m, pairs if half else 0, table.element_size(), max(atoms.sizes))
     streams = min(-(-total // _STREAM_ROWS), max(1, _multiprocessors(device) // cut.slices))
     share = -(-total // streams)
-    offsets = tuple(
-        (part.data_ptr() - first.data_ptr()) // first.element_size() for part in target.parts
-    )
-    turned = (False,) * target.tables
+    offsets = tuple((pointer - pointers[0]) // memory.dtype.itemsize for pointer in pointers)
+    turned = (False,) * memory.tables
     if preparation is not None and rope is not None:
         turned = preparation.turned
     indices, coefficients, packed = _words(codes)
-    stride_block, stride_token, stride_head, stride_component = (0, *first.stride())[-4:]
+    stride_block, stride_token, stride_head, stride_component = strides[0]
     with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
         decode[(cut.slices * -(-total // share),)](
             indices,
@@ -98,7 +103,7 @@ def reconstruct(
             table,
             _described(atoms.starts[:-1], offsets, turned, device),
             first,
-            target.block_table,
+            memory.block_table,
             cos,
             sin,
             mean,
@@ -106,21 +111,22 @@ def reconstruct(
             1.0 if rope is None else rope.scale,
             total,
             share,
-            target.tokens,
-            target.tables,
+            memory.tokens,
+            memory.tables,
+            memory.first_slot,
             stride_block,
             stride_token,
             stride_head,
             stride_component,
             M=atoms.m,
             S=codes.indices.shape[1],
-            HEADS=target.heads,
-            BLOCK_TOKENS=1 if target.block_table is None else first.shape[1],
+            HEADS=memory.heads,
+            BLOCK_TOKENS=memory.block_tokens,
             PAIRS=pairs,
             HALF=half,
             PACKED=packed,
             MOST=min(torch.finfo(first.dtype).max, torch.finfo(torch.float32).max),
-            ALIGN=math.gcd(16 // first.element_size(), *offsets, *first.stride()[:-1]),
+            ALIGN=math.gcd(16 // first.element_size(), *offsets, *strides[0][:-1]),
             UNIT=stride_component == 1,
             W=cut.components,
             BR=cut.rows,
@@ -206,6 +212,14 @@ def _variant(
     absent = {key: None for key, kind in signature.items() if kind == "constexpr"}
     signature |= dict.fromkeys(constexprs, "constexpr")
     return Variant(f"decode {name}", decode, signature, absent | constexprs, _WARPS, 3)
+
+
+def _first(memory: TableMemory) -> Tensor:
+    """What begins where the kernel counts from: the first table's pool, or its first token."""
+    held = memory.held[0] if isinstance(memory.held, tuple) else memory.held
+    if memory.block_table is None:
+        return held.narrow(-3, memory.first_slot, memory.tokens)
+    return held
 
 
 def _table(atoms: Atoms) -> Tensor:

@@ -79,6 +79,7 @@ RUNTIME = (
     "share",
     "tokens",
     "table_count",
+    "first_slot",
     "stride_block",
     "stride_token",
     "stride_head",
@@ -106,6 +107,7 @@ def decode(
     share,  # rows a stream
     tokens,
     table_count,
+    first_slot,  # of the first token, counted in the block table
     stride_block,
     stride_token,
     stride_head,
@@ -229,8 +231,8 @@ def decode(
 
         offset = tl.load(tables + table_count + table) + head.to(tl.int64) * stride_head
         if block_table is not None:
-            place = token // BLOCK_TOKENS
-            slot = token - place * BLOCK_TOKENS
+            place = (first_slot + token) // BLOCK_TOKENS
+            slot = first_slot + token - place * BLOCK_TOKENS
             offset += tl.load(block_table + place).to(tl.int64) * stride_block
             offset += slot.to(tl.int64) * stride_token
         else:
