@@ -93,7 +93,9 @@ def _headline(result: dict[str, Any]) -> dict[str, float | None]:
         "decode_share_of_copy": least("decode", "share_of_copy", lambda row: True),
         **{
             f"attention_vs_sdpa_from_16k_s{sparsity}": least(
-                "attention", "times_faster", partial(_is_long, sparsity)
+                "attention",
+                "times_faster",
+                partial(_is_long, sparsity),
             )
             for sparsity in (8, 16)
         },

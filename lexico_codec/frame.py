@@ -12,7 +12,7 @@ from typing import Final
 
 from lexico_codec.checksum import Checksum
 from lexico_codec.limits import MAX_PARSED_FRAME_BYTES
-from lexico_proto.errors import DamagedFrame, FrameMismatch
+from lexico_proto.errors import DamagedFrame, FrameMismatch, NewerFrame
 
 MAGIC: Final = b"LXKV"
 VERSION: Final = 1
@@ -118,9 +118,13 @@ def pack_frame(
 def parse_frame(frame: bytes | bytearray | memoryview) -> tuple[FrameHeader, memoryview]:
     """Header and body of a frame whose checksum holds.
 
+    The checksum has the same place and covers the same bytes in every version, so a newer frame can
+    be told from one whose version was damaged.
+
     Raises:
-        DamagedFrame: too short, too long, another magic, version or length, or a checksum that
-            does not hold.
+        DamagedFrame: too short, too long, another magic or length, a checksum that does not hold,
+            or a field that no writer makes.
+        NewerFrame: sound, of a version that this build does not read.
     """
     view = memoryview(frame).cast("B")
     if not HEADER_BYTES <= len(view) <= MAX_PARSED_FRAME_BYTES:
@@ -148,15 +152,23 @@ def parse_frame(frame: bytes | bytearray | memoryview) -> tuple[FrameHeader, mem
     ) = _FIELDS.unpack_from(view)
     if magic != MAGIC:
         raise DamagedFrame("not a frame: the magic bytes are missing")
-    if version != VERSION or header_bytes != HEADER_BYTES or reserved != 0:
-        raise DamagedFrame(f"frame version {version}: this build reads version {VERSION}")
-    if body_bytes != len(view) - HEADER_BYTES:
+    if version == VERSION and body_bytes != len(view) - HEADER_BYTES:
         raise DamagedFrame(
             f"frame declares {body_bytes} body bytes, has {len(view) - HEADER_BYTES}"
         )
     body = view[HEADER_BYTES:]
     if _CHECKSUM.unpack_from(view, _FIELDS.size)[0] != _checksum(view[: _FIELDS.size], body):
         raise DamagedFrame("frame checksum does not hold")
+    if version > VERSION:
+        raise NewerFrame(
+            f"frame version {version}: this build reads version {VERSION}; upgrade it to use this "
+            "page"
+        )
+    if version != VERSION or header_bytes != HEADER_BYTES or reserved != 0:
+        raise DamagedFrame(
+            f"frame version {version}, {header_bytes} header bytes, reserved field {reserved}: "
+            "no writer makes it"
+        )
     dtype = next((name for name, code in DTYPE_CODES.items() if code == dtype_code), None)
     if dtype is None:
         raise DamagedFrame(f"frame dtype code {dtype_code} is unknown")
@@ -182,6 +194,7 @@ def expect_frame(frame: bytes | bytearray | memoryview, expected: FrameHeader) -
 
     Raises:
         DamagedFrame: the bytes fail a check.
+        NewerFrame: a sound frame of a newer version.
         FrameMismatch: a sound frame of another page, geometry, codec, dictionary set or place.
     """
     header, body = parse_frame(frame)

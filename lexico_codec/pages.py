@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs import Place
+from lexico_codec.codecs import CODECS, Place
 from lexico_codec.codecs.sparse import GroupCodes, with_codes
-from lexico_codec.frame import Arena, FrameHeader, expect_frame, pack_frame
+from lexico_codec.frame import Arena, FrameHeader, expect_frame, pack_frame, parse_frame
 from lexico_codec.memory import CacheMemory, target_of
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -16,6 +16,7 @@ from lexico_proto.errors import (
     DictionaryMismatch,
     FrameMismatch,
     InvalidInput,
+    NewerFrame,
     NonFiniteCache,
     ShapeMismatch,
     UnknownDictionary,
@@ -107,6 +108,7 @@ def decode_group(
 
     Raises:
         DamagedFrame: the bytes fail a check.
+        NewerFrame: a sound frame of a version or codec that this build does not know.
         FrameMismatch: a sound frame that belongs elsewhere.
         ShapeMismatch: `out` does not fit the spec.
         InvalidInput: elements of a tensor that share memory.
@@ -158,6 +160,7 @@ def read_group(
 
     Raises:
         DamagedFrame: the bytes fail a check.
+        NewerFrame: a sound frame of a version or codec that this build does not know.
         FrameMismatch: a sound frame that belongs elsewhere.
         Unsupported: a codec without codes (raw): use `decode_group`.
     """
@@ -185,7 +188,15 @@ def _proven_body(
     """The body of the frame that was asked for, its checksum verified, its dictionary at hand."""
     if spec.codec.needs_dictionary and (dictionary is None or dictionary.digest != spec.dictionary):
         raise FrameMismatch("the dictionary set at hand is not the one that the spec names")
-    return expect_frame(frame, _header(spec, page_key, page, group))
+    try:
+        return expect_frame(frame, _header(spec, page_key, page, group))
+    except FrameMismatch as error:
+        codec_id = parse_frame(frame)[0].codec_id
+        if codec_id in {codec.codec_id for codec in CODECS.values()}:
+            raise
+        raise NewerFrame(
+            f"a frame of codec {codec_id}: this build does not know it; upgrade it to use this page"
+        ) from error
 
 
 def _check_index(spec: CacheSpec, page: int, group: int) -> None:

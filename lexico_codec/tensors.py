@@ -16,8 +16,9 @@ def bytes_of(tensor: Tensor) -> memoryview:
     """The tensor's elements as flat bytes: a view where it is contiguous and on the CPU, else a
     copy.
     """
-    flat = tensor.detach().to("cpu").contiguous().view(torch.uint8).reshape(-1)
-    return flat.numpy().data
+    whole = tensor.detach().to("cpu").contiguous()
+    flat = whole.as_strided((whole.numel(),), (1,))  # none or one element may have any strides
+    return flat.view(torch.uint8).numpy().data
 
 
 def tensor_from(

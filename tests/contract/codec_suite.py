@@ -16,7 +16,12 @@ from lexico_codec.codecs import CODECS, Codec, Place, codec_from_config
 from lexico_codec.geometry import DTYPES, Geometry
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_proto.errors import DamagedFrame
+from tests.contract.memory_suite import MemorySuite
 from tests.support.dictionaries import random_set
+from tests.support.groups import FAR as FAR
+from tests.support.groups import Shape as Shape
+from tests.support.groups import bits as bits
+from tests.support.groups import group_of as group_of
 from tests.support.guarded_memory import guarded
 from tests.support.peak_memory import growing_at_most
 
@@ -38,26 +43,9 @@ RANDOM = settings(
         HealthCheck.differing_executors,
     ],
 )
-FAR = 1000
-"""A first token with no sinks after it."""
-
-Shape = tuple[int, int, int, int]
 
 
-def group_of(shape: Shape, dtype: str = "float16", seed: int = 0) -> Tensor:
-    """Random keys and values, `[layers, 2, tokens, heads, dim]`, on the scale of a model's."""
-    layers, heads, dim, tokens = shape
-    generator = torch.Generator().manual_seed(seed)
-    values = torch.randn(layers, 2, tokens, heads, dim, generator=generator)
-    return (values * torch.tensor([4.0, 1.0])[:, None, None, None]).to(DTYPES[dtype])
-
-
-def bits(tensor: Tensor) -> Tensor:
-    """Elements as integers: equal only where every bit is."""
-    return tensor.contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
-
-
-class CodecSuite:
+class CodecSuite(MemorySuite):
     """Subclasses give `codecs` and what is true of each alone."""
 
     codecs: ClassVar[list[Codec]]

@@ -17,12 +17,13 @@ from lexico_codec.frame import HEADER_BYTES, FrameHeader, pack_frame
 from lexico_proto import errors
 from lexico_proto.v1 import dictionaries_pb2 as dict_pb
 from lexico_proto.v1 import reload_pb2 as pb
-from lexico_services import frame_reader
 from lexico_services.auth import DEFAULT_TENANT
 from lexico_services.config import ReloadConfig
+from lexico_services.reload import frame_reader
 from lexico_store import MemoryStore, PageStore, open_store
 from lexico_store.scopes import SHARED_SCOPE, tenant_scope
 from tests.support.dictionaries import random_set
+from tests.support.newer_frames import of_version
 from tests.support.services import Services, error_of, prompt, running_services
 from tests.support.waiting import PATIENCE_S
 
@@ -32,10 +33,10 @@ TTL_S = 3600.0
 MIB = 1 << 20
 
 
-def frame_of(page: int, group: int, frame_bytes: int = 300) -> memoryview:
+def frame_of(page: int, group: int, frame_bytes: int = 300, codec_id: int = 1) -> memoryview:
     """A sound frame of that length, whose body says which it is."""
     header = FrameHeader(
-        codec_id=1,
+        codec_id=codec_id,
         dtype="float32",
         sink_tokens=0,
         first_layer=group,
@@ -175,6 +176,49 @@ async def test_a_damaged_page_is_a_miss_and_is_removed(how: str) -> None:
         # It can be offloaded again: it is no longer said to be there.
         match = await services.reload.Match(pb.MatchRequest(page_keys=KEYS[:3]))
         assert list(match.present) == [True, False, True]
+
+
+async def test_a_newer_page_is_a_miss_and_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
+    store, newer = filled(3), of_version(frame_of(1, 2), 2)
+    store.commit(SCOPE, KEYS[1], [frame_of(1, 0), frame_of(1, 1), newer], b"", 60)
+    async with running_services(store) as services:
+        for _ in range(2):
+            parts = await get(services, KEYS[:3], 3)
+            assert [p.miss.page for p in parts if p.HasField("miss")] == [1]
+        match = await services.reload.Match(pb.MatchRequest(page_keys=KEYS[:3]))
+        assert list(match.present) == [True] * 3
+    assert store.read(SCOPE, KEYS[1:2], 2) == [newer]
+    assert "newer pages=1 group=2: left alone" in caplog.text
+    assert "removed" not in caplog.text
+
+
+async def test_a_version_that_was_damaged_is_no_newer_one() -> None:
+    store, bad = filled(1, 1), bytearray(frame_of(0, 0))
+    bad[4] ^= 2  # version 3
+    store.commit(SCOPE, KEYS[0], [bad], b"", 60)
+    async with running_services(store) as services:
+        parts = await get(services, KEYS[:1], 1)
+        assert [p.miss.page for p in parts] == [0]
+    assert store.present(SCOPE, KEYS[:1]) == [False]
+
+
+async def test_newer_and_damaged_pages_in_one_read(caplog: pytest.LogCaptureFixture) -> None:
+    store = filled(4, 1)
+    store.commit(SCOPE, KEYS[1], [of_version(frame_of(1, 0), 2)], b"", 60)
+    store.commit(SCOPE, KEYS[2], [b"junk"], b"", 60)
+    async with running_services(store, reload=ReloadConfig(pages_per_read=4)) as services:
+        parts = await get(services, KEYS[:4], 1)
+        assert [p.miss.page for p in parts if p.HasField("miss")] == [1]
+    assert store.present(SCOPE, KEYS[:4]) == [True, True, False, True]
+
+
+async def test_a_reload_server_needs_not_know_a_codec() -> None:
+    """Nodes that do get their pages through servers that are older than the codec."""
+    store, frame = filled(0), frame_of(0, 0, codec_id=999)
+    store.commit(SCOPE, KEYS[0], [frame], b"", 60)
+    async with running_services(store) as services:
+        (part,) = await get(services, KEYS[:1], 1)
+    assert part.frame.data == frame
 
 
 async def test_reading_renews_the_expiry() -> None:

@@ -102,7 +102,26 @@ def paged(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> Table
     return TableMemory.of([pool[:, t] for t in range(tables)], tokens, order)
 
 
-LAYOUTS = [engine, hugging_face, padded, paged]
+def within_a_block(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> TableMemory:
+    """From the fourth slot of a block on; heads before tokens."""
+    blocks = -(-(3 + tokens) // 5) + 2
+    pool = memory[: blocks * tables * 5 * heads * m].view(blocks, tables, heads, 5, m)
+    order = torch.randperm(blocks, generator=torch.Generator().manual_seed(4))
+    return TableMemory.over(pool.permute(1, 0, 3, 2, 4), tokens, order, 3)
+
+
+def unlike(memory: Tensor, tables: int, tokens: int, heads: int, m: int) -> TableMemory:
+    """Every other table transposed, as keys are in vLLM on a CPU."""
+    size = tokens * heads * m
+    runs = [memory[t * size :][:size] for t in range(tables)]
+    parts = [
+        run.view(heads, m, tokens).permute(2, 0, 1) if t % 2 else run.view(tokens, heads, m)
+        for t, run in enumerate(runs)
+    ]
+    return TableMemory.of(parts, tokens)
+
+
+LAYOUTS = [engine, hugging_face, padded, paged, within_a_block, unlike]
 
 
 def check(

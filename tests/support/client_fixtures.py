@@ -40,7 +40,7 @@ def small_spec(codec: str = "raw", dtype: str = "float16", dictionary: bytes = b
 
 
 def small_dictionary(
-    seed: int = 0, layers: int = LAYERS, head_dim: int = HEAD_DIM
+    seed: int = 0, layers: int = LAYERS, head_dim: int = HEAD_DIM, kv_heads: int = KV_HEADS
 ) -> DictionarySet:
     """A set of random unit vectors."""
     generator = torch.Generator().manual_seed(seed)
@@ -50,7 +50,7 @@ def small_dictionary(
 
     info = SetInfo(
         model=f"random-{seed}",
-        kv_heads=KV_HEADS,
+        kv_heads=kv_heads,
         rope={},
         sparsity=8,
         training={"seed": seed},

@@ -79,7 +79,7 @@ def lossy(client: Client, model: Any) -> HuggingFaceCache:
         model,
         codec="lexico",
         codec_config={"sparsity": 4},
-        dictionary=small_dictionary(layers=LAYERS, head_dim=HEAD_DIM),
+        dictionary=small_dictionary(layers=LAYERS, head_dim=HEAD_DIM, kv_heads=2),
         page_tokens=PAGE_TOKENS,
         recent_tokens=12,
     )
@@ -188,7 +188,7 @@ def test_a_damaged_frame_in_the_middle(
 def test_lexico_registers_its_dictionary_when_first_needed(
     client: Client, memory: InMemoryTransport, model: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    dictionary = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM)
+    dictionary = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM, kv_heads=2)
     ids = prompt(41)
     shared = HuggingFaceCache(
         client,

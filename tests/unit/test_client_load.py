@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -29,6 +30,7 @@ from tests.support.client_fixtures import (
     small_spec,
     views_of,
 )
+from tests.support.newer_frames import of_codec, of_version
 from tests.support.waiting import PATIENCE_S, settle, skip_ahead, until
 
 SPEC = small_spec()
@@ -116,6 +118,26 @@ async def test_frames_of_another_geometry_are_refused(
     loaded = await client.load(SPEC, TOKENS, Landing(SPEC))
     assert loaded.tokens == 0
     assert type(loaded.reason) is errors.FrameMismatch
+
+
+@pytest.mark.parametrize("newer", [partial(of_version, version=2), partial(of_codec, codec_id=999)])
+async def test_a_newer_frame_ends_the_prefix_and_says_so(
+    client: AsyncClient,
+    memory: InMemoryTransport,
+    caplog: pytest.LogCaptureFixture,
+    newer: Callable[[bytes], bytes],
+) -> None:
+    cache, landing = await offloaded(client), Landing(SPEC)
+    frames = memory.pages[KEYS[2]]
+    frames[1] = newer(frames[1])
+    kept = list(frames)
+    loaded = await client.load(SPEC, TOKENS, landing)
+    check(loaded, landing, cache, 2)
+    assert type(loaded.reason) is errors.NewerFrame
+    assert "newer page=2 group=1: left alone" in caplog.text
+    report = await client.offload(SPEC, TOKENS, views_of(SPEC, cache))
+    assert report.pages == ("present",) * 4
+    assert memory.pages[KEYS[2]] == kept
 
 
 async def test_a_page_that_goes_between_match_and_get(

@@ -23,7 +23,7 @@ from lexico_codec.frame import (
     pack_frame,
     parse_frame,
 )
-from lexico_proto.errors import DamagedFrame, FrameMismatch
+from lexico_proto.errors import DamagedFrame, FrameMismatch, NewerFrame
 
 HEADER = FrameHeader(
     codec_id=2,
@@ -185,12 +185,12 @@ def test_random_bytes_are_damaged(noise: bytes, magic: bool) -> None:
     keep=st.sampled_from([0, 4, 8]),
 )
 def test_random_headers_with_a_sound_checksum(noise: bytes, keep: int) -> None:
-    """Nothing but a DamagedFrame or a mismatch, however much of the header is right."""
+    """Damaged, elsewhere or newer, however much of the header is right."""
     sound = bytes(pack_frame(HEADER, b""))
     data = bytearray(sound[:keep] + noise[keep:])
     if keep == 8:
         struct.pack_into("<IQ", data, 28, 0, len(data) - HEADER_BYTES)
-    with pytest.raises(DamagedFrame):
+    with pytest.raises((DamagedFrame, NewerFrame)):
         expect_frame(sign(data), HEADER)
 
 
@@ -198,7 +198,6 @@ def test_random_headers_with_a_sound_checksum(noise: bytes, keep: int) -> None:
     ("field", "value"),
     [
         ("version", 0),
-        ("version", 2),
         ("header_bytes", 0),
         ("header_bytes", 127),
         ("header_bytes", 192),
@@ -216,6 +215,25 @@ def test_random_headers_with_a_sound_checksum(noise: bytes, keep: int) -> None:
 )
 def test_forged_headers(field: str, value: int) -> None:
     check_damaged(forged(field, value))
+
+
+@pytest.mark.parametrize("version", [2, 3, 255, 256, 2**16 - 1])
+def test_a_newer_version_is_told_from_a_damaged_one(version: int) -> None:
+    """By the checksum, whatever else the newer version does with the header."""
+    newer = forged("version", version)
+    for field, value in (("version", version), ("header_bytes", 256), ("body_bytes", 1)):
+        offset, code = OFFSETS[field]
+        changed = bytearray(newer)
+        struct.pack_into(code, changed, offset, value)
+        for read in (parse_frame, lambda frame: expect_frame(frame, HEADER)):
+            with pytest.raises(NewerFrame, match=f"version {version}"):
+                read(sign(changed))
+    for at in range(len(newer)):
+        damaged = bytearray(newer)
+        damaged[at] ^= 0x10
+        check_damaged(damaged)
+    check_damaged(newer[:-1])
+    check_damaged(newer + b"x")
 
 
 def test_other_magic() -> None:
@@ -271,7 +289,7 @@ def test_declared_lengths_allocate_nothing() -> None:
     tracemalloc.start()
     try:
         for data in attacks:
-            with pytest.raises(DamagedFrame):
+            with pytest.raises((DamagedFrame, NewerFrame)):
                 expect_frame(data, HEADER)
         peak = tracemalloc.get_traced_memory()[1]
     finally:

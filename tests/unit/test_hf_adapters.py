@@ -19,6 +19,7 @@ from lexico_proto.errors import ConfigurationError, InvalidInput
 from tests.support.coded_models import llama, prompt
 
 peft = pytest.importorskip("peft")
+BaseTunerLayer = pytest.importorskip("peft.tuners.tuners_utils").BaseTunerLayer
 pytestmark = [  # of peft
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),
@@ -154,7 +155,7 @@ def test_adapters_without_a_wrapper(client: Client) -> None:
 
     def switch(how: Callable[[Any], None]) -> None:
         for module in model.modules():
-            if hasattr(module, "set_adapter"):
+            if isinstance(module, BaseTunerLayer):
                 how(module)
         seen.append(shared.spec.weights)
 

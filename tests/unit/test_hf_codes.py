@@ -15,7 +15,7 @@ from transformers import DynamicCache
 
 from lexico_client import Client, InMemoryTransport
 from lexico_client import hf as public
-from lexico_client._hf_recoding import Recoding
+from lexico_client.engines.hf._recoding import Recoding
 from lexico_client.hf import CodedCache, HuggingFaceCache, weights_fingerprint
 from lexico_codec.codecs import LexicoCodec
 from lexico_codec.hf_inputs import cache_inputs
@@ -357,7 +357,7 @@ def test_no_dense_mask_is_made_for_one_unpadded_sequence(
     def never(*arguments: Any, **named: Any) -> None:
         raise AssertionError("a mask of all queries and tokens")
 
-    monkeypatch.setattr("lexico_client._hf_codes_attention.sdpa_mask", never)
+    monkeypatch.setattr("lexico_client.engines.hf._coded_attention.sdpa_mask", never)
     for hit in (shared.load_codes(ids), shared.load(ids)):
         generated(model, ids, hit.cache)
 

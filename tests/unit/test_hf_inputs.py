@@ -13,7 +13,7 @@ from torch import nn
 from transformers import DynamicCache
 
 from lexico_client import Client, InMemoryTransport
-from lexico_client._hf_inputs import refuse_other_inputs
+from lexico_client.engines.hf._plain_models import refuse_other_inputs
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.hf_inputs import cache_inputs, cache_keyword
 from lexico_proto.errors import Unsupported

@@ -20,6 +20,7 @@ from lexico_store import MemoryStore
 from lexico_store.scopes import SHARED_SCOPE
 from lexico_worker.page_encoder import Outcome, PageEncoder, PageJob
 from tests.support.dictionaries import random_set
+from tests.support.newer_frames import of_version
 from tests.support.services import Prompt, prompt
 
 SCOPE = b"tenant-of-a-test"
@@ -100,6 +101,15 @@ def test_one_at_a_time() -> None:
     assert store.lease(SCOPE, again.page_key, 30, again.owner) is not None  # from a dead attempt
     assert encoder(store).encode_page(again, raw(made, 1)).outcome is Outcome.STORED
     assert encoder(store).encode_page(again, raw(made, 1)).outcome is Outcome.PRESENT
+
+
+def test_a_newer_page_is_left_alone() -> None:
+    made, store = prompt(), MemoryStore()
+    encoder(store).encode_page(job(made), raw(made))
+    newer = of_version(store.read(SCOPE, made.keys[:1], 0)[0] or b"", 2)
+    store.commit(SCOPE, made.keys[0], [newer], b"", 60)
+    assert encoder(store).encode_page(job(made), raw(made)).outcome is Outcome.PRESENT
+    assert store.read(SCOPE, made.keys[:1], 0) == [newer]
 
 
 def test_a_cancelled_page_is_not_written() -> None:

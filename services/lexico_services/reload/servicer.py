@@ -13,7 +13,7 @@ import grpc
 
 from lexico_codec.frame import parse_frame
 from lexico_codec.get_messages import frame_messages, miss_message
-from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError
+from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError, NewerFrame
 from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, write_to
@@ -124,7 +124,6 @@ class ReloadServicer:
         write: Write,
     ) -> None:
         """Reads one batch from the store while the one before it is sent."""
-
         source = _SoundFrames(self._store, scope, keys)
         reader = FrameReader(source, len(keys), groups, self._buffers, self._threads)
         batch = ahead = await reader.start()
@@ -185,30 +184,42 @@ class _SoundFrames:
         return self._store.frame_bytes(self._scope, self._keys, groups)
 
     def read(self, group: int, first: int, lengths: Sequence[int]) -> list[bytes | None]:
-        """A page with a damaged frame is removed, so that it is sent anew. One that was committed
-        anew since its length was asked for, and has another, is a miss: its bytes are not counted.
+        """A page with a damaged frame is removed, so that it is sent anew; a newer one is left to
+        those that can read it. One that was committed anew since its length was asked for, and has
+        another, is a miss: its bytes are not counted.
         """
         keys = self._keys[first : first + len(lengths)]
         asked = [key for key, length in zip(keys, lengths, strict=True) if length]
         found = dict(zip(asked, self._store.read(self._scope, asked, group), strict=True))
         frames: list[bytes | None] = []
-        damaged = []
+        damaged, newer = [], 0
         for key, length in zip(keys, lengths, strict=True):
             frame = found.pop(key, None)
             if frame is not None and len(frame) != length:
                 frame = None
-            if frame is not None and not _belongs(frame, key):
-                damaged.append(key)
+            try:
+                if frame is not None and not _belongs(frame, key):
+                    damaged.append(key)
+                    frame = None
+            except NewerFrame:
+                newer += 1
                 frame = None
             frames.append(frame)
         if damaged:
             _log.warning("damaged pages=%d group=%d: removed", len(damaged), group)
             self._store.discard(self._scope, damaged)
+        if newer:
+            _log.warning("newer pages=%d group=%d: left alone, upgrade to read", newer, group)
         return frames
 
 
 def _belongs(frame: bytes, key: bytes) -> bool:
-    """Whether a frame is sound and the page's own. Whoever decodes it checks again, and more."""
+    """Whether a frame is sound and the page's own. Whoever decodes it checks again, and more, and
+    has to know its codec.
+
+    Raises:
+        NewerFrame: sound, of a version that is not known here.
+    """
     try:
         return parse_frame(frame)[0].page_key == key
     except DamagedFrame:

@@ -7,9 +7,9 @@ from dataclasses import dataclass, replace
 import torch
 from torch import Tensor
 
-from lexico_client._hf_codes_layer import CodedCacheLayer, plain_tensors
-from lexico_client._hf_recoding import Recoding
 from lexico_client._load import PageView
+from lexico_client.engines.hf._coded_layer import CodedCacheLayer, plain_tensors
+from lexico_client.engines.hf._recoding import Recoding
 from lexico_codec.codecs.sparse import GroupCodes
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes

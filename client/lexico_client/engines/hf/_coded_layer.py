@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn.functional import scaled_dot_product_attention
 from transformers.cache_utils import CacheLayerMixin
 
-from lexico_client._hf_recoding import Recoding
+from lexico_client.engines.hf._recoding import Recoding
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.kernels.attend.coded import attend
 from lexico_codec.kernels.attend.layer import CodedLayer

@@ -14,7 +14,7 @@ from transformers import AttentionInterface, AttentionMaskInterface
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import causal_mask_function, sdpa_mask
 
-from lexico_client._hf_codes_layer import ATTENTION, CodedStates
+from lexico_client.engines.hf._coded_layer import ATTENTION, CodedStates
 from lexico_proto.errors import Unsupported
 
 _REFUSED: Final = ("sliding_window", "softcap", "position_bias", "s_aux", "cache")

@@ -8,7 +8,7 @@ from typing import Any
 from torch import Tensor
 from transformers.cache_utils import Cache
 
-from lexico_client._hf_codes_layer import CodedCacheLayer
+from lexico_client.engines.hf._coded_layer import CodedCacheLayer
 from lexico_proto.errors import Unsupported
 
 

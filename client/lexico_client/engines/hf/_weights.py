@@ -14,8 +14,8 @@ import torch
 import xxhash
 from torch import Tensor, nn
 
-from lexico_client._hf_adapters import Modules, added_state
-from lexico_client._hf_inputs import plain_model
+from lexico_client.engines.hf._adapters import Modules, added_state
+from lexico_client.engines.hf._plain_models import plain_model
 from lexico_codec.tensors import bytes_of
 from lexico_proto.errors import Unsupported
 from lexico_proto.limits import DIGEST_BYTES

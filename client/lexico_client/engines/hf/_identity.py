@@ -6,9 +6,9 @@ from typing import Any, Final
 
 from torch import nn
 
-from lexico_client._hf_adapters import active_adapters
-from lexico_client._hf_inputs import refuse_other_inputs
-from lexico_client._hf_weights import sample, weights_fingerprint
+from lexico_client.engines.hf._adapters import active_adapters
+from lexico_client.engines.hf._plain_models import refuse_other_inputs
+from lexico_client.engines.hf._weights import sample, weights_fingerprint
 from lexico_proto.errors import ConfigurationError, InvalidInput
 
 _MARK: Final = "_lexico_identity"

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lexico_client._hf_inputs import base_model
+from lexico_client.engines.hf._plain_models import base_model
 
 Modules: TypeAlias = Sequence[tuple[str, nn.Module]]
 """Modules by name."""
