@@ -2,7 +2,7 @@
 
 Use:
     with open_store("redis://:secret@10.0.0.7:6379/0") as store:
-        store.commit(scope, key, frames, meta, ttl_s=3600)
+        store.commit(scope, key, frames, ttl_s=3600)
         first_groups = store.read(scope, keys, group=0)
 """
 
@@ -11,7 +11,6 @@ from lexico_store.checks import (
     MAX_DICTIONARY_BYTES,
     MAX_FRAME_BYTES,
     MAX_FRAMES,
-    MAX_META_BYTES,
 )
 from lexico_store.embedded import EmbeddedServer
 from lexico_store.lease import Lease
@@ -19,20 +18,18 @@ from lexico_store.memory import MemoryStore
 from lexico_store.opening import open_store
 from lexico_store.settings import StoreSettings
 from lexico_store.sharing import reachable_store
-from lexico_store.store import PageStore, StoredPage
+from lexico_store.store import PageStore
 
 __all__ = [
     "KEY_BYTES",
     "MAX_DICTIONARY_BYTES",
     "MAX_FRAMES",
     "MAX_FRAME_BYTES",
-    "MAX_META_BYTES",
     "EmbeddedServer",
     "Lease",
     "MemoryStore",
     "PageStore",
     "StoreSettings",
-    "StoredPage",
     "open_store",
     "reachable_store",
 ]

@@ -21,7 +21,6 @@ MAX_DIGEST_BYTES: Final = 64
 MAX_FRAMES: Final = 64
 """Frames (layer groups) of one page."""
 MAX_FRAME_BYTES: Final = 64 << 20
-MAX_META_BYTES: Final = 1 << 20
 MAX_DICTIONARY_BYTES: Final = 64 << 20
 MAX_TTL_S: Final = 10 * 365 * 86400.0
 """Ten years: far below where a server's expiry in milliseconds overflows."""
@@ -65,13 +64,6 @@ def checked_frames(frames: Sequence[BytesLike]) -> list[memoryview]:
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise InvalidInput(f"a page has 1..{MAX_FRAMES} frames, not {len(frames)}")
     return [checked_view(frame, f"frame {i}", MAX_FRAME_BYTES) for i, frame in enumerate(frames)]
-
-
-def checked_meta(meta: bytes) -> bytes:
-    """A page's meta, which may be empty."""
-    if not isinstance(meta, bytes) or len(meta) > MAX_META_BYTES:
-        raise InvalidInput(f"meta must be at most {MAX_META_BYTES} bytes: {_shape(meta)}")
-    return meta
 
 
 def checked_view(data: BytesLike, what: str, most: int) -> memoryview:

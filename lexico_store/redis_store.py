@@ -21,7 +21,7 @@ from lexico_store import keys
 from lexico_store.redis_errors import as_lexico
 from lexico_store.redis_pool import PACK_CUTOFF_BYTES
 from lexico_store.settings import StoreSettings
-from lexico_store.store import PageStore, StoredPage
+from lexico_store.store import PageStore
 
 Command = tuple[bytes | memoryview | str | int, ...]
 
@@ -89,8 +89,8 @@ class RedisStore(PageStore):
     def _present(self, names: Sequence[str]) -> list[bool]:
         return [bool(n) for n in self._run("present", [("EXISTS", name) for name in names])]
 
-    def _commit(self, name: str, frames: list[memoryview], meta: bytes, ttl_ms: int) -> None:
-        fields: list[bytes | memoryview | str | int] = [keys.META_FIELD, meta]
+    def _commit(self, name: str, frames: list[memoryview], ttl_ms: int) -> None:
+        fields: list[bytes | memoryview | str | int] = []
         for group, frame in enumerate(frames):
             fields += [keys.group_field(group), _payload(frame)]
         self._run(
@@ -117,18 +117,12 @@ class RedisStore(PageStore):
         pages = len(names)
         return [lengths[at : at + pages] for at in range(0, len(lengths), pages)]
 
-    def _read_page(self, name: str) -> StoredPage | None:
+    def _read_page(self, name: str) -> list[bytes] | None:
         found: dict[bytes, bytes] = self._run("read_page", [("HGETALL", name)])[0]
-        meta = found.pop(keys.META_FIELD.encode(), None)
+        found.pop(keys.FORMER_META_FIELD.encode(), None)
         frames = [found.get(keys.group_field(i).encode()) for i in range(len(found))]
         whole = [frame for frame in frames if frame is not None]
-        if meta is None or not whole or len(whole) != len(frames):
-            return None
-        return StoredPage(whole, meta)
-
-    def _meta(self, name: str) -> bytes | None:
-        found: bytes | None = self._run("meta", [("HGET", name, keys.META_FIELD)])[0]
-        return found
+        return whole if whole and len(whole) == len(frames) else None
 
     def _touch(self, names: Sequence[str], ttl_ms: int) -> list[bool]:
         return [bool(n) for n in self._run("touch", [("PEXPIRE", n, ttl_ms) for n in names])]

@@ -153,7 +153,7 @@ class PageEncoder:
                 )
                 start = end
             encoded = time.perf_counter()
-            self._store.commit(job.scope, job.page_key, frames, b"", self._page_ttl_s)
+            self._store.commit(job.scope, job.page_key, frames, self._page_ttl_s)
             committed = time.perf_counter()
         return PageDone(
             Outcome.STORED,

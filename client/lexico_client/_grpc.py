@@ -78,9 +78,7 @@ class GrpcTransport:
         if self._offload is None:
             raise ConfigurationError("this client has no offload address: it can only reload")
         # Not the generated stub: it takes messages, and would copy each of them twice.
-        put = self._channel(self._offload).stream_unary(
-            _PUT, None, offload.PutResponse.FromString
-        )
+        put = self._channel(self._offload).stream_unary(_PUT, None, offload.PutResponse.FromString)
         answer: offload.PutResponse = await self._upload("put", put, messages, timeout)
         return answer
 

@@ -51,7 +51,7 @@ def frame_of(page: int, group: int, frame_bytes: int = 300) -> memoryview:
 
 def fill(store: PageStore, page: int, groups: int = 3, frame_bytes: int = 300) -> None:
     frames = [frame_of(page, group, frame_bytes) for group in range(groups)]
-    store.commit(SCOPE, KEYS[page], frames, b"", 60)
+    store.commit(SCOPE, KEYS[page], frames, 60)
 
 
 def filled(pages: int, groups: int = 3, frame_bytes: int = 300) -> MemoryStore:
@@ -164,7 +164,7 @@ async def test_a_damaged_page_is_a_miss_and_is_removed(how: str) -> None:
     bad = bytearray(frame_of(1, 2))
     bad[200] ^= 1
     other = {"flipped bit": bad, "another page's": frame_of(2, 2), "no frame at all": b"junk"}[how]
-    store.commit(SCOPE, KEYS[1], [frame_of(1, 0), frame_of(1, 1), other], b"", 60)
+    store.commit(SCOPE, KEYS[1], [frame_of(1, 0), frame_of(1, 1), other], 60)
     async with running_services(store) as services:
         parts = await get(services, KEYS[:3], 3)
         assert [p.miss.page for p in parts if p.HasField("miss")] == [1]

@@ -104,7 +104,6 @@ def test_a_failed_commit_lets_the_lease_go() -> None:
             scope: bytes,
             key: bytes,
             frames: Sequence[Any],
-            meta: Any,
             ttl_s: float,
         ) -> None:
             raise errors.Busy("full")
