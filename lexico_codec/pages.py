@@ -8,7 +8,7 @@ from torch import Tensor
 from lexico_codec.codecs import Place
 from lexico_codec.codecs.abc import GroupCodes
 from lexico_codec.dictionary import DictionarySet
-from lexico_codec.frame import Arena, FrameHeader, expect_frame, pack_frame
+from lexico_codec.frame import FrameHeader, expect_frame, frame_parts
 from lexico_codec.spec import DIGEST_BYTES, CacheSpec
 from lexico_codec.tensors import all_finite
 from lexico_proto.errors import (
@@ -28,9 +28,22 @@ def encode_group(
     group: int,
     tensor: Tensor,
     dictionary: DictionarySet | None = None,
-    arena: Arena | None = None,
-) -> memoryview:
-    """The frame of one layer group of one page.
+) -> bytes:
+    """The frame of one layer group of one page: `encode_group_parts` in one run."""
+    return b"".join(encode_group_parts(spec, page_key, page, group, tensor, dictionary))
+
+
+def encode_group_parts(
+    spec: CacheSpec,
+    page_key: bytes,
+    page: int,
+    group: int,
+    tensor: Tensor,
+    dictionary: DictionarySet | None = None,
+) -> tuple[bytes, memoryview]:
+    """The frame of one layer group of one page, as two runs of bytes that lie one behind the other.
+
+    With codec raw the second is a view of the tensor: it must not change while the frame is used.
 
     Args:
         spec: what the page belongs to.
@@ -40,7 +53,6 @@ def encode_group(
         tensor: `spec.group_shape(group)`, of the geometry's dtype, contiguous; on the device to
             encode on.
         dictionary: the set that the spec names.
-        arena: where the frame is to lie; None for memory of its own.
 
     Raises:
         ShapeMismatch: another shape, dtype or layout.
@@ -63,7 +75,7 @@ def encode_group(
         )
     header = _header(spec, page_key, page, group)
     body = spec.codec.encode(tensor, _place(spec, page, group), dictionary)
-    return pack_frame(header, body, arena)
+    return frame_parts(header, body)
 
 
 def decode_group(

@@ -13,6 +13,10 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     BytesLike = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
+    FrameLike = BytesLike | tuple[BytesLike, ...]
+
+Parts = tuple[memoryview, ...]
+"""One run of bytes in several buffers, none of them empty."""
 
 KEY_BYTES: Final = 32
 """Length of a page key."""
@@ -59,11 +63,20 @@ def checked_ttl_ms(ttl_s: float) -> int:
     return max(1, round(ttl_s * 1000))
 
 
-def checked_frames(frames: Sequence[BytesLike]) -> list[memoryview]:
+def checked_frames(frames: Sequence[FrameLike]) -> list[Parts]:
     """Views of the frames, as unsigned bytes and without a copy."""
     if not 1 <= len(frames) <= MAX_FRAMES:
         raise InvalidInput(f"a page has 1..{MAX_FRAMES} frames, not {len(frames)}")
-    return [checked_view(frame, f"frame {i}", MAX_FRAME_BYTES) for i, frame in enumerate(frames)]
+    return [_checked_parts(frame, f"frame {i}") for i, frame in enumerate(frames)]
+
+
+def _checked_parts(frame: FrameLike, what: str) -> Parts:
+    parts = frame if isinstance(frame, tuple) else (frame,)
+    views = tuple(checked_view(part, what, MAX_FRAME_BYTES) for part in parts)
+    size = sum(view.nbytes for view in views)
+    if not 1 <= size <= MAX_FRAME_BYTES:
+        raise InvalidInput(f"{what} has {size} bytes, not 1..{MAX_FRAME_BYTES}")
+    return views
 
 
 def checked_view(data: BytesLike, what: str, most: int) -> memoryview:

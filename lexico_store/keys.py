@@ -19,7 +19,7 @@ from typing import Final
 
 PREFIX: Final = "lx1"
 FORMER_META_FIELD: Final = "m"
-"""Field of a page\'s hash that earlier releases wrote, empty: it means nothing."""
+"""Field of a page's hash that earlier releases wrote, empty: it means nothing."""
 CHUNK_COUNT_FIELD: Final = "n"
 SIZE_FIELD: Final = "size"
 

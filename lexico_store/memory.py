@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Final
 
 from lexico_proto.errors import Busy, StoreUnavailable
+from lexico_store.checks import Parts
 from lexico_store.store import PageStore
 
 DEFAULT_MAX_BYTES: Final = 1 << 30
@@ -68,9 +69,9 @@ class MemoryStore(PageStore):
         with self._lock:
             return [self._live(name) is not None for name in names]
 
-    def _commit(self, name: str, frames: list[memoryview], ttl_ms: int) -> None:
+    def _commit(self, name: str, frames: list[Parts], ttl_ms: int) -> None:
         # The copy is made before the lock is taken: it is the long part.
-        copies = tuple(bytes(frame) for frame in frames)
+        copies = tuple(b"".join(frame) for frame in frames)
         with self._lock:
             self._check_open()
             entry = _Entry(copies, self._clock() + ttl_ms / 1000)

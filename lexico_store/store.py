@@ -14,7 +14,7 @@ from lexico_store import keys as keyspace
 from lexico_store.lease import Lease
 
 if TYPE_CHECKING:
-    from lexico_store.checks import BytesLike
+    from lexico_store.checks import BytesLike, FrameLike
 
 CHUNK_BYTES: Final = 1 << 20
 """Bytes of one stored piece of a dictionary set: where Redis and the sockets are fastest."""
@@ -47,15 +47,16 @@ class PageStore(ABC):
         names = _page_names(scope, keys)
         return self._present(names) if names else []
 
-    def commit(self, scope: bytes, key: bytes, frames: Sequence[BytesLike], ttl_s: float) -> None:
+    def commit(self, scope: bytes, key: bytes, frames: Sequence[FrameLike], ttl_s: float) -> None:
         """Stores a page whole: until this is done readers see the former page, or none.
 
         Idempotent: the same page may be committed again, also after an error that left its fate
             open.
 
         Args:
-            frames: 1..64 contiguous buffers of 1 byte..64 MiB, best about 1 MiB; not copied on the
-                way to Redis, so they must not change until the call returns.
+            frames: 1..64 of 1 byte..64 MiB, best about 1 MiB; each one contiguous buffer, or a
+                tuple of those that are stored as one run. They are not copied on the way to Redis,
+                so they must not change until the call returns.
             ttl_s: the page expires whole after this time; it may be evicted, whole, before.
         """
         checks.check_scope(scope)
@@ -166,7 +167,7 @@ class PageStore(ABC):
     def _present(self, names: Sequence[str]) -> list[bool]: ...
 
     @abstractmethod
-    def _commit(self, name: str, frames: list[memoryview], ttl_ms: int) -> None: ...
+    def _commit(self, name: str, frames: list[checks.Parts], ttl_ms: int) -> None: ...
 
     @abstractmethod
     def _read(self, names: Sequence[str], group: int) -> list[bytes | None]: ...

@@ -72,11 +72,14 @@ class StoreSuite:
         array = np.arange(70_000, dtype=np.uint8)
         array.flags.writeable = False
         square = np.arange(63 * 3, dtype=np.float32).reshape(63, 3)
-        frames = [array, bytearray(b"xy"), memoryview(b"abcdef")[2:4], square, b"z"]
+        parts = (b"head", array, memoryview(b"tail"))
+        small = (bytearray(b"one"), b"two")
+        frames = [array, bytearray(b"xy"), memoryview(b"abcdef")[2:4], square, b"z", parts, small]
         store.commit(scope, key_of(1), frames, TTL_S)  # type: ignore[arg-type]
         page = store.read_page(scope, key_of(1))
         assert page is not None
-        assert page == [array.tobytes(), b"xy", b"cd", square.tobytes(), b"z"]
+        joined = [b"head" + array.tobytes() + b"tail", b"onetwo"]
+        assert page == [array.tobytes(), b"xy", b"cd", square.tobytes(), b"z", *joined]
 
     def test_large_page_round_trip(self, store: PageStore, scope: bytes) -> None:
         frames = [np.random.default_rng(n).bytes(1 << 20) for n in range(16)]
@@ -314,7 +317,16 @@ class StoreSuite:
                 store.commit(scope, bad_key, [b"x"], TTL_S)  # type: ignore[arg-type]
             with pytest.raises(InvalidInput):
                 store.read(scope, [key, bad_key], 0)  # type: ignore[list-item]
-        for bad_frames in ([], [b""], [b"x", b""], [strided], ["text"], [b"x"] * (MAX_FRAMES + 1)):
+        for bad_frames in (
+            [],
+            [()],
+            [(b"x", b"")],
+            [b""],
+            [b"x", b""],
+            [strided],
+            ["text"],
+            [b"x"] * (MAX_FRAMES + 1),
+        ):
             with pytest.raises(InvalidInput):
                 store.commit(scope, key, bad_frames, TTL_S)  # type: ignore[arg-type]
         for bad_ttl in (0, -1.0, float("nan"), float("inf"), 1e12):
