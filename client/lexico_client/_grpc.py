@@ -13,7 +13,7 @@ import grpc.aio
 from lexico_client._errors import translated
 from lexico_client._transport import check_size
 from lexico_client._upload_end import UploadEnd
-from lexico_codec.upload import MESSAGE_BYTES
+from lexico_codec.upload import MESSAGE_BYTES, PIECE_BYTES
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
@@ -27,6 +27,7 @@ _EOF: Final = vars(grpc.aio)["EOF"]  # grpc-stubs does not know it
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.http2.max_frame_size", PIECE_BYTES),  # fewer pieces to put together than of 16 KiB
     # A dead peer is noticed in the middle of a call; an idle channel stays silent, since servers
     # refuse pings that come too often.
     ("grpc.keepalive_time_ms", 60_000),
