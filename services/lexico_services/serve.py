@@ -22,6 +22,7 @@ from lexico_services.process import address, announce, end_with_parent, stop_eve
 from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
 from lexico_store import PageStore, StoreSettings, open_store, reachable_store
+from lexico_worker.malloc import keep_freed_memory
 
 _log = logging.getLogger(__name__)
 
@@ -71,6 +72,7 @@ def run_reload(
     """
     end_with_parent(parent)
     stopped = stop_event()
+    keep_freed_memory()
     with open_store(store_url) as store:
         asyncio.run(_serve_reload(store, listen, config, address_file, stopped))
     return 0

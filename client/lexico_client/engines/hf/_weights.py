@@ -16,7 +16,6 @@ from torch import Tensor, nn
 
 from lexico_client.engines.hf._adapters import Modules, added_state
 from lexico_client.engines.hf._plain_models import plain_model, plain_name
-from lexico_codec.spec import DIGEST_BYTES
 from lexico_codec.tensors import bytes_of
 from lexico_proto.errors import Unsupported
 from lexico_proto.limits import DIGEST_BYTES
