@@ -51,7 +51,7 @@ def encode_group_parts(
 ) -> tuple[bytes, memoryview]:
     """The frame of one layer group of one page, as two runs of bytes that lie one behind the other.
 
-    With codec raw the second may be a view of the source: it must not change while the frame is used.
+    With codec raw the second may be a view of the source, which must not change meanwhile.
 
     Args:
         spec: what the page belongs to.
