@@ -28,16 +28,10 @@ from lexico_proto.errors import (
 from lexico_services import cli
 from tests.support.dictionaries import random_set, set_info, unit_rows
 from tests.support.packed_sets import packed_set
+from tests.support.tiny_evaluation import letters as tokenizer
 
 LAYERS, HEAD_DIM = 2, 16
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-
-
-class Letters:
-    """A tokenizer of single characters."""
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) % 64 for c in text]}
 
 
 class Tree(HTMLParser):
@@ -84,7 +78,7 @@ def tiny() -> LoadedModel:
         initializer_range=0.15,
         pad_token_id=0,
     )
-    return LoadedModel("tiny", LlamaForCausalLM(config).eval(), Letters())
+    return LoadedModel("tiny", LlamaForCausalLM(config).eval(), tokenizer)
 
 
 @pytest.fixture
