@@ -30,7 +30,7 @@ class ReloadChild:
         self._file = folder / "address.json"
         config = folder / "lexico.toml"
         config.touch(0o600)
-        config.write_text(settings.as_toml(secrets=True))
+        config.write_text(settings.as_toml(secrets=True), encoding="utf-8")
         command = [sys.executable, "-m", "lexico_services", "reload-server"]
         command += ["--config", str(config), "--address-file", str(self._file)]
         command += ["--parent", str(os.getpid())]

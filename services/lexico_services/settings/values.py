@@ -72,12 +72,17 @@ def to_toml(value: object) -> str:
         return "true" if value else "false"
     if isinstance(value, int | float):
         return repr(value)
-    return json.dumps(str(value))  # a JSON string is a basic string of TOML
+    # A JSON string is a basic string of TOML, but for DEL.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
 
 
 def _text(setting: Setting, text: str) -> Any:
     if not text and setting.default != "":
         raise NotAValue("must be a text that is not empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes that are no UTF-8, out of the environment
+        raise NotAValue("must be UTF-8") from error
     if setting.key == LOG_LEVEL:
         if text.lower() not in LOG_LEVELS:
             raise NotAValue(f"must be one of {', '.join(LOG_LEVELS)}")
