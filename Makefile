@@ -16,7 +16,7 @@ help:            ## this list
 	@grep -E '^[a-z -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
 demo: .venv/demo ## two nodes share a prompt cache on a real model
-	$(BIN)/python -m bench.demo
+	$(BIN)/python -m examples.two_nodes
 
 test: .venv/dev redis lint ## everything that must hold before a change lands
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
@@ -24,11 +24,11 @@ test: .venv/dev redis lint ## everything that must hold before a change lands
 lint: .venv/dev  ## ruff, mypy, import directions, generated stubs, README figures
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PACKAGES) proto/compile_protos.py
+	$(BIN)/mypy $(PACKAGES) bench examples proto/compile_protos.py
 	$(BIN)/lint-imports
 	$(BIN)/python proto/compile_protos.py --check
 	$(BIN)/python -m bench.readme_figures --check
-	$(BIN)/python -m bench.quality_plot --check
+	$(BIN)/python -m lexico_lab.studies.pages --check
 
 format: .venv/dev ## rewrite sources in the house style
 	$(BIN)/ruff format .
@@ -43,8 +43,9 @@ unit contract integration kernels: .venv/dev redis ## one category of tests
 goldens: .venv/dev ## write golden frames where there are none; --rewrite is by hand
 	$(BIN)/python -m tests.support.goldens
 
-bench: .venv/bench ## every benchmark, results into bench/results/
-	for name in wire reload fidelity encode codec_speed compile_report; do $(BIN)/python -m bench.$$name || exit 1; done
+bench: .venv/bench ## every benchmark and the short study, results into bench/results/
+	for name in bench.wire bench.reload bench.encode bench.codec_speed bench.compile_report lexico_lab.studies.fidelity; do \
+	  $(BIN)/python -m $$name || exit 1; done
 
 # On a machine with a CUDA device, whose python3 has torch, triton, numpy and pytest: nothing is installed.
 GPU_PYTHON ?= python3
@@ -64,7 +65,7 @@ compiler:
 	@command -v $${CXX:-c++} >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends g++ libc6-dev; } \
 	  || echo "make: no C++ compiler: sparse coding on the CPU will be plain PyTorch, several times slower" >&2
 
-# kvpress asks for an older transformers; lexico_lab/published/eviction.py calls what works beside the newer one.
+# kvpress asks for an older transformers; lexico_lab/published/scores.py calls what works beside the newer one.
 .venv/evict: .venv/bench
 	$(BIN)/python -m pip install -q 'cachetools<6' 'fire<0.7' datasets
 	$(BIN)/python -m pip install -q --no-deps kvpress==0.5.5

@@ -12,25 +12,27 @@ and all, for preset balanced; the rows have the other presets too.
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final
 
 import torch
-import transformers
-from transformers import DynamicCache
+from torch import Tensor
 
-from bench.fidelity import DATA, texts_of
-from bench.report import finish, gate, machine, table
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 from lexico_codec.sets.builtin import load_builtin
-from lexico_codec.spec import CacheSpec, make_spec
-from lexico_lab.models import load_model
+from lexico_codec.sets.transform import QUALITIES
+from lexico_lab.caches import cache_of, forward, states_of
+from lexico_lab.evaluation.ways import Way, way_of
+from lexico_lab.models import load_model, quiet
+from lexico_lab.record import finish, gate, machine, table
+from lexico_lab.studies.ours import PAPER_SET, RESIDUAL_SET
+from lexico_lab.studies.texts import DATA, windows
 
 TOKENS: Final = 704
 PAPER: Final = "lexico s=8"
@@ -47,55 +49,33 @@ def main() -> None:
     if not options.no_gate:
         gate("tests/contract/test_codec_residual.py", "tests/kernels/test_entropy.py")
     described = machine()
-    transformers.utils.logging.disable_progress_bar()
+    quiet()
     loaded = load_model("smollm2")
-    ids = texts_of(loaded.tokenizer, DATA / "wikitext2" / "test.raw.txt", 3)[1][:TOKENS]
+    ids = list(windows(loaded.tokenizer, DATA / "wikitext2" / "test.raw.txt", 3)[1][:TOKENS])
     geometry = geometry_of(loaded.model.config, torch.float16)
-    specs = {}
-    for name, codec, config, built_in in (
-        *(
-            (q, "lexico-residual", {"quality": q}, "smollm2-135m-residual")
-            for q in ("near", "balanced", "small")
-        ),
-        (PAPER, "lexico", {"sparsity": 8}, "smollm2-135m"),
-    ):
-        dictionary = load_builtin(built_in)
-        specs[name] = (
-            make_spec(
-                weights=bytes(32),
-                geometry=geometry,
-                codec=codec,
-                codec_config=json.dumps(config),
-                dictionary=dictionary.digest,
-                page_tokens=options.page_tokens,
-            ),
-            dictionary,
-        )
-    cache = DynamicCache()
-    with torch.inference_mode():
-        loaded.model(torch.tensor([ids]), past_key_values=cache, logits_to_keep=1)
-    layers: Any = cache.layers
-    exact = torch.stack([torch.stack((la.keys[0], la.values[0])) for la in layers])
-    exact = exact.transpose(2, 3).half().contiguous()  # [layers, 2, tokens, heads, dim]
+    residual, paper = load_builtin(RESIDUAL_SET), load_builtin(PAPER_SET)
+    page, codec = options.page_tokens, "lexico-residual"
+    ways = [way_of(q, codec, {"quality": q}, geometry, page, residual) for q in QUALITIES]
+    ways.append(way_of(PAPER, "lexico", {"sparsity": 8}, geometry, page, paper))
+    cache = cache_of()
+    forward(loaded.model, ids, cache, 1)
+    exact = states_of(cache).transpose(2, 3).half().contiguous()  # [layers, 2, tokens, heads, dim]
 
-    @torch.inference_mode()
     def prefill() -> None:
-        loaded.model(torch.tensor([ids]), past_key_values=DynamicCache(), logits_to_keep=1)
+        forward(loaded.model, ids, cache_of(), 1)
 
-    rows = []
+    rows: list[dict[str, Any]] = []
     every = len(os.sched_getaffinity(0))
     for threads in sorted({1, every}):
         torch.set_num_threads(threads)
         sides: dict[str, Callable[[], object]] = {"prefill": prefill}
-        for name, (spec, dictionary) in specs.items():
-            frames = _encode(spec, dictionary, ids, exact)
+        for way in ways:
             out = torch.empty_like(exact)
-            sides[f"encode {name}"] = lambda s=spec, d=dictionary: _encode(s, d, ids, exact)
-            sides[f"decode {name}"] = lambda s=spec, d=dictionary, f=frames, o=out: _decode(
-                s, d, ids, f, o
-            )
+            frames = _encode(way, ids, exact)
+            sides[f"encode {way.name}"] = partial(_encode, way, ids, exact)
+            sides[f"decode {way.name}"] = partial(_decode, way, ids, frames, out)
         times = _rounds(sides, options.rounds)
-        for name in specs:
+        for name in (way.name for way in ways):
             rows.append(
                 {
                     "threads": threads,
@@ -118,27 +98,25 @@ def main() -> None:
     )
 
 
-def _encode(spec: CacheSpec, dictionary: Any, ids: list[int], exact: torch.Tensor) -> list[Any]:
-    frames = []
+def _encode(way: Way, ids: list[int], exact: Tensor) -> list[Any]:
+    spec, frames = way.spec, []
     for page, key in enumerate(page_keys(spec, ids)):
         tokens = slice(page * spec.page_tokens, (page + 1) * spec.page_tokens)
         for group in range(spec.groups):
             layers = spec.group_range(group)
             part = exact[layers.start : layers.stop, :, tokens].contiguous()
-            frames.append(encode_group(spec, key, page, group, part, dictionary))
+            frames.append(encode_group(spec, key, page, group, part, way.dictionary))
     return frames
 
 
-def _decode(
-    spec: CacheSpec, dictionary: Any, ids: list[int], frames: list[Any], out: torch.Tensor
-) -> None:
-    waiting = iter(frames)
+def _decode(way: Way, ids: list[int], frames: list[Any], out: Tensor) -> None:
+    spec, waiting = way.spec, iter(frames)
     for page, key in enumerate(page_keys(spec, ids)):
         tokens = slice(page * spec.page_tokens, (page + 1) * spec.page_tokens)
         for group in range(spec.groups):
             layers = spec.group_range(group)
             part = out[layers.start : layers.stop, :, tokens]
-            decode_group(spec, key, page, group, next(waiting), part, dictionary)
+            decode_group(spec, key, page, group, next(waiting), part, way.dictionary)
 
 
 def _rounds(sides: dict[str, Callable[[], object]], rounds: int) -> dict[str, list[float]]:

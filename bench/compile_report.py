@@ -18,11 +18,11 @@ from typing import Any, Final
 os.environ.pop("TRITON_INTERPRET", None)  # read when triton is imported
 
 from bench.aot import ARCHITECTURES, Unsupported, compile_variant
-from bench.report import finish, machine, table
 from lexico_codec.kernels.attend import triton_attend
 from lexico_codec.kernels.entropy import triton_decode as triton_entropy
 from lexico_codec.kernels.pursuit import triton_decode, triton_encode
 from lexico_codec.kernels.variants import Variant
+from lexico_lab.record import finish, machine, table
 
 MODULES: Final = {
     "triton_encode": triton_encode,
@@ -41,7 +41,8 @@ Row = dict[str, Any]
 
 def variants_of(module: str, architecture: int) -> list[Variant]:
     """What a kernel module wants compiled for an architecture."""
-    return MODULES[module].variants(architecture)
+    found: list[Variant] = MODULES[module].variants(architecture)
+    return found
 
 
 def may_be_refused(variant: Variant, architecture: int) -> bool:

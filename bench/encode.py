@@ -26,13 +26,12 @@ from orthogonal_matching_pursuit_gpu import run_omp
 from sklearn.linear_model import orthogonal_mp_gram
 from torch import Tensor
 
-from bench.report import finish, gate, machine, table
 from lexico_codec.kernels import library
 from lexico_codec.kernels.dispatch import Kernel
-from lexico_codec.kernels.pursuit import compiled
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct
+from lexico_lab.record import finish, gate, machine, table
 
 SHAPES: Final = ((64, 1024, 8), (128, 4096, 16), (64, 1280, 8), (128, 1024, 8))
 """(m, N, s); the first two are the ones of the headline, the third is the shipped set's."""
@@ -189,7 +188,7 @@ def _coders(atoms: Tensor, sparsity: int) -> list[list[Coder]]:
 
     def on(isa: str) -> Coder:
         def code(x: Tensor) -> Codes:
-            with mock.patch.dict(os.environ, {compiled.ISA_VARIABLE: isa}):
+            with mock.patch.dict(os.environ, {library.ISA_VARIABLE: isa}):
                 return encode(x, stacked, sparsity, kernel="compiled")
 
         restore = ours("compiled", "compiled", VECTORS).restore

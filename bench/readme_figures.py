@@ -17,13 +17,14 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Final
 
-from bench.report import RESULTS
+from lexico_lab.record import RESULTS
 
 README: Final = Path(__file__).parent.parent / "README.md"
 MISSING: Final = "not measured yet"
 
 FORMATS: Final[dict[str, Callable[[float], str]]] = {
     "wire.offload_share_of_grpc": "{:.2f}".format,
+    "wire.reload_share_of_grpc": "{:.2f}".format,
     "wire.ingress_peak_over_inflight": "{:.2f}".format,
     "reload.speedup": "{:.1f}".format,
     "reload.speedup_balanced": "{:.1f}".format,

@@ -15,12 +15,13 @@ from typing import Any
 
 import torch
 
-from bench.demo import shared_context
-from bench.node import Node
-from bench.report import finish, gate, machine, table
-from bench.service import Service
+from examples.two_nodes.node import Node
+from examples.two_nodes.prompts import shared_context
+from examples.two_nodes.service import Service
 from lexico_client import Client
-from lexico_lab.evaluation.caches import divergence
+from lexico_client.hf import Hit
+from lexico_lab.caches import divergence
+from lexico_lab.record import finish, gate, machine, table
 
 CODECS = ("balanced", "paper")  # `speedup` is of the second, codec lexico
 
@@ -32,7 +33,7 @@ def compare(
     cache = node.caches[codec]
     cache.offload(ids, node.recompute(ids).cache)
     node.reload(ids, codec)  # warms both sides
-    recomputed, reloaded, loads, decodes = [], [], [], []
+    recomputed, reloaded, hits = [], [], list[Hit]()
     for number in range(rounds):
         for side in ("recompute", "reload")[:: 1 if number % 2 else -1]:
             if side == "recompute":
@@ -40,24 +41,24 @@ def compare(
                 recomputed.append(exact.seconds)
             else:
                 first = node.reload(ids, codec)
-                if first.hit is None or first.hit.reason is not None:
-                    raise SystemExit(f"the reload missed: {first.hit and first.hit.reason}")
+                hit = first.hit
+                if hit is None or hit.reason is not None:
+                    raise SystemExit(f"the reload missed: {hit and hit.reason}")
                 reloaded.append(first.seconds)
-                loads.append(first.hit.loaded.seconds.total)
-                decodes.append(first.hit.loaded.seconds.decode)
+                hits.append(hit)
     ratios = [whole / part for whole, part in zip(recomputed, reloaded, strict=True)]
     return {
         "codec": codec,
         "page tokens": page_tokens,
         "prompt": len(ids),
-        "hit": first.hit.tokens,
+        "hit": hits[-1].tokens,
         "prefill s": statistics.median(recomputed),
         "reload s": statistics.median(reloaded),
-        "of it load s": statistics.median(loads),
-        "of it decode s": statistics.median(decodes),
+        "of it load s": statistics.median(hit.loaded.seconds.total for hit in hits),
+        "of it decode s": statistics.median(hit.loaded.seconds.decode for hit in hits),
         "speedup": statistics.median(ratios),
         "speedup min": min(ratios),
-        "received": first.hit.loaded.bytes_received,
+        "received": hits[-1].loaded.bytes_received,
         "KL first token": divergence(
             exact.logits[None].log_softmax(-1), first.logits[None].log_softmax(-1)
         ),

@@ -12,7 +12,7 @@ from typing import Final
 
 from lexico_codec.checksum import Checksum
 from lexico_codec.limits import MAX_PARSED_FRAME_BYTES
-from lexico_proto.errors import DamagedFrame, FrameMismatch
+from lexico_proto.errors import DamagedFrame, FrameMismatch, NewerFrame
 
 MAGIC: Final = b"LXKV"
 VERSION: Final = 1
@@ -69,58 +69,35 @@ class FrameHeader:
         )
 
 
-class Arena:
-    """Memory for the frames of one page after another.
-
-    Fresh memory costs a page fault every 4 KiB, six times what the copy into it costs: a thread
-    that packs pages keeps one arena. Not for several threads at once.
-    """
-
-    def __init__(self) -> None:
-        self._block = bytearray()
-        self._used = 0
-        self._wanted = 0
-
-    def reset(self) -> None:
-        """Begins a new page: frames taken before are overwritten from now on."""
-        if self._wanted > len(self._block):
-            self._block = bytearray(self._wanted)
-        self._used = self._wanted = 0
-
-    def take(self, size: int) -> memoryview:
-        """`size` writable bytes, valid until `reset`."""
-        self._wanted += size
-        if self._used + size > len(self._block):  # the next page finds the room
-            return memoryview(bytearray(size))
-        self._used += size
-        return memoryview(self._block)[self._used - size : self._used]
-
-
-def pack_frame(
-    header: FrameHeader, body: bytes | bytearray | memoryview, arena: Arena | None = None
-) -> memoryview:
-    """A whole frame: header, XXH3-64 of header and body, body.
+def pack_frame(header: FrameHeader, body: bytes | bytearray | memoryview) -> bytes:
+    """A whole frame in memory of its own: header, XXH3-64 of header and body, body.
 
     Args:
         header: the frame's identity.
         body: the codec's bytes, contiguous.
-        arena: where the frame is to lie; None for memory of its own.
     """
+    return b"".join(frame_parts(header, body))
+
+
+def frame_parts(
+    header: FrameHeader, body: bytes | bytearray | memoryview
+) -> tuple[bytes, memoryview]:
+    """The two runs of bytes that make a frame, as for `pack_frame`; the body is not copied."""
     view = memoryview(body).cast("B")
     fields = header._pack(len(view))
-    frame = (arena or Arena()).take(HEADER_BYTES + len(view))
-    frame[: len(fields)] = fields
-    frame[HEADER_BYTES:] = view
-    _CHECKSUM.pack_into(frame, len(fields), _checksum(fields, frame[HEADER_BYTES:]))
-    return frame
+    return fields + _CHECKSUM.pack(_checksum(fields, view)), view
 
 
 def parse_frame(frame: bytes | bytearray | memoryview) -> tuple[FrameHeader, memoryview]:
     """Header and body of a frame whose checksum holds.
 
+    The checksum has the same place and covers the same bytes in every version, so a newer frame can
+    be told from one whose version was damaged.
+
     Raises:
-        DamagedFrame: too short, too long, another magic, version or length, or a checksum that
-            does not hold.
+        DamagedFrame: too short, too long, another magic or length, a checksum that does not hold,
+            or a field that no writer makes.
+        NewerFrame: sound, of a version that this build does not read.
     """
     view = memoryview(frame).cast("B")
     if not HEADER_BYTES <= len(view) <= MAX_PARSED_FRAME_BYTES:
@@ -148,15 +125,23 @@ def parse_frame(frame: bytes | bytearray | memoryview) -> tuple[FrameHeader, mem
     ) = _FIELDS.unpack_from(view)
     if magic != MAGIC:
         raise DamagedFrame("not a frame: the magic bytes are missing")
-    if version != VERSION or header_bytes != HEADER_BYTES or reserved != 0:
-        raise DamagedFrame(f"frame version {version}: this build reads version {VERSION}")
-    if body_bytes != len(view) - HEADER_BYTES:
+    if version == VERSION and body_bytes != len(view) - HEADER_BYTES:
         raise DamagedFrame(
             f"frame declares {body_bytes} body bytes, has {len(view) - HEADER_BYTES}"
         )
     body = view[HEADER_BYTES:]
     if _CHECKSUM.unpack_from(view, _FIELDS.size)[0] != _checksum(view[: _FIELDS.size], body):
         raise DamagedFrame("frame checksum does not hold")
+    if version > VERSION:
+        raise NewerFrame(
+            f"frame version {version}: this build reads version {VERSION}; upgrade it to use this "
+            "page"
+        )
+    if version != VERSION or header_bytes != HEADER_BYTES or reserved != 0:
+        raise DamagedFrame(
+            f"frame version {version}, {header_bytes} header bytes, reserved field {reserved}: "
+            "no writer makes it"
+        )
     dtype = next((name for name, code in DTYPE_CODES.items() if code == dtype_code), None)
     if dtype is None:
         raise DamagedFrame(f"frame dtype code {dtype_code} is unknown")
@@ -182,6 +167,7 @@ def expect_frame(frame: bytes | bytearray | memoryview, expected: FrameHeader) -
 
     Raises:
         DamagedFrame: the bytes fail a check.
+        NewerFrame: a sound frame of a newer version.
         FrameMismatch: a sound frame of another page, geometry, codec, dictionary set or place.
     """
     header, body = parse_frame(frame)

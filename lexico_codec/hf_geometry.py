@@ -26,6 +26,9 @@ _LENGTH_DEPENDENT = ("dynamic", "longrope")
 them.
 """
 
+_FULL_ATTENTION = {"full_attention", "attention"}
+"""What transformers calls it, and what some configs did."""
+
 
 def geometry_of(config: Any, dtype: torch.dtype | str) -> Geometry:
     """Geometry of the cache that a model with this config fills.
@@ -68,6 +71,17 @@ def _refuse_other_layers(text: Any) -> None:
             f"{text.model_type}: cache layers {', '.join(sorted(kinds))}; only full attention "
             "is covered"
         )
+    # Earlier releases give layers without keys and values to such a cache as if they had them.
+    others = set(getattr(text, "layer_types", None) or ()) - _FULL_ATTENTION
+    if others or any(_is_stateful(v) for v in vars(_modeling_module(text)).values()):
+        raise Unsupported(
+            f"{text.model_type}: linear layers, or others that keep a state of their own; only "
+            "full attention is covered"
+        )
+
+
+def _is_stateful(value: Any) -> bool:
+    return isinstance(value, type) and bool(getattr(value, "_is_stateful", False))
 
 
 def _rope_of(text: Any, head_dim: int) -> Rope | None:
@@ -84,13 +98,21 @@ def _rope_of(text: Any, head_dim: int) -> Rope | None:
     if not all(getattr(text, "no_rope_layers", None) or [True]):  # 0 marks a layer without
         raise Unsupported(f"{text.model_type}: some layers without RoPE are not covered yet")
     embedding = classes[0](config=text)
+    if not hasattr(embedding, "inv_freq"):
+        if hasattr(module, "create_sinusoidal_positions"):
+            return _sinusoidal_rope(module, text, head_dim)
+        raise _no_inv_freq(text)
     inv_freq = embedding.inv_freq.float()
     scale = float(getattr(embedding, "attention_scaling", 1.0))
     for pairing in ("half", "interleaved"):
         rope = Rope(tuple(inv_freq.tolist()), pairing, scale)
         if rope.rotary_dim <= head_dim and _reproduces(module, embedding, rope, head_dim):
             return rope
-    raise Unsupported(f"{text.model_type}: its rotary embedding is none that inv_freq describes")
+    raise _no_inv_freq(text)
+
+
+def _no_inv_freq(text: Any) -> Unsupported:
+    return Unsupported(f"{text.model_type}: its rotary embedding is none that inv_freq describes")
 
 
 def _modeling_module(text: Any) -> ModuleType:

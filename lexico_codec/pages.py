@@ -5,9 +5,14 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs import Place
+from lexico_codec.codecs import CODECS, Place
 from lexico_codec.codecs.sparse import GroupCodes, with_codes
-from lexico_codec.frame import Arena, FrameHeader, expect_frame, pack_frame
+from lexico_codec.frame import (
+    FrameHeader,
+    expect_frame,
+    frame_parts,
+    parse_frame,
+)
 from lexico_codec.memory import CacheMemory, target_of
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -16,6 +21,7 @@ from lexico_proto.errors import (
     DictionaryMismatch,
     FrameMismatch,
     InvalidInput,
+    NewerFrame,
     NonFiniteCache,
     ShapeMismatch,
     UnknownDictionary,
@@ -30,9 +36,22 @@ def encode_group(
     group: int,
     source: Tensor | CacheMemory,
     dictionary: DictionarySet | None = None,
-    arena: Arena | None = None,
-) -> memoryview:
-    """The frame of one layer group of one page.
+) -> bytes:
+    """The frame of one layer group of one page: `encode_group_parts` in one run."""
+    return b"".join(encode_group_parts(spec, page_key, page, group, source, dictionary))
+
+
+def encode_group_parts(
+    spec: CacheSpec,
+    page_key: bytes,
+    page: int,
+    group: int,
+    source: Tensor | CacheMemory,
+    dictionary: DictionarySet | None = None,
+) -> tuple[bytes, memoryview]:
+    """The frame of one layer group of one page, as two runs of bytes that lie one behind the other.
+
+    With codec raw the second may be a view of the source, which must not change meanwhile.
 
     Args:
         spec: what the page belongs to.
@@ -42,7 +61,6 @@ def encode_group(
         source: the group, of the geometry's dtype, on the device to encode on: a tensor of
             `spec.group_shape(group)` and any strides, or where all of its layers and heads lie.
         dictionary: the set that the spec names.
-        arena: where the frame is to lie; None for memory of its own.
 
     Raises:
         ShapeMismatch: another shape or dtype.
@@ -59,7 +77,7 @@ def encode_group(
         )
     header = _header(spec, page_key, page, group)
     body = spec.codec.encode(tensor, _place(spec, page, group), dictionary)
-    return pack_frame(header, body, arena)
+    return frame_parts(header, body)
 
 
 def read_whole(spec: CacheSpec, page: int, group: int, source: Tensor | CacheMemory) -> Tensor:
@@ -72,16 +90,20 @@ def read_whole(spec: CacheSpec, page: int, group: int, source: Tensor | CacheMem
     Raises:
         ShapeMismatch: another shape or dtype, or a part of the layers or heads alone.
     """
+    check_whole(spec, page, group, source)
+    return source if isinstance(source, Tensor) else source.read()
+
+
+def check_whole(spec: CacheSpec, page: int, group: int, source: Tensor | CacheMemory) -> None:
+    """Refuses what is not all of a layer group: arguments and errors as of `read_whole`."""
     shape, dtype = spec.group_shape(group), spec.geometry.torch_dtype
     if tuple(source.shape) != shape or source.dtype != dtype:
         raise ShapeMismatch(
             f"page {page} group {group}: {tuple(source.shape)} of {source.dtype}, needs {shape} of "
             f"{dtype}"
         )
-    if isinstance(source, Tensor):
-        return source
-    source.check(shape, dtype)
-    return source.read()
+    if isinstance(source, CacheMemory):
+        source.check(shape, dtype)
 
 
 def decode_group(
@@ -103,6 +125,7 @@ def decode_group(
 
     Raises:
         DamagedFrame: the bytes fail a check.
+        NewerFrame: a sound frame of a version or codec that this build does not know.
         FrameMismatch: a sound frame that belongs elsewhere.
         ShapeMismatch: `out` does not fit the spec.
         InvalidInput: elements of a tensor that share memory.
@@ -154,6 +177,7 @@ def read_group(
 
     Raises:
         DamagedFrame: the bytes fail a check.
+        NewerFrame: a sound frame of a version or codec that this build does not know.
         FrameMismatch: a sound frame that belongs elsewhere.
         Unsupported: a codec without codes (raw): use `decode_group`.
     """
@@ -181,7 +205,15 @@ def _proven_body(
     """The body of the frame that was asked for, its checksum verified, its dictionary at hand."""
     if spec.codec.needs_dictionary and (dictionary is None or dictionary.digest != spec.dictionary):
         raise FrameMismatch("the dictionary set at hand is not the one that the spec names")
-    return expect_frame(frame, _header(spec, page_key, page, group))
+    try:
+        return expect_frame(frame, _header(spec, page_key, page, group))
+    except FrameMismatch as error:
+        codec_id = parse_frame(frame)[0].codec_id
+        if codec_id in {codec.codec_id for codec in CODECS.values()}:
+            raise
+        raise NewerFrame(
+            f"a frame of codec {codec_id}: this build does not know it; upgrade it to use this page"
+        ) from error
 
 
 def _check_index(spec: CacheSpec, page: int, group: int) -> None:

@@ -1,28 +1,41 @@
-"""A page put together from the pieces of an upload."""
+"""A page out of the pieces of an upload."""
 
 from __future__ import annotations
 
+from typing import Final
+
+import numpy as np
+
 from lexico_codec.checksum import Checksum
+from lexico_codec.pieces import Piece
 from lexico_proto.errors import InvalidInput, StreamDamaged, StreamTooLong, StreamTruncated
 from lexico_proto.limits import PIECE_BYTES
 
+_SMALL_BYTES: Final = PIECE_BYTES // 16
+
 
 class PageAssembler:
-    """Fills a buffer with one page. The page counts once its end agrees in length and sum."""
+    """Collects one page. The page counts once its end agrees in length and sum.
 
-    def __init__(self, page: int, target: memoryview) -> None:
+    Pieces are kept as they came. Small ones are copied together: an object for each of a million
+    pieces of a byte would take many times the page's own memory.
+    """
+
+    def __init__(self, page: int, page_bytes: int) -> None:
         """
         Args:
             page: index of the page expected.
-            target: where its bytes go, exactly as long as the page.
+            page_bytes: its length.
         """
         self._page = page
-        self._target = target
+        self._page_bytes = page_bytes
         self._filled = 0
         self._checksum = Checksum()
+        self._pieces: list[bytes | bytearray | memoryview] = []
+        self._small: bytearray | None = None  # the last of `_pieces`, while small ones come
 
     def add(self, piece: bytes | memoryview) -> None:
-        """Takes the next piece.
+        """Takes the next piece, which must not change from now on.
 
         Raises:
             InvalidInput: an empty piece, or one over `PIECE_BYTES`.
@@ -31,16 +44,24 @@ class PageAssembler:
         if not 0 < len(piece) <= PIECE_BYTES:
             raise InvalidInput(f"a data message of {len(piece)} bytes: outside 1..{PIECE_BYTES}")
         end = self._filled + len(piece)
-        if end > len(self._target):
-            raise StreamTooLong(
-                f"page {self._page} carries more than its {len(self._target)} bytes"
-            )
-        self._target[self._filled : end] = piece
+        if end > self._page_bytes:
+            raise StreamTooLong(f"page {self._page} carries more than its {self._page_bytes} bytes")
         self._checksum.add(piece)
+        self._keep(piece)
         self._filled = end
 
-    def end(self, page: int, checksum: int) -> None:
-        """Whether the page is whole.
+    def _keep(self, piece: bytes | memoryview) -> None:
+        if len(piece) >= _SMALL_BYTES:
+            self._pieces.append(piece)
+            self._small = None
+            return
+        if self._small is None:
+            self._small = bytearray()
+            self._pieces.append(self._small)
+        self._small += piece
+
+    def end(self, page: int, checksum: int) -> list[Piece]:
+        """The page's bytes in pieces, once it has proved to be whole.
 
         Args:
             page: index that the sender gives it.
@@ -51,20 +72,17 @@ class PageAssembler:
             InvalidInput: another page's end.
             StreamDamaged: the bytes are not those that the sender summed.
         """
-        if self._filled < len(self._target):
-            self.cut()
+        if self._filled < self._page_bytes:
+            raise self.cut()
         if page != self._page:
             raise InvalidInput(f"the end of page {page} after the bytes of page {self._page}")
         if checksum != self._checksum.value():
             raise StreamDamaged(f"page {page} was altered on its way: send it again")
+        return [np.frombuffer(piece, np.uint8) for piece in self._pieces]
 
-    def cut(self) -> None:
-        """The upload is over before the page is.
-
-        Raises:
-            StreamTruncated: always.
-        """
-        raise StreamTruncated(
-            f"page {self._page} ended after {self._filled} of {len(self._target)} bytes, "
+    def cut(self) -> StreamTruncated:
+        """The error of an upload that is over before the page is."""
+        return StreamTruncated(
+            f"page {self._page} ended after {self._filled} of {self._page_bytes} bytes, "
             "or without its end"
         )

@@ -65,6 +65,15 @@ def load_model(name: str, device: str = "cpu") -> LoadedModel:
     return LoadedModel(name, model.eval().to(device), tokenizer)
 
 
+def quiet() -> None:
+    """No progress bars of transformers: what loads a model has its own word for it.
+
+    Raises:
+        ConfigurationError: transformers is not installed.
+    """
+    _transformers().utils.logging.disable_progress_bar()
+
+
 def cache_folder() -> Path:
     """Where converted models lie: $LEXICO_CACHE, else the user's cache folder."""
     chosen = os.environ.get("LEXICO_CACHE")

@@ -19,7 +19,8 @@ class EncoderConfig:
     page_ttl_s: float = 24 * 3600.0
     """Seconds a page lives after it is written or last read."""
     lease_ttl_s: float = 120.0
-    """Seconds that one encoder may spend on a layer group before another may take the page."""
+    """Seconds after which another encoder may take a page from one that does not go on: a lease is
+    renewed between layer groups, so a group may take nine tenths of it."""
     min_replicas: int = 1
     """Encoders kept running."""
     max_replicas: int = 1

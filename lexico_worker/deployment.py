@@ -14,14 +14,14 @@ import time
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import torch
 from ray import serve
 
+from lexico_codec.pieces import Piece
 from lexico_proto.errors import InternalError, LexicoError
 from lexico_store import open_store
 from lexico_worker.config import EncoderConfig
+from lexico_worker.malloc import keep_freed_memory
 from lexico_worker.page_encoder import PageDone, PageEncoder, PageJob
 
 _log = logging.getLogger(__name__)
@@ -50,6 +50,7 @@ class Encoder:
     """Encodes pages that arrive as references into shared memory, and commits them itself."""
 
     def __init__(self, config: EncoderConfig) -> None:
+        keep_freed_memory()
         _log_to_stderr(config.log_level)
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(config.threads or max(1, cores // config.max_replicas))
@@ -66,13 +67,13 @@ class Encoder:
         self._running: dict[int, float] = {}
         _log.info("encoder=up device=%s threads=%d", device, torch.get_num_threads())
 
-    async def encode(self, job: PageJob, page: npt.NDArray[np.uint8]) -> PageDone | Failure:
+    async def encode(self, job: PageJob, page: list[Piece]) -> PageDone | Failure:
         """Encodes and commits one page.
 
         Args:
             job: which page.
-            page: its raw bytes; passed as a top-level ObjectRef, it arrives as a read-only view
-                of shared memory.
+            page: its raw bytes in pieces; passed as a top-level ObjectRef, they arrive as
+                read-only views of shared memory.
 
         Returns:
             What was done, or reason and message of an error of our tree.
@@ -87,7 +88,7 @@ class Encoder:
             raise
 
     def _encode(
-        self, job: PageJob, page: npt.NDArray[np.uint8], cancelled: threading.Event
+        self, job: PageJob, page: list[Piece], cancelled: threading.Event
     ) -> PageDone | Failure:
         thread = threading.get_ident()
 

@@ -7,16 +7,15 @@ import secrets
 import threading
 import time
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from enum import Enum
+from typing import Final
 
-import numpy as np
-import numpy.typing as npt
 import torch
 
-from lexico_codec.frame import Arena
-from lexico_codec.pages import encode_group
+from lexico_codec.pages import encode_group_parts
+from lexico_codec.pieces import Piece, Pieces
 from lexico_codec.sets.builtin import find_builtin
 from lexico_codec.sets.choose import check_model
 from lexico_codec.sets.dictionary import DictionarySet
@@ -27,6 +26,9 @@ from lexico_store import PageStore
 from lexico_store.scopes import SHARED_SCOPE
 
 _log = logging.getLogger(__name__)
+
+_RENEW_AT: Final = 0.1
+"""Part of a lease's time after which it is renewed, before the next layer group."""
 
 
 @dataclass(frozen=True)
@@ -87,13 +89,12 @@ class PageEncoder:
         self._page_ttl_s = page_ttl_s
         self._lease_ttl_s = lease_ttl_s
         self._device = torch.device(device)
-        self._threads = threading.local()
         self._dictionaries = _DictionaryCache(store, dictionary_cache_bytes)
 
     def encode_page(
         self,
         job: PageJob,
-        raw: npt.NDArray[np.uint8],
+        raw: Sequence[Piece],
         cancelled: threading.Event | None = None,
         progress: Callable[[], None] | None = None,
     ) -> PageDone:
@@ -104,7 +105,8 @@ class PageEncoder:
 
         Args:
             job: which page.
-            raw: the page's bytes, `spec.page_bytes` long: its layer groups one after another.
+            raw: the page's bytes in pieces, `spec.page_bytes` in all: its layer groups one after
+                another.
             cancelled: looked at between groups; set, it ends the work with nothing written.
             progress: called before each group, so that slow work can be told from stuck work.
 
@@ -114,15 +116,16 @@ class PageEncoder:
             StoreUnavailable, Busy: the store does not take it.
             Cancelled: the caller went away.
         """
-        spec = job.spec
-        if len(raw) != spec.page_bytes:
-            raise ShapeMismatch(f"page {job.page}: {len(raw)} bytes, needs {spec.page_bytes}")
+        spec, pieces = job.spec, Pieces(raw)
+        if len(pieces) != spec.page_bytes:
+            raise ShapeMismatch(f"page {job.page}: {len(pieces)} bytes, needs {spec.page_bytes}")
         if self._store.present(job.scope, [job.page_key])[0]:
             return PageDone(Outcome.PRESENT)
         dictionary = None
         if spec.codec.needs_dictionary:
             dictionary = self._dictionaries.get(job.scope, spec.dictionary)
             check_model(dictionary, spec.whole_geometry)
+        leased = time.monotonic()
         lease = self._store.lease(job.scope, job.page_key, self._lease_ttl_s, job.owner)
         if lease is None:
             return PageDone(Outcome.IN_PROGRESS)
@@ -130,39 +133,35 @@ class PageEncoder:
             if self._store.present(job.scope, [job.page_key])[0]:  # another was faster
                 return PageDone(Outcome.PRESENT)
             started = time.perf_counter()
-            arena, frames, start = self._arena(), [], 0
+            frames, start = list[tuple[bytes, memoryview]](), 0
             for group in range(spec.groups):
                 if cancelled is not None and cancelled.is_set():
                     raise Cancelled(f"page {job.page}: the caller went away")
                 if progress is not None:
                     progress()
-                if group:  # a slow encoder must not lose the page in the middle of it
+                held_s = time.monotonic() - leased
+                if held_s > self._lease_ttl_s * _RENEW_AT:
+                    # A slow encoder must not lose the page in the middle of it; a quick one need
+                    # not ask the store before each of its groups.
+                    leased = time.monotonic()
                     self._store.lease(job.scope, job.page_key, self._lease_ttl_s, job.owner)
                 end = start + spec.group_bytes(group)
                 tensor = tensor_from(
-                    raw[start:end].data, spec.geometry.torch_dtype, spec.group_shape(group)
+                    pieces.cut(start, end), spec.geometry.torch_dtype, spec.group_shape(group)
                 ).to(self._device)
                 frames.append(
-                    encode_group(spec, job.page_key, job.page, group, tensor, dictionary, arena)
+                    encode_group_parts(spec, job.page_key, job.page, group, tensor, dictionary)
                 )
                 start = end
             encoded = time.perf_counter()
-            self._store.commit(job.scope, job.page_key, frames, b"", self._page_ttl_s)
+            self._store.commit(job.scope, job.page_key, frames, self._page_ttl_s)
             committed = time.perf_counter()
         return PageDone(
             Outcome.STORED,
-            stored_bytes=sum(map(len, frames)),
+            stored_bytes=sum(len(part) for frame in frames for part in frame),
             encode_s=encoded - started,
             commit_s=committed - encoded,
         )
-
-    def _arena(self) -> Arena:
-        """This thread's memory for the frames of a page."""
-        if not hasattr(self._threads, "arena"):
-            self._threads.arena = Arena()
-        arena: Arena = self._threads.arena
-        arena.reset()
-        return arena
 
 
 class _DictionaryCache:

@@ -49,10 +49,16 @@ _DURABILITY: Final[dict[str, offload_pb.Durability]] = {
 
 
 class AsyncClient:
-    """Shares the caches of one node. Use it as an async context manager, on one event loop.
+    """Shares the caches of one node. Use it as an async context manager, on one event loop; once
+    that is closed, another may take its place.
 
     Caller's memory is read and written in worker threads, and never after the call has ended, not
     even where the call was cancelled.
+
+    In a forked child it works as if made there, unless the parent had gRPC channels open: those of
+    any client of its that has made a call and is not closed. Then gRPC is not touched in the child:
+    `load` is a miss and other calls raise `Unsupported`, at once. So it is on a second loop beside
+    the first.
     """
 
     def __init__(

@@ -65,9 +65,10 @@ class DictionaryShelf:
         if kept is not None:
             self._memory.move_to_end(digest)
             return kept
+        loop = asyncio.get_running_loop()
         task = self._fetches.get(digest)
-        if task is None:
-            task = asyncio.get_running_loop().create_task(self._find(digest))
+        if task is None or task.get_loop() is not loop:  # that loop is closed, or the parent's
+            task = loop.create_task(self._find(digest))
             self._fetches[digest] = task
             task.add_done_callback(lambda done: self._fetched(digest, done))
         # Shielded: one caller that gives up does not take the set from the others.
@@ -75,13 +76,15 @@ class DictionaryShelf:
 
     async def close(self) -> None:
         """Ends fetches that still run."""
-        tasks = list(self._fetches.values())
+        loop = asyncio.get_running_loop()
+        tasks = [task for task in self._fetches.values() if task.get_loop() is loop]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
 
     def _fetched(self, digest: bytes, task: asyncio.Task[DictionarySet]) -> None:
-        self._fetches.pop(digest, None)
+        if self._fetches.get(digest) is task:
+            del self._fetches[digest]
         if not task.cancelled():
             task.exception()  # marked as seen, should every caller have gone
 

@@ -10,39 +10,24 @@ from typing import Any, Final
 import grpc
 import grpc.aio
 
+from lexico_client._channels import Channels
 from lexico_client._errors import translated
 from lexico_client._transport import check_size
 from lexico_client._upload_end import UploadEnd
 from lexico_proto.errors import ConfigurationError
-from lexico_proto.limits import MESSAGE_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
 from lexico_proto.v1.dictionaries_pb2_grpc import DictionariesStub
-from lexico_proto.v1.offload_pb2_grpc import OffloadStub
 from lexico_proto.v1.reload_pb2_grpc import ReloadStub
 
+_OFFLOAD: Final = offload.DESCRIPTOR.services_by_name["Offload"]
+_PUT: Final = f"/{_OFFLOAD.full_name}/{_OFFLOAD.methods_by_name['Put'].name}"
 _EOF: Final = vars(grpc.aio)["EOF"]  # grpc-stubs does not know it
-_OPTIONS: Final = (
-    ("grpc.max_send_message_length", MESSAGE_BYTES),
-    ("grpc.max_receive_message_length", MESSAGE_BYTES),
-    # A dead peer is noticed in the middle of a call; an idle channel stays silent, since servers
-    # refuse pings that come too often.
-    ("grpc.keepalive_time_ms", 60_000),
-    ("grpc.keepalive_timeout_ms", 10_000),
-    ("grpc.keepalive_permit_without_calls", 0),
-    ("grpc.initial_reconnect_backoff_ms", 200),
-    ("grpc.max_reconnect_backoff_ms", 5_000),
-    # Caches travel inside the cluster: a web proxy in the environment is not for them.
-    ("grpc.enable_http_proxy", 0),
-    # Channels of one process to one address do not share a connection, nor an event loop.
-    ("grpc.use_local_subchannel_pool", 1),
-)
 
 
 class GrpcTransport:
-    """Channels to the service, opened when first used and bound to the event loop of that
-    moment."""
+    """The service over gRPC; connects when first used. See `Channels` for loops and forks."""
 
     def __init__(self, reload: str, offload: str | None = None, token: str | None = None) -> None:
         """
@@ -54,7 +39,7 @@ class GrpcTransport:
         self._reload = _checked("reload", reload)
         self._offload = None if offload is None else _checked("offload", offload)
         self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
-        self._channels: dict[str, grpc.aio.Channel] = {}
+        self._channels = Channels()
 
     async def match(self, request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
         """Reload.Match."""
@@ -71,13 +56,15 @@ class GrpcTransport:
         return self._stream("get", self._reload_stub().Get, request, timeout)
 
     async def put(
-        self, messages: AsyncGenerator[offload.PutRequest, None], timeout: float
+        self, messages: AsyncGenerator[bytes, None], timeout: float
     ) -> offload.PutResponse:
         """Offload.Put."""
         if self._offload is None:
             raise ConfigurationError("this client has no offload address: it can only reload")
-        stub = OffloadStub(self._channel(self._offload))
-        answer: offload.PutResponse = await self._upload("put", stub.Put, messages, timeout)
+        # Not the generated stub: it takes messages, and would copy each of them twice.
+        channel = self._channels.to(self._offload)
+        put = channel.stream_unary(_PUT, None, offload.PutResponse.FromString)
+        answer: offload.PutResponse = await self._upload("put", put, messages, timeout)
         return answer
 
     async def register(
@@ -106,23 +93,13 @@ class GrpcTransport:
 
     async def close(self) -> None:
         """Closes the channels."""
-        while self._channels:
-            _, channel = self._channels.popitem()
-            with translated("close"):
-                await channel.close(None)
+        await self._channels.close()
 
     def _reload_stub(self) -> Any:
-        return ReloadStub(self._channel(self._reload))
+        return ReloadStub(self._channels.to(self._reload))
 
     def _dictionaries_stub(self) -> Any:
-        return DictionariesStub(self._channel(self._reload))
-
-    def _channel(self, address: str) -> grpc.aio.Channel:
-        channel = self._channels.get(address)
-        if channel is None:
-            channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-            self._channels[address] = channel
-        return channel
+        return DictionariesStub(self._channels.to(self._reload))
 
     async def _unary(
         self, name: str, method: Callable[..., Any], request: object, timeout: float

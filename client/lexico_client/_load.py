@@ -26,6 +26,7 @@ from lexico_proto.errors import (
     DeadlineExpired,
     InternalError,
     LexicoError,
+    NewerFrame,
     Unavailable,
     Unsupported,
 )
@@ -134,7 +135,9 @@ class PrefixLoader:
                     raise InternalError("get: the stream ended before its last frame")
                 frame = assembler.accept(message)
                 if assembler.pages < self._wanted:
-                    gone = Unavailable(f"page {assembler.pages} is no longer in the store")
+                    gone = Unavailable(
+                        f"page {assembler.pages} is no longer in the store, or not to be read there"
+                    )
                     self._end(assembler.pages, gone)
                 if frame is not None:
                     self.bytes_received += len(frame.data)
@@ -198,6 +201,8 @@ class PrefixLoader:
                 self._fill(frame, out)
         except LexicoError as refused:
             error = refused
+            if isinstance(refused, NewerFrame):
+                _log.warning("newer page=%d group=%d: left alone, upgrade to read", page, group)
         except Exception as defect:  # noqa: BLE001 - whatever a frame does to a codec is a miss
             _log.exception("decode failed page=%d group=%d", page, group)
             error = InternalError(f"page {page} group {group} could not be decoded")

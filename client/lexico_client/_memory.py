@@ -8,6 +8,8 @@ from contextlib import aclosing
 from lexico_client._transport import check_size
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import encode_group
+from lexico_codec.pieces import Pieces
+from lexico_codec.put_messages import PageEnd, parse_put
 from lexico_codec.sets.choose import check_model
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -64,27 +66,27 @@ class InMemoryTransport:
                     yield reload.GetResponse(frame=piece)
 
     async def put(
-        self, messages: AsyncGenerator[offload.PutRequest, None], timeout: float
+        self, messages: AsyncGenerator[bytes, None], timeout: float
     ) -> offload.PutResponse:
         """Checks, encodes and keeps the pages, each as soon as it is whole."""
         async with aclosing(messages):
             first = await anext(messages, None)
-            if first is None or first.WhichOneof("part") != "header":
+            header = None if first is None else parse_put(first)
+            if not isinstance(header, offload.PutHeader):
                 raise InvalidInput("put: the first message must be the header")
-            spec = _checked_spec(first.header)
+            spec = _checked_spec(header)
             dictionary = None
             if spec.codec.needs_dictionary:
                 dictionary = self._dictionary(spec.dictionary)
                 check_model(dictionary, spec.whole_geometry)
             results = []
-            for page, key in zip(first.header.pages, first.header.page_keys, strict=True):
-                data = memoryview(bytearray(spec.page_bytes))
-                await _fill(messages, page, data)
+            for page, key in zip(header.pages, header.page_keys, strict=True):
+                data = await _page(messages, page, spec.page_bytes)
                 frames, start = [], 0
                 for group in range(spec.groups):
                     end = start + spec.group_bytes(group)
                     shape, dtype = spec.group_shape(group), spec.geometry.torch_dtype
-                    tensor = tensor_from(data[start:end], dtype, shape)
+                    tensor = tensor_from(data.cut(start, end), dtype, shape)
                     frames.append(bytes(encode_group(spec, key, page, group, tensor, dictionary)))
                     start = end
                 results.append(self._keep(page, key, frames))
@@ -151,17 +153,16 @@ class InMemoryTransport:
         )
 
 
-async def _fill(messages: AsyncIterator[offload.PutRequest], page: int, target: memoryview) -> None:
-    assembler = PageAssembler(page, target)
+async def _page(messages: AsyncIterator[bytes], page: int, page_bytes: int) -> Pieces:
+    assembler = PageAssembler(page, page_bytes)
     while (message := await anext(messages, None)) is not None:
-        part = message.WhichOneof("part")
-        if part == "page_end":
-            assembler.end(message.page_end.page, message.page_end.checksum)
-            return
-        if part != "data":
+        part = parse_put(message)
+        if isinstance(part, PageEnd):
+            return Pieces(assembler.end(part.page, part.checksum))
+        if not isinstance(part, memoryview):
             raise InvalidInput("put: after the header come data and page ends alone")
-        assembler.add(message.data)
-    assembler.cut()
+        assembler.add(part)
+    raise assembler.cut()
 
 
 class _ByteStream:

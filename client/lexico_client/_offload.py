@@ -9,23 +9,20 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-from torch import Tensor
 
 from lexico_client._deadline import Budget, Clock, finished, settled
+from lexico_client._group_messages import GroupSource, group_messages
 from lexico_client._match import match_pages
 from lexico_client._results import PageOutcome, PutReport, PutSeconds
 from lexico_client._transport import Transport
 from lexico_codec.checksum import Checksum
-from lexico_codec.memory import CacheMemory
-from lexico_codec.pages import read_whole
+from lexico_codec.put_messages import PageEnd, header_message, page_end_message
 from lexico_codec.spec import CacheSpec
-from lexico_codec.tensors import all_finite, bytes_of
 from lexico_codec.wire import spec_to_wire
-from lexico_proto.errors import InternalError, NonFiniteCache
-from lexico_proto.limits import PIECE_BYTES
+from lexico_proto.errors import InternalError
 from lexico_proto.v1 import offload_pb2 as offload
 
-PageSource = Callable[[int, int], Tensor | CacheMemory]
+PageSource = Callable[[int, int], GroupSource]
 """`(page, group)` → the cache there, of the geometry's dtype: a tensor, `spec.group_shape(group)`,
 or where all layers and heads of the group lie in an engine's memory, paged or not."""
 
@@ -125,49 +122,39 @@ class PageUpload:
         self._source = source
         self._executor = executor
 
-    async def messages(self) -> AsyncGenerator[offload.PutRequest, None]:
-        """Header, then each page's bytes and its end.
+    async def messages(self) -> AsyncGenerator[bytes, None]:
+        """Header, then each page's bytes and its end, as serialised PutRequests.
 
         Raises:
             ShapeMismatch, NonFiniteCache: what the source gave cannot be offloaded.
         """
-        yield offload.PutRequest(header=self._header)
+        yield header_message(self._header)
         order = [(p, g) for p in self._header.pages for g in range(self._spec.groups)]
-        running, checksum = self._start(*order[0]), Checksum()
+        checksum = Checksum()
+        running = self._start(*order[0], checksum)
         try:
             for (page, group), following in zip(order, [*order[1:], None], strict=True):
-                data = await settled(running)
-                if following is not None:
-                    running = self._start(*following)
-                for start in range(0, len(data), PIECE_BYTES):
-                    piece = bytes(data[start : start + PIECE_BYTES])
-                    checksum.add(piece)
-                    yield offload.PutRequest(data=piece)
-                    self.bytes_sent += len(piece)
-                if group == self._spec.groups - 1:
-                    end = offload.PageEnd(page=page, checksum=checksum.value())
-                    yield offload.PutRequest(page_end=end)
+                made = await settled(running)
+                ends, whole = group == self._spec.groups - 1, checksum
+                if ends:
                     checksum = Checksum()
+                if following is not None:
+                    running = self._start(*following, checksum)
+                for message in made:
+                    yield message
+                self.bytes_sent += self._spec.group_bytes(group)
+                if ends:
+                    yield page_end_message(PageEnd(page, whole.value()))
         finally:
             await finished(running)
 
-    def _start(self, page: int, group: int) -> asyncio.Future[memoryview]:
+    def _start(self, page: int, group: int, checksum: Checksum) -> asyncio.Future[list[bytes]]:
         loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._executor, self._read, page, group)
+        return loop.run_in_executor(self._executor, self._read, page, group, checksum)
 
-    def _read(self, page: int, group: int) -> memoryview:
-        """In the worker thread: the group's bytes, a view where the source's memory allows it."""
-        source = self._source(page, group)
-        if not isinstance(source, Tensor | CacheMemory):
-            raise TypeError(
-                f"the source gave no torch.Tensor and no CacheMemory for page {page} group {group}"
-            )
-        tensor = read_whole(self._spec, page, group, source)
-        # Here too, though the encoder looks again: nothing is sent in vain, and with
-        # wait="received" its refusal would not be heard.
-        if not all_finite(tensor):
-            raise NonFiniteCache(f"page {page} group {group} holds NaN or infinity: recompute it")
-        return bytes_of(tensor)
+    def _read(self, page: int, group: int, checksum: Checksum) -> list[bytes]:
+        """In the worker thread: one group after another, so that the checksum is in order."""
+        return group_messages(self._spec, page, group, self._source(page, group), checksum)
 
 
 def outcomes_of(

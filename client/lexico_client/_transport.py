@@ -1,7 +1,7 @@
 """The seam between the client and what carries its calls.
 
-A transport speaks the messages of lexico_proto.v1 and raises the error tree, nothing else. The
-definition is tests/support/client_transport_contract.py.
+A transport speaks the messages of lexico_proto.v1, those of an upload as bytes, and raises the
+error tree, nothing else. The definition is tests/support/client_transport_contract.py.
 """
 
 from __future__ import annotations
@@ -36,9 +36,11 @@ class Transport(Protocol):
         ...
 
     async def put(
-        self, messages: AsyncGenerator[offload.PutRequest, None], timeout: float
+        self, messages: AsyncGenerator[bytes, None], timeout: float
     ) -> offload.PutResponse:
-        """Offload.Put. Stops taking messages where the service has answered already."""
+        """Offload.Put, of serialised PutRequests: `lexico_codec.put_messages` writes and reads
+        them. Stops taking messages where the service has answered already.
+        """
         ...
 
     async def register(
@@ -62,11 +64,11 @@ class Transport(Protocol):
         ...
 
 
-def check_size(message: Message, what: str) -> None:
+def check_size(message: Message | bytes, what: str) -> None:
     """Raises:
     MessageTooLarge: the message would be refused on the wire.
     """
-    size = message.ByteSize()
+    size = len(message) if isinstance(message, bytes) else message.ByteSize()
     if size > MESSAGE_BYTES:
         raise MessageTooLarge(
             f"{what}: {size} bytes, at most {MESSAGE_BYTES} fit into one message: "

@@ -8,12 +8,19 @@ from typing import Any
 
 import torch
 
+from lexico_codec.forks import renew_in_children
+
 
 class Forms:
     """Made things by name, safe among threads."""
 
     def __init__(self) -> None:
         self._made: dict[Hashable, Any] = {}
+        self._lock = threading.Lock()
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """Does not wait for what another thread was making when the process was forked."""
         self._lock = threading.Lock()
 
     def once(

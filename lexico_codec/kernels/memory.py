@@ -202,6 +202,12 @@ class TableMemory:
             return self.held
         return self.held.narrow(-3, self.first_slot, self.tokens)
 
+    def views(self) -> list[Tensor] | None:
+        """A view `[tokens, heads, m]` a table; None where blocks stand against it."""
+        if self.block_table is not None:
+            return None
+        return [part.narrow(0, self.first_slot, self.tokens) for part in self.parts]
+
     def read(self) -> Tensor:
         """What is there, `[tables, tokens, heads, m]`: a view where the memory is one tensor that
         allows it, else a copy.

@@ -65,6 +65,11 @@ def parse_document(text: str) -> tuple[dict[str, Any], int]:
     if not isinstance(document, dict):
         refuse("metadata is not a JSON object")
     version = document.pop("format", None)
+    if isinstance(version, int) and version > FORMATS[-1]:
+        refuse(
+            f"format {version} is of a newer version of lexico, this one reads 1, 2 and 3: update "
+            "it, or train a set with `lexico train`"
+        )
     if version not in FORMATS or isinstance(version, bool | float):
         refuse("format is none of 1, 2 and 3")
     return document, int(version)

@@ -1,34 +1,26 @@
-"""Hardware, versions and the model that figures belong to."""
+"""Where a report was made, and the digest of the model that it judges."""
 
 from __future__ import annotations
 
 import hashlib
-import os
 import platform
-from datetime import UTC, datetime
-from importlib import metadata
-from pathlib import Path
 from typing import Any, Final
 
 import torch
 import xxhash
 
 from lexico_codec.tensors import bytes_of
+from lexico_lab import machine
 
 _PACKAGES: Final = ("lexico-offload", "torch", "transformers", "numpy", "safetensors", "triton")
 
 
 def describe() -> dict[str, Any]:
-    """Where and with what a run is made."""
+    """The machine, as the report shows it."""
     return {
-        "cpu": _cpu(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0,
+        **machine.describe(_PACKAGES),
         "threads": torch.get_num_threads(),
-        "gpu": torch.cuda.get_device_name() if torch.cuda.is_available() else None,
         "system": f"{platform.system()} {platform.machine()}",
-        "python": platform.python_version(),
-        "versions": {name: found for name in _PACKAGES if (found := _version(name))},
-        "date": datetime.now(UTC).date().isoformat(),
     }
 
 
@@ -42,17 +34,3 @@ def model_digest(model: Any) -> bytes:
         content = xxhash.xxh3_128_hexdigest(bytes_of(tensor.reshape(-1)))
         digest.update(f"{name} {tensor.dtype} {list(tensor.shape)} {content}\n".encode())
     return digest.digest()
-
-
-def _cpu() -> str:
-    info = Path("/proc/cpuinfo")
-    lines = info.read_text().splitlines() if info.is_file() else []
-    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
-    return names[0] if names else platform.processor()
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

@@ -9,25 +9,21 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from functools import cached_property
-from importlib import import_module
-from typing import TYPE_CHECKING, Any, Final
+from typing import Any, Final
 
 from torch import Tensor
 
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.geometry import Geometry
-from lexico_lab.evaluation.caches import cache_of
 from lexico_lab.evaluation.fidelity import Quality, compare, through_frames
 from lexico_lab.evaluation.peers import FAILURES, Evicting, Published
 from lexico_lab.evaluation.prefixes import ExactText, tokenize
 from lexico_lab.evaluation.settings import EvalSettings
 from lexico_lab.evaluation.ways import NamedSet, Way, choose_ways
 from lexico_lab.models import LoadedModel
+from lexico_lab.published import scores, short_caches
+from lexico_lab.published.eviction import Eviction, select
 from lexico_proto.errors import ConfigurationError, LexicoError
-
-if TYPE_CHECKING:
-    from transformers import DynamicCache
 
 EVICTION_FAILURES: Final = (
     *FAILURES,
@@ -39,9 +35,8 @@ EVICTION_FAILURES: Final = (
 )
 """What kvpress says of a model or a text that it cannot score."""
 
-_MODULE: Final = "lexico_lab.published.eviction"
 _CODED: Final = 'lexico:{"sparsity":8}'
-"""What codes kept tokens: `CODER` of the module above."""
+"""What codes kept tokens, `eviction.CODER`, as `--codec` takes it."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,9 +74,8 @@ def choose_evictions(
     """
     if not any(isinstance(peer, Evicting) for peer in peers):
         return Chosen(tuple(peers), (), ())
-    eviction = import_module(_MODULE)
-    instruction = tuple(tokenize(loaded.tokenizer, eviction.INSTRUCTION))
-    refusal = eviction.refusal(loaded.model)
+    instruction = tuple(tokenize(loaded.tokenizer, scores.INSTRUCTION))
+    refusal = scores.refusal(loaded.model)
     through, no_set = _codec_of_kept(settings, geometry, weights, sets)
     repeated = 2 * settings.prefix + len(instruction)
     most = getattr(loaded.model.config, "max_position_embeddings", None) or repeated
@@ -129,7 +123,7 @@ class Evicted:
         self._model, self._exact = model, exact
         self._stored, self._instruction = slice(SINK_TOKENS, coded), instruction
         self._scores: dict[str, Tensor] = {}
-        self._coded: dict[str, DynamicCache] = {}
+        self._coded: dict[str, Tensor] = {}
 
     def judge(self, peer: Evicting) -> Quality:
         """Compares predictions after what is kept with those after the whole.
@@ -137,35 +131,46 @@ class Evicted:
         Raises:
             EVICTION_FAILURES: kvpress cannot score this, or the codec refuses its set.
         """
-        eviction, exact = import_module(_MODULE), self._exact
-        source = self._whole if peer.through is None else self._through(peer.through)
-        kept = eviction.shorten(source, self._kept(peer), self._stored, peer.eviction.coded)
+        exact = self._exact
+        states = exact.states if peer.through is None else self._through(peer.through)
+        kept = self.kept(peer.eviction)
+        short = short_caches.shorten(states, kept, self._stored, peer.eviction.coded)
         first = exact.states.shape[3]
-        logits = eviction.continued(self._model, kept, exact.following, first)
-        return compare(exact, logits.float().log_softmax(-1), kept.size)
+        logits = short_caches.continued(self._model, short, exact.following, first)
+        return compare(exact, logits.float().log_softmax(-1), short.size)
 
-    def _kept(self, peer: Evicting) -> Tensor:
-        """`[layers, kv_heads, tokens of stored]` bool."""
-        eviction, setting = import_module(_MODULE), peer.eviction
-        key = eviction.score_key(setting)
-        if key not in self._scores:
-            ids = self._exact.ids[: self._exact.states.shape[3]]
-            self._scores |= eviction.scores_of(
-                self._model, ids, self._whole, [setting], self._stored, self._instruction
+    def score(self, chosen: Sequence[Eviction]) -> None:
+        """Finds the scores that these need, in as few passes of the model as it takes.
+
+        Raises:
+            EVICTION_FAILURES: kvpress cannot score this.
+        """
+        missing = [one for one in chosen if scores.score_key(one) not in self._scores]
+        if missing:
+            exact = self._exact
+            self._scores |= scores.scores_of(
+                self._model,
+                exact.ids[: exact.states.shape[3]],
+                exact.states,
+                missing,
+                self._stored,
+                self._instruction,
             )
-        count = setting.count(self._stored)
-        kept: Tensor = eviction.select(self._scores[key], setting.method, count)
-        return kept
 
-    @cached_property
-    def _whole(self) -> DynamicCache:
-        return cache_of(self._exact.states)
+    def kept(self, eviction: Eviction) -> Tensor:
+        """`[layers, kv_heads, tokens that may go]` bool: what each head keeps.
 
-    def _through(self, way: Way) -> DynamicCache:
-        """The prefix's cache as it comes back from a codec of ours."""
+        Raises:
+            EVICTION_FAILURES: kvpress cannot score this.
+        """
+        self.score([eviction])
+        scored = self._scores[scores.score_key(eviction)]
+        return select(scored, eviction.method, eviction.count(self._stored))
+
+    def _through(self, way: Way) -> Tensor:
+        """The prefix's states as they come back from a codec of ours."""
         if way.name not in self._coded:
-            states, _ = through_frames(self._exact, way, self._stored.stop)
-            self._coded[way.name] = cache_of(states)
+            self._coded[way.name], _ = through_frames(self._exact, way, self._stored.stop)
         return self._coded[way.name]
 
 

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.codecs.codec import SINK_TOKENS
-from lexico_lab.evaluation.caches import cache_of, divergence, forward, negative_log_likelihood
+from lexico_lab.caches import cache_of, divergence, forward, negative_log_likelihood
 from lexico_lab.evaluation.prefixes import ExactText
 from lexico_lab.evaluation.shelf import FrameShelf, Shelf
 from lexico_lab.evaluation.ways import Way
@@ -58,6 +58,11 @@ def through_shelf(exact: ExactText, shelf: Shelf, coded: int) -> Tensor:
     return torch.cat([states, exact.states[:, :, :, coded:]], dim=3)
 
 
+def predicted(model: Any, exact: ExactText, states: Tensor) -> Tensor:
+    """Predictions of the continuation, as `exact.predictions`, on other states of the prefix."""
+    return forward(model, exact.following, cache_of(states), len(exact.following))
+
+
 @torch.inference_mode()
 def judge(model: Any, exact: ExactText, made: Tensor, size: int, coded: int) -> Fidelity:
     """Compares what came back with what was there.
@@ -69,16 +74,12 @@ def judge(model: Any, exact: ExactText, made: Tensor, size: int, coded: int) -> 
         size: bytes that it took.
         coded: leading tokens that were stored.
     """
-
-    def predictions(states: Tensor) -> Tensor:
-        return forward(model, exact.following, cache_of(states), len(exact.following))
-
     keys, values = exact.states.clone(), exact.states.clone()
     keys[:, 0], values[:, 1] = made[:, 0], made[:, 1]
     return {
-        **compare(exact, predictions(made), size),
-        "kl_keys": divergence(exact.predictions, predictions(keys)),
-        "kl_values": divergence(exact.predictions, predictions(values)),
+        **compare(exact, predicted(model, exact, made), size),
+        "kl_keys": divergence(exact.predictions, predicted(model, exact, keys)),
+        "kl_values": divergence(exact.predictions, predicted(model, exact, values)),
         "layers": layer_errors(exact.states[:, :, :, :coded], made[:, :, :, :coded]),
     }
 

@@ -14,8 +14,9 @@ from torch import Tensor
 
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.geometry import Rope
-from lexico_lab.evaluation.peers import Peer, prefix_of
+from lexico_lab.evaluation.peers import prefix_of
 from lexico_lab.evaluation.shelf import Shelf
+from lexico_lab.published.coder import Coder
 
 Weigh = Callable[[Sequence[int], Tensor], Tensor]
 """From tokens and the states of the leading ones to the importance of the others, as
@@ -25,15 +26,15 @@ Weigh = Callable[[Sequence[int], Tensor], Tensor]
 class PeerShelf(Shelf):
     """Pages of one method at one setting. The first tokens of a text are exact, 16 bits a value."""
 
-    def __init__(self, peer: Peer, rope: Rope, page_tokens: int, weigh: Weigh) -> None:
+    def __init__(self, coder: Coder, rope: Rope, page_tokens: int, weigh: Weigh) -> None:
         """
         Args:
-            peer: the method, calibrated.
+            coder: the method, calibrated.
             rope: of the model.
             page_tokens: tokens a page.
             weigh: is asked for methods alone that weigh tokens.
         """
-        self._peer, self._rope, self._page_tokens, self._weigh = peer, rope, page_tokens, weigh
+        self._coder, self._rope, self._page_tokens, self._weigh = coder, rope, page_tokens, weigh
         self._pages: dict[tuple[int, ...], Tensor] = {}
         """By all tokens of the text up to the page's end, as keys of pages of ours are."""
         self._size = 0
@@ -50,10 +51,10 @@ class PeerShelf(Shelf):
         exact = max(0, SINK_TOKENS - start)
         made = states[:, :, :, start:end].clone()
         importance = torch.zeros(len(states), len(ids))
-        if self._peer.coder.weighs:
+        if self._coder.weighs:
             importance = self._weigh(ids, states[:, :, :, :start])
         source = prefix_of(states, importance, slice(start + exact, end), self._rope)
-        stored = self._peer.coder.code(source)
+        stored = self._coder.code(source)
         for part, tensor in enumerate((stored.keys, stored.values)):
             made[:, part, :, exact:] = tensor.transpose(1, 2).to(made)
         self._size += int(stored.size) + 2 * made[:, :, :, :exact].numel()

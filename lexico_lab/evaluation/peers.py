@@ -1,14 +1,9 @@
-"""The published methods of `lexico_lab.published`, where that package is importable.
-
-It is part of the repository and not of the wheel, so nothing here imports it by name.
-"""
+"""The published methods of `lexico_lab.published` in an evaluation: which run, and on what."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.util import find_spec
 from typing import Any, Final
 
 import torch
@@ -17,32 +12,21 @@ from torch.nn.functional import pad
 
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.geometry import Geometry, Rope
-from lexico_lab.evaluation.caches import cache_of, forward, states_of
+from lexico_codec.hf_inputs import cache_inputs
+from lexico_lab.caches import cache_of, forward, states_of
 from lexico_lab.evaluation.prefixes import Source, read_text, training_texts
 from lexico_lab.evaluation.settings import EvalSettings
 from lexico_lab.evaluation.ways import Way
+from lexico_lab.published import scores
+from lexico_lab.published.coder import Coder, Prefix
+from lexico_lab.published.eviction import USUAL, Eviction, evictions
+from lexico_lab.published.methods import CODERS
 from lexico_proto.errors import ConfigurationError, InvalidInput, LexicoError
 
-MODULES: Final = (
-    "per_token",
-    "kivi",
-    "turboquant",
-    "zipcache",
-    "kvtc",
-    "cachegen",
-    "cskv",
-    "mustafar",
-)
-"""Modules of `lexico_lab.published`, each with its `coders()`."""
 TRAINING_TEXTS: Final = 12
 FAILURES: Final = (ValueError, RuntimeError, LexicoError)
 """What a method says that does not fit a model: `head_dim 8 is no multiple of the group`."""
 
-ABSENT: Final = (
-    "absent: they are part of the project's repository (package bench), not of the installed wheel"
-)
-
-_PACKAGE: Final = "lexico_lab.published"
 _QUERIES: Final = 1024
 """Most tokens at once whose attention over all others lies in memory, for every head and layer."""
 
@@ -63,26 +47,16 @@ class Published:
 class Peer(Published):
     """One that codes: what comes back of a cache has its shape."""
 
-    coder: Any
-    """A `lexico_lab.published.coder.Coder`."""
+    coder: Coder
 
 
 @dataclass(frozen=True, eq=False)
 class Evicting(Published):
     """One that keeps some tokens of each head: see `evictions`."""
 
-    eviction: Any
-    """A `lexico_lab.published.eviction.Eviction`."""
+    eviction: Eviction
     through: Way | None = None
     """What codes the tokens that are kept; None where they stay as they are."""
-
-
-def available() -> bool:
-    """Whether the package is there."""
-    try:
-        return find_spec(f"{_PACKAGE}.coder") is not None
-    except ModuleNotFoundError:
-        return False
 
 
 def load_peers(names: Sequence[str] = ()) -> list[Published]:
@@ -90,35 +64,29 @@ def load_peers(names: Sequence[str] = ()) -> list[Published]:
 
     Args:
         names: parts of names, see `Published.goes_by`; none for every setting of every method that
-            codes and of the usual ones that evict, or for nothing where the package is not there.
+            codes and of the usual ones that evict.
 
     Raises:
         ConfigurationError: a name that nothing goes by, or evictions alone where kvpress is not
-            installed, or names where the package is not there.
+            installed.
     """
-    if not available():
-        if names:
-            raise ConfigurationError(f"peer {names[0]}: published methods are {ABSENT}")
-        return []
-    coding = []
-    for module in MODULES:
-        for coder in import_module(f"{_PACKAGE}.{module}").coders():
-            coding.append(Peer(coder.name, module, coder))
-    eviction = import_module(f"{_PACKAGE}.eviction")
-    evicting = [Evicting(one.name, one.curve, one) for one in eviction.evictions()]
+    coding = [
+        Peer(coder.name, method, coder) for method, made in CODERS.items() for coder in made()
+    ]
+    evicting = [Evicting(one.name, one.curve, one) for one in evictions()]
     for name in names:
         if any(one.goes_by(name) for one in coding):
             continue
         if not any(one.goes_by(name) for one in evicting):
-            known = ", ".join(dict.fromkeys((*MODULES, *(one.eviction.method for one in evicting))))
+            known = ", ".join(dict.fromkeys((*CODERS, *(one.eviction.method for one in evicting))))
             raise ConfigurationError(
                 f"peer {name}: no published method goes by it; there are {known}"
             )
-        if not eviction.available():
-            raise ConfigurationError(f"peer {name}: {eviction.ABSENT}")
+        if not scores.available():
+            raise ConfigurationError(f"peer {name}: {scores.ABSENT}")
     if names:
         return [one for one in (*coding, *evicting) if any(map(one.goes_by, names))]
-    return [*coding, *(one for one in evicting if one.eviction.method in eviction.USUAL)]
+    return [*coding, *(one for one in evicting if one.eviction.method in USUAL)]
 
 
 def choose_peers(
@@ -135,7 +103,7 @@ def choose_peers(
         tokenizer: of the model.
         geometry: of its cache.
         first: of the sources: what it has to spare is learned from where no other text is given.
-        peers: those that are there and can run, see `load_peers` and `choose_evictions`.
+        peers: those that can run, see `load_peers` and `choose_evictions`.
 
     Raises:
         ConfigurationError: peers asked for by name do not fit the model, or `peer_text` cannot be
@@ -147,7 +115,7 @@ def choose_peers(
     if not settings.peers:
         return (), (), f"Published methods were not asked for (--no-peers).{unused}"
     if not peers:
-        return (), (), f"Published methods were {ABSENT}.{unused}"
+        return (), (), f"No published method could run.{unused}"
     if geometry.rope is None:
         if settings.peer:
             raise ConfigurationError(f"peer {settings.peer[0]}: needs a model with RoPE")
@@ -183,7 +151,7 @@ def choose_peers(
     return tuple(peers), training, note
 
 
-def calibrate(peers: Sequence[Peer], training: Sequence[Any]) -> dict[str, str]:
+def calibrate(peers: Sequence[Peer], training: Sequence[Prefix]) -> dict[str, str]:
     """Lets methods learn.
 
     Returns:
@@ -198,8 +166,8 @@ def calibrate(peers: Sequence[Peer], training: Sequence[Any]) -> dict[str, str]:
     return failed
 
 
-def prefix_of(states: Tensor, importance: Tensor, tokens: slice, rope: Rope) -> Any:
-    """The part of a cache that peers are given, a `lexico_lab.published.coder.Prefix`.
+def prefix_of(states: Tensor, importance: Tensor, tokens: slice, rope: Rope) -> Prefix:
+    """The part of a cache that peers are given.
 
     Args:
         states: `[layers, 2, kv_heads, tokens, head_dim]`.
@@ -209,8 +177,7 @@ def prefix_of(states: Tensor, importance: Tensor, tokens: slice, rope: Rope) -> 
     """
     part = states[:, :, :, tokens].transpose(2, 3).half().float().cpu()
     positions = torch.arange(tokens.start, tokens.stop)
-    made = import_module(f"{_PACKAGE}.coder").Prefix
-    return made(part[:, 0], part[:, 1], positions, rope, importance[:, tokens].cpu())
+    return Prefix(part[:, 0], part[:, 1], positions, rope, importance[:, tokens].cpu())
 
 
 @torch.inference_mode()
@@ -225,7 +192,7 @@ def importance_of(model: Any, ids: Sequence[int], known: Tensor | None = None) -
         known: states of the leading tokens, which are not run again: what is found of these is too
             little, as their own attention is missing.
     """
-    cache = cache_of(torch.empty(0, 0, 0, 0, 0) if known is None else known)
+    cache = cache_of(known)
     start = 0 if known is None else known.shape[3]
     parts = []
     former = model.config._attn_implementation
@@ -235,7 +202,7 @@ def importance_of(model: Any, ids: Sequence[int], known: Tensor | None = None) -
             tokens = torch.tensor([list(ids[at : at + _QUERIES])], device=model.device)
             seen = model(
                 tokens,
-                past_key_values=cache,
+                **cache_inputs(model, cache),
                 use_cache=True,
                 logits_to_keep=1,
                 output_attentions=True,
@@ -248,9 +215,9 @@ def importance_of(model: Any, ids: Sequence[int], known: Tensor | None = None) -
     return torch.stack(parts).sum(0) / later
 
 
-def training_prefix(model: Any, ids: Sequence[int], rope: Rope) -> Any:
+def training_prefix(model: Any, ids: Sequence[int], rope: Rope) -> Prefix:
     """One text for `calibrate`, which looks at no importance: it is zero."""
-    cache = cache_of(torch.empty(0, 0, 0, 0, 0))
+    cache = cache_of()
     forward(model, ids, cache, 1)
     states, tokens = states_of(cache), slice(SINK_TOKENS, len(ids))
     return prefix_of(states, torch.zeros(len(states), len(ids)), tokens, rope)

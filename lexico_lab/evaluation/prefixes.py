@@ -11,14 +11,14 @@ from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
-import torch
 from torch import Tensor
 
-from lexico_lab.evaluation.caches import cache_of, forward, states_of
-from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.caches import cache_of, forward, states_of
+from lexico_lab.evaluation.settings import EvalSettings, Split
 from lexico_proto.errors import ConfigurationError, InvalidInput
 
 _CHARACTERS: Final = 64  # a token, at most, of what is read of a file
+_WARM_UP_TOKENS: Final = 32
 
 
 @dataclass(frozen=True)
@@ -50,8 +50,6 @@ class ExactText:
     """`[layers, 2, kv_heads, prefix, head_dim]` of the model's dtype: the prefix's cache."""
     predictions: Tensor
     """`[continuation, vocabulary]` log-probabilities after each token of the continuation."""
-    prefill_s: float
-    """Seconds to prefill the tokens that are stored."""
 
     @property
     def following(self) -> tuple[int, ...]:
@@ -80,8 +78,12 @@ def read_sources(settings: EvalSettings, tokenizer: Any) -> list[Source]:
     ]
 
 
-def read_text(path: Path) -> str:
+def read_text(path: Path, questions: int | None = None) -> str:
     """A file's text; of a .jsonl the questions and answers under one another.
+
+    Args:
+        path: the file.
+        questions: of a .jsonl the most; None for all.
 
     Raises:
         ConfigurationError: it cannot be read.
@@ -90,14 +92,15 @@ def read_text(path: Path) -> str:
         text = path.read_text(encoding="utf-8")
         if path.suffix != ".jsonl":
             return text
-        lines = [json.loads(line) for line in text.splitlines() if line.strip()]
+        given = [line for line in text.splitlines() if line.strip()][:questions]
+        lines = [json.loads(line) for line in given]
         return "\n\n".join(f"{line['question']}\n{line['answer']}" for line in lines)
     except (OSError, ValueError, KeyError, TypeError) as error:
         kind = f"{type(error).__name__}: {error}"
         raise ConfigurationError(f"text {path}: cannot read ({kind})") from error
 
 
-def cut(name: str, text: str, tokenizer: Any, settings: EvalSettings) -> Source:
+def cut(name: str, text: str, tokenizer: Any, settings: Split) -> Source:
     """Windows of a text, evenly spread.
 
     A tokenizer that begins every text with a token (BOS) has it at the start of every window.
@@ -159,20 +162,23 @@ def tokenize(tokenizer: Any, text: str) -> list[int]:
     return list(ids)
 
 
-def exact_text(model: Any, ids: Sequence[int], settings: EvalSettings) -> ExactText:
-    """Runs the model over a text, and times its prefill of the tokens that are stored."""
+def exact_text(model: Any, ids: Sequence[int], settings: Split) -> ExactText:
+    """Runs the model over a text."""
     prefix = settings.prefix
-    started = time.perf_counter()
-    empty = torch.empty(0, 0, 0, 0, 0)
-    forward(model, ids[: settings.coded], cache_of(empty), 1)
-    prefill_s = time.perf_counter() - started
-    cache = cache_of(empty)
+    cache = cache_of()
     forward(model, ids[:prefix], cache, 1)
     states = states_of(cache)
     following = ids[prefix : prefix + settings.continuation]
     predictions = forward(model, following, cache, len(following))
-    used = tuple(ids[: prefix + settings.continuation])
-    return ExactText(used, states, predictions, prefill_s)
+    return ExactText(tuple(ids[: prefix + settings.continuation]), states, predictions)
+
+
+def prefill_seconds(model: Any, ids: Sequence[int]) -> float:
+    """How long the model takes to prefill tokens, once it is warm."""
+    forward(model, ids[:_WARM_UP_TOKENS], cache_of(), 1)
+    started = time.perf_counter()
+    forward(model, ids, cache_of(), 1)
+    return time.perf_counter() - started
 
 
 def _lead(tokenizer: Any) -> list[int]:

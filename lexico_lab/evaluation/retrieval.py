@@ -20,7 +20,7 @@ from typing import Any, Final, Literal, TypedDict
 import torch
 from torch import Tensor
 
-from lexico_lab.evaluation.caches import cache_of, divergence, forward, states_of
+from lexico_lab.caches import cache_of, divergence, forward, states_of
 from lexico_lab.evaluation.prefixes import tokenize
 from lexico_lab.evaluation.settings import EvalSettings
 from lexico_lab.evaluation.shelf import OpenShelf
@@ -147,7 +147,7 @@ def make_task(tokenizer: Any, text: Sequence[int], settings: EvalSettings, numbe
 @torch.inference_mode()
 def exact_task(model: Any, task: Task) -> ExactTask:
     """Does a task without compression."""
-    cache = cache_of(torch.empty(0, 0, 0, 0, 0))
+    cache = cache_of()
     forward(model, task.context, cache, 1)
     states, requests, turns = states_of(cache), [], []
     for question in task.questions:

@@ -7,23 +7,19 @@ stopped. Nothing is written at the target before everything is there.
 
 from __future__ import annotations
 
-import argparse
 import hashlib
 import json
 import shlex
-import shutil
-import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from lexico_codec.files import write_atomically
-from lexico_codec.geometry import DTYPES, Geometry
+from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_lab.evaluation.environment import describe, model_digest
 from lexico_lab.evaluation.evictions import choose_evictions
-from lexico_lab.evaluation.html import page
 from lexico_lab.evaluation.peers import Evicting, Peer, Published, choose_peers, load_peers
 from lexico_lab.evaluation.prefixes import Source, read_sources, read_text
 from lexico_lab.evaluation.retrieval import Task, make_task
@@ -60,92 +56,6 @@ class Plan:
     """Which peers ran, and what they learned from."""
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of `lexico eval`."""
-    fields = EvalSettings.__dataclass_fields__
-    number = {name: fields[name].default for name in fields}
-    parser.add_argument("--model", required=True, help="smollm2, a folder, or a name on the hub")
-    parser.add_argument(
-        "--text",
-        required=True,
-        action="append",
-        type=Path,
-        help="UTF-8 text, or .jsonl with question and answer; can be repeated",
-    )
-    parser.add_argument("--out", required=True, type=Path, help="folder for the report")
-    parser.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        help="dictionary set, a file or a built-in name; can be repeated (default: those that fit)",
-    )
-    parser.add_argument(
-        "--codec",
-        action="append",
-        default=[],
-        help='codec NAME or NAME:{"sparsity":8}, or a preset; can be repeated (default: all that '
-        "the sets serve)",
-    )
-    for name, text in (
-        ("texts", "texts a file"),
-        ("prefix", "tokens prefilled, stored and reloaded"),
-        ("recent_tokens", "newest tokens that no reload brings"),
-        ("continuation", "tokens predicted after the prefix"),
-        ("page_tokens", "tokens a page"),
-        ("turns", "reloads of a growing conversation; 0 for none"),
-        ("turn_tokens", "tokens a turn"),
-        ("pairs", "facts hidden for retrieval, 2..12; 0 for none"),
-        ("seed", "of hidden facts and bootstrap"),
-    ):
-        option = "--" + name.replace("_", "-")
-        parser.add_argument(option, type=int, default=number[name], help=f"{text} (%(default)s)")
-    parser.add_argument("--dtype", choices=[*DTYPES], default="float16", help="of the stored cache")
-    parser.add_argument(
-        "--peers",
-        action=argparse.BooleanOptionalAction,
-        default=True,
-        help="also run the published methods of lexico_lab.published, where that package is there",
-    )
-    parser.add_argument(
-        "--peer",
-        action="append",
-        default=[],
-        metavar="NAME",
-        help="run these of the published methods alone, by a part of their name, and in every "
-        "section, but for those that evict; can be repeated (default: the usual ones, in quality "
-        "against bytes)",
-    )
-    parser.add_argument("--peer-text", type=Path, help="what peers learn from")
-    parser.add_argument("--state", type=Path, help="folder for resuming (default: OUT.state)")
-
-
-def run(args: argparse.Namespace) -> str:
-    """Evaluates as the parsed options say.
-
-    Returns:
-        Where the report lies, and its first table for the terminal.
-
-    Raises:
-        LexicoError: see `evaluate`.
-    """
-    same = ("model", "out", "texts", "prefix", "recent_tokens", "continuation", "page_tokens")
-    more = ("turns", "turn_tokens", "pairs", "seed", "dtype", "peers", "peer_text")
-    settings = EvalSettings(
-        sources=tuple(args.text),
-        sets=tuple(args.set),
-        codecs=tuple(args.codec),
-        peer=tuple(args.peer),
-        state=args.state or args.out.with_name(args.out.name + ".state"),
-        **{name: getattr(args, name) for name in (*same, *more)},
-    )
-    start = time.monotonic()
-    document = evaluate(settings)
-    minutes = (time.monotonic() - start) / 60
-    if args.state is None:
-        shutil.rmtree(settings.state)
-    return f"{_table(document)}\n{settings.out / REPORT}: {minutes:.1f} min"
-
-
 def evaluate(settings: EvalSettings, loaded: LoadedModel | None = None) -> dict[str, Any]:
     """Runs or resumes an evaluation and writes the report.
 
@@ -158,12 +68,14 @@ def evaluate(settings: EvalSettings, loaded: LoadedModel | None = None) -> dict[
 
     Raises:
         InvalidInput: a text is too short, or the model cannot be read.
-        ConfigurationError: an unusable file or folder, a state folder of other settings, or a
-            published method that was asked for by name and is not there.
+        ConfigurationError: an unusable file or folder, a state folder of other settings, a
+            published method that was asked for by name and cannot run, or a library of the report
+            that is not installed.
         DictionaryMismatch: a set for another model, or none that serves a codec asked for.
         UnknownCodec, Unsupported: a codec or a model that this version does not cover.
     """
     check_target(settings.out)
+    page = _page()
     learned_from = () if settings.peer_text is None else (settings.peer_text,)
     for path in (*settings.sources, *learned_from):
         read_text(path)  # what cannot be read is said before the model is loaded
@@ -186,7 +98,7 @@ def evaluate(settings: EvalSettings, loaded: LoadedModel | None = None) -> dict[
         token_bytes=2 * plan.geometry.token_bytes // plan.geometry.itemsize,
         seed=settings.seed,
     )
-    _write(settings.out, document)
+    _write(settings.out, document, page)
     return document
 
 
@@ -347,7 +259,16 @@ def _shown(settings: EvalSettings) -> dict[str, Any]:
     }
 
 
-def _write(out: Path, document: dict[str, Any]) -> None:
+def _page() -> Callable[[dict[str, Any]], str]:
+    """What draws the report: missing libraries are told of before anything is measured."""
+    try:
+        from lexico_lab.evaluation.report.page import page
+    except ImportError as e:
+        raise ConfigurationError(f"{e.name} is not installed: lexico-offload[train]") from e
+    return page
+
+
+def _write(out: Path, document: dict[str, Any], page: Callable[[dict[str, Any]], str]) -> None:
     try:
         out.mkdir(exist_ok=True)
     except OSError as error:
@@ -355,23 +276,3 @@ def _write(out: Path, document: dict[str, Any]) -> None:
     text = json.dumps(document, indent=1, allow_nan=False)
     write_atomically(out / DATA, text.encode() + b"\n")
     write_atomically(out / REPORT, page(document).encode())
-
-
-def _table(document: dict[str, Any]) -> str:
-    """KL and bytes, for the terminal, and what is missing of ways that are in every section."""
-    lines: list[str] = []
-    for source in document["sources"]:
-        wide = max([32, *(len(row["name"]) for row in source["fidelity"])])
-        rows = [
-            f"{row['name']:{wide}} {100 * row['fraction']['mean']:7.2f} {row['kl']['mean']:10.5f}"
-            for row in source["fidelity"]
-        ]
-        lines += [f"{source['name']:{wide}} {'bytes %':>7} {'KL':>10}", *rows]
-    asked = bool(document["settings"]["peer"])  # for all of the others by name
-    named = {way["name"] for way in document["ways"] if way["every_section"] or asked}
-    every = len(document["sources"])
-    for row in document["not_run"]:
-        if row["name"] in named:
-            where = "" if len(row["sources"]) == every else f" on {', '.join(row['sources'])}"
-            lines.append(f"{row['name']}: not run{where}: {row['reason']}")
-    return "\n".join(lines)

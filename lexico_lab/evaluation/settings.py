@@ -12,23 +12,10 @@ from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, reload
 from lexico_proto.errors import ConfigurationError
 
 
-@dataclass(frozen=True, slots=True)
-class EvalSettings:
-    """One evaluation. Tokens are counted in the model's own tokens."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Split:
+    """How a text is cut, and what of it is stored. Tokens are counted in the model's own tokens."""
 
-    model: str
-    """`smollm2`, a folder, or a name on the hub."""
-    sources: tuple[Path, ...]
-    """Files to cut texts from: UTF-8, or .jsonl with `question` and `answer` a line."""
-    out: Path
-    """Folder for `report.html` and `report.json`."""
-    state: Path
-    """Folder of what is done so far, a small JSON file for each text and way to store it."""
-    sets: tuple[str, ...] = ()
-    """Dictionary sets, files or names of built-in ones; none for the built-in ones that fit."""
-    codecs: tuple[str, ...] = ()
-    """What to run: a codec, `NAME` or `NAME:{JSON}`, or a preset; none for all that the sets
-    serve."""
     texts: int = 8
     """Texts a file."""
     prefix: int = 768
@@ -43,19 +30,6 @@ class EvalSettings:
     """Reloads of a growing conversation; 0 leaves them out."""
     turn_tokens: int = 128
     """Tokens a turn adds, over which its predictions are judged."""
-    pairs: int = 8
-    """Facts hidden in a context for retrieval; 0 leaves retrieval out."""
-    peers: bool = True
-    """Whether methods of `lexico_lab.published` run too, where that package is there."""
-    peer: tuple[str, ...] = ()
-    """Parts of names: these of the methods alone run, and in every section, evictions in quality
-    against bytes alone; none for the usual ones, in quality against bytes."""
-    peer_text: Path | None = None
-    """What peers learn from; None for parts of the first source that are not judged."""
-    seed: int = 0
-    """Of the hidden facts and of the bootstrap."""
-    dtype: str = "float16"
-    """Element type of the cache that is stored. Fractions are of 16 bits an element always."""
 
     def __post_init__(self) -> None:
         least = (
@@ -65,28 +39,14 @@ class EvalSettings:
             ("page_tokens", SINK_TOKENS + 1),
             ("turns", 0),
             ("turn_tokens", 2),
-            ("pairs", 0),
-            ("seed", 0),
         )
         for name, low in least:
-            if getattr(self, name) < low:
-                option = name.replace("_", "-")
-                raise ConfigurationError(f"{option}={getattr(self, name)}: at least {low}")
+            _check_least(name, getattr(self, name), low)
         if self.coded < self.page_tokens:
             raise ConfigurationError(
                 f"prefix={self.prefix} without its newest {self.recent_tokens} tokens fills no "
                 f"page of {self.page_tokens} tokens"
             )
-        if self.pairs == 1 or self.pairs > 12:
-            raise ConfigurationError(f"pairs={self.pairs}: 0 for none, or 2..12")
-        if self.dtype not in DTYPES:
-            raise ConfigurationError(f"dtype={self.dtype}: one of {', '.join(DTYPES)}")
-        if not self.sources:
-            raise ConfigurationError("text: at least one file")
-        if self.peer and not self.peers:
-            raise ConfigurationError(f"peer={', '.join(self.peer)}: not together with no-peers")
-        if "" in self.peer:
-            raise ConfigurationError("peer: a name, or a part of one")
 
     @property
     def coded(self) -> int:
@@ -101,6 +61,63 @@ class EvalSettings:
     def window(self) -> int:
         """Tokens that a text has."""
         return self.prefix + max(self.continuation, self.turns * self.turn_tokens)
+
+
+@dataclass(frozen=True, slots=True)
+class EvalSettings(Split):
+    """One evaluation."""
+
+    model: str
+    """`smollm2`, a folder, or a name on the hub."""
+    sources: tuple[Path, ...]
+    """Files to cut texts from: UTF-8, or .jsonl with `question` and `answer` a line."""
+    out: Path
+    """Folder for `report.html` and `report.json`."""
+    state: Path
+    """Folder of what is done so far, a small JSON file for each text and way to store it."""
+    sets: tuple[str, ...] = ()
+    """Dictionary sets, files or names of built-in ones; none for the built-in ones that fit."""
+    codecs: tuple[str, ...] = ()
+    """What to run: a codec, `NAME` or `NAME:{JSON}`, or a preset; none for all that the sets
+    serve."""
+    pairs: int = 8
+    """Facts hidden in a context for retrieval; 0 leaves retrieval out."""
+    peers: bool = True
+    """Whether the methods of `lexico_lab.published` run too."""
+    peer: tuple[str, ...] = ()
+    """Parts of names: these of the methods alone run, and in every section, evictions in quality
+    against bytes alone; none for the usual ones, in quality against bytes."""
+    peer_text: Path | None = None
+    """What peers learn from; None for parts of the first source that are not judged."""
+    seed: int = 0
+    """Of the hidden facts and of the bootstrap."""
+    dtype: str = "float16"
+    """Element type of the cache that is stored. Fractions are of 16 bits an element always."""
+
+    def __post_init__(self) -> None:
+        Split.__post_init__(self)  # super() knows no class whose slots were made later
+        for name in ("pairs", "seed"):
+            _check_least(name, getattr(self, name), 0)
+        if self.pairs == 1 or self.pairs > 12:
+            raise ConfigurationError(f"pairs={self.pairs}: 0 for none, or 2..12")
+        if self.dtype not in DTYPES:
+            raise ConfigurationError(f"dtype={self.dtype}: one of {', '.join(DTYPES)}")
+        if not self.sources:
+            raise ConfigurationError("text: at least one file")
+        if self.peer and not self.peers:
+            raise ConfigurationError(f"peer={', '.join(self.peer)}: not together with no-peers")
+        if "" in self.peer:
+            raise ConfigurationError("peer: a name, or a part of one")
+
+
+def _check_least(name: str, value: int, low: int) -> None:
+    """Refuses a number that is too small, by the name of its option.
+
+    Raises:
+        ConfigurationError: it is below `low`.
+    """
+    if value < low:
+        raise ConfigurationError(f"{name.replace('_', '-')}={value}: at least {low}")
 
 
 def check_target(out: Path) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from lexico_codec.canonical import canonical_json
 from lexico_codec.files import write_atomically
-from lexico_lab.training.state import RunState
+from lexico_lab.run_state import RunState
 from lexico_proto.errors import ConfigurationError, NonFiniteCache
 
 Unit = dict[str, Any]

@@ -15,14 +15,14 @@ from typing import TYPE_CHECKING, Any, TypedDict
 import torch
 from torch import Tensor
 
-from lexico_lab.evaluation.caches import (
+from lexico_lab.caches import (
     cache_of,
     divergence,
     forward,
     negative_log_likelihood,
     states_of,
 )
-from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.evaluation.settings import Split
 from lexico_lab.evaluation.shelf import OpenShelf, Shelf
 
 if TYPE_CHECKING:
@@ -58,10 +58,10 @@ class ExactTurns:
     """`[turn tokens, vocabulary]` a turn: of its tokens, the first by what was before."""
 
 
-def exact_turns(model: Any, ids: Sequence[int], settings: EvalSettings) -> ExactTurns:
+def exact_turns(model: Any, ids: Sequence[int], settings: Split) -> ExactTurns:
     """Runs the conversation without compression."""
     used = tuple(ids[: settings.prefix + settings.turns * settings.turn_tokens])
-    cache = cache_of(torch.empty(0, 0, 0, 0, 0))
+    cache = cache_of()
     first, predictions = forward(model, used[: settings.prefix], cache, 1), []
     for turn in range(settings.turns):
         piece = used[_end(settings, turn) : _end(settings, turn + 1)]
@@ -72,7 +72,7 @@ def exact_turns(model: Any, ids: Sequence[int], settings: EvalSettings) -> Exact
 
 
 def resume(
-    model: Any, shelf: Shelf, ids: Sequence[int], settings: EvalSettings
+    model: Any, shelf: Shelf, ids: Sequence[int], settings: Split
 ) -> tuple[DynamicCache, Tensor, int]:
     """What a node does with a prompt: reloads its stored pages and prefills the rest.
 
@@ -90,9 +90,7 @@ def resume(
 
 
 @torch.inference_mode()
-def converse(
-    model: Any, exact: ExactTurns, open_shelf: OpenShelf, settings: EvalSettings
-) -> list[Turn]:
+def converse(model: Any, exact: ExactTurns, open_shelf: OpenShelf, settings: Split) -> list[Turn]:
     """Every turn of a conversation that is stored one way."""
     ids, shelf, once = exact.ids, open_shelf(), open_shelf()
 
@@ -127,6 +125,6 @@ def converse(
     return found
 
 
-def _end(settings: EvalSettings, turn: int) -> int:
+def _end(settings: Split, turn: int) -> int:
     """Tokens at the end of a turn; turn 0 is the prefix."""
     return settings.prefix + turn * settings.turn_tokens

@@ -7,11 +7,9 @@ from dataclasses import dataclass
 from functools import cached_property, partial
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Rope
-from lexico_lab.evaluation.caches import cache_of, forward
 from lexico_lab.evaluation.evictions import EVICTION_FAILURES, Evicted
 from lexico_lab.evaluation.fidelity import judge, through_frames, through_shelf
 from lexico_lab.evaluation.peer_shelf import PeerShelf, Weigh
@@ -23,7 +21,7 @@ from lexico_lab.evaluation.peers import (
     importance_of,
     training_prefix,
 )
-from lexico_lab.evaluation.prefixes import ExactText, exact_text
+from lexico_lab.evaluation.prefixes import ExactText, exact_text, prefill_seconds
 from lexico_lab.evaluation.retrieval import ExactTask, Task, ask, exact_task
 from lexico_lab.evaluation.settings import EvalSettings
 from lexico_lab.evaluation.shelf import FrameShelf, OpenShelf
@@ -31,8 +29,6 @@ from lexico_lab.evaluation.state import Unit, encoded
 from lexico_lab.evaluation.turns import ExactTurns, converse, exact_turns
 from lexico_lab.evaluation.ways import Way
 from lexico_proto.errors import DictionaryMismatch
-
-WARM_UP_TOKENS = 32
 
 
 @dataclass(frozen=True, eq=False)
@@ -49,8 +45,12 @@ class JudgedText:
     @cached_property
     def exact(self) -> ExactText:
         """Prefix and continuation."""
-        forward(self.model, self.ids[:WARM_UP_TOKENS], cache_of(torch.empty(0, 0, 0, 0, 0)), 1)
         return exact_text(self.model, self.ids, self.settings)
+
+    @cached_property
+    def prefill_s(self) -> float:
+        """Seconds to prefill the tokens that are stored."""
+        return prefill_seconds(self.model, self.ids[: self.settings.coded])
 
     @cached_property
     def turns(self) -> ExactTurns:
@@ -74,6 +74,7 @@ class JudgedText:
 
     def find_all(self) -> None:
         """Finds it now: what the model itself fails at is no failure of a way to store."""
+        _ = self.prefill_s
         _ = self.exact
         _ = self.asked
         if self.settings.turns:
@@ -128,7 +129,7 @@ class Judge:
         exact, coded = text.exact, self._settings.coded
 
         def opened(weigh: Weigh) -> PeerShelf:
-            return PeerShelf(peer, rope, self._settings.page_tokens, weigh)
+            return PeerShelf(peer.coder, rope, self._settings.page_tokens, weigh)
 
         try:
             shelf = opened(lambda *_: text.importance)
@@ -165,7 +166,7 @@ class Judge:
             "fidelity": judge(self._model, exact, made, shelf.size, settings.coded),
             **self._reloaded(text, way.name, partial(FrameShelf, way), (DictionaryMismatch,)),
             "times": {
-                "prefill_s": exact.prefill_s,
+                "prefill_s": text.prefill_s,
                 "encode_s": shelf.encode_s,
                 "decode_s": shelf.decode_s,
             },

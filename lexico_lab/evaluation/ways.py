@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
-from dataclasses import dataclass, fields
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -39,6 +39,40 @@ class Way:
     dictionary: DictionarySet | None
     set_name: str = ""
     """As it was given; empty for a codec without one."""
+
+
+def way_of(
+    name: str,
+    codec: str,
+    config: Mapping[str, Any],
+    geometry: Geometry,
+    page_tokens: int,
+    dictionary: DictionarySet | None = None,
+    weights: bytes = bytes(32),
+) -> Way:
+    """A codec with these parameters.
+
+    Args:
+        name: of the way; the codec's is its method.
+        codec: its name.
+        config: its parameters.
+        geometry: of the cache.
+        page_tokens: tokens a page.
+        dictionary: the set that it codes over.
+        weights: digest of the model, 32 bytes, where pages are to be told from another's.
+
+    Raises:
+        UnknownCodec, ConfigurationError: no such codec, or parameters that it does not take.
+    """
+    spec = make_spec(
+        weights=weights,
+        geometry=geometry,
+        codec=codec,
+        codec_config=json.dumps(config),
+        dictionary=dictionary.digest if dictionary else b"",
+        page_tokens=page_tokens,
+    )
+    return Way(name, codec, spec, dictionary)
 
 
 @dataclass(frozen=True, eq=False)
@@ -92,20 +126,16 @@ def choose_ways(
     left_out: list[tuple[str, str]] = []
 
     def add(codec: str, config: dict[str, Any], named: NamedSet | None, among: int) -> None:
-        label = f"{codec} {_settings_text(config)}".strip()
-        method = codec if among < 2 or named is None else f"{codec} ({named.name})"
-        spec = make_spec(
-            weights=weights,
-            geometry=geometry,
-            codec=codec,
-            codec_config=json.dumps(config),
-            dictionary=named.content.digest if named else b"",
-            page_tokens=settings.page_tokens,
-        )
-        name = label if method == codec else f"{label} ({named.name if named else ''})"
-        if all(way.name != name for way in ways):
-            content = named.content if named else None
-            ways.append(Way(name, method, spec, content, named.name if named else ""))
+        name = f"{codec} {_settings_text(config)}".strip()
+        content = named.content if named else None
+        way = way_of(name, codec, config, geometry, settings.page_tokens, content, weights)
+        if named is not None:
+            way = replace(way, set_name=named.name)
+        if named is not None and among > 1:
+            method = f"{codec} ({named.name})"
+            way = replace(way, name=f"{name} ({named.name})", method=method)
+        if all(one.name != way.name for one in ways):
+            ways.append(way)
 
     for text in ["raw", *(settings.codecs or [name for name in CODECS if name != "raw"])]:
         codec, configs = _requested(text, geometry)

@@ -1,4 +1,4 @@
-"""What `bench.quality` asks of a way to store a prompt cache."""
+"""What a published method that codes gives: a prompt cache stored, and read back."""
 
 from __future__ import annotations
 

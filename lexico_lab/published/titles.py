@@ -1,6 +1,6 @@
-"""Names of the methods that `bench.quality` compares, and what papers call them.
+"""Names of the methods that are compared, and what papers call them.
 
-Imports nothing heavy: `bench.quality_plot` draws without a model.
+Imports nothing: tables and plots are made without a model.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ CODERS: Final = {
     "cskv": "CSKV",
     "mustafar": "Mustafar",
 }
-"""Published methods that code: modules of `lexico_lab.published`, each with its `coders()`."""
+"""Published methods that code, as `methods.CODERS` has them."""
 EVICTIONS: Final = {
     "streamingllm": "StreamingLLM",
     "knorm": "Knorm",

@@ -20,7 +20,7 @@ from lexico_codec.codecs.codec import SINK_TOKENS, Place
 from lexico_codec.codecs.residual.codec import ResidualCodec
 from lexico_codec.geometry import Geometry
 from lexico_codec.sets.dictionary import TransformSet
-from lexico_lab.evaluation.caches import cache_of, divergence, forward, states_of
+from lexico_lab.caches import cache_of, divergence, forward, states_of
 from lexico_lab.training.observe import EXACT_TOKENS, PROMPT_TOKENS
 from lexico_proto.errors import InvalidInput
 

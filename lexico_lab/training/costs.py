@@ -23,7 +23,7 @@ from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Rope
 from lexico_codec.sets.atom_tensors import PARTS
 from lexico_codec.sets.dictionary import AtomSet
-from lexico_lab.evaluation.caches import cache_of, divergence, forward, states_of
+from lexico_lab.caches import cache_of, divergence, forward, states_of
 from lexico_lab.training.observe import EXACT_TOKENS
 from lexico_lab.training.progress import Bars
 from lexico_proto.errors import ConfigurationError, InvalidInput
@@ -106,7 +106,7 @@ def table_costs(
     """
     prompt = len(ids) * 3 // 4
     following = ids[prompt:]
-    cache = cache_of(torch.empty(0, 0, 0, 0, 0))
+    cache = cache_of()
     forward(model, ids[:prompt], cache, 1)
     exact = states_of(cache).half().cpu()  # [layers, 2, heads, tokens, dim]
 

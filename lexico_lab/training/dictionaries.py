@@ -28,7 +28,7 @@ from lexico_lab.training.pool import LocalPool, Pool
 from lexico_lab.training.progress import Bars
 from lexico_lab.training.sample import Samples, cut_windows, sample
 from lexico_lab.training.settings import LEXICO, PACKED, TrainSettings
-from lexico_lab.training.state import RunState, Task, work_through
+from lexico_lab.training.state import DictionaryState, Task, work_through
 from lexico_proto.errors import InvalidInput
 
 _VECTORS_PER_ATOM: Final = 8
@@ -68,7 +68,7 @@ def check_dictionaries(
     geometry = geometry_of(loaded.model.config, "float32")
     samples = samples_of(settings, loaded)
     _check_importance(importance, settings, geometry)
-    RunState.check(settings.state, _what_decides(settings, geometry, samples))
+    DictionaryState.check(settings.state, _what_decides(settings, geometry, samples))
 
 
 def train_dictionaries(
@@ -83,7 +83,7 @@ def train_dictionaries(
     samples = samples_of(settings, loaded)
     _check_importance(importance, settings, geometry)
     decides = _what_decides(settings, geometry, samples)
-    state = RunState.claim(settings.state, decides)
+    state = DictionaryState.claim(settings.state, decides)
     _sample_all(settings, samples, loaded, pool, progress)
     _learn_all(settings, samples, state, pool, progress)
     results = [[state.result(layer, part) for part in PARTS] for layer in range(geometry.layers)]
@@ -124,7 +124,11 @@ def _sample_all(
 
 
 def _learn_all(
-    settings: TrainSettings, samples: Samples, state: RunState, pool: Pool | None, progress: Bars
+    settings: TrainSettings,
+    samples: Samples,
+    state: DictionaryState,
+    pool: Pool | None,
+    progress: Bars,
 ) -> None:
     held_out = samples.rows_of(_first_held_out(samples))
     places = [(layer, part) for layer in range(samples.layers) for part in PARTS]

@@ -27,6 +27,7 @@ from lexico_codec.canonical import canonical_json
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.rope import unrotate
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training.pool import Pool
@@ -203,13 +204,13 @@ def _window(
     prompt, rope = DynamicCache(), geometry.rope
     layers: Any = prompt.layers
     with torch.no_grad():
-        model(ids[:, :PROMPT_TOKENS], past_key_values=prompt, logits_to_keep=1)
+        model(ids[:, :PROMPT_TOKENS], **cache_inputs(model, prompt), logits_to_keep=1)
     cache, leaves = DynamicCache(), []
     for layer, made in enumerate(layers):
         pair = [made.keys.clone().requires_grad_(), made.values.clone().requires_grad_()]
         cache.update(pair[0], pair[1], layer)
         leaves += pair
-    predicted = model(ids[:, PROMPT_TOKENS:], past_key_values=cache).logits[0].float()
+    predicted = model(ids[:, PROMPT_TOKENS:], **cache_inputs(model, cache)).logits[0].float()
     likelihoods = predicted.log_softmax(-1)
     drawn = torch.multinomial(likelihoods.detach().exp().cpu(), 1, generator=generator)
     total = likelihoods.gather(1, drawn.to(likelihoods.device)).sum()

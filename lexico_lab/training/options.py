@@ -11,13 +11,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from lexico_lab.run_state import RunState
 from lexico_lab.training.device import device_for
-from lexico_lab.training.fit import FitSettings
+from lexico_lab.training.fit_settings import FitSettings
 from lexico_lab.training.learn import LearnSettings
 from lexico_lab.training.pool import Pool
 from lexico_lab.training.run import report, train_all
 from lexico_lab.training.settings import LEXICO, PACKED, RESIDUAL, TRAINED, TrainSettings
-from lexico_lab.training.state import RunState
 from lexico_proto.errors import ConfigurationError
 
 _LOG = logging.getLogger(__name__)

@@ -25,6 +25,7 @@ from lexico_codec.canonical import canonical_json
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Rope
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.rope import unrotate
 from lexico_codec.sets.atom_tensors import PARTS, Part
 from lexico_lab.models import LoadedModel, load_model
@@ -145,9 +146,12 @@ class Sampler:
             InvalidInput: the model gives NaN or infinity, or values beyond fp16.
             Unsupported: attention that does not go through the interface of transformers.
         """
+        from transformers import DynamicCache
+
+        cache: Any = DynamicCache()
         with torch.inference_mode(), recorded_importance(self.model) as energy:
             ids = torch.tensor([list(window)], device=self.model.device)
-            cache = self.model(ids, use_cache=True, logits_to_keep=1).past_key_values
+            self.model(ids, **cache_inputs(self.model, cache), use_cache=True, logits_to_keep=1)
         states: list[npt.NDArray[Any]] = []
         for layer, part in itertools.product(range(self.layers), PARTS):
             found = cache.layers[layer].keys if part == "key" else cache.layers[layer].values

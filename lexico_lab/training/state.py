@@ -4,13 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
-import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, fields, replace
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -22,6 +20,7 @@ from torch import Tensor
 from lexico_codec.canonical import canonical_json
 from lexico_codec.files import write_atomically
 from lexico_codec.sets.atom_tensors import Part
+from lexico_lab.run_state import RunState
 from lexico_lab.training.importance import training_weights
 from lexico_lab.training.learn import Learned, LearnSettings, learn
 from lexico_lab.training.pool import Pool
@@ -31,72 +30,11 @@ from lexico_proto.errors import ConfigurationError
 _LOG = logging.getLogger(__name__)
 _HELD_OUT_VECTORS = 20_000  # most that a dictionary is measured on
 _TOKENS_AT_ONCE = 65536
-_MARK = "run.json"
 
 
 @dataclass(frozen=True, slots=True)
-class RunState:
-    """The state folder: `run.json`, with all that decides the result, and a file a dictionary."""
-
-    folder: Path
-
-    @classmethod
-    def claim(cls, folder: Path, decides: dict[str, Any]) -> RunState:
-        """Opens the state of this very run, or starts one where there is none.
-
-        Raises:
-            ConfigurationError: the folder belongs to another configuration, or cannot be used.
-        """
-        try:
-            folder.mkdir(parents=True, exist_ok=True)
-        except OSError as e:
-            raise ConfigurationError(f"state {folder}: cannot use ({e})") from e
-        if not cls.check(folder, decides):
-            write_atomically(folder / _MARK, canonical_json(decides).encode())
-        return cls(folder)
-
-    @classmethod
-    def check(cls, folder: Path, decides: dict[str, Any]) -> bool:
-        """Whether the folder has the state of this very run. Writes nothing.
-
-        Raises:
-            ConfigurationError: see `claim`.
-        """
-        mark = folder / _MARK
-        try:
-            if folder.exists() and not folder.is_dir():
-                raise NotADirectoryError("is no folder")
-            found = json.loads(mark.read_text()) if mark.exists() else None
-        except (OSError, ValueError) as e:
-            raise ConfigurationError(f"state {folder}: cannot use ({e})") from e
-        if found is None:
-            return False
-        if found != json.loads(canonical_json(decides)):
-            known = found if isinstance(found, dict) else {}
-            other = sorted(k for k in {*known, *decides} if known.get(k) != decides.get(k))
-            raise ConfigurationError(
-                f"state {folder}: belongs to a run with another {', '.join(other)}; "
-                "choose another folder, or remove it"
-            )
-        return True
-
-    def remove(self) -> None:
-        """Removes it, but for folders in it that other runs have claimed.
-
-        Raises:
-            OSError: something cannot be removed.
-        """
-        kept = False
-        mine = self.folder / _MARK  # last: what is left must not pass for another run's
-        for path in [*(p for p in self.folder.iterdir() if p != mine), mine]:
-            if (path / _MARK).exists():
-                kept = True
-            elif path.is_dir() and not path.is_symlink():
-                shutil.rmtree(path)
-            else:
-                path.unlink(missing_ok=True)
-        if not kept:
-            self.folder.rmdir()
+class DictionaryState(RunState):
+    """The state of a run that learns dictionaries: a file of each one that is finished."""
 
     def result_path(self, layer: int, part: Part) -> Path:
         """File of one finished dictionary."""

@@ -10,8 +10,9 @@
     │   ├── StreamTooLong       INVALID_ARGUMENT     an upload carried more than its declared bytes
     │   ├── StreamDamaged       INVALID_ARGUMENT     a page's bytes are not those its sender summed
     │   └── ConfigurationError  INVALID_ARGUMENT     a setting or URL that cannot be used
-    ├── Unsupported             UNIMPLEMENTED        a model or option this version does not cover
-    │   └── UnknownCodec        UNIMPLEMENTED        no codec of that name here
+    ├── Unsupported             UNIMPLEMENTED        a model, option or use not covered here
+    │   ├── UnknownCodec        UNIMPLEMENTED        no codec of that name here
+    │   └── NewerFrame          UNIMPLEMENTED        stored by a newer version: a miss
     ├── UnknownDictionary       NOT_FOUND            no dictionary set with that digest
     ├── DictionaryMismatch      FAILED_PRECONDITION  a dictionary set made for another model
     ├── DamagedFrame            DATA_LOSS            stored bytes that fail a check: a miss
@@ -110,7 +111,7 @@ class ConfigurationError(InvalidInput):
 
 
 class Unsupported(LexicoError):
-    """A model, layer kind or option that this version does not cover."""
+    """A model, layer kind, option or use that this version does not cover."""
 
     status = 12
     reason = "unsupported"
@@ -120,6 +121,13 @@ class UnknownCodec(Unsupported):
     """No codec of that name in this version."""
 
     reason = "unknown-codec"
+
+
+class NewerFrame(Unsupported):
+    """A sound frame of a version or codec that this build does not know. On reload the page is a
+    miss, and is left alone: others can read it."""
+
+    reason = "newer-frame"
 
 
 class UnknownDictionary(LexicoError):

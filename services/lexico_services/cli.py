@@ -107,7 +107,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     _log_option(evaluation)
     if command == ["eval"]:
         with _needs("train"):
-            from lexico_lab.evaluation.run import add_arguments as add_eval_arguments
+            from lexico_lab.evaluation.options import add_arguments as add_eval_arguments
         add_eval_arguments(evaluation)
     return parser
 
@@ -147,6 +147,7 @@ def _ttl_option(parser: argparse.ArgumentParser) -> None:
 
 def _offload_options(parser: argparse.ArgumentParser) -> None:
     offload = OffloadConfig()
+    parser.add_argument("--start-seconds", type=float, default=ListenConfig().start_s)
     _ttl_option(parser)
     parser.add_argument(
         "--max-inflight-mib",
@@ -176,6 +177,7 @@ def _listen(options: argparse.Namespace, port: int) -> ListenConfig:
         token_file=options.token_file,
         allow_anonymous=options.allow_anonymous,
         drain_s=options.drain_seconds,
+        start_s=vars(options).get("start_seconds", ListenConfig.start_s),  # not of reload-server
     )
 
 
@@ -219,6 +221,7 @@ def _serve(options: argparse.Namespace) -> int:
         reload,
         options.host,
         options.drain_seconds,
+        options.start_seconds,
         options.address_file,
     )
 
@@ -270,7 +273,7 @@ def _training_pool(options: argparse.Namespace) -> Iterator[Pool | None]:
 
 
 def _eval(options: argparse.Namespace) -> int:
-    from lexico_lab.evaluation.run import run as evaluate
+    from lexico_lab.evaluation.options import run as evaluate
 
     sys.stdout.write(evaluate(options) + "\n")
     return 0

@@ -25,12 +25,16 @@ class ListenConfig:
     """Lets a server without a token file listen beyond loopback."""
     drain_s: float = 15.0
     """Seconds that running calls are given at shutdown."""
+    start_s: float = 120.0
+    """Seconds that ingress and encoders, and then the reload server, are given to start."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
             raise ConfigurationError(f"port {self.port} is outside 0..65535")
         if not 0 <= self.drain_s < math.inf:
             raise ConfigurationError(f"drain time {self.drain_s}: give 0 or more seconds")
+        if not 0 < self.start_s < math.inf:
+            raise ConfigurationError(f"start time {self.start_s}: give more than 0 seconds")
         if self.token_file is None and not self.allow_anonymous and not _is_loopback(self.host):
             raise ConfigurationError(
                 f"listening on {self.host} without tokens: anyone there could use the caches. "
@@ -85,11 +89,7 @@ class ReloadConfig:
     """Store calls under way at a time."""
     max_buffered_bytes: int = 512 << 20
     """Bytes of frames and dictionary sets held for all streams together; what does not fit waits.
-
-    A frame counts as `MAX_FRAME_BYTES` until it is read: nobody knows its length before."""
-    pages_per_read: int = 8
-    """Most frames read from the store in one round trip. Fewer where they would make over 8 MiB, or
-    could take over half of `max_buffered_bytes`."""
+    """
     max_pages: int = 4096
     """Pages in one Match or Get."""
     max_dictionary_bytes: int = 64 << 20

@@ -22,10 +22,10 @@ from lexico_services.process import address, announce, end_with_parent, stop_eve
 from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
 from lexico_store import PageStore, StoreSettings, open_store, reachable_store
+from lexico_worker.malloc import keep_freed_memory
 
 _log = logging.getLogger(__name__)
 
-START_TIMEOUT_S = 60.0
 FIRST_TRY_S = 2.0
 RETRY_S = 3.0
 WATCH_EVERY_S = 0.5
@@ -72,6 +72,7 @@ def run_reload(
     """
     end_with_parent(parent)
     stopped = stop_event()
+    keep_freed_memory()
     with open_store(store_url) as store:
         asyncio.run(_serve_reload(store, listen, config, address_file, stopped))
     return 0
@@ -142,20 +143,20 @@ class ReloadChild:
         environment = {**os.environ, "LEXICO_STORE": store_url}
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
 
-    def address(self, stopped: threading.Event) -> str | None:
+    def address(self, stopped: threading.Event, within_s: float) -> str | None:
         """`host:port`, once the child listens; None if `stopped` was set before.
 
         Raises:
-            ConfigurationError: it ended instead, or took too long.
+            ConfigurationError: it ended instead, or took over `within_s` seconds.
         """
-        deadline = time.monotonic() + START_TIMEOUT_S
+        deadline = time.monotonic() + within_s
         while not self._file.exists():
             if stopped.wait(0.02):
                 return None
             if self._process.poll() is not None:
                 raise ConfigurationError("the reload server did not start; its error is above")
             if time.monotonic() > deadline:
-                raise ConfigurationError(f"the reload server took over {START_TIMEOUT_S:.0f} s")
+                raise ConfigurationError(f"the reload server took over {within_s:g} s")
         return str(json.loads(self._file.read_text())["reload"])
 
     def check(self) -> None:
@@ -218,6 +219,7 @@ def run_all(
     reload_arguments: Sequence[str],
     host: str,
     drain_s: float,
+    start_s: float,
     address_file: Path | None,
 ) -> int:
     """Starts store, reload server, Ray and ingress; serves until a signal; exit code 0.
@@ -230,6 +232,7 @@ def run_all(
         reload_arguments: options of `lexico reload-server` but the store.
         host: where both servers listen.
         drain_s: seconds that running calls are given at shutdown.
+        start_s: seconds that the reload server is given once the ingress listens.
         address_file: where to write the addresses, or None.
 
     Raises:
@@ -249,7 +252,7 @@ def run_all(
             checks.append(StoreWatch(stack.enter_context(open_store(url, settings))).check)
         if not server.start(stopped):
             return 0
-        reload = child.address(stopped)
+        reload = child.address(stopped, start_s)
         if reload is None:
             return 0
         announce({"offload": address(host, server.port), "reload": reload}, address_file)

@@ -10,7 +10,7 @@ from lexico_proto.errors import ConfigurationError, StoreUnavailable
 from lexico_store import PageStore, open_store
 from tests.contract.redis_suite import RedisSuite, kill_in_commit
 from tests.contract.store_suite import SMALL_BYTES, key_of
-from tests.support.servers import RedisServer, free_port, redis_server
+from tests.support.servers import PATIENT, RedisServer, free_port, redis_server
 
 
 @pytest.fixture(scope="module")
@@ -31,24 +31,24 @@ class TestRedis7Store(RedisSuite):
     @pytest.fixture
     def small_store(self, tmp_path: Path) -> Iterator[PageStore]:
         bound = ("--maxmemory", str(SMALL_BYTES), "--maxmemory-policy", "volatile-lru")
-        with redis_server(tmp_path, *bound) as server, open_store(server.url) as store:
+        with redis_server(tmp_path, *bound) as server, open_store(server.url, PATIENT) as store:
             yield store
 
     @pytest.mark.parametrize("login", ["", ":wrong@", "nobody:wrong@"])
     def test_wrong_password(self, server: RedisServer, login: str) -> None:
-        with open_store(f"redis://{login}127.0.0.1:{server.port}") as store:
+        with open_store(f"redis://{login}127.0.0.1:{server.port}", PATIENT) as store:
             with pytest.raises(ConfigurationError, match="password") as caught:
                 store.ping()
         assert "wrong" not in str(caught.value)
 
     def test_no_such_database(self, url: str) -> None:
-        with open_store(url.removesuffix("/0") + "/99") as store:
+        with open_store(url.removesuffix("/0") + "/99", PATIENT) as store:
             with pytest.raises(ConfigurationError, match="database"):
                 store.ping()
 
 
 def test_killed_in_the_middle_of_a_commit(tmp_path: Path) -> None:
-    with redis_server(tmp_path) as server, open_store(server.url) as store:
+    with redis_server(tmp_path) as server, open_store(server.url, PATIENT) as store:
         raised = kill_in_commit(store, server.pid, os.urandom(16), key_of(2))
     assert [type(error) for error in raised] == [StoreUnavailable]
 

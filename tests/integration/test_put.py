@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import time
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from lexico_client import GrpcTransport
 from lexico_codec.geometry import Geometry
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group
+from lexico_codec.pieces import Piece
 from lexico_codec.spec import make_spec
 from lexico_codec.wire import spec_from_wire, spec_to_wire
 from lexico_proto import errors
@@ -23,7 +23,6 @@ from lexico_proto.v1 import offload_pb2 as pb
 from lexico_proto.v1 import reload_pb2
 from lexico_services.auth import DEFAULT_TENANT
 from lexico_services.config import OffloadConfig
-from lexico_services.offload.ingress import Buffer
 from lexico_store import MemoryStore
 from lexico_store.scopes import tenant_scope
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob
@@ -36,8 +35,10 @@ from tests.support.services import (
     page_end,
     prompt,
     running_services,
+    serialised,
     stream,
 )
+from tests.support.waiting import PATIENCE_S, lingering, until
 
 SCOPE = tenant_scope(DEFAULT_TENANT)
 
@@ -48,7 +49,7 @@ async def put(
     """A Put through the client's transport: bare grpc.aio loses some statuses on its way."""
     transport = GrpcTransport(services.reload_address, services.offload_address, token)
     try:
-        return await transport.put(stream(messages), 10)
+        return await transport.put(serialised(messages), PATIENCE_S)
     finally:
         await transport.close()
 
@@ -262,7 +263,7 @@ class StuckEncoders:
         self.running = 0
         self.most = 0
 
-    async def place(self, page: Buffer) -> Any:
+    async def place(self, page: list[Piece]) -> Any:
         return page.copy()
 
     async def encode(self, job: PageJob, placed: Any) -> PageDone:
@@ -280,13 +281,10 @@ async def test_budget_refuses_at_once_and_is_given_back() -> None:
     bound = OffloadConfig(max_inflight_bytes=made.spec.page_bytes)
     async with running_services(offload=bound, encoders=stuck) as services:
         first = asyncio.create_task(put(services, made.upload()))
-        while not stuck.running:
-            await asyncio.sleep(0.01)
-        started = time.monotonic()
+        await until(lambda: stuck.running, "a page in an encoder")
         with pytest.raises(errors.LexicoError) as caught:
             await put(services, prompt(seed=1, pages=1).upload())
-        assert type(caught.value) is errors.Busy
-        assert time.monotonic() - started < 2
+        assert type(caught.value) is errors.Busy  # while the first is there: nobody let it go
         stuck.go.set()
         await first
         assert services.ingress.budget.used == 0
@@ -298,11 +296,8 @@ async def test_pages_in_flight_stay_within_the_budget() -> None:
     bound = OffloadConfig(max_inflight_bytes=2 * made.spec.page_bytes, pages_ahead=3)
     async with running_services(offload=bound, encoders=stuck) as services:
         call = asyncio.create_task(put(services, made.upload()))
-        while not stuck.running:
-            await asyncio.sleep(0.01)
-        while stuck.running < 2:
-            await asyncio.sleep(0.01)
-        await asyncio.sleep(0.2)
+        await until(lambda: stuck.running == 2, "two pages in encoders")
+        await lingering()
         assert stuck.running == 2  # of six pages; the third waits for room before it is read
         stuck.go.set()
         await call
@@ -317,10 +312,10 @@ async def test_an_upload_that_stalls_is_given_up() -> None:
         async def half() -> AsyncIterator[pb.PutRequest]:
             yield made.header()
             yield pb.PutRequest(data=made.data()[:100])
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
 
         with pytest.raises(grpc.aio.AioRpcError) as caught:
-            await services.offload.Put(half(), timeout=20)
+            await services.offload.Put(half(), timeout=PATIENCE_S)
         assert type(error_of(caught.value)) is errors.DeadlineExpired
         assert services.ingress.budget.used == 0
 
@@ -346,55 +341,58 @@ async def test_a_group_over_the_stores_cap_is_refused_before_it_is_sent() -> Non
     assert "layer group" in error.message
 
 
-@pytest.mark.parametrize("how", ["deadline", "cancel"])
-async def test_a_caller_that_goes_frees_everything(how: str) -> None:
+async def test_a_caller_that_cancels_frees_everything() -> None:
     made, stuck = prompt(pages=1), StuckEncoders()
     async with running_services(encoders=stuck) as services:
-        timeout = 0.5 if how == "deadline" else 30
-        call = services.offload.Put(stream(made.upload()), timeout=timeout)
+        call = services.offload.Put(stream(made.upload()))
         waiting = asyncio.create_task(call.wait_for_connection())
-        while not stuck.running:
-            await asyncio.sleep(0.01)
+        await until(lambda: stuck.running, "a page in an encoder")
         await waiting
-        if how == "cancel":
-            call.cancel()
-            with pytest.raises(asyncio.CancelledError):
-                await call
-        else:
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await _everything_free(services, stuck)
+
+
+async def test_a_caller_whose_deadline_comes_frees_everything() -> None:
+    made, stuck = prompt(pages=1), StuckEncoders()
+    async with running_services(encoders=stuck) as services:
+        for seconds in (0.5, 5.0, 50.0, PATIENCE_S / 2):
+            call = services.offload.Put(stream(made.upload()), timeout=seconds)
+            while not (began := stuck.running > 0) and not call.done():
+                await asyncio.sleep(0)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call
             assert type(error_of(caught.value)) is errors.DeadlineExpired
-        for _ in range(200):
-            if not stuck.running and not services.ingress.budget.used:
-                break
-            await asyncio.sleep(0.01)
-        assert (stuck.running, services.ingress.budget.used) == (0, 0)
+            await _everything_free(services, stuck)
+            if began:  # else the deadline came before the page was there: a longer one
+                return
+        pytest.fail("no page came to an encoder before the deadline")
+
+
+async def _everything_free(services: Services, stuck: StuckEncoders | None = None) -> None:
+    def held() -> tuple[int, int]:
+        return (stuck.running if stuck else 0), services.ingress.budget.used
+
+    await until(lambda: held() == (0, 0), "no page in an encoder and no byte in flight", held)
 
 
 async def test_a_caller_that_dies_while_uploading_frees_everything() -> None:
     made = prompt()
     async with running_services() as services:
-        started = asyncio.Event()
 
         async def half() -> AsyncIterator[pb.PutRequest]:
             yield made.header()
             yield pb.PutRequest(data=made.data()[:100])
-            started.set()
-            await asyncio.sleep(30)
+            await asyncio.Event().wait()
 
         call = services.offload.Put(half())
         waiting = asyncio.ensure_future(call)
-        await started.wait()
-        await asyncio.sleep(0.1)
-        assert services.ingress.budget.used > 0
+        await until(lambda: services.ingress.budget.used, "bytes in flight")
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
             await waiting
-        for _ in range(200):
-            if not services.ingress.budget.used:
-                break
-            await asyncio.sleep(0.01)
-        assert services.ingress.budget.used == 0
+        await _everything_free(services)
 
 
 async def test_tenants_do_not_see_each_other(tmp_path: Path) -> None:

@@ -15,10 +15,13 @@ from transformers import DynamicCache
 
 from lexico_client import Client
 from lexico_client.hf import HuggingFaceCache, weights_fingerprint
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.spec import DEFAULT_RECENT_TOKENS
 from lexico_lab.models import load_model
 from lexico_proto.errors import DictionaryMismatch
+from tests.support.client_fixtures import PATIENT
 from tests.support.services import Services, running_services
+from tests.support.waiting import PATIENCE_S
 
 PAGE_TOKENS, NEW_TOKENS = 16, 12
 
@@ -48,12 +51,12 @@ def background_services() -> Iterator[Services]:
 
     thread = threading.Thread(target=lambda: loop.run_until_complete(run()))
     thread.start()
-    ready.wait(30)
+    assert ready.wait(PATIENCE_S)
     try:
         yield found[0]
     finally:
         loop.call_soon_threadsafe(done.set)
-        thread.join(30)
+        thread.join(PATIENCE_S)
         loop.close()
 
 
@@ -70,6 +73,7 @@ def client(tmp_path: Path) -> Iterator[Client]:
             offload=services.offload_address,
             reload=services.reload_address,
             dictionaries_dir=tmp_path,
+            timeouts=PATIENT,
         ) as made,
     ):
         yield made
@@ -79,7 +83,7 @@ def generate(model: Any, ids: torch.Tensor, cache: DynamicCache | None) -> list[
     made = model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
+        **cache_inputs(model, cache),
         max_new_tokens=NEW_TOKENS,
         do_sample=False,
         pad_token_id=0,
@@ -99,7 +103,7 @@ def test_raw_is_bit_identical_and_generates_the_same_tokens(client: Client, smol
         cache = DynamicCache(config=model.config)
         # The pages' own tokens first: a prefill of other lengths would round differently.
         shared = (ids.shape[1] - 1) // PAGE_TOKENS * PAGE_TOKENS
-        model(ids[:, :shared], past_key_values=cache)
+        model(ids[:, :shared], **cache_inputs(model, cache))
         here.offload(ids, cache)
         hit = there.load(ids)
         assert (hit.tokens, hit.reason) == (shared, None)
@@ -118,18 +122,19 @@ def test_presets_reload_close_to_what_was_there(
     model, tokenizer = smollm2.model, smollm2.tokenizer
     cache = HuggingFaceCache(client, model, page_tokens=PAGE_TOKENS, **settings)
     ids = tokenizer(" ".join(PROMPTS), return_tensors="pt").input_ids
-    exact = model(ids, past_key_values=DynamicCache(config=model.config))
+    prefilled: Any = DynamicCache(config=model.config)
+    exact = model(ids, **cache_inputs(model, prefilled))
     # The shipped set is not registered with these servers: the client registers it by itself.
-    report = cache.offload(ids, exact.past_key_values)
+    report = cache.offload(ids, prefilled)
     assert report.bytes_stored < report.bytes_sent / 4
     hit = cache.load(ids)
     assert hit.tokens == ids.shape[1] - DEFAULT_RECENT_TOKENS > 64
-    for mine, other in zip(exact.past_key_values.layers, hit.cache.layers, strict=True):
+    for mine, other in zip(prefilled.layers, hit.cache.layers, strict=True):
         for a, b in ((mine.keys, other.keys), (mine.values, other.values)):
             a = a[:, :, : hit.tokens]
             assert torch.equal(a[:, :, :4], b[:, :, :4])  # sinks
             assert float((a - b).norm() / a.norm()) < (0.6 if settings else 1.0)
-    following = model(ids[:, hit.tokens :], past_key_values=hit.cache).logits[0, -1]
+    following = model(ids[:, hit.tokens :], **cache_inputs(model, hit.cache)).logits[0, -1]
     reference = exact.logits[0, -1].log_softmax(-1)
     kl = (reference.exp() * (reference - following.log_softmax(-1))).sum()
     assert float(kl) < 0.5
@@ -150,13 +155,14 @@ def test_a_set_for_other_weights_is_refused(client: Client, smollm2: Any) -> Non
 
     scale(64.0)
     try:
-        exact = model(ids, past_key_values=DynamicCache(config=model.config))
+        prefilled = DynamicCache(config=model.config)
+        exact = model(ids, **cache_inputs(model, prefilled))
         assert torch.allclose(exact.logits, reference, atol=1e-3), (
             "the model's function is the same"
         )
         cache = HuggingFaceCache(client, model, page_tokens=PAGE_TOKENS, weights=bytes(32))
         with pytest.raises(DictionaryMismatch, match="train one for these weights"):
-            cache.offload(ids, exact.past_key_values)
+            cache.offload(ids, prefilled)
         assert cache.load(ids).tokens == 0
     finally:
         scale(1 / 64)

@@ -13,7 +13,9 @@ from transformers import DynamicCache
 
 from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.models import load_model
+from tests.support.client_fixtures import PATIENT
 
 PAGE_TOKENS, NEW_TOKENS = 32, 20
 
@@ -45,12 +47,12 @@ def offloaded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Offloaded]:
     model.set_attn_implementation("lexico_codes")
     ids = loaded.tokenizer(PROMPT, return_tensors="pt").input_ids
     exact = DynamicCache(config=model.config)
-    with Client(transport=InMemoryTransport(), dictionaries_dir=folder) as client:
+    with Client(transport=InMemoryTransport(), dictionaries_dir=folder, timeouts=PATIENT) as client:
         shared = HuggingFaceCache(
             client, model, codec="paper", page_tokens=PAGE_TOKENS, recent_tokens=1
         )
         with torch.inference_mode():
-            logits = model(ids, past_key_values=exact).logits[0]
+            logits = model(ids, **cache_inputs(model, exact)).logits[0]
             shared.offload(ids, exact)
         yield Offloaded(model, shared, ids, logits)
 
@@ -67,7 +69,7 @@ def test_codes_generate_the_tokens_of_the_dense_reload(offloaded: Offloaded) -> 
         model.generate(
             ids,
             attention_mask=torch.ones_like(ids),
-            past_key_values=hit.cache,
+            **cache_inputs(model, hit.cache),
             max_new_tokens=NEW_TOKENS,
             do_sample=False,
             pad_token_id=0,
@@ -88,9 +90,9 @@ def test_a_buffer_that_overflows_costs_little(offloaded: Offloaded) -> None:
     prefix = ids[:, : first + 1]
     cache = offloaded.shared.load_codes(prefix, buffer_tokens=16, window_tokens=8).cache
     assert cache.get_seq_length() == first
-    model(ids[:, first:-8], past_key_values=cache)
+    model(ids[:, first:-8], **cache_inputs(model, cache))
     last = ids[:, -8:].split(1, 1)
-    following = torch.cat([model(token, past_key_values=cache).logits[0] for token in last])
+    following = torch.cat([model(token, **cache_inputs(model, cache)).logits[0] for token in last])
     assert cache.coded_tokens >= ids.shape[1] - 4 - 16
     reference = offloaded.logits[-8:].log_softmax(-1)
     kl = (reference.exp() * (reference - following.log_softmax(-1))).sum(-1).mean()

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from hashlib import blake2b
@@ -21,12 +20,14 @@ from lexico_proto.v1 import dictionaries_pb2_grpc, reload_pb2_grpc
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_services import serve
 from lexico_services.config import ListenConfig, ReloadConfig
+from lexico_services.reload import frame_reader
 from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
 from lexico_store import MemoryStore, PageStore
 from lexico_store.scopes import SHARED_SCOPE
 from tests.integration.test_reload import (
     KEYS,
+    MIB,
     SCOPE,
     _stream,
     fill,
@@ -37,8 +38,7 @@ from tests.integration.test_reload import (
 )
 from tests.support.dictionaries import random_set
 from tests.support.services import CHANNEL_OPTIONS
-
-MIB = 1 << 20
+from tests.support.waiting import PATIENCE_S, lingering, skip_ahead, until
 
 
 @dataclass
@@ -51,12 +51,13 @@ class Reload:
 
     async def get(self, keys: Sequence[bytes], groups: int = 1) -> list[pb.GetResponse]:
         request = pb.GetRequest(page_keys=keys, groups=groups)
-        return [part async for part in self.reload.Get(request, timeout=30)]
+        return [part async for part in self.reload.Get(request, timeout=PATIENCE_S)]
 
 
 @asynccontextmanager
 async def running(store: PageStore, **bounds: object) -> AsyncIterator[Reload]:
-    config = ReloadConfig(**bounds)  # type: ignore[arg-type]
+    times = {"match_timeout_s": PATIENCE_S, "max_stream_s": PATIENCE_S}
+    config = ReloadConfig(**{**times, **bounds})  # type: ignore[arg-type]
     server = ReloadServer(store, ListenConfig(drain_s=1.0), config)
     await server.start()
     target = f"127.0.0.1:{server.port}"
@@ -70,22 +71,20 @@ async def running(store: PageStore, **bounds: object) -> AsyncIterator[Reload]:
     assert server.buffers.used == 0
 
 
-async def until(true: Callable[[], object], seconds: float = 5.0) -> None:
-    deadline = time.monotonic() + seconds
-    while not true():
-        assert time.monotonic() < deadline
-        await asyncio.sleep(0.01)
+async def nothing_buffered(services: Reload) -> None:
+    buffers = services.server.buffers
+    await until(lambda: buffers.used == 0, "no buffered byte", lambda: buffers.used)
 
 
 async def test_a_get_that_nobody_reads_gives_its_slot_back() -> None:
     store = filled(20, 1, MIB)
-    async with running(store, max_streams=1, max_stream_s=0.5) as services:
+    async with running(store, max_streams=1) as services:
         stalled = services.reload.Get(pb.GetRequest(page_keys=KEYS, groups=1))
         await stalled.read()
         with raises(errors.Busy):
             await services.get(KEYS[:1])
-        await asyncio.sleep(0.8)
-        assert services.server.buffers.used == 0
+        skip_ahead()
+        await nothing_buffered(services)
         assert len(await services.get(KEYS[:3])) == 3
         with raises(errors.DeadlineExpired):  # what was on its way comes, then the reason
             while await stalled.read() is not grpc.aio.EOF:
@@ -94,11 +93,12 @@ async def test_a_get_that_nobody_reads_gives_its_slot_back() -> None:
 
 
 async def test_a_stalled_get_that_is_cancelled_late_does_no_harm() -> None:
-    async with running(filled(20, 1, MIB), max_streams=1, max_stream_s=0.3) as services:
+    async with running(filled(20, 1, MIB), max_streams=1) as services:
         for _ in range(3):
             stalled = services.reload.Get(pb.GetRequest(page_keys=KEYS, groups=1))
             await stalled.read()
-            await asyncio.sleep(0.5)
+            skip_ahead()
+            await nothing_buffered(services)
             stalled.cancel()
         assert len(await services.get(KEYS[:3])) == 3
 
@@ -112,7 +112,7 @@ async def test_a_peer_that_goes_is_no_defect(caplog: pytest.LogCaptureFixture) -
                     pb.GetRequest(page_keys=KEYS, groups=1)
                 )
                 await call.read()
-        await until(lambda: services.server.buffers.used == 0)
+        await nothing_buffered(services)
     assert [r.getMessage() for r in caplog.records if r.name.startswith("lexico")] == []
 
 
@@ -124,14 +124,19 @@ async def test_fetch_and_register_have_a_time_as_well() -> None:
 
     async def silent() -> AsyncIterator[dict_pb.RegisterRequest]:
         yield registration(data, digest)[0]
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
 
-    async with running(store, max_streams=1, max_stream_s=0.5) as services:
+    async with running(store, max_streams=1) as services:
         stalled = services.dictionaries.Fetch(dict_pb.FetchRequest(digest=digest))
         await stalled.read()
-        await asyncio.sleep(0.8)
+        skip_ahead()
+        await nothing_buffered(services)
+        call = services.dictionaries.Register(silent())
+        while not call.done():  # whenever it is that the server begins to count
+            skip_ahead()
+            await asyncio.sleep(0)
         with raises(errors.DeadlineExpired):
-            await services.dictionaries.Register(silent())
+            await call
         request = dict_pb.FetchRequest(digest=digest)
         pieces = [p.data async for p in services.dictionaries.Fetch(request)]
         assert b"".join(pieces) == data
@@ -150,13 +155,20 @@ class Measuring(MemoryStore):
     def __init__(self) -> None:
         super().__init__()
         self.reads: list[int] = []
+        self.measured: list[int] = []
         self.go = threading.Event()
         self.go.set()
 
     def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
         self.reads.append(len(keys))
-        self.go.wait(10)
+        self.go.wait(PATIENCE_S)
         return super().read(scope, keys, group)
+
+    def frame_bytes(
+        self, scope: bytes, keys: Sequence[bytes], groups: Sequence[int]
+    ) -> list[list[int]]:
+        self.measured.append(len(keys) * len(groups))
+        return super().frame_bytes(scope, keys, groups)
 
 
 async def test_bytes_are_bounded_whatever_frames_are_long() -> None:
@@ -179,21 +191,68 @@ async def test_small_frames_are_read_many_at_a_time() -> None:
     store = Measuring()
     for page in range(20):
         fill(store, page, 2)
-    async with running(store, max_buffered_bytes=32 * MAX_FRAME_BYTES) as services:
+    async with running(store, max_buffered_bytes=MAX_FRAME_BYTES) as services:
         await services.get(KEYS, 2)
-    assert store.reads[0] == 1  # nobody knows yet how long they are
-    assert max(store.reads) == 8
-    assert sum(store.reads) == 40
+        assert services.server.buffers.peak == 2 * 20 * 300  # one is sent, one is read
+    assert store.reads == [20, 20]
+    assert store.measured == [40]
+
+
+async def test_lengths_are_asked_for_in_bounded_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_reader, "MEASURED_FRAMES", 12)
+    store = Measuring()
+    for page in range(5):
+        fill(store, page, 5)
+    async with running(store) as services:
+        parts = await services.get(KEYS[:5], 5)
+    assert [(p.frame.group, p.frame.page) for p in parts] == [
+        (group, page) for group in range(5) for page in range(5)
+    ]
+    assert store.measured == [10, 10, 5]
+
+
+async def test_large_frames_are_read_up_to_a_number_of_bytes() -> None:
+    store = Measuring()
+    for page in range(7):
+        fill(store, page, 1, 3 * MIB)
+    async with running(store) as services:
+        await services.get(KEYS[:7])
+        assert services.server.buffers.peak <= 2 * frame_reader.BATCH_BYTES
+    assert store.reads == [2, 2, 2, 1]
+
+
+async def test_what_is_not_there_is_not_read() -> None:
+    store = Measuring()
+    for page in (0, 1, 3):
+        fill(store, page, 2)
+    async with running(store) as services:
+        parts = await services.get(KEYS[:4], 2)
+    assert [p.miss.page for p in parts if p.HasField("miss")] == [2]
+    assert sum(store.reads) == 4
+
+
+async def test_a_frame_over_the_stores_cap_is_a_miss_and_is_not_read() -> None:
+    class Foreign(Measuring):
+        def frame_bytes(self, *arguments: object) -> list[list[int]]:
+            return [[300, MAX_FRAME_BYTES + 1, 300]]
+
+    store = Foreign()
+    for page in range(3):
+        fill(store, page, 1)
+    async with running(store, max_buffered_bytes=MAX_FRAME_BYTES) as services:
+        parts = await services.get(KEYS[:3])
+    assert [part.WhichOneof("part") for part in parts] == ["frame", "miss"]
+    assert sum(store.reads) == 1
 
 
 async def test_no_read_ahead_where_it_does_not_fit() -> None:
     store = Measuring()
     for page in range(4):
-        fill(store, page, 1, 12 * MIB)
+        fill(store, page, 1, 25 * MIB)
     async with running(store, max_buffered_bytes=MAX_FRAME_BYTES) as services:
         first, second = await asyncio.gather(services.get(KEYS[:4]), services.get(KEYS[:4]))
-        assert len(first) == len(second) == 48
-        assert services.server.buffers.peak == MAX_FRAME_BYTES
+        assert len(first) == len(second) == 100
+        assert services.server.buffers.peak == 50 * MIB  # a third would not fit
     assert store.reads == [1] * 8
 
 
@@ -203,12 +262,12 @@ async def test_bytes_count_until_the_thread_is_done() -> None:
     async with running(store) as services:
         store.go.clear()
         call = services.reload.Get(pb.GetRequest(page_keys=KEYS[:1], groups=1))
-        await until(lambda: store.reads)
+        await until(lambda: store.reads, "a read of the store")
         call.cancel()
-        await asyncio.sleep(0.2)
-        assert services.server.buffers.used == MAX_FRAME_BYTES
+        await lingering()
+        assert services.server.buffers.used == 300
         store.go.set()
-        await until(lambda: services.server.buffers.used == 0)
+        await nothing_buffered(services)
 
 
 async def test_a_register_holds_its_slot_to_the_end() -> None:
@@ -217,7 +276,7 @@ async def test_a_register_holds_its_slot_to_the_end() -> None:
 
         def put_dictionary(self, scope: bytes, digest: bytes, data: object) -> None:
             self.began.set()
-            self.go.wait(10)
+            self.go.wait(PATIENCE_S)
             super().put_dictionary(scope, digest, data)  # type: ignore[arg-type]
 
     store, dictionary = Slow(), random_set(layers=1, head_dim=8, atoms=16)
@@ -225,16 +284,16 @@ async def test_a_register_holds_its_slot_to_the_end() -> None:
     async with running(store, max_streams=1) as services:
         call = services.dictionaries.Register(_stream(messages))
         task = asyncio.ensure_future(call.code())
-        await until(store.began.is_set)
+        await until(store.began.is_set, "the set on its way into the store")
         with raises(errors.Busy):
             await services.get(KEYS[:1])
         call.cancel()  # the thread goes on, so the slot is still taken
-        await asyncio.sleep(0.1)
+        await lingering()
         with raises(errors.Busy):
             await services.get(KEYS[:1])
         store.go.set()
         await task
-        await until(lambda: services.server.buffers.used == 0)
+        await nothing_buffered(services)
         assert len(await services.get(KEYS[:1])) == 1
 
 
@@ -341,24 +400,28 @@ class Hanging(MemoryStore):
 
     def present(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
         self.calls += 1
-        self.go.wait(20)
+        self.go.wait(PATIENCE_S)
         return super().present(scope, keys)
 
 
 async def test_every_match_is_answered_in_time_by_a_store_that_hangs() -> None:
     store = Hanging()
-    bounds = {"store_threads": 2, "match_timeout_s": 0.5, "max_calls": 32}
-    async with running(store, **bounds) as services:
+    async with running(store, store_threads=2, max_calls=32) as services:
         request = pb.MatchRequest(page_keys=KEYS[:2])
-        begun = time.monotonic()
         calls = [services.reload.Match(request) for _ in range(40)]
+
+        def answered() -> int:
+            return sum(call.done() for call in calls)
+
+        await until(lambda: answered() == 8, "answers to the calls that are too many", answered)
+        skip_ahead()
         codes = [await call.code() for call in calls]
-        assert time.monotonic() - begun < 2
         assert codes.count(grpc.StatusCode.DEADLINE_EXCEEDED) == 32
         assert codes.count(grpc.StatusCode.RESOURCE_EXHAUSTED) == 8
         with raises(errors.Busy):  # threads and queue are still taken: nothing piles up
             await services.reload.Match(request)
         store.go.set()
-        await asyncio.sleep(0.2)
-        assert list((await services.reload.Match(request)).present) == [False, False]
+        while await (call := services.reload.Match(request)).code() is not grpc.StatusCode.OK:
+            await asyncio.sleep(0)  # until the threads are free
+        assert list((await call).present) == [False, False]
         assert store.calls == 3  # what nobody waited for never began

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from itertools import count
 from pathlib import Path
 
 import grpc
@@ -17,14 +16,18 @@ import psutil
 import pytest
 import torch
 
-from bench.service import Service
+from examples.two_nodes.service import Service
 from lexico_client import Client, PageOutcome, PutReport
 from lexico_codec.geometry import Geometry
 from lexico_codec.sets.builtin import load_builtin
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_proto import errors
-from tests.support.servers import redis_server
+from tests.support.client_fixtures import PATIENT
+from tests.support.servers import address_of, redis_server
+from tests.support.waiting import PATIENCE_S, wait_until
 
+SLOW_START = ("--start-seconds", f"{PATIENCE_S}")
+SLOW_END = ("--drain-seconds", f"{PATIENCE_S}")
 SMOLLM2 = Geometry(30, 3, 64, "float16", load_builtin("smollm2-135m").rope)
 
 
@@ -40,11 +43,19 @@ def spec_of(codec: str, page_tokens: int = 64) -> CacheSpec:
 
 
 class Cache:
-    """A prompt with a random cache, and memory to load it into."""
+    """A prompt with a random cache, and memory to load it into.
 
-    def __init__(self, spec: CacheSpec, pages: int, seed: int) -> None:
+    Of one with `hold` the last page is not offloaded before `last` is set: until then the offload
+    is under way. It has four pages at least: the ingress asks for the fourth, and begins to miss
+    it, once the first is stored.
+    """
+
+    def __init__(self, spec: CacheSpec, pages: int, seed: int, hold: bool = False) -> None:
         generator = torch.Generator().manual_seed(seed)
         self.spec = spec
+        self.last = threading.Event()
+        if not hold:
+            self.last.set()
         self.tokens = [seed * 1000 + i for i in range(pages * spec.page_tokens)]
         self.made = [self._page(generator) for _ in range(pages)]
         self.loaded = [[torch.full_like(g, float("nan")) for g in page] for page in self.made]
@@ -54,6 +65,8 @@ class Cache:
         return [torch.randn(shape, generator=generator).half() for shape in shapes]
 
     def source(self, page: int, group: int) -> torch.Tensor:
+        if page == len(self.made) - 1:
+            self.last.wait(PATIENCE_S)
         return self.made[page][group]
 
     def target(self, pages: int) -> Iterator[torch.Tensor]:
@@ -79,13 +92,8 @@ def processes(parent: int, name: str = "") -> list[psutil.Process]:
 
 
 def encoder_of(parent: int) -> psutil.Process:
-    deadline = time.monotonic() + 30
-    while time.monotonic() < deadline:
-        found = processes(parent, "ray::ServeReplica:lexico:Encoder")
-        if found:
-            return found[0]
-        time.sleep(0.05)
-    raise AssertionError("no encoder is running")
+    title = "ray::ServeReplica:lexico:Encoder"
+    return wait_until(lambda: processes(parent, title), "an encoder")[0]
 
 
 class Offload(threading.Thread):
@@ -102,26 +110,37 @@ class Offload(threading.Thread):
     def run(self) -> None:
         try:
             self._report = self._client.offload(
-                self._cache.spec, self._cache.tokens, self._cache.source, timeout=120
+                self._cache.spec, self._cache.tokens, self._cache.source
             )
         except Exception as error:  # noqa: BLE001 - raised again where it is looked for
             self._error = error
 
-    def wait_until(self, ready: Callable[[], object]) -> None:
-        """Until something is so while the offload runs."""
-        deadline = time.monotonic() + 60
-        while not ready():
+    def wait_until_stored(self) -> None:
+        """Until a page is in the store while the offload runs."""
+
+        def stored() -> int:
             assert self.is_alive(), f"the offload has ended: {self._error or self._report}"
-            assert time.monotonic() < deadline, "it did not come to pass within a minute"
-            time.sleep(0.02)
+            return self.stored()
+
+        wait_until(stored, "a page in the store")
 
     def stored(self) -> int:
-        """Leading pages that are in the store."""
-        return self._client.match(self._cache.spec, self._cache.tokens).pages
+        """Leading pages that are in the store. A server too busy to say so within its two seconds
+        is asked again."""
+        answers: list[int] = []
+
+        def answered() -> bool:
+            with suppress(errors.DeadlineExpired):
+                answers.append(self._client.match(self._cache.spec, self._cache.tokens).pages)
+            return bool(answers)
+
+        wait_until(answered, "an answer to a Match")
+        return answers[0]
 
     def report(self) -> PutReport:
         """What the offload ended with."""
-        self.join(130)
+        self._cache.last.set()
+        self.join(PATIENCE_S)
         assert not self.is_alive(), "the offload hangs"
         if self._error is not None:
             raise self._error
@@ -129,22 +148,20 @@ class Offload(threading.Thread):
         return self._report
 
 
-def computes(process: psutil.Process) -> bool:
-    """Whether a process spends its time on a processor: an encoder does so inside a page alone."""
-    before = process.cpu_times().user
-    time.sleep(0.1)
-    return process.cpu_times().user - before > 0.03
-
-
 @pytest.fixture(scope="module")
 def service() -> Iterator[Service]:
-    with Service("--drain-seconds", "10") as running:
+    with Service("--drain-seconds", "10", *SLOW_START) as running:
         yield running
 
 
 @pytest.fixture
 def client(service: Service, tmp_path: Path) -> Iterator[Client]:
-    with Client(offload=service.offload, reload=service.reload, dictionaries_dir=tmp_path) as made:
+    with Client(
+        offload=service.offload,
+        reload=service.reload,
+        dictionaries_dir=tmp_path,
+        timeouts=PATIENT,
+    ) as made:
         yield made
 
 
@@ -167,15 +184,23 @@ def test_an_unknown_prefix_is_a_miss(client: Client) -> None:
 
 
 def test_shipped_sets_are_there_from_the_start(client: Client) -> None:
-    shared = {entry.digest for entry in client.list_dictionaries() if entry.shared}
-    assert load_builtin("smollm2-135m").digest in shared
+    def shared() -> set[bytes]:
+        return {entry.digest for entry in client.list_dictionaries() if entry.shared}
+
+    # The address is announced after two seconds, also where the first try takes longer.
+    wait_until(lambda: load_builtin("smollm2-135m").digest in shared(), "the shipped set", shared)
 
 
 def test_nothing_listens_beyond_loopback_without_a_token(service: Service) -> None:
     pids = [service.process, *processes(service.process.pid)]
     replicas = 0
-    for process in (psutil.Process(p.pid) for p in pids):
-        for connection in process.net_connections(kind="inet"):
+    for pid in (p.pid for p in pids):
+        try:
+            process = psutil.Process(pid)
+            connections = process.net_connections(kind="inet")
+        except psutil.NoSuchProcess:  # one that Ray had to spare
+            continue
+        for connection in connections:
             if connection.status != psutil.CONN_LISTEN:
                 continue
             host, port = connection.laddr
@@ -186,7 +211,7 @@ def test_nothing_listens_beyond_loopback_without_a_token(service: Service) -> No
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
                 call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
                 with pytest.raises(grpc.RpcError) as caught:
-                    call(b"", timeout=10)
+                    call(b"", timeout=PATIENCE_S)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED
             replicas += 1
     assert replicas
@@ -195,13 +220,17 @@ def test_nothing_listens_beyond_loopback_without_a_token(service: Service) -> No
 def test_an_encoder_killed_in_the_middle_of_a_page_costs_only_time(
     service: Service, client: Client
 ) -> None:
-    cache = Cache(spec_of("lexico", 256), pages=4, seed=3)
-    offload = Offload(client, cache)
-    offload.wait_until(offload.stored)
     victim = encoder_of(service.process.pid)
-    offload.wait_until(lambda: computes(victim))
+    for seed in count(30):
+        cache = Cache(spec_of("lexico", 256), pages=4, seed=seed, hold=True)
+        offload = Offload(client, cache)
+        offload.wait_until_stored()
+        victim.suspend()
+        if offload.stored() < 3:  # it stands in one of the two that it has before the last
+            break
+        victim.resume()  # the machine let it run on before we could: once more
+        offload.report()
     victim.kill()
-    assert offload.stored() < 4
     report = offload.report()
     assert report.tokens == 4 * 256
     assert report.pages[-1] is PageOutcome.STORED
@@ -213,16 +242,18 @@ def test_an_encoder_killed_in_the_middle_of_a_page_costs_only_time(
 
 def test_sigterm_lets_a_put_end_and_leaves_no_process(tmp_path: Path) -> None:
     with (
-        Service("--drain-seconds", "10") as own,
-        Client(offload=own.offload, reload=own.reload, dictionaries_dir=tmp_path) as client,
+        Service(*SLOW_START, *SLOW_END) as own,
+        Client(
+            offload=own.offload, reload=own.reload, dictionaries_dir=tmp_path, timeouts=PATIENT
+        ) as client,
     ):
         family = processes(own.process.pid)
-        offload = Offload(client, Cache(spec_of("lexico", 128), pages=3, seed=4))
-        offload.wait_until(offload.stored)
+        offload = Offload(client, Cache(spec_of("lexico", 128), pages=4, seed=4, hold=True))
+        offload.wait_until_stored()
         own.process.send_signal(signal.SIGTERM)
-        assert len(offload.report().pages) == 3
-        assert own.process.wait(60) == 0
-    _, alive = psutil.wait_procs(family, timeout=15)
+        assert len(offload.report().pages) == 4
+        assert own.process.wait(PATIENCE_S) == 0
+    _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
     assert not alive, [process.cmdline() for process in alive]
 
 
@@ -237,14 +268,9 @@ def started(
         [*line, "--address-file", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
     )
     try:
-        deadline = time.monotonic() + 90
-        while not file.exists():
-            assert process.poll() is None, f"{command} ended with {process.returncode}"
-            assert time.monotonic() < deadline, f"{command} does not start"
-            time.sleep(0.05)
-        yield process, next(iter(json.loads(file.read_text()).values()))
+        yield process, next(iter(address_of(process, file).values()))
         process.terminate()
-        assert process.wait(60) == 0
+        assert process.wait(PATIENCE_S) == 0
     finally:
         if process.poll() is None:
             process.kill()
@@ -256,21 +282,21 @@ def test_the_parts_run_apart_and_survive_the_loss_of_redis(tmp_path: Path) -> No
         store = ("--store", redis.url)
         with (
             started("reload-server", tmp_path, *store) as (_, reload),
-            started("offload-server", tmp_path, *store) as (_, offload),
-            Client(offload=offload, reload=reload, dictionaries_dir=tmp_path) as client,
+            started("offload-server", tmp_path, *store, *SLOW_START) as (_, offload),
+            Client(
+                offload=offload, reload=reload, dictionaries_dir=tmp_path, timeouts=PATIENT
+            ) as client,
         ):
             kept = Cache(spec_of("raw"), pages=1, seed=5)
             client.offload(kept.spec, kept.tokens, kept.source)
             assert client.load(kept.spec, kept.tokens, kept.target).pages == 1
 
-            lost = Cache(spec_of("lexico", 256), pages=3, seed=6)
+            lost = Cache(spec_of("lexico", 256), pages=4, seed=6, hold=True)
             sending = Offload(client, lost)
-            sending.wait_until(sending.stored)
+            sending.wait_until_stored()
             psutil.Process(redis.pid).kill()
             with pytest.raises(errors.StoreUnavailable):
                 sending.report()
-            begun = time.monotonic()
             miss = client.load(kept.spec, kept.tokens, kept.target)
             assert miss.tokens == 0
             assert isinstance(miss.reason, errors.StoreUnavailable)
-            assert time.monotonic() - begun < 10

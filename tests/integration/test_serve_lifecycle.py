@@ -7,7 +7,6 @@ import signal
 import subprocess
 import sys
 import tempfile
-import time
 from collections.abc import Callable, Iterator
 from contextlib import suppress
 from os import environ
@@ -16,7 +15,8 @@ from pathlib import Path
 import psutil
 import pytest
 
-START_S = 90.0
+from tests.support.servers import address_of
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 class Run:
@@ -28,7 +28,8 @@ class Run:
         self._log = folder / "log"
         self._family: set[psutil.Process] = set()
         line = [sys.executable, "-m", "lexico_services", "serve", "--offload-port", "0"]
-        line += ["--reload-port", "0", "--drain-seconds", "5", "--address-file", str(self.address)]
+        line += ["--reload-port", "0", "--drain-seconds", "5", "--start-seconds", f"{PATIENCE_S}"]
+        line += ["--address-file", str(self.address)]
         with self._log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*line, *options],
@@ -50,18 +51,35 @@ class Run:
         return self._family
 
     def wait_until_up(self) -> None:
-        deadline = time.monotonic() + START_S
-        while not self.address.exists():
+        address_of(self.process, self.address, self.said)
+
+    def wait_until_there(self, words: str) -> None:
+        """Until the family has a process whose title or command line holds these words."""
+
+        def there() -> bool:
             assert self.process.poll() is None, self.said()
-            assert time.monotonic() < deadline, self.said()
-            time.sleep(0.05)
+            return any(words in title for title in self.titles())
+
+        wait_until(there, f"a process {words}", self.titles)
+
+    def titles(self) -> list[str]:
+        """Name and command line of each living process of the family."""
+        found = []
+        for process in self.family():
+            with suppress(psutil.Error):
+                found.append(" ".join([process.name(), *process.cmdline()]))
+        return found
+
+    def end_of(self) -> int:
+        """The exit code."""
+        return self.process.wait(PATIENCE_S)
 
     def said(self) -> str:
         return self._log.read_text()
 
-    def left(self, patience_s: float = 15) -> list[str]:
-        """Temporary folders and processes that are still there after so many seconds."""
-        _, alive = psutil.wait_procs(list(self.family()), timeout=patience_s)
+    def left(self) -> list[str]:
+        """Temporary folders, and processes that do not end."""
+        _, alive = psutil.wait_procs(list(self.family()), timeout=PATIENCE_S)
         names = [p.name for p in self.folder.iterdir() if p not in (self.address, self._log)]
         return names + [f"{process}" for process in alive]
 
@@ -88,13 +106,17 @@ def start() -> Iterator[Callable[..., Run]]:
     shutil.rmtree(folder)
 
 
-@pytest.mark.parametrize("after_s", [4, 8])
-def test_sigterm_during_the_start_ends_in_order(start: Callable[..., Run], after_s: int) -> None:
+@pytest.mark.parametrize(
+    "part",
+    ["reload-server", "gcs_server", "raylet/raylet", "ray::ServeController"],
+    ids=["reload-server", "gcs", "raylet", "serve"],
+)
+def test_sigterm_during_the_start_ends_in_order(start: Callable[..., Run], part: str) -> None:
     run = start()
-    time.sleep(after_s)
-    assert len(run.family()) > 2  # the store and the reload server at least
+    run.wait_until_there(part)
     run.process.send_signal(signal.SIGTERM)
-    assert run.process.wait(30) == 0, run.said()
+    assert run.end_of() == 0, run.said()
+    assert not run.address.exists(), "it was up before the signal"
     assert "Traceback" not in run.said()
     assert "SIGTERM received" not in run.said()
     assert run.left() == []
@@ -102,7 +124,7 @@ def test_sigterm_during_the_start_ends_in_order(start: Callable[..., Run], after
 
 def test_what_ray_lacks_ends_the_start(start: Callable[..., Run]) -> None:
     run = start("--encoder-cpus", "1000")
-    assert run.process.wait(60) == 2
+    assert run.end_of() == 2
     assert "1000 CPU" in run.said().strip().splitlines()[-1]
     assert run.left() == []
 
@@ -120,7 +142,7 @@ def test_rays_session_is_private_and_the_loss_of_the_store_ends_all(
     assert sum("logger=lexico_worker.deployment encoder=up" in log for log in logs) == 1
     (store,) = (p for p in run.family() if p.name() in ("redis-server", "valkey-server"))
     store.kill()
-    assert run.process.wait(60) == 1
+    assert run.end_of() == 1
     assert "lexico: the embedded store is gone" in run.said()
     assert run.left() == []
 
@@ -130,7 +152,7 @@ def test_the_loss_of_ray_ends_all(start: Callable[..., Run]) -> None:
     run.wait_until_up()
     (gcs,) = (p for p in run.family() if p.name() == "gcs_server")
     gcs.kill()
-    assert run.process.wait(60) == 1
+    assert run.end_of() == 1
     assert run.said().strip().splitlines()[-1] == "lexico: Ray's gcs_server ended by itself"
     # Where the kernel cannot hand them to us, Ray's agents go by themselves within a minute.
-    assert run.left(patience_s=90) == []
+    assert run.left() == []

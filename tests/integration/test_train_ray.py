@@ -6,7 +6,6 @@ import json
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
@@ -17,10 +16,9 @@ import pytest
 from tests.support import ray_cluster
 from tests.support.ray_cluster import Cluster
 from tests.support.saved_model import letters, save_tiny
+from tests.support.waiting import PATIENCE_S, wait_until
 
-pytestmark = pytest.mark.timeout(600)
-
-SOON_S = 240.0
+pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
 
 
 @pytest.fixture(scope="module")
@@ -52,12 +50,8 @@ def workers(cluster: Cluster) -> list[psutil.Process]:
     return found
 
 
-def wait_for(what: str, seen: object) -> None:
-    """Until `seen()` is true."""
-    deadline = time.monotonic() + SOON_S
-    while not seen():  # type: ignore[operator]
-        assert time.monotonic() < deadline, what
-        time.sleep(0.05)
+def wait_until_dismissed(cluster: Cluster) -> None:
+    wait_until(lambda: not workers(cluster), "the workers' end", lambda: workers(cluster))
 
 
 def test_bytes_are_those_of_this_machine(cluster: Cluster, model: Path, tmp_path: Path) -> None:
@@ -78,14 +72,13 @@ def test_bytes_are_those_of_this_machine(cluster: Cluster, model: Path, tmp_path
         stderr=subprocess.PIPE,
         text=True,
     )
-    wait_for("no worker", lambda: workers(cluster))
-    workers(cluster)[0].kill()  # whatever it was at
-    _, said = process.communicate(timeout=400)
+    wait_until(lambda: workers(cluster), "a worker")[0].kill()  # whatever it was at
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     names = ("set-residual.safetensors", "set-packed.safetensors")
     made = {name: (tmp_path / "here" / name).read_bytes() for name in names}
     assert {name: (tmp_path / name).read_bytes() for name in names} == made
-    wait_for("workers that stay", lambda: not workers(cluster))
+    wait_until_dismissed(cluster)
 
     # What the cluster left undone this machine does.
     (tmp_path / "set-packed.safetensors").unlink()
@@ -109,7 +102,7 @@ def ask(cluster: Cluster, folder: Path, items: list[object], ordered: bool = Tru
         env=cluster.environment,
         capture_output=True,
         text=True,
-        timeout=SOON_S,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
@@ -136,7 +129,7 @@ def test_errors_come_from_the_cluster(
     assert isinstance(found, list)
     assert found[0] == error
     assert said in found[1]
-    wait_for("workers that stay", lambda: not workers(cluster))
+    wait_until_dismissed(cluster)
 
 
 def test_results_as_they_are_done(cluster: Cluster, tmp_path: Path) -> None:
@@ -157,14 +150,14 @@ def test_a_run_that_is_stopped_ends_its_workers(
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' `&` ignores it
     )
     try:
-        wait_for("no work", lambda: (tmp_path / "slow").exists())
+        wait_until((tmp_path / "slow").exists, "a worker at work")
         assert workers(cluster)
         process.send_signal(number)
-        assert process.wait(SOON_S) != 0
+        assert process.wait(PATIENCE_S) != 0
     finally:
         process.kill()
         process.wait()
-    wait_for("workers that stay", lambda: not workers(cluster))
+    wait_until_dismissed(cluster)
 
 
 @pytest.mark.parametrize(
@@ -176,7 +169,7 @@ def test_a_cluster_that_is_not_there(address: str, said: str, model: Path, tmp_p
         line(model, tmp_path / "set.safetensors", "--ray-address", address),
         capture_output=True,
         text=True,
-        timeout=60,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 2
@@ -199,7 +192,7 @@ def test_a_gpu_that_the_cluster_lacks(cluster: Cluster) -> None:
         env=cluster.environment,
         capture_output=True,
         text=True,
-        timeout=SOON_S,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert "ConfigurationError: device cuda: the Ray cluster has no GPU" in done.stderr

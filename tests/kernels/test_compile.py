@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from bench import aot
+from tests.support.waiting import PATIENCE_S
 
 pytest.importorskip("triton")
 
@@ -73,7 +74,7 @@ def built() -> dict[str, Any]:
         capture_output=True,
         text=True,
         check=False,
-        timeout=280,
+        timeout=PATIENCE_S,
     )
     assert done.returncode == 0, done.stderr[-4000:]
     report: dict[str, Any] = json.loads(done.stdout.splitlines()[-1])

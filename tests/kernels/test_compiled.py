@@ -24,6 +24,7 @@ from lexico_proto.errors import (
     NonFiniteCache,
     ShapeMismatch,
 )
+from tests.support.waiting import PATIENCE_S
 
 if not library.available():
     pytest.skip("the library is not compiled here", allow_module_level=True)
@@ -50,7 +51,7 @@ ids = ["m{}-N{}-s{}-B{}".format(*shape) for shape in SHAPES]
 
 @pytest.fixture(params=ISAS)
 def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setenv(compiled.ISA_VARIABLE, request.param)
+    monkeypatch.setenv(library.ISA_VARIABLE, request.param)
     return str(request.param)
 
 
@@ -124,7 +125,7 @@ def test_any_problem(
     with pytest.MonkeyPatch.context() as patch:
         answers = {}
         for name in ISAS:
-            patch.setenv(compiled.ISA_VARIABLE, name)
+            patch.setenv(library.ISA_VARIABLE, name)
             answers[name] = _encode(x, atoms, s, tolerance)
     _agrees(x, atoms, answers["generic"], tolerance)
     for one, other in combinations([name for name in ISAS if name != "generic"], 2):
@@ -181,7 +182,7 @@ def test_the_callers_arithmetic_changes_nothing_and_stays() -> None:
 
 _FORKED = """
 import os, torch
-from lexico_codec.kernels import compiled
+from lexico_codec.kernels.pursuit import compiled
 torch.set_num_threads(3)
 atoms = torch.nn.functional.normalize(torch.randn(300, 64), dim=1)
 x, packed = torch.randn(1, 2000, 64), compiled.pack(atoms, (0, 300))
@@ -195,7 +196,7 @@ assert same and os.waitpid(child, 0)[1] == 0
 
 
 def test_a_forked_process_codes_too() -> None:
-    subprocess.run([sys.executable, "-c", _FORKED], check=True, timeout=120)
+    subprocess.run([sys.executable, "-c", _FORKED], check=True, timeout=PATIENCE_S)
 
 
 def test_calls_may_overlap() -> None:
@@ -361,12 +362,12 @@ def test_refuses_what_does_not_fit() -> None:
 
 
 def test_the_variable_forces_an_instruction_set(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv(compiled.ISA_VARIABLE, "generic")
+    monkeypatch.setenv(library.ISA_VARIABLE, "generic")
     assert library.isa() == "generic"
-    monkeypatch.setenv(compiled.ISA_VARIABLE, "altivec")
+    monkeypatch.setenv(library.ISA_VARIABLE, "altivec")
     with pytest.raises(ConfigurationError):
         library.isa()
-    monkeypatch.delenv(compiled.ISA_VARIABLE)
+    monkeypatch.delenv(library.ISA_VARIABLE)
     assert library.isa() == ISAS[0]
 
 

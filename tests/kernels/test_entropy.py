@@ -27,7 +27,6 @@ from lexico_codec.kernels.entropy.tables import (
     TOTAL,
     Tables,
 )
-from lexico_codec.kernels.pursuit import compiled
 from lexico_proto.errors import ConfigurationError, DamagedFrame, InvalidInput, ShapeMismatch
 
 KERNELS = ["naive", *(["compiled"] if library.available() else [])]
@@ -41,7 +40,7 @@ def kernel(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> s
     """The twin, or the library on each instruction set."""
     if request.param == "naive":
         return "naive"
-    monkeypatch.setenv(compiled.ISA_VARIABLE, request.param)
+    monkeypatch.setenv(library.ISA_VARIABLE, request.param)
     return "compiled"
 
 
@@ -197,7 +196,7 @@ def test_any_problem(
     problem = any_problem(components, tokens, classes, offsets, flat, seed)
     with pytest.MonkeyPatch.context() as patch:
         if isa != "naive":
-            patch.setenv(compiled.ISA_VARIABLE, isa)
+            patch.setenv(library.ISA_VARIABLE, isa)
         check(problem, "naive" if isa == "naive" else "compiled")
 
 
@@ -331,7 +330,7 @@ def test_any_bytes(words: bytes, tokens: int, classes: list[int], isa: str) -> N
     of = torch.tensor(classes, dtype=torch.int16)
     results: list[object] = []
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(compiled.ISA_VARIABLE, isa)
+        patch.setenv(library.ISA_VARIABLE, isa)
         for kernel in KERNELS:
             try:
                 made = decode(
@@ -469,7 +468,7 @@ def test_the_variable_chooses(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(ConfigurationError):
         problem.encode()
     monkeypatch.delenv(KERNEL_VARIABLE)
-    monkeypatch.setattr(compiled, "available", lambda: False)
+    monkeypatch.setattr(library, "available", lambda: False)
     assert problem.encode() == body
     with pytest.raises(ConfigurationError):
         problem.encode("compiled")

@@ -7,13 +7,24 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor
 
+from lexico_client import Timeouts
 from lexico_codec.geometry import Geometry
 from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from lexico_codec.sets.info import SetInfo
 from lexico_codec.spec import CacheSpec, make_spec
+from tests.support.waiting import PATIENCE_S
 
 LAYERS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 5, 3, 16, 8
 TOKENS = list(range(100, 100 + 4 * PAGE_TOKENS + 3))  # four pages and a tail
+
+PATIENT = Timeouts(
+    match=PATIENCE_S,
+    load=PATIENCE_S,
+    idle=PATIENCE_S,
+    offload=PATIENCE_S,
+    dictionaries=PATIENCE_S,
+)
+"""For calls that must succeed: the defaults are those of a node that would rather recompute."""
 
 
 def small_spec(codec: str = "raw", dtype: str = "float16", dictionary: bytes = b"") -> CacheSpec:
@@ -29,7 +40,7 @@ def small_spec(codec: str = "raw", dtype: str = "float16", dictionary: bytes = b
 
 
 def small_dictionary(
-    seed: int = 0, layers: int = LAYERS, head_dim: int = HEAD_DIM
+    seed: int = 0, layers: int = LAYERS, head_dim: int = HEAD_DIM, kv_heads: int = KV_HEADS
 ) -> DictionarySet:
     """A set of random unit vectors."""
     generator = torch.Generator().manual_seed(seed)
@@ -39,7 +50,7 @@ def small_dictionary(
 
     info = SetInfo(
         model=f"random-{seed}",
-        kv_heads=KV_HEADS,
+        kv_heads=kv_heads,
         rope={},
         sparsity=8,
         training={"seed": seed},

@@ -81,7 +81,7 @@ class _Offload(offload_pb2_grpc.OffloadServicer):
         try:
             if self._b.put is not None:
                 return await self._b.put(requests, context)
-            return await self._b.memory.put(_generator(requests), _TIMEOUT)
+            return await self._b.memory.put(_serialised(requests), _TIMEOUT)
         except LexicoError as error:
             await refuse(context, error)
 
@@ -116,6 +116,11 @@ class _Dictionaries(dictionaries_pb2_grpc.DictionariesServicer):
 async def _generator(requests: Any) -> Any:
     async for request in requests:
         yield request
+
+
+async def _serialised(requests: Any) -> Any:
+    async for request in requests:
+        yield request.SerializeToString()
 
 
 @asynccontextmanager

@@ -21,6 +21,7 @@ from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
 from tests.support.client_fixtures import (
     PAGE_TOKENS,
+    PATIENT,
     TOKENS,
     Landing,
     counted,
@@ -29,8 +30,7 @@ from tests.support.client_fixtures import (
     small_spec,
     views_of,
 )
-
-SECONDS = 20.0
+from tests.support.waiting import PATIENCE_S
 
 
 def put_header(tokens: list[int], pages: list[int]) -> offload.PutHeader:
@@ -46,9 +46,10 @@ def put_header(tokens: list[int], pages: list[int]) -> offload.PutHeader:
 
 async def put_messages(
     header: offload.PutHeader | None, data: bytes
-) -> AsyncGenerator[offload.PutRequest, None]:
+) -> AsyncGenerator[bytes, None]:
+    """An upload as protobuf writes it."""
     if header is not None:
-        yield offload.PutRequest(header=header)
+        yield offload.PutRequest(header=header).SerializeToString()
     size = small_spec().page_bytes
     for page, first in zip(header.pages if header else (), range(0, len(data), size), strict=False):
         last = page == header.pages[-1]
@@ -56,11 +57,11 @@ async def put_messages(
         checksum = Checksum()
         checksum.add(body)
         for start in range(0, len(body), 1000):
-            yield offload.PutRequest(data=body[start : start + 1000])
+            yield offload.PutRequest(data=body[start : start + 1000]).SerializeToString()
         end = offload.PageEnd(page=page, checksum=checksum.value())
-        yield offload.PutRequest(page_end=end)
+        yield offload.PutRequest(page_end=end).SerializeToString()
     if header is None:
-        yield offload.PutRequest(data=data[:1000])
+        yield offload.PutRequest(data=data[:1000]).SerializeToString()
 
 
 class TransportContract:
@@ -68,7 +69,9 @@ class TransportContract:
 
     @pytest.fixture
     def client(self, transport: Transport, tmp_path: Path) -> AsyncClient:
-        return AsyncClient(transport=transport, dictionaries_dir=tmp_path / "dictionaries")
+        return AsyncClient(
+            transport=transport, dictionaries_dir=tmp_path / "dictionaries", timeouts=PATIENT
+        )
 
     @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
     async def test_raw_comes_back_bit_by_bit(self, client: AsyncClient, dtype: str) -> None:
@@ -128,7 +131,7 @@ class TransportContract:
             for group in range(spec.groups)
         )
         header = put_header(TOKENS[: 2 * PAGE_TOKENS], [1])
-        await transport.put(put_messages(header, data), SECONDS)
+        await transport.put(put_messages(header, data), PATIENCE_S)
         report = await client.offload(spec, TOKENS, counted(views_of(spec, cache), asked))
         assert report.pages == ("stored", "present", "stored", "stored")
         assert asked == [(page, group) for page in (0, 2, 3) for group in range(spec.groups)]
@@ -153,7 +156,7 @@ class TransportContract:
 
     async def test_a_page_that_is_gone_is_a_miss(self, transport: Transport) -> None:
         request = reload.GetRequest(page_keys=[bytes(32)], groups=3)
-        async with aclosing(transport.get(request, SECONDS)) as stream:
+        async with aclosing(transport.get(request, PATIENCE_S)) as stream:
             parts = [message.WhichOneof("part") async for message in stream]
         assert parts == ["miss"]
         await transport.close()
@@ -176,14 +179,14 @@ class TransportContract:
             bytes(spec.page_bytes + extra),
         )
         with pytest.raises(error):
-            await transport.put(messages, SECONDS)
+            await transport.put(messages, PATIENCE_S)
         await transport.close()
 
     async def test_a_key_of_other_tokens_is_refused(self, transport: Transport) -> None:
         header = put_header(TOKENS[:PAGE_TOKENS], [0])
         header.token_ids[3] += 1
         with pytest.raises(errors.PageKeyMismatch):
-            await transport.put(put_messages(header, b""), SECONDS)
+            await transport.put(put_messages(header, b""), PATIENCE_S)
         await transport.close()
 
     async def test_dictionaries_are_registered_listed_and_fetched(
@@ -197,7 +200,7 @@ class TransportContract:
         assert (entry.digest, entry.layers) == (dictionary.digest, dictionary.layers)
         assert entry.artefact_bytes == len(dictionary.to_bytes())
         request = dictionaries.FetchRequest(digest=dictionary.digest)
-        async with aclosing(transport.fetch(request, SECONDS)) as stream:
+        async with aclosing(transport.fetch(request, PATIENCE_S)) as stream:
             data = b"".join([message.data async for message in stream])
         assert data == dictionary.to_bytes()
         await client.close()
@@ -205,5 +208,5 @@ class TransportContract:
     async def test_a_message_over_the_limit_is_refused(self, transport: Transport) -> None:
         request = reload.MatchRequest(page_keys=[bytes(32)] * 40_000)
         with pytest.raises(errors.MessageTooLarge):
-            await transport.match(request, SECONDS)
+            await transport.match(request, PATIENCE_S)
         await transport.close()

@@ -16,6 +16,7 @@ from transformers import (
 
 from lexico_client import Client
 from lexico_client.hf import HuggingFaceCache
+from lexico_codec.hf_inputs import cache_inputs
 from tests.support.dictionaries import random_set
 
 LAYERS, Q_HEADS, KV_HEADS, HEAD_DIM, PAGE_TOKENS, SPARSITY = 3, 6, 2, 16, 8, 3
@@ -72,7 +73,7 @@ def shared_of(client: Client, model: Any, **changes: Any) -> HuggingFaceCache:
 def offloaded(client: Client, model: Any, ids: Tensor, **changes: Any) -> HuggingFaceCache:
     """`shared_of`, once the full pages of a prompt are stored."""
     shared, cache = shared_of(client, model, **changes), DynamicCache(config=model.config)
-    model(ids, past_key_values=cache)
+    model(ids, **cache_inputs(model, cache))
     shared.offload(ids, cache)
     return shared
 
@@ -81,7 +82,7 @@ def generated(model: Any, ids: Tensor, cache: Any = None, **changes: Any) -> Any
     """What 12 greedy steps give, with logits."""
     arguments: dict[str, Any] = {
         "attention_mask": torch.ones_like(ids),
-        "past_key_values": cache,
+        **cache_inputs(model, cache),
         "max_new_tokens": 12,
         "do_sample": False,
         "return_dict_in_generate": True,

@@ -164,6 +164,7 @@ ADAPTIVE_SINKS = 2 * 2 * 4 * 2 * 16 * 4
 def packed(dictionary: DictionarySet | None = None) -> Golden:
     if dictionary is None:
         dictionary = DictionarySet.load(FOLDER / "lexico-packed.safetensors")
+    assert isinstance(dictionary, AtomSet)
     geometry = Geometry(2, 2, 16, "float32", Rope((1.0, 0.5, 0.25), "interleaved", 1.25))
     codec = PackedCodec(sparsity=4, tolerance=0.25, bits=4)
     spec = CacheSpec(bytes(range(32)), geometry, codec, dictionary.digest, page_tokens=6)
@@ -178,7 +179,7 @@ PACKED_LIMITS = (4, 3, 8, 1)
 """Atoms of each table, as the errors of the set share them out."""
 
 
-def packed_dictionary() -> DictionarySet:
+def packed_dictionary() -> AtomSet:
     """Keys in int8, values in float16; a dictionary whose indices have low bits apart."""
     layers = [
         ((4 * sign_atoms(48, 10 * layer + 3)).to(torch.int8), sign_atoms(700, 10 * layer + 4))
@@ -272,7 +273,7 @@ PURSUED = ("lexico", "lexico-packed")
 
 def coded_vectors(golden: Golden) -> Iterator[tuple[Tensor, Tensor, int]]:
     """(vectors, atoms, most atoms) of each table, float64, as the codec pursues them."""
-    assert golden.dictionary is not None
+    assert isinstance(golden.dictionary, AtomSet)
     sinks = golden.spec.codec.sink_tokens(0, golden.spec.page_tokens)
     layers = golden.spec.geometry.layers
     tables = golden.tensor.flatten(0, 1)[:, sinks:]

@@ -11,6 +11,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 
 from lexico_worker.ray_runtime import RayConfig, RayRuntime
+from tests.support.waiting import PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ def start() -> Iterator[Cluster]:
     finally:
         process.stdin.close()
         try:
-            process.wait(60)
+            process.wait(PATIENCE_S)
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()

@@ -3,22 +3,36 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
+import json
 import os
 import shutil
 import signal
 import socket
+import sys
+import termios
 import threading
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from subprocess import Popen
+from typing import Any, TypeVar
 
+import pytest
+
+from lexico_proto.errors import StoreUnavailable
+from lexico_store import EmbeddedServer, StoreSettings
 from lexico_store.child import spawn_bound
+from tests.support.waiting import PATIENCE_S, wait_until
 
 PASSWORD = "p@ss/w:rd#1"  # every character that a URL gives a meaning to
 PASSWORD_IN_URL = "p%40ss%2Fw%3Ard%231"
-START_S = 10.0
+PATIENT = StoreSettings(
+    timeout_s=PATIENCE_S, connect_timeout_s=PATIENCE_S, start_timeout_s=PATIENCE_S
+)
+"""For calls that must succeed."""
+
+T = TypeVar("T")
 
 
 @dataclass
@@ -62,6 +76,35 @@ def redis_server(directory: Path, *options: str) -> Iterator[RedisServer]:
         process.wait()
 
 
+def embedded_server(directory: Path | None = None) -> EmbeddedServer:
+    """The server of the wheel, given all the time it needs to start."""
+    return EmbeddedServer(directory, server="wheel", start_timeout_s=PATIENCE_S)
+
+
+def answer_of(call: Callable[[], T]) -> T:
+    """The first answer of a store whose deadlines may be too short for a busy machine."""
+    answers: list[T] = []
+
+    def answered() -> bool:
+        with contextlib.suppress(StoreUnavailable):
+            answers.append(call())
+        return bool(answers)
+
+    wait_until(answered, "an answer of the store")
+    return answers[0]
+
+
+def unread_bytes() -> int:
+    """Bytes that sockets of this process have sent and no peer has taken."""
+    total = 0
+    for entry in Path("/proc/self/fd").iterdir():
+        with contextlib.suppress(OSError):  # closed meanwhile
+            if os.readlink(entry).startswith("socket:"):
+                count = fcntl.ioctl(int(entry.name), termios.TIOCOUTQ, bytes(4))
+                total += int.from_bytes(count, sys.byteorder)
+    return total
+
+
 def free_port() -> int:
     """A TCP port on loopback that was free a moment ago."""
     with socket.socket() as probe:
@@ -71,12 +114,36 @@ def free_port() -> int:
 
 
 def _listens(port: int, process: Popen[bytes]) -> bool:
-    deadline = time.monotonic() + START_S
-    while time.monotonic() < deadline and process.poll() is None:
-        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port), 1):
+    def decided() -> bool:
+        if process.poll() is not None:
             return True
-        time.sleep(0.005)
-    return False
+        with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", port)):
+            return True
+        return False
+
+    wait_until(decided, "a redis-server that listens or has ended")
+    return process.poll() is None
+
+
+def address_of(
+    process: Popen[Any], file: Path, said: Callable[[], object] | None = None
+) -> dict[str, str]:
+    """Service → `host:port` that a server of ours announces, once it listens.
+
+    Args:
+        process: the server; its end fails the test.
+        file: its address file.
+        said: its log, for the failure.
+    """
+
+    def listens() -> bool:
+        if process.poll() is not None:
+            pytest.fail(f"ended with {process.returncode}: {said() if said else 'no log'}")
+        return file.exists()
+
+    wait_until(listens, f"the address file of {process.args!r}", said)
+    addresses: dict[str, str] = json.loads(file.read_text())
+    return addresses
 
 
 @contextlib.contextmanager

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import grpc
@@ -27,6 +27,7 @@ from lexico_services.reload.server import ReloadServer
 from lexico_services.server import GrpcServer
 from lexico_store import MemoryStore, PageStore
 from lexico_worker.page_encoder import PageEncoder
+from tests.support.waiting import PATIENCE_S
 
 Messages = list[offload_pb2.PutRequest]
 
@@ -56,19 +57,20 @@ async def running_services(
     reload: ReloadConfig | None = None,
     encoders: EncoderPool | None = None,
 ) -> AsyncIterator[Services]:
-    """Both servers on free loopback ports, for the block."""
+    """Both servers on free loopback ports, for the block. A Match has all the time it needs."""
     store = store or MemoryStore()
     listen = ListenConfig(token_file=token_file, drain_s=2.0)
-    pages = PageEncoder(store, page_ttl_s=60, lease_ttl_s=30)
+    pages = PageEncoder(store, page_ttl_s=3600, lease_ttl_s=PATIENCE_S)
     local = LocalEncoders(pages, threads=2)
-    ingress = Ingress(encoders or local, offload or OffloadConfig())
+    ingress = Ingress(encoders or local, offload or OffloadConfig(idle_s=PATIENCE_S))
     servicer = OffloadServicer(ingress, Tenants.from_file(token_file))
     front = GrpcServer(
         listen,
         servicer.add_to,
         (SERVICE,),
     )
-    back = ReloadServer(store, listen, reload or ReloadConfig())
+    bounds = replace(reload or ReloadConfig(), match_timeout_s=PATIENCE_S)
+    back = ReloadServer(store, listen, bounds)
     await front.start()
     await back.start()
     offload_address, reload_address = f"127.0.0.1:{front.port}", f"127.0.0.1:{back.port}"
@@ -174,9 +176,17 @@ def data_messages(data: bytes, size: int = 1 << 20) -> list[offload_pb2.PutReque
 async def stream(
     messages: Iterable[offload_pb2.PutRequest],
 ) -> AsyncIterator[offload_pb2.PutRequest]:
-    """Messages as a request stream."""
+    """Messages as a request stream of the generated stub."""
     for message in messages:
         yield message
+
+
+async def serialised(
+    messages: Iterable[offload_pb2.PutRequest],
+) -> AsyncGenerator[bytes, None]:
+    """Messages as a client's transport takes them, written by protobuf."""
+    for message in messages:
+        yield message.SerializeToString()
 
 
 def error_of(error: grpc.aio.AioRpcError) -> LexicoError:

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lexico_proto.errors import InvalidInput, LexicoError
+from tests.support.waiting import PATIENCE_S
 
 
 @dataclass(frozen=True)
@@ -35,7 +36,7 @@ class Chores:
             return -item
         if item == "slow":
             (self.folder / "slow").touch()
-            time.sleep(600)
+            time.sleep(10 * PATIENCE_S)
         if item == "refuse":
             raise InvalidInput("such an item")
         if item == "break":

@@ -22,6 +22,7 @@ from lexico_codec.spec import CacheSpec
 from lexico_proto import errors
 from tests.support.client_fixtures import (
     PAGE_TOKENS,
+    PATIENT,
     TOKENS,
     Landing,
     flipped,
@@ -30,6 +31,7 @@ from tests.support.client_fixtures import (
     small_spec,
     views_of,
 )
+from tests.support.waiting import PATIENCE_S, settle, until
 
 CPU = torch.device("cpu")
 DICTIONARY = small_dictionary()
@@ -115,7 +117,7 @@ class One:
     def accept(self, codes: GroupCodes) -> None:
         self.all.inside.set()
         if self.all.release is not None:
-            self.all.release.wait(10)
+            self.all.release.wait(PATIENCE_S)
         if self.all.error is not None:
             raise self.all.error
         self.all.order.append(self.place)
@@ -129,7 +131,7 @@ def memory() -> InMemoryTransport:
 
 @pytest.fixture
 async def client(memory: InMemoryTransport, tmp_path: Path) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(transport=memory, dictionaries_dir=tmp_path) as client:
+    async with AsyncClient(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         await client.register_dictionary(DICTIONARY)
         await client.offload(SPEC, TOKENS, views_of(SPEC, random_cache(SPEC, 4)))
         yield client
@@ -221,9 +223,9 @@ async def test_a_codec_that_breaks_is_a_miss(
 async def test_a_cancelled_load_leaves_no_thread_in_the_receiver(client: AsyncClient) -> None:
     receivers = Receivers(release=threading.Event())
     task = asyncio.create_task(client.load(SPEC, TOKENS, receivers))
-    await asyncio.to_thread(receivers.inside.wait, 10)
+    await until(receivers.inside.is_set, "a thread in the receiver")
     task.cancel()
-    await asyncio.sleep(0.05)
+    await settle()
     assert not task.done()
     receivers.release.set()  # type: ignore[union-attr]
     with pytest.raises(asyncio.CancelledError):

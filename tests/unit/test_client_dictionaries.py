@@ -13,7 +13,7 @@ from lexico_client._dictionaries import MAX_IN_MEMORY
 from lexico_proto import errors
 from lexico_proto.limits import MAX_DICTIONARY_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
-from tests.support.client_fixtures import flipped, small_dictionary
+from tests.support.client_fixtures import PATIENT, flipped, small_dictionary
 
 DICTIONARY = small_dictionary()
 DATA = DICTIONARY.to_bytes()
@@ -31,7 +31,7 @@ class Counting(InMemoryTransport):
         self, request: dictionaries.FetchRequest, timeout: float
     ) -> AsyncGenerator[dictionaries.FetchResponse, None]:
         self.fetches += 1
-        await asyncio.sleep(0.01)
+        await asyncio.sleep(0)
         if self.answer is not None:
             for message in self.answer:
                 yield message
@@ -49,7 +49,9 @@ def service() -> Counting:
 
 @pytest.fixture
 async def client(service: Counting, tmp_path: Path) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(transport=service, dictionaries_dir=tmp_path / "a" / "b") as client:
+    async with AsyncClient(
+        transport=service, dictionaries_dir=tmp_path / "a" / "b", timeouts=PATIENT
+    ) as client:
         yield client
 
 
@@ -66,7 +68,9 @@ async def test_memory_then_disk_then_service(
     assert file_in(tmp_path).read_bytes() == DATA
     assert [path.name for path in file_in(tmp_path).parent.iterdir()] == [file_in(tmp_path).name]
     service.dictionaries.clear()
-    async with AsyncClient(transport=service, dictionaries_dir=tmp_path / "a" / "b") as other:
+    async with AsyncClient(
+        transport=service, dictionaries_dir=tmp_path / "a" / "b", timeouts=PATIENT
+    ) as other:
         assert (await other.fetch_dictionary(DICTIONARY.digest)).digest == DICTIONARY.digest
     assert service.fetches == 1
 
@@ -99,7 +103,9 @@ async def test_a_damaged_file_is_fetched_again(
 
 async def test_a_folder_that_cannot_be_written(service: Counting, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("no folder")
-    async with AsyncClient(transport=service, dictionaries_dir=tmp_path / "file" / "x") as client:
+    async with AsyncClient(
+        transport=service, dictionaries_dir=tmp_path / "file" / "x", timeouts=PATIENT
+    ) as client:
         assert (await client.fetch_dictionary(DICTIONARY.digest)).digest == DICTIONARY.digest
 
 
@@ -157,7 +163,7 @@ async def test_a_kept_set_is_not_fetched_and_memory_is_bounded(
 
 
 async def test_closing_ends_a_fetch(service: Counting, tmp_path: Path) -> None:
-    client = AsyncClient(transport=service, dictionaries_dir=tmp_path)
+    client = AsyncClient(transport=service, dictionaries_dir=tmp_path, timeouts=PATIENT)
     task = asyncio.create_task(client.fetch_dictionary(DICTIONARY.digest))
     await asyncio.sleep(0)
     await client.close()

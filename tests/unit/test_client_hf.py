@@ -13,8 +13,9 @@ from transformers.models.mistral import MistralForCausalLM
 
 from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache, weights_fingerprint
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto import errors
-from tests.support.client_fixtures import flipped, small_dictionary
+from tests.support.client_fixtures import PATIENT, flipped, small_dictionary
 
 LAYERS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 3, 2, 16, 8
 WEIGHTS = bytes(32)
@@ -63,7 +64,7 @@ def memory() -> InMemoryTransport:
 
 @pytest.fixture
 def client(memory: InMemoryTransport, tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=memory, dictionaries_dir=tmp_path) as client:
+    with Client(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         yield client
 
 
@@ -78,7 +79,7 @@ def lossy(client: Client, model: Any) -> HuggingFaceCache:
         model,
         codec="lexico",
         codec_config={"sparsity": 4},
-        dictionary=small_dictionary(layers=LAYERS, head_dim=HEAD_DIM),
+        dictionary=small_dictionary(layers=LAYERS, head_dim=HEAD_DIM, kv_heads=2),
         page_tokens=PAGE_TOKENS,
         recent_tokens=12,
     )
@@ -87,7 +88,7 @@ def lossy(client: Client, model: Any) -> HuggingFaceCache:
 def prefilled(model: Any, ids: torch.Tensor) -> DynamicCache:
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(ids, past_key_values=cache)
+        model(ids, **cache_inputs(model, cache))
     return cache
 
 
@@ -95,7 +96,7 @@ def generated(model: Any, ids: torch.Tensor, cache: DynamicCache | None = None) 
     return model.generate(
         ids,
         attention_mask=torch.ones_like(ids),
-        past_key_values=cache,
+        **cache_inputs(model, cache),
         max_new_tokens=9,
         do_sample=False,
         return_dict_in_generate=True,
@@ -122,8 +123,8 @@ def test_raw_is_bit_identical_and_logits_go_on(
     with torch.inference_mode():
         rest = ids[:, hit.tokens :]
         cache.crop(hit.tokens - tokens)  # the unbroken run at the same place
-        expected = model(rest, past_key_values=cache).logits
-        got = model(rest, past_key_values=hit.cache).logits
+        expected = model(rest, **cache_inputs(model, cache)).logits
+        got = model(rest, **cache_inputs(model, hit.cache)).logits
     assert torch.equal(got, expected)
 
 
@@ -151,15 +152,16 @@ def test_a_miss_is_an_empty_cache_for_the_same_code(
 
 def test_the_second_turn_of_a_conversation(client: Client, model: LlamaForCausalLM) -> None:
     shared, ids = raw(client, model), prompt(20)
-    first = generated(model, ids, shared.load(ids).cache)
-    report = shared.offload(first.sequences, first.past_key_values, wait="received")
+    reloaded = shared.load(ids)
+    first = generated(model, ids, reloaded.cache)
+    report = shared.offload(first.sequences, reloaded.cache, wait="received")
     assert report.tokens == 24  # 29 tokens, of which the cache holds 28
     turn = torch.cat([first.sequences, prompt(7, seed=9)], dim=1)
     hit = raw(client, llama()).load(turn)  # another node with the same weights
     assert hit.tokens == 24
     second = generated(model, turn, hit.cache)
     assert torch.equal(second.sequences, generated(model, turn).sequences)
-    report = shared.offload(second.sequences, second.past_key_values)
+    report = shared.offload(second.sequences, hit.cache)
     assert report.pages == ("present",) * 3 + ("stored",) * 2
 
 
@@ -186,7 +188,7 @@ def test_a_damaged_frame_in_the_middle(
 def test_lexico_registers_its_dictionary_when_first_needed(
     client: Client, memory: InMemoryTransport, model: LlamaForCausalLM, tmp_path: Path
 ) -> None:
-    dictionary = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM)
+    dictionary = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM, kv_heads=2)
     ids = prompt(41)
     shared = HuggingFaceCache(
         client,
@@ -199,7 +201,7 @@ def test_lexico_registers_its_dictionary_when_first_needed(
     cache = prefilled(model, ids)
     assert shared.offload(ids, cache).pages == ("stored",) * 5
     assert list(memory.dictionaries) == [dictionary.digest]
-    with Client(transport=memory, dictionaries_dir=tmp_path / "b") as other:
+    with Client(transport=memory, dictionaries_dir=tmp_path / "b", timeouts=PATIENT) as other:
         hit = HuggingFaceCache(
             other,
             model,
@@ -245,7 +247,7 @@ def test_what_was_computed_on_reloaded_pages_is_not_sent_again(
     hit = shared.load(ids[:, :41])
     assert hit.tokens == 29, "in the middle of a page that is stored"
     with torch.inference_mode():
-        model(ids[:, hit.tokens :], past_key_values=hit.cache)
+        model(ids[:, hit.tokens :], **cache_inputs(model, hit.cache))
     assert shared.offload(ids, hit.cache).pages == ("present",) * 5 + ("stored",) * 2
     assert shared.load(ids).tokens == 48
 

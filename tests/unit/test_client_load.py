@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from lexico_proto import errors
 from lexico_proto.v1 import reload_pb2 as reload
 from tests.support.client_fixtures import (
     PAGE_TOKENS,
+    PATIENT,
     TOKENS,
     Landing,
     first_pages,
@@ -28,6 +30,8 @@ from tests.support.client_fixtures import (
     small_spec,
     views_of,
 )
+from tests.support.newer_frames import of_codec, of_version
+from tests.support.waiting import PATIENCE_S, settle, skip_ahead, until
 
 SPEC = small_spec()
 KEYS = page_keys(SPEC, TOKENS)
@@ -40,7 +44,7 @@ def memory() -> InMemoryTransport:
 
 @pytest.fixture
 async def client(memory: InMemoryTransport, tmp_path: Path) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(transport=memory, dictionaries_dir=tmp_path) as client:
+    async with AsyncClient(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         yield client
 
 
@@ -116,6 +120,26 @@ async def test_frames_of_another_geometry_are_refused(
     assert type(loaded.reason) is errors.FrameMismatch
 
 
+@pytest.mark.parametrize("newer", [partial(of_version, version=2), partial(of_codec, codec_id=999)])
+async def test_a_newer_frame_ends_the_prefix_and_says_so(
+    client: AsyncClient,
+    memory: InMemoryTransport,
+    caplog: pytest.LogCaptureFixture,
+    newer: Callable[[bytes], bytes],
+) -> None:
+    cache, landing = await offloaded(client), Landing(SPEC)
+    frames = memory.pages[KEYS[2]]
+    frames[1] = newer(frames[1])
+    kept = list(frames)
+    loaded = await client.load(SPEC, TOKENS, landing)
+    check(loaded, landing, cache, 2)
+    assert type(loaded.reason) is errors.NewerFrame
+    assert "newer page=2 group=1: left alone" in caplog.text
+    report = await client.offload(SPEC, TOKENS, views_of(SPEC, cache))
+    assert report.pages == ("present",) * 4
+    assert memory.pages[KEYS[2]] == kept
+
+
 async def test_a_page_that_goes_between_match_and_get(
     client: AsyncClient, memory: InMemoryTransport
 ) -> None:
@@ -138,7 +162,9 @@ async def test_a_dictionary_that_cannot_be_had_is_a_miss(
     await client.register_dictionary(dictionary)
     await offloaded(client, spec)
     memory.dictionaries.clear()
-    async with AsyncClient(transport=memory, dictionaries_dir=tmp_path / "empty") as other:
+    async with AsyncClient(
+        transport=memory, dictionaries_dir=tmp_path / "empty", timeouts=PATIENT
+    ) as other:
         loaded = await other.load(spec, TOKENS, Landing(spec))
     assert (loaded.tokens, loaded.matched_pages) == (0, 4)
     assert type(loaded.reason) is errors.UnknownDictionary
@@ -194,12 +220,11 @@ async def test_strided_and_inference_memory_can_be_filled(client: AsyncClient, c
 
 
 class Halting(InMemoryTransport):
-    """Gives a few messages, then nothing until the deadline."""
+    """Gives a few messages, then nothing; the deadline comes at once."""
 
     def __init__(self, messages: int) -> None:
         super().__init__()
         self.messages = messages
-        self.halted = asyncio.Event()
 
     async def get(
         self, request: reload.GetRequest, timeout: float
@@ -207,20 +232,19 @@ class Halting(InMemoryTransport):
         given = 0
         async for message in super().get(request, timeout):
             if given == self.messages:
-                self.halted.set()
-                await asyncio.sleep(30)
+                skip_ahead()
+                await asyncio.Event().wait()
             given += 1
             yield message
 
 
 async def test_what_came_before_the_deadline_is_used(tmp_path: Path) -> None:
     memory = Halting(messages=10)  # of 12: pages 0 and 1 are whole
-    async with AsyncClient(transport=memory, dictionaries_dir=tmp_path) as client:
+    async with AsyncClient(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         cache, landing = await offloaded(client), Landing(SPEC)
-        loaded = await client.load(SPEC, TOKENS, landing, timeout=0.3)
+        loaded = await client.load(SPEC, TOKENS, landing, timeout=PATIENCE_S)
     check(loaded, landing, cache, 2)
     assert type(loaded.reason) is errors.DeadlineExpired
-    assert loaded.seconds.total < 2
 
 
 async def test_a_cancelled_load_leaves_no_thread_in_the_memory(
@@ -231,16 +255,16 @@ async def test_a_cancelled_load_leaves_no_thread_in_the_memory(
 
     def slow(*arguments: object) -> None:
         inside.set()
-        release.wait(10)
+        release.wait(PATIENCE_S)
         written.append(True)
 
-    async with AsyncClient(transport=memory, dictionaries_dir=tmp_path) as client:
+    async with AsyncClient(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         await offloaded(client)
         monkeypatch.setattr("lexico_client._load.decode_group", slow)
         task = asyncio.create_task(client.load(SPEC, TOKENS, Landing(SPEC)))
-        await asyncio.to_thread(inside.wait, 10)
+        await until(inside.is_set, "a thread in the memory")
         task.cancel()
-        await asyncio.sleep(0.05)
+        await settle()
         assert not task.done()
         release.set()
         with pytest.raises(asyncio.CancelledError):

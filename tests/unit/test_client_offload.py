@@ -9,10 +9,11 @@ import pytest
 import torch
 
 from lexico_client import AsyncClient, InMemoryTransport
+from lexico_codec.put_messages import parse_put
 from lexico_proto import errors
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
-from tests.support.client_fixtures import TOKENS, random_cache, small_spec, views_of
+from tests.support.client_fixtures import PATIENT, TOKENS, random_cache, small_spec, views_of
 
 SPEC = small_spec()
 
@@ -32,7 +33,7 @@ class Failing(InMemoryTransport):
         return await super().match(request, timeout)
 
     async def put(
-        self, messages: AsyncGenerator[offload.PutRequest, None], timeout: float
+        self, messages: AsyncGenerator[bytes, None], timeout: float
     ) -> offload.PutResponse:
         self.puts += 1
         response = await super().put(messages, timeout)
@@ -48,7 +49,9 @@ def failing() -> Failing:
 
 @pytest.fixture
 async def client(failing: Failing, tmp_path: Path) -> AsyncIterator[AsyncClient]:
-    async with AsyncClient(transport=failing, dictionaries_dir=tmp_path) as client:
+    async with AsyncClient(
+        transport=failing, dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
         yield client
 
 
@@ -101,12 +104,11 @@ async def test_the_header_says_what_is_waited_for(
 ) -> None:
     seen: list[offload.PutHeader] = []
 
-    async def put(
-        messages: AsyncGenerator[offload.PutRequest, None], timeout: float
-    ) -> offload.PutResponse:
+    async def put(messages: AsyncGenerator[bytes, None], timeout: float) -> offload.PutResponse:
         async for message in messages:
-            if message.HasField("header"):
-                seen.append(message.header)
+            part = parse_put(message)
+            if isinstance(part, offload.PutHeader):
+                seen.append(part)
         results = [
             offload.PageResult(page=page, outcome=offload.PAGE_OUTCOME_RECEIVED)
             for page in seen[0].pages

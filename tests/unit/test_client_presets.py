@@ -16,13 +16,14 @@ from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.codecs import LexicoCodec, LosslessCodec, codec_from_config
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.kernels.entropy.tables import SYMBOLS
 from lexico_codec.presets import PRESETS
 from lexico_codec.sets import choose
 from lexico_codec.sets.dictionary import AtomSet, DictionarySet, TransformSet
 from lexico_codec.sets.info import SetInfo
 from lexico_proto import errors
-from tests.support.client_fixtures import small_dictionary
+from tests.support.client_fixtures import PATIENT, small_dictionary
 from tests.support.dictionaries import set_info
 from tests.support.packed_sets import packed_set
 
@@ -58,12 +59,13 @@ def residual_set(
     return TransformSet.build(tensors, info or set_info(kv_heads))
 
 
-def llama(dtype: torch.dtype = torch.float32) -> Any:
+def llama(dtype: torch.dtype = torch.float32, theta: float = 10000.0) -> Any:
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=LAYERS,
         num_attention_heads=4, num_key_value_heads=KV_HEADS, head_dim=HEAD_DIM,
         max_position_embeddings=256, bos_token_id=1, eos_token_id=None, pad_token_id=None,
+        rope_parameters={"rope_type": "default", "rope_theta": theta},
     )  # fmt: skip
     model: Any = LlamaForCausalLM(config)
     return model.to(dtype).eval()
@@ -76,7 +78,9 @@ def model() -> Any:
 
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
+    with Client(
+        transport=InMemoryTransport(), dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
         yield client
 
 
@@ -134,7 +138,7 @@ def through(shared: HuggingFaceCache, model: Any) -> list[tuple[Tensor, Tensor]]
     ids = torch.randint(0, 97, (1, 41), generator=torch.Generator().manual_seed(3))
     cache = DynamicCache(config=model.config)
     with torch.inference_mode():
-        model(ids, past_key_values=cache)
+        model(ids, **cache_inputs(model, cache))
     assert shared.offload(ids, cache).pages == ("stored",) * 5
     hit = shared.load(ids)
     assert (hit.tokens, hit.reason) == (40, None)
@@ -200,6 +204,20 @@ def test_a_codec_that_is_named_is_refused_the_same_way(
         cache_of(client, model, "lexico-packed", dictionary=sets["lexico"])
     with pytest.raises(errors.DictionaryMismatch, match="codec lexico needs a set trained"):
         cache_of(client, model, "lexico", dictionary=sets["lexico-packed"])
+
+
+def test_a_set_for_another_rotary_embedding_is_refused(
+    client: Client, model: Any, sets: dict[str, DictionarySet]
+) -> None:
+    """Keys that are turned otherwise, or another model's: where it is given, and where it codes."""
+    other = llama(theta=500000.0)
+    for name, dictionary in sets.items():
+        with pytest.raises(errors.DictionaryMismatch, match="another rotary embedding"):
+            cache_of(client, other, name, dictionary=dictionary)
+        client.register_dictionary(dictionary)
+        shared = cache_of(client, other, name, dictionary=dictionary.digest)
+        with pytest.raises(errors.DictionaryMismatch, match="another rotary embedding"):
+            through(shared, other)
 
 
 def test_two_sets_that_serve_are_one_too_many(

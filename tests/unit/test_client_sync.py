@@ -13,6 +13,7 @@ import torch
 from lexico_client import Client, InMemoryTransport
 from lexico_proto import errors
 from tests.support.client_fixtures import (
+    PATIENT,
     TOKENS,
     Landing,
     random_cache,
@@ -20,6 +21,7 @@ from tests.support.client_fixtures import (
     small_spec,
     views_of,
 )
+from tests.support.waiting import PATIENCE_S
 
 SPEC = small_spec()
 
@@ -30,7 +32,9 @@ def client_threads() -> list[str]:
 
 def test_round_trip_and_no_thread_left(tmp_path: Path) -> None:
     cache, landing, dictionary = random_cache(SPEC, 4), Landing(SPEC), small_dictionary()
-    with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
+    with Client(
+        transport=InMemoryTransport(), dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
         assert client.match(SPEC, TOKENS).pages == 0
         assert client.offload(SPEC, TOKENS, views_of(SPEC, cache)).pages == ("stored",) * 4
         assert client.load(SPEC, TOKENS, landing).pages == 4
@@ -44,7 +48,9 @@ def test_round_trip_and_no_thread_left(tmp_path: Path) -> None:
 
 
 def test_errors_are_the_async_clients(tmp_path: Path) -> None:
-    with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
+    with Client(
+        transport=InMemoryTransport(), dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
         with pytest.raises(errors.UnknownDictionary):
             client.fetch_dictionary(bytes(32))
         with pytest.raises(ZeroDivisionError):
@@ -59,13 +65,15 @@ def test_several_threads(tmp_path: Path) -> None:
         client.load(SPEC, tokens, landing)
         return torch.equal(landing.cache, cache)
 
-    with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
+    with Client(
+        transport=InMemoryTransport(), dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
         with ThreadPoolExecutor(8) as pool:
             assert all(pool.map(work, range(24)))
 
 
 def test_closed_twice_and_used_afterwards(tmp_path: Path) -> None:
-    client = Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path)
+    client = Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path, timeouts=PATIENT)
     closers = [threading.Thread(target=client.close) for _ in range(4)]
     for closer in closers:
         closer.start()
@@ -87,19 +95,19 @@ def test_closing_ends_a_call_in_another_thread(tmp_path: Path) -> None:
             await asyncio.sleep(timeout)
             raise AssertionError
 
-    client = Client(transport=Waiting(), dictionaries_dir=tmp_path)  # type: ignore[arg-type]
+    client = Client(transport=Waiting(), dictionaries_dir=tmp_path, timeouts=PATIENT)  # type: ignore[arg-type]
 
     def call() -> None:
         try:
-            client.match(SPEC, TOKENS, timeout=30)
+            client.match(SPEC, TOKENS, timeout=PATIENCE_S)
         except errors.LexicoError as error:
             outcome.append(error)
 
     caller = threading.Thread(target=call)
     caller.start()
-    assert inside.wait(10)
+    assert inside.wait(PATIENCE_S)
     client.close()
-    caller.join(10)
+    caller.join(PATIENCE_S)
     assert [type(error) for error in outcome] == [errors.Cancelled]
     assert client_threads() == []
 
@@ -115,7 +123,7 @@ def test_it_cannot_wait_for_itself(tmp_path: Path) -> None:
                 caught.append(str(error))
             return await super().match(request, timeout)  # type: ignore[arg-type]
 
-    with Client(transport=Nosy(), dictionaries_dir=tmp_path) as client:  # type: ignore[arg-type]
+    with Client(transport=Nosy(), dictionaries_dir=tmp_path, timeouts=PATIENT) as client:  # type: ignore[arg-type]
         client.match(SPEC, TOKENS)
     assert len(caught) == 1
 
@@ -138,7 +146,9 @@ def test_views_are_asked_for_off_the_callers_thread(tmp_path: Path, calls: int) 
 
         return read
 
-    with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
+    with Client(
+        transport=InMemoryTransport(), dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
         for call in range(calls):
             client.offload(SPEC, [t + call for t in TOKENS], noting(source))
     assert seen == {"lexico-client-0"}, "calls after one another keep to one thread"

@@ -1,11 +1,10 @@
-"""The models of `bench.cliffs`, what they keep of the model that they are made from, and its
+"""The models of `studies.cliffs`, what they keep of the model that they are made from, and its
 arithmetic."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
-from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -13,8 +12,12 @@ import torch
 from torch import Tensor
 from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM
 
-from bench import cliff_models, cliffs
-from bench.cliff_models import (
+from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
+from lexico_codec.rope import unrotate
+from lexico_codec.sets.transform import QUALITIES
+from lexico_lab.studies import cliff_models, cliff_points
+from lexico_lab.studies.cliff_models import (
     OUTLIER,
     OUTLIER_PAIRS,
     channel_norms,
@@ -23,10 +26,8 @@ from bench.cliff_models import (
     with_outliers,
     with_wide_heads,
 )
-from bench.cliffs import BUILT_IN, CASES, Case, compare, rows_of, summary
-from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.rope import unrotate
-from lexico_codec.sets.transform import QUALITIES
+from lexico_lab.studies.cliff_points import BUILT_IN, Point
+from lexico_lab.studies.cliffs import CASES, Case, compare, rows_of, summary
 from lexico_proto.errors import DictionaryMismatch
 from tests.support.tiny_configs import SMALL
 
@@ -82,7 +83,7 @@ def test_constant_keys_in_the_cache_are_one_vector_turned() -> None:
     made = with_constant_keys(tiny(), TEXT, layer=1)
     cache = DynamicCache()
     with torch.inference_mode():
-        made(torch.tensor([TEXT]), past_key_values=cache)
+        made(torch.tensor([TEXT]), **cache_inputs(made, cache))
     rope = geometry_of(made.config, "float32").rope
     assert rope is not None
     layers: Any = cache.layers
@@ -137,7 +138,7 @@ def test_the_worst_ratio_is_of_rows_that_decide() -> None:
 class Refusing:
     """Points of two texts, the second of which the codec refuses at preset small."""
 
-    def of(self, model: str, set_name: str, kind: str) -> dict[str, list[cliffs.Point]]:
+    def of(self, model: str, set_name: str, kind: str) -> dict[str, list[Point]]:
         point = {"kl": 0.1, "token_bytes": 100.0, "fraction": 0.1}
         return {name: [point, {"refused": 1.0} if name == "small" else point] for name in QUALITIES}
 
@@ -166,9 +167,9 @@ def test_a_refused_set_is_a_point(monkeypatch: pytest.MonkeyPatch) -> None:
     def refuse(*_: Any) -> None:
         raise DictionaryMismatch("of other weights")
 
-    monkeypatch.setattr(cliffs, "through_frames", refuse)
-    anything: Any = SimpleNamespace(coded=704)
-    assert cliffs._point(None, anything, anything, anything) == {"refused": 1.0}
+    monkeypatch.setattr(cliff_points, "through_frames", refuse)
+    anything: Any = None
+    assert cliff_points._point(anything, anything, anything, 704) == {"refused": 1.0}
 
 
 def test_twice_is_no_type_that_changes_with_the_length() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,11 +16,10 @@ from hypothesis import strategies as st
 from safetensors.torch import save
 from torch import Tensor
 
-from lexico_codec import files
 from lexico_codec.canonical import canonical_json
 from lexico_codec.sets import artefact as artefacts
 from lexico_codec.sets.builtin import builtin_sets, load_builtin
-from lexico_codec.sets.dictionary import AtomSet, DictionarySet
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet, TransformSet
 from lexico_codec.sets.info import SetInfo
 from lexico_proto.errors import (
     ConfigurationError,
@@ -27,6 +27,7 @@ from lexico_proto.errors import (
     UnknownDictionary,
 )
 
+FIXTURES = Path(__file__).parents[1] / "fixtures" / "frames" / "v1"
 INFO = SetInfo(
     model="tiny",
     kv_heads=3,
@@ -185,6 +186,48 @@ def test_set_with_means_and_errors() -> None:
         read.means(1, 2)
 
 
+def test_a_newer_format_says_what_to_run() -> None:
+    for data in (artefact(format=4), artefact(FORMAT_2, format=10**30)):
+        with pytest.raises(InvalidInput, match=r"newer version of lexico.*lexico train"):
+            DictionarySet.load(data)
+
+
+@pytest.mark.parametrize(
+    ("name", "digest", "kind", "version"),
+    [
+        ("lexico", "75962b1523026f1d", AtomSet, 1),
+        ("lexico-packed", "efe41e501fc8dd66", AtomSet, 2),
+        ("lexico-residual", "caee27598101c15c", TransformSet, 3),
+    ],
+)
+def test_sets_of_every_format_load_for_ever(
+    name: str, digest: str, kind: type[DictionarySet], version: int
+) -> None:
+    """Those that the golden frames were made with."""
+    data = (FIXTURES / f"{name}.safetensors").read_bytes()
+    read = DictionarySet.load(data)
+    assert type(read) is kind
+    assert read.serves(name)
+    assert read.to_bytes() == data
+    assert hashlib.blake2b(data, digest_size=8).hexdigest() == digest
+    assert f'\\"format\\":{version}'.encode() in data
+
+
+SHIPPED = {
+    "smollm2-135m": ("3ba86c1ba23c7eae", AtomSet),
+    "smollm2-135m-packed": ("6f7d7ac1d984812a", AtomSet),
+    "smollm2-135m-residual": ("4a765de976d84c41", TransformSet),
+}
+
+
+def test_shipped_sets_are_these_bytes() -> None:
+    assert set(builtin_sets()) == SHIPPED.keys()
+    for name, (digest, kind) in SHIPPED.items():
+        shipped = load_builtin(name)
+        assert type(shipped) is kind
+        assert hashlib.blake2b(shipped.to_bytes(), digest_size=8).hexdigest() == digest
+
+
 def test_int8_atoms_have_unit_norm() -> None:
     stored = torch.tensor([[3, 0, -4, 0], [127, -128, 1, 0], [0, 0, 0, 1]], dtype=torch.int8)
     made = AtomSet.build([(stored, LAYERS[0][1]), LAYERS[1]], INFO)
@@ -291,7 +334,7 @@ def test_unwritten_target_keeps_its_former_bytes(
     def fail(*_: object) -> None:
         raise OSError(28, "no space")
 
-    monkeypatch.setattr(files.os, "replace", fail)
+    monkeypatch.setattr(os, "replace", fail)
     with pytest.raises(ConfigurationError, match="no space"):
         AtomSet.build(LAYERS, INFO).save(target)
     assert target.read_bytes() == b"former"

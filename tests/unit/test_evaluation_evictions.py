@@ -13,14 +13,15 @@ import torch
 from torch import Tensor
 from transformers.models.llama.modeling_llama import LlamaForCausalLM
 
-from bench import quality
 from lexico_lab.evaluation import evictions, peers, run, state
+from lexico_lab.evaluation.options import table_of
 from lexico_lab.evaluation.peers import Evicting, Published, load_peers
 from lexico_lab.evaluation.run import evaluate
 from lexico_lab.evaluation.settings import EvalSettings
 from lexico_lab.models import LoadedModel
-from lexico_lab.published import eviction
+from lexico_lab.published import eviction, kivi, kvtc, per_token, scores, short_caches
 from lexico_lab.published.eviction import Eviction
+from lexico_lab.studies import quality
 from lexico_proto.errors import ConfigurationError
 from tests.support.coded_models import KV_HEADS, LAYERS, llama
 from tests.support.dictionaries import random_set
@@ -40,7 +41,7 @@ EVERY = [
     *(f"KVzip, {share} % kept + lexico s=8" for share in (10, 35)),
 ]
 
-needs_kvpress = pytest.mark.skipif(not eviction.available(), reason="kvpress is not installed")
+needs_kvpress = pytest.mark.skipif(not scores.available(), reason="kvpress is not installed")
 
 
 def never(*_: Any) -> Any:
@@ -56,7 +57,7 @@ def loaded() -> LoadedModel:
 @pytest.fixture
 def settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> EvalSettings:
     """Evictions, with a codec's set at hand, and no published method that codes."""
-    monkeypatch.setattr(peers, "MODULES", ())
+    monkeypatch.setattr(peers, "CODERS", {})
     made = tmp_path / "made.safetensors"
     random_set(LAYERS, HEAD_DIM, kv_heads=2).save(made)
     return tiny_settings(tmp_path, sets=(str(made),), prefix=PREFIX, turns=0, pairs=0)
@@ -72,16 +73,16 @@ def scored(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     ) -> dict[str, Tensor]:
         found = {}
         for one in chosen:
-            key = eviction.score_key(one)
+            key = scores.score_key(one)
             asked.append(key)
             generator = torch.Generator().manual_seed(sum(ids) + len(key))
             shape = LAYERS, KV_HEADS, stored.stop - stored.start
             found[key] = torch.rand(shape, generator=generator)
         return found
 
-    monkeypatch.setattr(eviction, "scores_of", drawn)
-    monkeypatch.setattr(eviction, "available", lambda: True)
-    monkeypatch.setattr(eviction, "refusal", lambda model: "")
+    monkeypatch.setattr(scores, "scores_of", drawn)
+    monkeypatch.setattr(scores, "available", lambda: True)
+    monkeypatch.setattr(scores, "refusal", lambda model: "")
     return asked
 
 
@@ -142,7 +143,7 @@ class TestReport:
         assert scored == ["snapkv", "kvzip"]
         assert "'kvZIP, 2'" in document["command"]
 
-    def test_figures_are_those_of_the_bench(
+    def test_figures_are_those_of_the_study(
         self,
         loaded: LoadedModel,
         settings: EvalSettings,
@@ -151,8 +152,7 @@ class TestReport:
     ) -> None:
         given = replace(settings, peer=("KVzip, 10 % kept", "Compactor, 35"))
         (source,) = evaluate(given, loaded)["sources"]
-        monkeypatch.setattr(quality, "PREFIX", PREFIX)
-        monkeypatch.setattr(quality, "TAIL", PREFIX - CODED)
+        monkeypatch.setattr(quality, "SPLIT", replace(given, turns=0))
         ids = letters(settings.sources[0].read_text())["input_ids"][: PREFIX + 24]
         alone = [Eviction("compactor", 0.35), Eviction("kvzip", 0.1)]
         expected = quality.measure(loaded.model, ids, alone)
@@ -210,7 +210,7 @@ class TestReport:
         error: Exception,
         said: str,
     ) -> None:
-        drawn = eviction.scores_of
+        drawn = scores.scores_of
 
         def failing(
             model: Any, ids: Any, cache: Any, chosen: Sequence[Eviction], *rest: Any
@@ -219,14 +219,14 @@ class TestReport:
                 raise error
             return drawn(model, ids, cache, chosen, *rest)
 
-        monkeypatch.setattr(eviction, "scores_of", failing)
+        monkeypatch.setattr(scores, "scores_of", failing)
         document = evaluate(replace(settings, peer=("snapkv,", "compactor")), loaded)
         names = {row["name"] for row in document["sources"][0]["fidelity"]}
         assert {"SnapKV, 35 % kept", "SnapKV, 75 % kept + lexico s=8"} <= names
         reasons = {row["name"]: row["reason"] for row in document["not_run"]}
         assert set(reasons) == {name for name in EVERY if name.startswith("Compactor")}
         assert set(reasons.values()) == {said}
-        assert "Compactor, 35 % kept: not run: " in run._table(document)
+        assert "Compactor, 35 % kept: not run: " in table_of(document)
 
     def test_what_is_not_finite_is_named(
         self,
@@ -238,7 +238,7 @@ class TestReport:
         def infinite(model: Any, kept: Any, ids: Sequence[int], first: int) -> Tensor:
             return torch.full((len(ids), 97), torch.nan)
 
-        monkeypatch.setattr(eviction, "continued", infinite)
+        monkeypatch.setattr(short_caches, "continued", infinite)
         document = evaluate(replace(settings, peer=("kvzip, 50",)), loaded)
         (refused,) = document["not_run"]
         assert refused["name"] == "KVzip, 50 % kept"
@@ -249,8 +249,8 @@ class TestLeftOut:
     def test_without_kvpress_the_report_says_how_to_get_it(
         self, loaded: LoadedModel, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(peers, "MODULES", ("per_token",))
-        monkeypatch.setattr(eviction, "available", lambda: False)
+        monkeypatch.setattr(peers, "CODERS", {"per_token": per_token.coders})
+        monkeypatch.setattr(scores, "available", lambda: False)
         document = evaluate(settings, loaded)
         (refused,) = document["not_run"]
         alone = ("snapkv", "pyramidkv", "compactor", "kvzip")
@@ -267,8 +267,8 @@ class TestLeftOut:
     def test_a_name_of_evictions_alone_is_refused_before_the_model_is_read(
         self, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(peers, "MODULES", ("kvtc",))
-        monkeypatch.setattr(eviction, "available", lambda: False)
+        monkeypatch.setattr(peers, "CODERS", {"kvtc": kvtc.coders})
+        monkeypatch.setattr(scores, "available", lambda: False)
         monkeypatch.setattr(run, "load_model", never)
         with pytest.raises(ConfigurationError, match=r"peer snapkv: kvpress .* \.venv/evict"):
             evaluate(replace(settings, peer=("KVTC", "snapkv")))
@@ -278,12 +278,12 @@ class TestLeftOut:
     def test_a_name_of_others_too_leaves_evictions_out(
         self, loaded: LoadedModel, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(peers, "MODULES", ("kivi",))
-        monkeypatch.setattr(eviction, "available", lambda: False)
+        monkeypatch.setattr(peers, "CODERS", {"kivi": kivi.coders})
+        monkeypatch.setattr(scores, "available", lambda: False)
         document = evaluate(replace(settings, peer=("K",)), loaded)
         first = document["not_run"][0]
         assert first["name"].startswith("streamingllm, ")
-        assert first["reason"] == eviction.ABSENT
+        assert first["reason"] == scores.ABSENT
         assert "KIVI 3 bit" in {row["name"] for row in document["sources"][0]["fidelity"]}
 
     def test_other_models(
@@ -293,7 +293,7 @@ class TestLeftOut:
         scored: list[str],
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        monkeypatch.setattr(eviction, "refusal", lambda model: "kvpress does not know it")
+        monkeypatch.setattr(scores, "refusal", lambda model: "kvpress does not know it")
         (refused,) = evaluate(settings, loaded)["not_run"]
         assert refused["reason"] == "kvpress does not know it"
         with pytest.raises(ConfigurationError, match="peer KVzip: kvpress does not know it"):
@@ -349,11 +349,11 @@ class TestModels:
     ) -> None:
         press = SimpleNamespace(SUPPORTED_MODELS=(LlamaForCausalLM,))
         fake = SimpleNamespace(presses=SimpleNamespace(base_press=press))
-        monkeypatch.setattr(eviction, "available", lambda: True)
-        monkeypatch.setattr(eviction, "_kvpress", lambda: fake)
-        assert eviction.refusal(loaded.model) == ""
+        monkeypatch.setattr(scores, "available", lambda: True)
+        monkeypatch.setattr(scores, "_kvpress", lambda: fake)
+        assert scores.refusal(loaded.model) == ""
         said = "kvpress does not know SimpleNamespace, but LlamaForCausalLM"
-        assert eviction.refusal(SimpleNamespace()) == said
+        assert scores.refusal(SimpleNamespace()) == said
 
     def test_an_unsound_kvpress_is_a_reason(
         self, loaded: LoadedModel, monkeypatch: pytest.MonkeyPatch
@@ -361,19 +361,19 @@ class TestModels:
         def failing() -> Any:
             raise ImportError("no datasets")
 
-        monkeypatch.setattr(eviction, "available", lambda: True)
-        monkeypatch.setattr(eviction, "_kvpress", failing)
-        assert eviction.refusal(loaded.model) == "kvpress cannot be imported (no datasets)"
+        monkeypatch.setattr(scores, "available", lambda: True)
+        monkeypatch.setattr(scores, "_kvpress", failing)
+        assert scores.refusal(loaded.model) == "kvpress cannot be imported (no datasets)"
 
 
-def test_settings_that_run_are_the_benchs() -> None:
+def test_settings_that_run_are_the_usual_ones() -> None:
     def methods(found: Sequence[Published]) -> set[str]:
         return {one.eviction.method for one in found if isinstance(one, Evicting)}
 
     assert methods(load_peers()) == set(eviction.USUAL)
 
 
-def test_kept_tokens_are_coded_with_the_benchs_codec() -> None:
+def test_kept_tokens_are_coded_as_they_are_named() -> None:
     assert evictions._CODED == 'lexico:{"sparsity":8}'
     assert eviction.CODER == "lexico s=8"
 

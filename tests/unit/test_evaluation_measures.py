@@ -1,9 +1,8 @@
-"""What `lexico eval` measures: intervals, curves, turns, retrieval, axes."""
+"""What `lexico eval` measures: intervals, curves, turns, retrieval."""
 
 from __future__ import annotations
 
 import json
-import re
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -12,8 +11,8 @@ import pytest
 import torch
 
 from lexico_codec.hf_geometry import geometry_of
+from lexico_lab.caches import cache_of, divergence, forward, states_of
 from lexico_lab.evaluation import prefixes, retrieval
-from lexico_lab.evaluation.caches import cache_of, divergence, forward, states_of
 from lexico_lab.evaluation.curves import curve, fraction_at
 from lexico_lab.evaluation.fidelity import layer_errors, through_frames
 from lexico_lab.evaluation.intervals import interval
@@ -21,7 +20,6 @@ from lexico_lab.evaluation.prefixes import cut, exact_text, read_text
 from lexico_lab.evaluation.retrieval import ask, exact_task, make_task
 from lexico_lab.evaluation.settings import EvalSettings
 from lexico_lab.evaluation.shelf import FrameShelf
-from lexico_lab.evaluation.svg import COLOURS, Axis, Point, Series, number, plot
 from lexico_lab.evaluation.turns import converse, exact_turns, resume
 from lexico_lab.evaluation.ways import NamedSet, Way, choose_ways
 from lexico_proto.errors import InvalidInput
@@ -137,7 +135,7 @@ class TestFidelity:
         assert found["values"] == pytest.approx([0, 0, 1])
 
     def test_caches_come_apart_and_together(self, model: Any) -> None:
-        cache = cache_of(torch.empty(0, 0, 0, 0, 0))
+        cache = cache_of()
         forward(model, prompt(9)[0].tolist(), cache, 1)
         states = states_of(cache)
         again = cache_of(states)
@@ -177,7 +175,7 @@ class TestShelf:
         shelf.store(exact.ids[:50], exact.states)
         cache, predicted, found = resume(model, shelf, exact.ids[:tokens], settings_of())
         assert (found, cache.get_seq_length()) == (reloaded, tokens)
-        whole = forward(model, exact.ids[:tokens], cache_of(torch.empty(0, 0, 0, 0, 0)), 1)
+        whole = forward(model, exact.ids[:tokens], cache_of(), 1)
         torch.testing.assert_close(predicted, whole, atol=1e-4, rtol=1e-4)
 
 
@@ -294,52 +292,3 @@ class TestTexts:
         monkeypatch.setattr(prefixes, "tokenize", counting)
         cut("text", "w " * 1_000_000, Words(), settings_of())
         assert max(seen) < 1_000_000
-
-
-class TestPlots:
-    def test_log_axis_keeps_a_zero_at_its_edge(self) -> None:
-        axis = Axis("KL", log=True).fitted([0.0, 1e-12, 0.1, 1.0])
-        assert axis.place(0.0) == axis.place(1e-12) == 0
-        assert 0 < axis.place(0.1) < axis.place(1.0) < 1
-        assert axis.ticks() == [1e-5, 1e-4, 1e-3, 0.01, 0.1, 1.0] or axis.ticks()[-1] == 1.0
-
-    @pytest.mark.parametrize("values", [[], [3.0], [0.0, 0.0], [-1.0, 5.0]])
-    def test_linear_axis_has_ticks_for_anything(self, values: list[float]) -> None:
-        axis = Axis("x").fitted(values)
-        assert len(axis.ticks()) > 1
-        assert all(0 <= axis.place(value) <= 1 for value in values)
-
-    @pytest.mark.parametrize(
-        ("value", "shown"),
-        [
-            (None, "–"),
-            (0, "0"),
-            (12.345, "12.3"),
-            (0.04567, "0.0457"),
-            (3e-7, "3e-7"),
-            (100, "100"),
-        ],
-    )
-    def test_numbers_have_three_digits(self, value: float | None, shown: str) -> None:
-        assert number(value) == shown
-
-    def test_a_way_looks_alike_whatever_else_is_drawn(self) -> None:
-        """One colour and one mark, also beside dashed lines, which have those of their way."""
-
-        def shapes(*series: Series) -> list[Any]:
-            drawn = plot("t", series, Axis("x"), Axis("y"))
-            legend = drawn.partition("<ul")[2].split("<li>")[1:]
-            return [re.findall(r"<(circle|polygon)|var\(--c(\d+)\)", key) for key in legend]
-
-        points = [Point(1, 1)]
-        ours = Series("ours", points, COLOURS)
-        once = Series("once", points, COLOURS, strong=False, dashed=True)
-        peers = [Series("peer", points, index, strong=False) for index in (4, 5)]
-        first, dashed, *others = shapes(ours, once, *peers)
-        assert dashed == first
-        assert others[0] != others[1]
-        assert shapes(*peers, ours) == [*others, first]
-
-    def test_names_are_escaped(self) -> None:
-        drawn = plot("<t>", [Series("<s>", [Point(1, 1, title="<p>")], 0)], Axis("<x>"), Axis("y"))
-        assert all(f"<{name}>" not in drawn for name in "tspx")

@@ -8,7 +8,8 @@ from typing import Any
 
 import pytest
 
-from lexico_lab.evaluation import run, units
+from lexico_lab.evaluation import units
+from lexico_lab.evaluation.options import table_of
 from lexico_lab.evaluation.prefixes import ExactText
 from lexico_lab.evaluation.run import evaluate
 from lexico_lab.evaluation.settings import EvalSettings
@@ -44,7 +45,7 @@ class TestRefusedSets:
         assert "nothing like what the dictionary set of random was made from" in refused["reason"]
         (source,) = document["sources"]
         assert [row["name"] for row in source["fidelity"]] == ["raw", "lossless"]
-        assert "lexico-residual quality=balanced: not run: " in run._table(document)
+        assert "lexico-residual quality=balanced: not run: " in table_of(document)
 
     def test_texts_that_are_not_refused_keep_their_figures(
         self,
@@ -74,7 +75,7 @@ class TestRefusedSets:
         said = PageText((settings.out / "report.html").read_text()).said
         assert "odd.txt" in said
         assert "files" in said
-        assert "lossless: not run on odd.txt: a set of other weights" in run._table(document)
+        assert "lossless: not run on odd.txt: a set of other weights" in table_of(document)
 
     def test_a_later_turn_takes_no_figures_that_were_found(
         self, model: Any, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch

@@ -18,6 +18,7 @@ from lexico_lab.evaluation import peers, run, state
 from lexico_lab.evaluation.run import evaluate
 from lexico_lab.evaluation.settings import EvalSettings
 from lexico_lab.models import LoadedModel
+from lexico_lab.published import kivi, per_token
 from lexico_proto.errors import (
     ConfigurationError,
     DictionaryMismatch,
@@ -27,16 +28,10 @@ from lexico_proto.errors import (
 from lexico_services import cli
 from tests.support.dictionaries import random_set, set_info, unit_rows
 from tests.support.packed_sets import packed_set
+from tests.support.tiny_evaluation import letters as tokenizer
 
 LAYERS, HEAD_DIM = 2, 16
 VOID = {"meta", "br", "hr", "img", "link", "input"}
-
-
-class Letters:
-    """A tokenizer of single characters."""
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) % 64 for c in text]}
 
 
 class Tree(HTMLParser):
@@ -83,7 +78,7 @@ def tiny() -> LoadedModel:
         initializer_range=0.15,
         pad_token_id=0,
     )
-    return LoadedModel("tiny", LlamaForCausalLM(config).eval(), Letters())
+    return LoadedModel("tiny", LlamaForCausalLM(config).eval(), tokenizer)
 
 
 @pytest.fixture
@@ -195,7 +190,7 @@ class TestReport:
     def test_peers_run_where_they_are_and_are_named_where_they_cannot(
         self, tiny: LoadedModel, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        monkeypatch.setattr(peers, "MODULES", ("per_token", "kivi"))
+        monkeypatch.setattr(peers, "CODERS", {"per_token": per_token.coders, "kivi": kivi.coders})
         document = evaluate(replace(settings, peers=True, codecs=("raw",)), tiny)
         ran = {row["name"] for row in document["sources"][0]["fidelity"]}
         failed = {row["name"]: row["reason"] for row in document["not_run"]}
@@ -203,14 +198,6 @@ class TestReport:
         assert ran - ours
         assert "multiple of the group" in failed["KIVI 2 bit"]
         parsed((settings.out / "report.html").read_text())
-
-    def test_absent_peers_are_said_to_be(
-        self, tiny: LoadedModel, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(peers, "find_spec", lambda name: None)
-        document = evaluate(replace(settings, peers=True, codecs=("raw",)), tiny)
-        assert "absent" in document["peers"]
-        assert [way["name"] for way in document["ways"]] == ["raw"]
 
 
 class TestResume:
@@ -292,7 +279,8 @@ class TestRefusals:
             raise OSError(errno.ENOSPC, "No space left on device")
 
         with monkeypatch.context() as patch:
-            patch.setattr(run, "page", lambda _: patch.setattr("os.replace", full) or "page")
+            drawn = lambda _: patch.setattr("os.replace", full) or "page"  # noqa: E731
+            patch.setattr(run, "_page", lambda: drawn)
             with pytest.raises(ConfigurationError, match=r"report.html: cannot write \(No space"):
                 evaluate(settings, tiny)
         assert not (settings.out / "report.html").exists()

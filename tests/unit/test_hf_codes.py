@@ -15,12 +15,13 @@ from transformers import DynamicCache
 
 from lexico_client import Client, InMemoryTransport
 from lexico_client import hf as public
-from lexico_client._hf_recoding import Recoding
+from lexico_client.engines.hf._recoding import Recoding
 from lexico_client.hf import CodedCache, HuggingFaceCache, weights_fingerprint
 from lexico_codec.codecs import LexicoCodec
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.kernels.pursuit.coding import encode, reconstruct
 from lexico_proto import errors
-from tests.support.client_fixtures import flipped
+from tests.support.client_fixtures import PATIENT, flipped
 from tests.support.coded_models import (
     DICTIONARY,
     HEAD_DIM,
@@ -60,7 +61,7 @@ def memory() -> InMemoryTransport:
 
 @pytest.fixture
 def client(memory: InMemoryTransport, tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=memory, dictionaries_dir=tmp_path) as client:
+    with Client(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         yield client
 
 
@@ -87,8 +88,8 @@ def test_short_types(client: Client, dtype: torch.dtype) -> None:
     shared = offloaded(client, model, ids)
     rest = ids[:, shared.load(ids).tokens :]
     with torch.inference_mode():
-        ours = model(rest, past_key_values=shared.load_codes(ids).cache).logits
-        theirs = model(rest, past_key_values=shared.load(ids).cache).logits
+        ours = model(rest, **cache_inputs(model, shared.load_codes(ids).cache)).logits
+        theirs = model(rest, **cache_inputs(model, shared.load(ids).cache)).logits
     assert ours.dtype == dtype
     assert (ours.float() - theirs.float()).norm() < 0.03 * theirs.float().norm()
 
@@ -105,8 +106,8 @@ def test_a_long_tail_sees_its_own_tokens_exact(
     for chunk in chunks:
         part = ids[:, seen : seen + chunk]
         with torch.inference_mode():
-            ours = model(part, past_key_values=hit.cache).logits
-            theirs = model(part, past_key_values=dense.cache).logits
+            ours = model(part, **cache_inputs(model, hit.cache)).logits
+            theirs = model(part, **cache_inputs(model, dense.cache)).logits
         torch.testing.assert_close(ours, theirs, **TOLERANCE)
         seen += chunk
         if seen < 16 + sum(chunks):
@@ -140,9 +141,9 @@ def test_after_an_overflow_as_dense_reconstructions(client: Client, model: Any) 
     for tokens in [30, *[1] * 36]:
         part = ids[:, first : first + tokens]
         with torch.no_grad():
-            ours.append(model(part, past_key_values=hit.cache).logits[0])
-            theirs.append(model(part, past_key_values=dense).logits[0])
-            never.append(model(part, past_key_values=exact).logits[0])
+            ours.append(model(part, **cache_inputs(model, hit.cache)).logits[0])
+            theirs.append(model(part, **cache_inputs(model, dense)).logits[0])
+            never.append(model(part, **cache_inputs(model, exact)).logits[0])
             coded = recoded(dense, coded, 12, 5)
         assert hit.cache.coded_tokens == coded
         first += tokens
@@ -181,7 +182,7 @@ def test_the_oldest_are_coded_a_window_at_a_time(client: Client, model: Any) -> 
     counted = []
     for token in range(16, 16 + 10):
         with torch.no_grad():
-            model(torch.tensor([[token]]), past_key_values=cache)
+            model(torch.tensor([[token]]), **cache_inputs(model, cache))
         kinds = {(layer.coded_tokens, layer.buffered_tokens) for layer in layers_of(cache)}
         assert len(kinds) == 1
         counted.append(kinds.pop())
@@ -194,8 +195,10 @@ def test_a_cache_from_nothing_keeps_its_first_tokens_exact(client: Client, model
     cache = shared_of(client, model).load_codes(ids, buffer_tokens=7, window_tokens=2).cache
     plain = DynamicCache(config=model.config)
     with torch.no_grad():
-        ours = model(ids, past_key_values=cache).logits
-        torch.testing.assert_close(ours, model(ids, past_key_values=plain).logits, **TOLERANCE)
+        ours = model(ids, **cache_inputs(model, cache)).logits
+        torch.testing.assert_close(
+            ours, model(ids, **cache_inputs(model, plain)).logits, **TOLERANCE
+        )
     assert cache.coded_tokens == 30
     keys = layers_of(cache)[0]._keys
     assert torch.equal(keys[:, :SINKS], layers_of(plain)[0].keys[0, :, :SINKS])
@@ -311,7 +314,7 @@ def test_less_memory_than_dense(client: Client, model: Any) -> None:
     assert (3 * SPARSITY + 2) / 64 < hit.cache.held_bytes / dense < 0.5
     before = hit.cache.held_bytes
     with torch.no_grad():
-        model(ids[:, -1:], past_key_values=hit.cache)
+        model(ids[:, -1:], **cache_inputs(model, hit.cache))
     assert hit.cache.held_bytes - before == LAYERS * 2 * KV_HEADS * HEAD_DIM * 4
 
 
@@ -338,7 +341,7 @@ def test_a_decode_step_makes_nothing_dense(client: Client, model: Any) -> None:
     found = []
     for cache in (codes, dense):
         with torch.no_grad(), Largest() as largest:
-            model(ids[:, -1:], past_key_values=cache)
+            model(ids[:, -1:], **cache_inputs(model, cache))
         found.append(largest.elements)
     one = 1200 * KV_HEADS * HEAD_DIM  # keys or values of one layer
     assert found[1] >= one
@@ -354,7 +357,7 @@ def test_no_dense_mask_is_made_for_one_unpadded_sequence(
     def never(*arguments: Any, **named: Any) -> None:
         raise AssertionError("a mask of all queries and tokens")
 
-    monkeypatch.setattr("lexico_client._hf_codes_attention.sdpa_mask", never)
+    monkeypatch.setattr("lexico_client.engines.hf._coded_attention.sdpa_mask", never)
     for hit in (shared.load_codes(ids), shared.load(ids)):
         generated(model, ids, hit.cache)
 

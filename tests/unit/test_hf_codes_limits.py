@@ -12,8 +12,10 @@ import torch
 from transformers import DynamicCache, MistralConfig, MistralForCausalLM, StaticCache
 
 from lexico_client import Client, InMemoryTransport
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.kernels.attend.layer import CodedLayer
 from lexico_proto import errors
+from tests.support.client_fixtures import PATIENT
 from tests.support.coded_models import (
     HEAD_DIM,
     KV_HEADS,
@@ -50,7 +52,7 @@ def memory() -> InMemoryTransport:
 
 @pytest.fixture
 def client(memory: InMemoryTransport, tmp_path: Path) -> Iterator[Client]:
-    with Client(transport=memory, dictionaries_dir=tmp_path) as client:
+    with Client(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         yield client
 
 
@@ -119,16 +121,18 @@ def test_other_caches_go_as_with_sdpa(model: Any) -> None:
     assert torch.equal(model(ids, use_cache=False).logits, plain(ids, use_cache=False).logits)
     ours, theirs = (DynamicCache(config=model.config) for _ in "ab")
     for first, end in ((0, 11), (11, 12), (12, 29), (29, 30)):
-        a = model(ids[:, first:end], past_key_values=ours).logits
-        b = plain(ids[:, first:end], past_key_values=theirs).logits
+        a = model(ids[:, first:end], **cache_inputs(model, ours)).logits
+        b = plain(ids[:, first:end], **cache_inputs(plain, theirs)).logits
         torch.testing.assert_close(a, b, **TOLERANCE)
     for cache in (None, "static"):
         given = {"cache_implementation": cache} if cache else {}
         assert_same(generated(model, ids, **given), generated(plain, ids, **given))
     static = [StaticCache(config=model.config, max_cache_len=40) for _ in "ab"]
     for part in (ids[:, :7], ids[:, 7:20], ids[:, 20:21]):
-        a = model(part, past_key_values=static[0]).logits
-        torch.testing.assert_close(a, plain(part, past_key_values=static[1]).logits, **TOLERANCE)
+        a = model(part, **cache_inputs(model, static[0])).logits
+        torch.testing.assert_close(
+            a, plain(part, **cache_inputs(plain, static[1])).logits, **TOLERANCE
+        )
 
 
 @torch.no_grad()
@@ -173,17 +177,17 @@ def test_padding_masks_and_batches_are_refused(client: Client, model: Any) -> No
             generated(model, ids, shared.load_codes(ids).cache, **given)
     own = torch.zeros(1, 1, 4, 20)  # a mask of the caller's making
     with torch.no_grad(), pytest.raises(errors.Unsupported, match="mask"):
-        model(ids[:, 16:], attention_mask=own, past_key_values=shared.load_codes(ids).cache)
+        model(ids[:, 16:], attention_mask=own, **cache_inputs(model, shared.load_codes(ids).cache))
 
 
 def test_training_is_refused(client: Client, model: Any) -> None:
     ids = prompt(20)
     shared = offloaded(client, model, ids)
     with pytest.raises(errors.Unsupported, match="no_grad"):
-        model(ids[:, 16:], past_key_values=shared.load_codes(ids).cache)
+        model(ids[:, 16:], **cache_inputs(model, shared.load_codes(ids).cache))
     dropping = llama(attention_dropout=0.1).train()
     with torch.no_grad(), pytest.raises(errors.Unsupported, match="dropout"):
-        dropping(ids[:, 16:], past_key_values=shared.load_codes(ids).cache)
+        dropping(ids[:, 16:], **cache_inputs(dropping, shared.load_codes(ids).cache))
 
 
 @pytest.mark.parametrize("argument", ["sliding_window", "softcap", "s_aux", "position_bias"])
@@ -191,7 +195,7 @@ def test_scores_of_another_kind_are_refused(client: Client, model: Any, argument
     ids = prompt(20)
     cache = offloaded(client, model, ids).load_codes(ids).cache
     with torch.no_grad(), pytest.raises(errors.Unsupported, match=argument):
-        model(ids[:, 16:], past_key_values=cache, **{argument: 5})
+        model(ids[:, 16:], **cache_inputs(model, cache), **{argument: 5})
 
 
 def test_tensors_of_another_model_are_refused(client: Client, model: Any) -> None:
@@ -217,9 +221,9 @@ def test_a_pass_that_broke_off_is_noticed(
     with monkeypatch.context() as patch:
         patch.setattr(model.model.layers[1], "forward", broken)
         with torch.no_grad(), pytest.raises(KeyboardInterrupt):
-            model(ids[:, 16:18], past_key_values=cache)
+            model(ids[:, 16:18], **cache_inputs(model, cache))
     with torch.no_grad(), pytest.raises(errors.Unsupported, match="half-way"):
-        model(ids[:, 16:18], past_key_values=cache)
+        model(ids[:, 16:18], **cache_inputs(model, cache))
 
 
 @torch.no_grad()
@@ -242,14 +246,14 @@ def test_codes_that_were_not_written_whole_are_never_read(
     with monkeypatch.context() as patch:
         patch.setattr(CodedLayer, "_sort", broken)
         with pytest.raises(MemoryError):
-            model(ids[:, 16:28], past_key_values=cache)
+            model(ids[:, 16:28], **cache_inputs(model, cache))
     for each in (cache, copy.deepcopy(cache)):
         with pytest.raises(errors.Unsupported, match="load the prefix again"):
-            model(ids[:, 28:], past_key_values=each)
+            model(ids[:, 28:], **cache_inputs(model, each))
     cache.reset()
-    fresh = model(ids, past_key_values=cache).logits
+    fresh = model(ids, **cache_inputs(model, cache)).logits
     torch.testing.assert_close(fresh, model(ids).logits, **TOLERANCE)
-    model(ids[:, 16:], past_key_values=fork)
+    model(ids[:, 16:], **cache_inputs(model, fork))
 
 
 @torch.no_grad()
@@ -258,9 +262,9 @@ def test_infinity_is_not_coded(client: Client, model: Any) -> None:
     cache = shared_of(client, model).load_codes(ids, buffer_tokens=6, window_tokens=6).cache
     model.model.layers[1].self_attn.v_proj.weight.fill_(torch.inf)
     with pytest.raises(errors.NonFiniteCache, match=r"go on from load\(\)"):
-        model(ids, past_key_values=cache)
+        model(ids, **cache_inputs(model, cache))
     with pytest.raises(errors.Unsupported, match="half-way"):
-        model(ids, past_key_values=cache)
+        model(ids, **cache_inputs(model, cache))
 
 
 # Cache operations
@@ -272,13 +276,15 @@ def test_crop_takes_from_the_buffer_alone(client: Client, model: Any) -> None:
     shared = offloaded(client, model, ids[:, :16])
     cache, dense = shared.load_codes(ids).cache, shared.load(ids).cache
     for each in (cache, dense):
-        model(ids[:, 16:], past_key_values=each)
+        model(ids[:, 16:], **cache_inputs(model, each))
         each.crop(-5)
     cache.crop(0)
     assert cache.get_seq_length() == 25
     cache.crop(23)  # as a length, for earlier transformers
     dense.crop(-2)
-    ours, theirs = (model(ids[:, 23:], past_key_values=each).logits for each in (cache, dense))
+    ours, theirs = (
+        model(ids[:, 23:], **cache_inputs(model, each)).logits for each in (cache, dense)
+    )
     torch.testing.assert_close(ours, theirs, **TOLERANCE)
     for tokens in (-15, 15, 3):
         with pytest.raises(errors.Unsupported, match="newest 14 are exact"):
@@ -292,14 +298,14 @@ def test_crop_takes_from_the_buffer_alone(client: Client, model: Any) -> None:
 def test_reset_gives_an_empty_cache(client: Client, model: Any) -> None:
     ids = prompt(30)
     cache = offloaded(client, model, ids).load_codes(ids, buffer_tokens=6, window_tokens=6).cache
-    model(ids[:, 24:], past_key_values=cache)
+    model(ids[:, 24:], **cache_inputs(model, cache))
     cache.reset()
     assert (cache.get_seq_length(), cache.coded_tokens) == (0, 0)
-    ours = model(ids, past_key_values=cache).logits
+    ours = model(ids, **cache_inputs(model, cache)).logits
     torch.testing.assert_close(ours, model(ids).logits, **TOLERANCE)
     assert cache.coded_tokens == 24
     cache.reset()
-    model(ids[:, :3], past_key_values=cache)
+    model(ids[:, :3], **cache_inputs(model, cache))
     cache.crop(-2)  # without codes, the first tokens can go too
     assert cache.get_seq_length() == 1
 
@@ -320,6 +326,7 @@ def test_one_sequence_and_no_other_place(client: Client, model: Any) -> None:
         with pytest.raises(errors.Unsupported):
             refused()
     assert not cache.is_compileable
+    assert not layers_of(cache)[0].is_croppable, "codes are not"
     assert cache.is_initialized
     assert cache.get_mask_sizes(3, 0) == (19, 0)
     assert layers_of(cache)[0].get_max_length() == -1
@@ -343,6 +350,7 @@ def test_assisted_generation_crops_what_it_guessed_wrong(client: Client, model: 
     # From nothing: with a cache that holds tokens, transformers 5.23 feeds the whole prompt again.
     ids = prompt(20).repeat(1, 3)
     cache = shared_of(client, model).load_codes(ids).cache
+    assert layers_of(cache)[0].is_croppable
     given: dict[str, Any] = {"max_new_tokens": 40, "output_logits": False, "eos_token_id": 96}
     assisted = generated(model, ids, cache, prompt_lookup_num_tokens=4, **given)
     assert torch.equal(assisted.sequences, generated(model, ids, **given).sequences)
@@ -354,10 +362,10 @@ def test_inference_mode_may_come_and_go(client: Client, model: Any) -> None:
     shared = offloaded(client, model, ids)
     with torch.inference_mode():
         cache = shared.load_codes(ids, buffer_tokens=3, window_tokens=2).cache
-        model(ids[:, 32:36], past_key_values=cache)
+        model(ids[:, 32:36], **cache_inputs(model, cache))
         cache = copy.deepcopy(cache)
     for mode in (torch.no_grad(), torch.inference_mode(), torch.no_grad()):
         with mode:
-            model(ids[:, 36:38], past_key_values=cache)
+            model(ids[:, 36:38], **cache_inputs(model, cache))
     copy.deepcopy(cache)
     cache.reset()

@@ -11,6 +11,7 @@ import transformers
 from transformers import DynamicCache
 
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto.errors import Unsupported
 from tests.support.tiny_configs import GROUPED, OLD, SMALL
 
@@ -71,8 +72,8 @@ REFUSED: dict[str, tuple[Make, str]] = {
     ),
     "gemma2": (lambda: T.Gemma2Config(**GROUPED, head_dim=16), "SlidingWindow.*full attention"),
     "deepseek-v3": (lambda: T.DeepseekV3Config(**GROUPED), "latent"),
-    "jamba": (lambda: T.JambaConfig(**{**GROUPED, "num_hidden_layers": 8}), "Linear"),
-    "mamba": (lambda: T.MambaConfig(hidden_size=64, num_hidden_layers=2), "Linear"),
+    "jamba": (lambda: T.JambaConfig(**{**GROUPED, "num_hidden_layers": 8}), "[Ll]inear"),
+    "mamba": (lambda: T.MambaConfig(hidden_size=64, num_hidden_layers=2), "[Ll]inear"),
     "dynamic": (lambda: T.LlamaConfig(**GROUPED, rope_parameters=DYNAMIC), "dynamic.*length"),
     "longrope": (
         lambda: T.Phi3Config(**GROUPED, rope_parameters=LONGROPE, max_position_embeddings=2048),
@@ -108,7 +109,7 @@ def test_geometry_is_that_of_the_cache(name: str) -> None:
     model = transformers.AutoModelForCausalLM.from_config(config)
     cache = DynamicCache(config=config)
     with torch.no_grad():
-        model(torch.arange(3, 8)[None], past_key_values=cache, use_cache=True)
+        model(torch.arange(3, 8)[None], **cache_inputs(model, cache), use_cache=True)
     assert [tuple(layer.keys.shape) for layer in cache.layers] == [(1, kv_heads, 5, head_dim)] * 2
     assert [tuple(layer.values.shape) for layer in cache.layers] == [(1, kv_heads, 5, head_dim)] * 2
 

@@ -15,6 +15,7 @@ from transformers import DynamicCache
 from lexico_codec.codecs import Codec, PackedCodec, RawCodec, ResidualCodec
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 from lexico_codec.rope import rotate, unrotate
@@ -79,7 +80,7 @@ def cache_of(model: Any, ids: list[int]) -> Tensor:
     """`[layers, 2, tokens, kv_heads, head_dim]`."""
     cache = DynamicCache()
     with torch.no_grad():
-        model(torch.tensor([ids]), past_key_values=cache, use_cache=True)
+        model(torch.tensor([ids]), **cache_inputs(model, cache), use_cache=True)
     pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
     return torch.stack(pairs).transpose(2, 3).contiguous()
 
@@ -108,7 +109,7 @@ def next_tokens(model: Any, group: Tensor) -> Tensor:
     for layer, (keys, values) in enumerate(group.transpose(2, 3)):
         cache.update(keys[None], values[None], layer)
     with torch.no_grad():
-        return model(torch.tensor([[5, 9, 11]]), past_key_values=cache).logits
+        return model(torch.tensor([[5, 9, 11]]), **cache_inputs(model, cache)).logits
 
 
 def before_rope(group: Tensor, geometry: Geometry) -> Tensor:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -12,12 +13,14 @@ import torch
 
 from lexico_codec.geometry import Geometry
 from lexico_codec.pages import decode_group
+from lexico_codec.pieces import Piece
 from lexico_codec.sets.builtin import load_builtin
 from lexico_proto import errors
 from lexico_store import MemoryStore
 from lexico_store.scopes import SHARED_SCOPE
 from lexico_worker.page_encoder import Outcome, PageEncoder, PageJob
 from tests.support.dictionaries import random_set
+from tests.support.newer_frames import of_version
 from tests.support.services import Prompt, prompt
 
 SCOPE = b"tenant-of-a-test"
@@ -31,8 +34,10 @@ def job(made: Prompt, page: int = 0) -> PageJob:
     return PageJob(SCOPE, made.spec, page, made.keys[page])
 
 
-def raw(made: Prompt, page: int = 0) -> np.ndarray:
-    return np.frombuffer(made.data(page), np.uint8)
+def raw(made: Prompt, page: int = 0) -> list[Piece]:
+    """The page's bytes in pieces that end anywhere."""
+    data = np.frombuffer(made.data(page), np.uint8)
+    return [data[:1], data[1:7], data[7:8].copy(), data[8:]]
 
 
 def test_pages_are_stored_group_by_group() -> None:
@@ -65,6 +70,18 @@ def test_dictionaries_come_from_the_tenant_or_the_operator(shared: bool) -> None
     assert (done.outcome, done.stored_bytes > 0) == (Outcome.STORED, True)
 
 
+def test_a_set_for_another_rotary_embedding_is_refused() -> None:
+    dictionary = load_builtin("smollm2-135m")
+    assert dictionary.rope is not None
+    other = replace(dictionary.rope, pairing="interleaved")
+    geometry = Geometry(30, 3, 64, "float16", other)
+    made = prompt(
+        pages=1, page_tokens=1, geometry=geometry, codec="lexico", dictionary=dictionary.digest
+    )
+    with pytest.raises(errors.DictionaryMismatch, match="rotary embedding"):
+        encoder(MemoryStore()).encode_page(job(made), raw(made))
+
+
 def test_a_set_for_another_model_is_refused() -> None:
     dictionary = random_set(layers=2, head_dim=8, atoms=16)
     made = prompt(codec="lexico", codec_config='{"sparsity":2}', dictionary=dictionary.digest)
@@ -86,6 +103,15 @@ def test_one_at_a_time() -> None:
     assert encoder(store).encode_page(again, raw(made, 1)).outcome is Outcome.PRESENT
 
 
+def test_a_newer_page_is_left_alone() -> None:
+    made, store = prompt(), MemoryStore()
+    encoder(store).encode_page(job(made), raw(made))
+    newer = of_version(store.read(SCOPE, made.keys[:1], 0)[0] or b"", 2)
+    store.commit(SCOPE, made.keys[0], [newer], 60)
+    assert encoder(store).encode_page(job(made), raw(made)).outcome is Outcome.PRESENT
+    assert store.read(SCOPE, made.keys[:1], 0) == [newer]
+
+
 def test_a_cancelled_page_is_not_written() -> None:
     made, store, cancelled = prompt(), MemoryStore(), threading.Event()
     cancelled.set()
@@ -101,7 +127,6 @@ def test_a_failed_commit_lets_the_lease_go() -> None:
             scope: bytes,
             key: bytes,
             frames: Sequence[Any],
-            meta: Any,
             ttl_s: float,
         ) -> None:
             raise errors.Busy("full")
@@ -114,8 +139,9 @@ def test_a_failed_commit_lets_the_lease_go() -> None:
 
 def test_wrong_length() -> None:
     made = prompt()
-    with pytest.raises(errors.ShapeMismatch):
-        encoder(MemoryStore()).encode_page(job(made), raw(made)[:-1])
+    for pieces in (raw(made)[:-1], [*raw(made), np.zeros(1, np.uint8)], []):
+        with pytest.raises(errors.ShapeMismatch):
+            encoder(MemoryStore()).encode_page(job(made), pieces)
 
 
 def test_a_shipped_set_needs_no_registration() -> None:
@@ -137,6 +163,11 @@ def test_slow_work_shows_progress_and_keeps_its_lease() -> None:
 
     made, store = prompt(group_layers=1), Counting()
     calls: list[int] = []
-    encoder(store).encode_page(job(made), raw(made), None, lambda: calls.append(1))
-    assert (len(calls), store.leases) == (3, 3)  # one a layer group
+    slow = PageEncoder(store, page_ttl_s=60, lease_ttl_s=1e-4)
+    slow.encode_page(job(made), raw(made), None, lambda: calls.append(1))
+    assert len(calls) == 3  # one a layer group
+    assert store.leases >= 3
     assert store.lease(SCOPE, made.keys[0], 1) is not None  # and none is left behind
+    store.leases = 0
+    encoder(store).encode_page(job(made, 1), raw(made, 1))
+    assert store.leases == 1  # quick work need not ask again

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-import time
 from dataclasses import fields
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from lexico_services.process import address, announce
 from lexico_services.status import STATUS_CODES
 from lexico_store.scopes import SHARED_SCOPE, tenant_scope
 from lexico_worker.config import EncoderConfig
+from tests.support.servers import address_of
+from tests.support.waiting import PATIENCE_S, settle, wait_until
 
 
 def test_every_error_has_a_grpc_status() -> None:
@@ -167,18 +168,20 @@ def test_a_reload_server_starts_before_its_store_and_ends_with_0(tmp_path: Path)
         env={**os.environ, "LEXICO_CACHE": str(tmp_path)},
     )
     try:
-        deadline = time.monotonic() + 60
-        while not file.exists():
-            assert process.poll() is None
-            assert time.monotonic() < deadline
-            time.sleep(0.05)
-        with grpc.insecure_channel(json.loads(file.read_text())["reload"]) as channel:
+        with grpc.insecure_channel(address_of(process, file)["reload"]) as channel:
             request = reload_pb2.MatchRequest(page_keys=[b"k" * 32])
-            with pytest.raises(grpc.RpcError) as caught:
-                reload_pb2_grpc.ReloadStub(channel).Match(request, timeout=10)
-            assert caught.value.code() is grpc.StatusCode.UNAVAILABLE  # type: ignore[attr-defined]
+            codes = []
+
+            def refused() -> bool:
+                with pytest.raises(grpc.RpcError) as caught:
+                    reload_pb2_grpc.ReloadStub(channel).Match(request, timeout=PATIENCE_S)
+                codes.append(caught.value.code())  # type: ignore[attr-defined]
+                return codes[-1] is not grpc.StatusCode.DEADLINE_EXCEEDED
+
+            wait_until(refused, "a Match that the server had time for")
+            assert codes[-1] is grpc.StatusCode.UNAVAILABLE
         process.terminate()
-        _, said = process.communicate(timeout=30)
+        _, said = process.communicate(timeout=PATIENCE_S)
     finally:
         process.kill()
         process.wait()
@@ -212,14 +215,14 @@ async def test_bytes_are_waited_for_in_turn() -> None:
 
     names = {"large": 90, "gone": 10, "small": 15}
     tasks = {name: asyncio.create_task(wait(name, unit)) for name, unit in names.items()}
-    await asyncio.sleep(0)
+    await settle()
     assert budget.take_spare(10, 1) == 0  # others wait
     tasks["gone"].cancel()
     budget.give_back(40)
-    await asyncio.sleep(0.01)
+    await settle()
     assert order == []  # nobody passes the first
     budget.give_back(40)
-    await asyncio.sleep(0.01)
+    await settle()
     assert order == ["large"]
     budget.give_back(90)
     await asyncio.gather(*tasks.values(), return_exceptions=True)

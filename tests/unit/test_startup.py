@@ -30,6 +30,7 @@ from lexico_services.process import stop_event, take_port
 from lexico_worker import ray_runtime
 from lexico_worker.config import EncoderConfig
 from lexico_worker.ray_runtime import RayConfig
+from tests.support.waiting import PATIENCE_S
 
 STORE = "redis://:secret@127.0.0.1"
 CPU_NODE, GPU_NODE = {"CPU": 4.0}, {"CPU": 4.0, "GPU": 2.0}
@@ -79,6 +80,12 @@ def test_the_password_of_the_store_is_not_shown() -> None:
     assert "secret" not in repr(EncoderConfig(STORE))
 
 
+@pytest.mark.parametrize("start", [0.0, -1.0, float("nan"), float("inf")])
+def test_start_times_that_cannot_be(start: float) -> None:
+    with pytest.raises(errors.ConfigurationError, match="start time"):
+        ListenConfig(start_s=start)
+
+
 @pytest.mark.parametrize("drain", [-1.0, float("nan"), float("inf")])
 def test_drain_times_that_cannot_be(drain: float) -> None:
     with pytest.raises(errors.ConfigurationError, match="drain"):
@@ -93,13 +100,13 @@ def application(status: str, message: str = "", encoder: str = "") -> Any:
 
 def test_a_deployment_is_waited_for() -> None:
     states = iter([None, application("DEPLOYING"), application("RUNNING")])
-    assert wait_until_running(lambda: next(states), 60, threading.Event())
+    assert wait_until_running(lambda: next(states), PATIENCE_S, threading.Event())
 
 
 def test_a_deployment_that_fails_or_hangs_says_why() -> None:
     failed = application("DEPLOY_FAILED", "no luck")
     with pytest.raises(errors.ConfigurationError, match="no luck"):
-        wait_until_running(lambda: failed, 60, threading.Event())
+        wait_until_running(lambda: failed, PATIENCE_S, threading.Event())
     hanging = application("DEPLOYING", encoder="waits for resources")
     with pytest.raises(errors.ConfigurationError, match="Encoder: waits for resources"):
         wait_until_running(lambda: hanging, 0.2, threading.Event())
@@ -108,7 +115,7 @@ def test_a_deployment_that_fails_or_hangs_says_why() -> None:
 def test_a_stop_ends_the_wait() -> None:
     stopped = threading.Event()
     stopped.set()
-    assert not wait_until_running(lambda: None, 60, stopped)
+    assert not wait_until_running(lambda: None, PATIENCE_S, stopped)
 
 
 def test_ports_are_tried_before_anything_is_started() -> None:
@@ -136,6 +143,7 @@ def test_a_taken_port_is_said_at_once(option: str, capsys: pytest.CaptureFixture
         (["serve", "--offload-port", "7", "--reload-port", "7"], "twice"),
         (["reload-server", "--store", "memory://"], "memory://"),
         (["serve", "--drain-seconds", "nan"], "drain"),
+        (["serve", "--start-seconds", "0"], "start time"),
     ],
 )
 def test_settings_that_cannot_work(
@@ -170,7 +178,11 @@ def lexico(*arguments: str, missing: tuple[str, ...] = ()) -> subprocess.Complet
     """`lexico` in a process in which some packages cannot be imported."""
     program = PROGRAM.format(missing=missing, arguments=list(arguments))
     return subprocess.run(
-        [sys.executable, "-c", program], capture_output=True, text=True, timeout=60, check=False
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
     )
 
 
@@ -228,6 +240,34 @@ def test_rays_folder_is_ours_alone_and_short_enough(
     assert not list(long.iterdir())
 
 
+AGENT = """
+import ctypes, sys
+ctypes.CDLL(None).prctl(15, sys.argv[1].encode())  # PR_SET_NAME
+print(flush=True)
+sys.stdin.read()
+"""
+
+
+def test_what_outlives_ray_is_ended_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ray_runtime, "_LEFTOVER_GRACE_S", 0.1)
+    children = {}
+    for name in ("ray::agent", "ray::other", "rays"):
+        child = subprocess.Popen(
+            [sys.executable, "-c", AGENT, name], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert child.stdout is not None
+        child.stdout.readline()
+        children[name] = child
+    try:
+        ray_runtime._end_leftovers()
+        alive = {name for name, child in children.items() if child.poll() is None}
+        assert alive == {"rays"}
+    finally:
+        for child in children.values():
+            child.kill()
+            child.communicate()
+
+
 def test_signals_stay_ours_while_ray_starts() -> None:
     kept = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
     try:
@@ -236,7 +276,7 @@ def test_signals_stay_ours_while_ray_starts() -> None:
         with ray_runtime._sigterm_kept():
             signal.signal(signal.SIGTERM, lambda *_: os._exit(3))
             signal.raise_signal(signal.SIGTERM)
-        assert stopped.wait(5)
+        assert stopped.wait(PATIENCE_S)
         assert signal.getsignal(signal.SIGTERM) is ours
     finally:
         for number, handler in kept.items():

@@ -9,21 +9,28 @@ import stat
 import subprocess
 import sys
 import threading
-import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lexico_proto.errors import ConfigurationError, StoreUnavailable
 from lexico_store import EmbeddedServer, open_store
 from lexico_store import child as child_module
-from lexico_store.embedded import find_server
+from lexico_store import embedded as embedded_module
+from lexico_store.embedded import LOG_NAME, find_server
+from tests.support.servers import PATIENT, embedded_server
+from tests.support.waiting import PATIENCE_S, linger, wait_until
+
+ROOT = Path(__file__).parents[2]
+SLEEP = ["sleep", "3600"]
 
 PARENT = """
-import sys, threading, time
-from lexico_store import EmbeddedServer
+import sys, threading
+from tests.support.servers import embedded_server
 found = []
-def start(): found.append(EmbeddedServer(server="wheel"))
+def start(): found.append(embedded_server())
 if sys.argv[1] == "thread":
     thread = threading.Thread(target=start); thread.start(); thread.join()
 else:
@@ -31,42 +38,45 @@ else:
 print(found[0].pid, found[0].url, flush=True)
 if sys.argv[2] == "leave":
     sys.exit(0)
-time.sleep(60)
+sys.stdin.read()
 """
 
 
 def start_parent(where: str, then: str) -> tuple[subprocess.Popen[str], int, str]:
     parent = subprocess.Popen(
-        [sys.executable, "-c", PARENT, where, then], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", PARENT, where, then],
+        cwd=ROOT,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     assert parent.stdout is not None
     pid, url = parent.stdout.readline().split()
     return parent, int(pid), url
 
 
-def is_gone(pid: int, within_s: float = 5.0) -> bool:
-    deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
-        try:
-            state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        except FileNotFoundError:
-            return True
-        if state == "Z":  # dead; whoever inherited it has not asked yet
-            return True
-        time.sleep(0.01)
-    return False
+def is_gone(pid: int) -> bool:
+    try:
+        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+    except FileNotFoundError:
+        return True
+    return state == "Z"  # dead; whoever inherited it has not asked yet
+
+
+def wait_until_gone(pid: int) -> None:
+    wait_until(lambda: is_gone(pid), f"the end of process {pid}")
 
 
 @pytest.mark.parametrize("where", ["main", "thread"])
 def test_killed_parent_takes_its_server_along(where: str) -> None:
     parent, pid, url = start_parent(where, "wait")
     with parent:
-        with open_store(url) as store:
+        with open_store(url, PATIENT) as store:
             store.ping()
-        time.sleep(0.2)
-        assert not is_gone(pid, within_s=0.05)
+        linger()
+        assert not is_gone(pid)
         parent.send_signal(signal.SIGKILL)
-    assert is_gone(pid)
+    wait_until_gone(pid)
     # Nobody is left to do it: the one thing that a killed parent leaves behind.
     shutil.rmtree(Path(url.removeprefix("unix://")).parent)
 
@@ -74,79 +84,108 @@ def test_killed_parent_takes_its_server_along(where: str) -> None:
 def test_parent_that_leaves_ends_its_server_and_tidies_up() -> None:
     parent, pid, url = start_parent("main", "leave")
     with parent:
-        assert parent.wait(10) == 0
-    assert is_gone(pid)
+        assert parent.wait(PATIENCE_S) == 0
+    wait_until_gone(pid)
     assert not Path(url.removeprefix("unix://")).parent.exists()
 
 
 def test_without_setpriv_the_child_is_bound_all_the_same(tmp_path: Path) -> None:
     code = f"""
-import time
+import sys
 from pathlib import Path
 from lexico_store import child
 child._binding = lambda _, find=child._binding: find(None)
 here = Path({str(tmp_path)!r})
-print(child.spawn_bound(["sleep", "60"], here, here / "log").pid, flush=True)
-time.sleep(60)
+print(child.spawn_bound({SLEEP}, here, here / "log").pid, flush=True)
+sys.stdin.read()
 """
     with subprocess.Popen(
-        [sys.executable, "-c", code], stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", code], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     ) as parent:
         assert parent.stdout is not None
         pid = int(parent.stdout.readline())
-        assert not is_gone(pid, within_s=0.1)
+        linger()
+        assert not is_gone(pid)
         parent.kill()
-    assert is_gone(pid)
+    wait_until_gone(pid)
+
+
+@pytest.mark.parametrize("own", [None, "dirty_decay_ms:5000"])
+def test_the_allocator_keeps_memory_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv("MALLOC_CONF", raising=False)
+    if own is not None:
+        monkeypatch.setenv("MALLOC_CONF", own)
+    asked: list[Mapping[str, str]] = []
+
+    def spawn(*arguments: Any) -> subprocess.Popen[bytes]:
+        asked.append(arguments[-1])
+        return child_module.spawn_bound(*arguments)
+
+    monkeypatch.setattr(embedded_module, "spawn_bound", spawn)
+    with EmbeddedServer():
+        pass
+    assert asked == [{"MALLOC_CONF": own or "dirty_decay_ms:-1,muzzy_decay_ms:-1"}]
+
+
+def test_a_child_has_what_its_environment_is_to_have(tmp_path: Path) -> None:
+    command, log = ["sh", "-c", 'echo "$LX_ONE $HOME"'], tmp_path / "log"
+    child_module.spawn_bound(command, tmp_path, log, {"LX_ONE": "one"}).wait()
+    assert log.read_text() == f"one {os.environ['HOME']}\n"
 
 
 def test_child_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None:
     children: list[subprocess.Popen[bytes]] = []
 
     def start() -> None:
-        children.append(child_module.spawn_bound(["sleep", "60"], tmp_path, tmp_path / "log"))
-        time.sleep(0.1)  # or the thread is gone before the child has asked for the signal
+        child = child_module.spawn_bound(SLEEP, tmp_path, tmp_path / "log")
+        children.append(child)
+        # Or the thread is gone before the child has asked for the signal, which it does first.
+        name = Path(f"/proc/{child.pid}/comm")
+        wait_until(lambda: name.read_text() == "sleep\n", "a child that sleeps", name.read_text)
 
     thread = threading.Thread(target=start)
     thread.start()
     thread.join()
-    time.sleep(0.1)
+    linger()
     assert children[0].poll() is None
     children[0].kill()
     children[0].wait()
 
 
 def test_forked_copy_spawns_and_spares_the_parents_server() -> None:
-    with EmbeddedServer(server="wheel") as server:
+    with embedded_server() as server:
         copy = os.fork()
         if copy == 0:
             try:
                 server.close()
-                EmbeddedServer(server="wheel").close()
+                embedded_server().close()
             except BaseException:  # noqa: BLE001  (a forked pytest must not go on)
                 os._exit(1)
             os._exit(0)
         assert os.waitpid(copy, 0)[1] == 0
-        with open_store(server.url) as store:
+        with open_store(server.url, PATIENT) as store:
             store.ping()
 
 
 def test_own_directory_is_private_and_goes(tmp_path: Path) -> None:
-    with EmbeddedServer(server="wheel") as server:
+    with embedded_server() as server:
         assert stat.S_IMODE(server.directory.stat().st_mode) == 0o700
         assert stat.S_IMODE(server.socket_path.stat().st_mode) == 0o700
         assert server.log_path.stat().st_size > 0
     assert not server.directory.exists()
-    assert is_gone(server.pid)
+    wait_until_gone(server.pid)
     server.close()
 
 
 def test_given_directory_is_made_and_kept(tmp_path: Path) -> None:
     directory = tmp_path / "a" / "b"
-    with EmbeddedServer(directory, server="wheel") as server:
+    with embedded_server(directory) as server:
         assert stat.S_IMODE(directory.stat().st_mode) == 0o700
         with pytest.raises(ConfigurationError, match="another server"):
             EmbeddedServer(directory, server="wheel")
-        with open_store(server.url) as store:
+        with open_store(server.url, PATIENT) as store:
             store.ping()
     assert directory.exists()
     assert not server.socket_path.exists()
@@ -164,7 +203,7 @@ def test_directory_too_deep_for_a_socket(tmp_path: Path) -> None:
 
 
 def test_no_tcp_port_is_open() -> None:
-    with EmbeddedServer(server="wheel") as server:
+    with embedded_server() as server:
         sockets = {
             os.readlink(fd)
             for fd in Path(f"/proc/{server.pid}/fd").iterdir()
@@ -182,15 +221,18 @@ def test_server_that_dies_at_its_start_shows_its_log(tmp_path: Path) -> None:
     script.write_text("#!/bin/sh\necho FATAL no such option >&2\nexit 3\n")
     script.chmod(0o700)
     with pytest.raises(StoreUnavailable, match=r"(?s)status 3.*FATAL no such option"):
-        EmbeddedServer(server=str(script))
+        EmbeddedServer(server=str(script), start_timeout_s=PATIENCE_S)
 
 
 def test_server_that_never_answers_is_given_up(tmp_path: Path) -> None:
     script = tmp_path / "server"
-    script.write_text("#!/bin/sh\necho thinking\nexec sleep 60\n")
+    script.write_text("#!/bin/sh\nexec sleep 3600\n")
     script.chmod(0o700)
+    directory = tmp_path / "s"
+    directory.mkdir(mode=0o700)
+    (directory / LOG_NAME).write_text("thinking")  # whenever it is that the script would begin
     with pytest.raises(StoreUnavailable, match=r"(?s)0.3 s.*thinking"):
-        EmbeddedServer(server=str(script), start_timeout_s=0.3)
+        EmbeddedServer(directory, server=str(script), start_timeout_s=0.3)
 
 
 def test_order_of_servers(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import threading
-import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -18,49 +18,51 @@ from lexico_proto.errors import (
     StoreUnavailable,
 )
 from lexico_store import PageStore, StoreSettings, open_store
-from tests.support.servers import Answer, FakeServer
+from tests.support.servers import PATIENT, Answer, FakeServer, answer_of
+from tests.support.waiting import PATIENCE_S, wait_until
 
 SCOPE, KEY = b"s" * 16, b"k" * 32
-QUICK = StoreSettings(timeout_s=0.25, connect_timeout_s=0.25, max_connections=1)
+HALF = b"$100\r\nhalf"
+LONE = replace(PATIENT, max_connections=1)
+QUICK = replace(LONE, timeout_s=0.25)
 
-Serve = Callable[[Answer], PageStore]
+Serve = Callable[..., PageStore]
 
 
 @pytest.fixture
 def serve(tmp_path: Path) -> Iterator[Serve]:
     with ExitStack() as stack:
 
-        def start(answer: Answer) -> PageStore:
+        def start(answer: Answer, settings: StoreSettings = LONE) -> PageStore:
             server = stack.enter_context(FakeServer(tmp_path / "s", answer))
-            return stack.enter_context(open_store(server.url, QUICK))
+            return stack.enter_context(open_store(server.url, settings))
 
         yield start
 
 
 def test_silence_times_out(serve: Serve) -> None:
-    store = serve(lambda *_: b"")
-    for call in (store.ping, lambda: store.commit(SCOPE, KEY, [b"x" * (4 << 20)], b"", 1)):
-        start = time.monotonic()
+    store = serve(lambda *_: b"", QUICK)
+    for call in (store.ping, lambda: store.commit(SCOPE, KEY, [b"x" * (4 << 20)], 1)):
         with pytest.raises(StoreUnavailable):
             call()
-        assert time.monotonic() - start < 1.5
 
 
 def test_late_reply_is_not_the_next_calls(serve: Serve) -> None:
-    sent = threading.Event()
+    given_up, sent = threading.Event(), threading.Event()
 
     def answer(connection: int, _: list[bytes]) -> bytes:
         if connection == 0:
-            time.sleep(0.5)
+            given_up.wait(PATIENCE_S)
             sent.set()
             return b":1\r\n"
         return b":0\r\n"
 
-    store = serve(answer)
+    store = serve(answer, QUICK)
     with pytest.raises(StoreUnavailable):
         store.present(SCOPE, [KEY])
-    assert sent.wait(5)
-    assert store.present(SCOPE, [KEY]) == [False]
+    given_up.set()
+    assert sent.wait(PATIENCE_S)
+    assert answer_of(lambda: store.present(SCOPE, [KEY])) == [False]
 
 
 def test_half_a_pipeline_then_silence(serve: Serve) -> None:
@@ -74,17 +76,17 @@ def test_half_a_pipeline_then_silence(serve: Serve) -> None:
             return b"$5\r\nstale\r\n" if len(asked) == 1 else b""
         return b"$5\r\nfresh\r\n"
 
-    store = serve(answer)
+    store = serve(answer, QUICK)
     with pytest.raises(StoreUnavailable):
         store.read(SCOPE, keys, 0)
-    assert store.read(SCOPE, keys, 0) == [b"fresh", b"fresh"]
+    assert answer_of(lambda: store.read(SCOPE, keys, 0)) == [b"fresh", b"fresh"]
 
 
 @pytest.mark.parametrize(
     ("reply", "error"),
     [
         (None, StoreUnavailable),
-        (b"$100\r\nhalf", StoreUnavailable),
+        (HALF, StoreUnavailable),
         (b"HTTP/1.1 400 Bad Request\r\n\r\n", StoreUnavailable),
         (b"-LOADING Redis is loading the dataset in memory\r\n", StoreUnavailable),
         (b"-READONLY You can't write against a read only replica.\r\n", StoreUnavailable),
@@ -104,9 +106,9 @@ def test_half_a_pipeline_then_silence(serve: Serve) -> None:
 def test_every_failure_has_its_error(
     serve: Serve, reply: bytes | None, error: type[LexicoError]
 ) -> None:
-    store = serve(lambda *_: reply)
+    store = serve(lambda *_: reply, QUICK if reply == HALF else LONE)
     with pytest.raises(error) as caught:
-        store.meta(SCOPE, KEY)
+        store.read_page(SCOPE, KEY)
     assert type(caught.value) is error
     assert caught.value.__cause__ is not None
     assert "lx1:" not in str(caught.value)
@@ -124,20 +126,25 @@ def test_refused_write_in_a_transaction(serve: Serve) -> None:
     store = serve(lambda _, command: replies.get(command[0], b"+QUEUED\r\n"))
     for _ in range(2):
         with pytest.raises(Busy, match="maxmemory"):
-            store.commit(SCOPE, KEY, [b"x" * 10_000], b"secret", 1)
+            store.commit(SCOPE, KEY, [b"x" * 10_000], 1)
 
 
-def test_connection_that_is_in_use_too_long_is_busy(serve: Serve) -> None:
-    gone = threading.Event()
+def test_connection_that_is_in_use_too_long_is_busy(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    held, gone = threading.Event(), threading.Event()
 
     def answer(connection: int, _: list[bytes]) -> bytes:
-        gone.wait(0.2)  # below the timeout: two of these hold the only connection for 0.4 s
+        held.set()
+        gone.wait(PATIENCE_S)
         return b":0\r\n"
 
     store = serve(answer)
     slow = threading.Thread(target=store.present, args=(SCOPE, [KEY] * 4))
     slow.start()
-    time.sleep(0.05)
+    assert held.wait(PATIENCE_S)
+    # The wait for a connection is as long as that for an answer, which must not end before it.
+    monkeypatch.setattr(store, "_slot_wait_s", 0.05)
     with pytest.raises(Busy, match="connections"):
         store.ping()
     gone.set()
@@ -152,15 +159,17 @@ def test_no_server_and_no_socket(tmp_path: Path) -> None:
 
 def test_close_waits_for_running_calls(serve: Serve) -> None:
     results: list[list[bool]] = []
+    asked = threading.Event()
 
     def answer(connection: int, _: list[bytes]) -> bytes:
-        time.sleep(0.15)
+        asked.set()
+        wait_until(lambda: store._closed, "the store's end")  # type: ignore[attr-defined]
         return b":1\r\n"
 
     store = serve(answer)
     thread = threading.Thread(target=lambda: results.append(store.present(SCOPE, [KEY])))
     thread.start()
-    time.sleep(0.05)
+    assert asked.wait(PATIENCE_S)
     store.close()
     thread.join()
     assert results == [[True]]

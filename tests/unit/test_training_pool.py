@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import socket
-import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -111,11 +111,14 @@ def test_a_cluster_on_loopback_alone_is_joined_there(monkeypatch: pytest.MonkeyP
 
 
 class Deserted(training_pool._Crew[int, int]):
-    """A crew without Ray: its first worker does some items and is lost, and no other comes."""
+    """A crew without Ray and with a clock of its own: its first worker does some items and is lost,
+    and no other comes.
+    """
 
-    def __init__(self, does: int, seconds: float = 0.0) -> None:
+    def __init__(self, does: int, monkeypatch: pytest.MonkeyPatch, seconds: float = 0.0) -> None:
         super().__init__(Chores(Path()), 1, "cpu")
-        self.left, self._seconds = does, seconds
+        self.left, self._seconds, self._now = does, seconds, 1000.0
+        monkeypatch.setattr(training_pool, "time", SimpleNamespace(monotonic=lambda: self._now))
 
     def _hire(self) -> None:
         self._running[object()] = training_pool._Call(object(), training_pool._Phase.UP)
@@ -135,11 +138,11 @@ class Deserted(training_pool._Crew[int, int]):
         self._running["call"] = call
 
     def _look(self) -> dict[int, int]:
-        time.sleep(0.01)
+        self._now += training_pool._LOOK_S
         call = self._running.get("call")
         if call is None or call.job is None:
             return {}
-        time.sleep(self._seconds)
+        self._now += self._seconds
         del self._running["call"]
         self._working -= 1
         if not self.left:
@@ -151,23 +154,21 @@ class Deserted(training_pool._Crew[int, int]):
         return {call.job.number: -call.job.item}
 
 
-@pytest.mark.timeout(60)
 @pytest.mark.parametrize("ordered", [True, False])
 @pytest.mark.parametrize("does", [0, 1, 2])
 def test_a_cluster_that_has_lost_all_workers_is_not_waited_for(
     does: int, ordered: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(training_pool, "_START_S", 0.1)
     found: list[int] = []
-    results = Deserted(does).results(iter([1, 2, 3]), ordered)
+    results = Deserted(does, monkeypatch).results(iter([1, 2, 3]), ordered)
     with pytest.raises(Unavailable, match="no worker started"):
         found.extend(results)
     assert found == [-1, -2][:does]
 
 
 def test_work_may_take_longer_than_a_start(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(training_pool, "_START_S", 0.1)
-    assert list(Deserted(3, seconds=0.2).results(iter([1, 2, 3]), ordered=True)) == [-1, -2, -3]
+    slow = Deserted(3, monkeypatch, seconds=2 * training_pool._START_S)
+    assert list(slow.results(iter([1, 2, 3]), ordered=True)) == [-1, -2, -3]
 
 
 def test_errors_of_ray_are_ours(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,7 +20,8 @@ ESCAPE_BITS: Final = 16.0
 RATE_WEIGHT: Final = 0.025
 """Error that a bit is worth, in squared steps. For the error alone it would be 0.1155, the slope
 (2 ln 2) / 12 of a uniform quantiser at high rate. But levels that are smaller than their values are
-errors that agree with one another, which cost predictions more (ADR 0030)."""
+errors that agree with one another, which cost predictions more:
+docs/research/errors-that-agree-cost-more.md."""
 
 
 def choose_levels(

@@ -18,6 +18,7 @@ from lexico_services.offload.servicer import SERVICE, OffloadServicer
 from lexico_services.server import GrpcServer
 from lexico_worker.config import EncoderConfig
 from lexico_worker.deployment import encoder_app
+from lexico_worker.malloc import keep_freed_memory
 
 _log = logging.getLogger(__name__)
 
@@ -43,6 +44,7 @@ class IngressReplica:
     """
 
     def __init__(self, encoders: Any, config: IngressConfig) -> None:
+        keep_freed_memory()
         self._ingress = Ingress(RayEncoders(encoders), config.offload)
         servicer = OffloadServicer(self._ingress, Tenants.from_file(config.listen.token_file))
         self._server = GrpcServer(

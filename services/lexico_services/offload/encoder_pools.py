@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
+from lexico_codec.pieces import Piece
 from lexico_proto.errors import ERRORS, Busy, EncoderLost, InternalError
-from lexico_services.offload.ingress import Buffer
+from lexico_services.admission import to_the_end
 from lexico_worker.page_encoder import PageDone, PageEncoder, PageJob
 
 
@@ -24,8 +26,8 @@ class LocalEncoders:
         self._encoder = encoder
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
 
-    async def place(self, page: Buffer) -> Any:
-        """A copy of the page."""
+    async def place(self, page: list[Piece]) -> Any:
+        """The pieces as they are: threads read this process's memory."""
         return page.copy()
 
     async def encode(self, job: PageJob, placed: Any) -> PageDone:
@@ -57,6 +59,7 @@ class RayEncoders:
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
         self._ray = ray
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="place")
         self._handle = handle
         self._full = BackPressureError
         # A replica that died, or is not reachable, may or may not have run the call; PageEncoder is
@@ -68,9 +71,13 @@ class RayEncoders:
             DeploymentUnavailableError,
         )
 
-    async def place(self, page: Buffer) -> Any:
-        """Copies the page into shared memory, once."""
-        return self._ray.put(page)
+    async def place(self, page: list[Piece]) -> Any:
+        """Copies the pieces into shared memory, as one object.
+
+        In a thread: the copy holds no lock of Python's, and other pages go on meanwhile. A caller
+        that goes away waits for it, so that the bytes are counted while they are here.
+        """
+        return await to_the_end(self._threads, partial(self._ray.put, page))
 
     async def encode(self, job: PageJob, placed: Any) -> PageDone:
         """One call to an encoder; a second where the first encoder died.

@@ -12,10 +12,9 @@ from dataclasses import dataclass, field
 from itertools import pairwise
 from typing import Any, Final, Protocol
 
-import numpy as np
-import numpy.typing as npt
-
 from lexico_codec.keys import page_keys
+from lexico_codec.pieces import Piece
+from lexico_codec.put_messages import PageEnd
 from lexico_codec.spec import CacheSpec
 from lexico_codec.upload import PageAssembler
 from lexico_proto.errors import (
@@ -38,15 +37,13 @@ MAX_CHAIN_PAGES: Final = 1 << 16
 MAX_GROUP_BYTES: Final = 63 << 20
 """Raw bytes of a layer group, so that its frame fits the store's cap."""
 
-Buffer = npt.NDArray[np.uint8]
-
 
 class EncoderPool(Protocol):
     """Where pages are encoded: Ray in production, a thread in tests."""
 
-    async def place(self, page: Buffer) -> Any:
-        """Copies a page to where encoders read it, and returns a reference; the buffer is used
-        again.
+    async def place(self, page: list[Piece]) -> Any:
+        """Brings a page to where encoders read it, and returns a reference. The caller empties the
+        list afterwards.
         """
 
     def encode(self, job: PageJob, placed: Any) -> Awaitable[PageDone]:
@@ -95,15 +92,6 @@ class Upload:
                 raise PageKeyMismatch(
                     f"the key of page {page} is not the one that its namespace and tokens give"
                 )
-
-
-@dataclass(frozen=True)
-class PageEnd:
-    """What follows the bytes of a page."""
-
-    page: int
-    checksum: int
-    """XXH3-64 of the page's bytes."""
 
 
 @dataclass
@@ -171,14 +159,15 @@ class Ingress:
         handed_over = False
         try:
             stream = _PageStream(parts, self._config.idle_s)
-            buffer = np.empty(spec.page_bytes, np.uint8)
             for page, key in zip(upload.pages, upload.keys, strict=True):
                 # With n pages' room, n - 1 may be in encoders while this one is received.
                 await _all_but(tasks, units - 1)
-                placed = [await self._receive(stream, page, buffer, report)]
+                started = time.perf_counter()
+                pieces = await stream.page(page, spec.page_bytes)
+                report.seconds.receive += time.perf_counter() - started
                 job = PageJob(upload.scope, spec, page, key)
-                tasks.append(asyncio.create_task(self._encode(job, placed, report)))
-                del placed
+                tasks.append(asyncio.create_task(self._encode(job, pieces, report)))
+                del pieces
             await stream.expect_end()
             if wait_committed:
                 await _all_but(tasks, 0)
@@ -197,22 +186,19 @@ class Ingress:
         """Waits for pages that nobody waits for."""
         await asyncio.gather(*self._background, return_exceptions=True)
 
-    async def _receive(self, stream: _PageStream, page: int, buffer: Buffer, report: Report) -> Any:
+    async def _encode(self, job: PageJob, pieces: list[Piece], report: Report) -> PageDone:
         started = time.perf_counter()
-        await stream.fill(page, buffer.data)
-        received = time.perf_counter()
-        ref = await self._encoders.place(buffer)
-        report.seconds.receive += received - started
-        report.seconds.place += time.perf_counter() - received
-        return ref
-
-    async def _encode(self, job: PageJob, placed: list[Any], report: Report) -> PageDone:
-        started = time.perf_counter()
+        try:
+            placed = [await self._encoders.place(pieces)]
+        finally:
+            pieces.clear()  # a task's exception would keep the page alive
+        called = time.perf_counter()
         try:
             done = await self._encoders.encode(job, placed[0])
         finally:
-            placed.clear()  # a task's exception would keep the page in shared memory alive
-        report.seconds.encoder += time.perf_counter() - started
+            placed.clear()  # and in shared memory as well
+        report.seconds.place += called - started
+        report.seconds.encoder += time.perf_counter() - called
         report.seconds.encode += done.encode_s
         report.seconds.commit += done.commit_s
         return done
@@ -240,14 +226,13 @@ class _PageStream:
         self._parts = parts
         self._idle_s = idle_s
 
-    async def fill(self, page: int, target: memoryview) -> None:
-        assembler = PageAssembler(page, target)
+    async def page(self, page: int, page_bytes: int) -> list[Piece]:
+        assembler = PageAssembler(page, page_bytes)
         while (part := await self._next()) is not None:
             if isinstance(part, PageEnd):
-                assembler.end(part.page, part.checksum)
-                return
+                return assembler.end(part.page, part.checksum)
             assembler.add(part)
-        assembler.cut()
+        raise assembler.cut()
 
     async def expect_end(self) -> None:
         if await self._next() is not None:

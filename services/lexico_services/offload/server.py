@@ -21,8 +21,6 @@ PLASMA_FACTOR = 2.5
 """Shared memory over admitted bytes: pages being freed still lie there, and Ray would spill to disk
 in silence.
 """
-DEPLOY_TIMEOUT_S = 120.0
-"""Longest wait for ingress and encoders; Serve by itself waits for ever."""
 PROBE_EVERY_S = 5.0
 """Seconds between two questions to the ingress."""
 RECOVERY_S = 30.0
@@ -38,15 +36,13 @@ class OffloadServer:
         offload: OffloadConfig,
         encoder: EncoderConfig,
         ray: RayConfig,
-        deploy_timeout_s: float = DEPLOY_TIMEOUT_S,
     ) -> None:
         """
         Args:
-            listen: where the ingress listens.
+            listen: where the ingress listens, and how long its start may take.
             offload: bounds of the ingress.
             encoder: the encoders.
             ray: which Ray.
-            deploy_timeout_s: longest wait for ingress and encoders.
         """
         if not ray.address:
             needed = int(offload.max_inflight_bytes * PLASMA_FACTOR)
@@ -54,7 +50,6 @@ class OffloadServer:
         self._listen = listen
         self._offload = offload
         self._encoder = encoder
-        self._deploy_timeout_s = deploy_timeout_s
         self._runtime = RayRuntime(ray)
         self._ingress: Any = None
         self._probe: Any = None
@@ -85,7 +80,7 @@ class OffloadServer:
         try:
             if stopped.is_set() or not self._deploy(listen, stopped):
                 return False
-            self._ingress.port.remote().result(timeout_s=10)
+            self._ingress.port.remote().result(timeout_s=listen.start_s)
         except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
             self.stop()
             raise ConfigurationError(
@@ -123,7 +118,7 @@ class OffloadServer:
             wait_for_applications_running=False,
         )
         running = wait_until_running(
-            lambda: serve.status().applications.get(APP_NAME), self._deploy_timeout_s, stopped
+            lambda: serve.status().applications.get(APP_NAME), listen.start_s, stopped
         )
         if running:
             self._ingress = ingress

@@ -8,12 +8,12 @@ from typing import Any, Final
 
 import grpc
 
+from lexico_codec.put_messages import Malformed, PageEnd, PutPart, parse_put
 from lexico_codec.wire import spec_from_wire
 from lexico_proto.errors import InvalidInput, StreamTruncated
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_services.auth import Tenants
-from lexico_services.offload.ingress import Ingress, PageEnd, Report, Upload
-from lexico_services.offload.put_messages import Malformed, PutPart, parse_put
+from lexico_services.offload.ingress import Ingress, Report, Upload
 from lexico_services.status import translated
 from lexico_worker.page_encoder import Outcome, PageDone
 

@@ -3,19 +3,31 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from concurrent.futures import Executor
-from typing import Final
+from functools import partial
+from typing import Final, Protocol
 
 from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_services.admission import ByteBudget
-from lexico_services.config import ReloadConfig
 
 BATCH_BYTES: Final = 8 << 20
-"""Frames of about this many bytes are read in one round trip, or a single one that is longer."""
+"""Most bytes of frames that are read in one round trip, unless a single frame has more."""
 
-Read = Callable[[Sequence[bytes], int], list[bytes | None]]
-"""`(keys, group)` → one frame of each page; blocks."""
+MEASURED_FRAMES: Final = 1024
+"""Frames whose lengths are asked for in one round trip, or those of one layer group."""
+
+
+class FrameSource(Protocol):
+    """The pages of one Get. Calls block."""
+
+    def frame_bytes(self, groups: Sequence[int]) -> list[list[int]]:
+        """Lengths of frames, `[group][page]`; 0 for one that is not there."""
+
+    def read(self, group: int, first: int, lengths: Sequence[int]) -> list[bytes | None]:
+        """One frame of each page from position `first` on: those that are there, sound and exactly
+        as long as was said.
+        """
 
 
 class FrameBatch:
@@ -83,67 +95,98 @@ class FrameBatch:
 
 
 class FrameReader:
-    """Starts the reads of one Get, in its order."""
+    """Starts the reads of one Get, in its order: group 0 of every page, then group 1, and so on."""
 
     def __init__(
         self,
-        read: Read,
-        keys: Sequence[bytes],
+        source: FrameSource,
+        pages: int,
         groups: int,
-        config: ReloadConfig,
         buffers: ByteBudget,
         threads: Executor,
     ) -> None:
-        self.limit = len(keys)
+        """
+        Args:
+            source: where frames and their lengths come from.
+            pages: pages asked for.
+            groups: frames of each.
+            buffers: bound on the bytes of frames that are read or held.
+            threads: where the source blocks.
+        """
+        self.limit = pages
         """Pages that are still given: reads stop there."""
-        self._read = read
-        self._keys = keys
+        self._source = source
         self._groups = groups
         self._buffers = buffers
         self._threads = threads
-        # Half of the budget: streams should read side by side.
-        share = config.max_buffered_bytes // (2 * MAX_FRAME_BYTES)
-        self._most = max(1, min(config.pages_per_read, share))
-        self._longest = MAX_FRAME_BYTES  # until one was seen
         self._group = self._first = 0
+        self._missing = pages  # the first page that is known to lack a frame
+        self._lengths: dict[int, list[int]] = {}
+        """Group → lengths of its frames, for the groups to come that were asked for."""
 
     async def start(self) -> FrameBatch | None:
-        """The next batch, once there is room for a page of it; None at the end."""
-        wanted = self._wanted()
-        if wanted == 0:
+        """The next batch, once there is room for it; None at the end."""
+        if not self._go_on():
             return None
-        return self._started(await self._buffers.wait(MAX_FRAME_BYTES, wanted))
+        if self._group not in self._lengths:
+            await self._measure()
+        lengths = self._batch()
+        if size := sum(lengths):
+            await self._buffers.wait(size, 1)
+        return self._started(lengths)
 
     def start_if_spare(self) -> FrameBatch | None:
-        """The next batch, if there is room now and it is not the end."""
-        wanted = self._wanted()
-        pages = self._buffers.take_spare(MAX_FRAME_BYTES, wanted) if wanted else 0
-        return self._started(pages) if pages else None
+        """The next batch, if its lengths are known, there is room now and it is not the end."""
+        if not self._go_on() or self._group not in self._lengths:
+            return None
+        lengths = self._batch()
+        if (size := sum(lengths)) and not self._buffers.take_spare(size, 1):
+            return None
+        return self._started(lengths)
 
-    def _wanted(self) -> int:
-        """Pages of the next batch."""
-        if self._first >= self.limit:
+    def _go_on(self) -> bool:
+        """Whether anything is left; goes on to the next group where one is done."""
+        if self._first >= self._end:
+            self._lengths.pop(self._group, None)
             self._group, self._first = self._group + 1, 0
-        if self._group >= self._groups or self.limit == 0:
-            return 0
-        return min(self._most, self.limit - self._first, max(1, BATCH_BYTES // self._longest))
+        return self._group < self._groups and self._end > 0
 
-    def _started(self, pages: int) -> FrameBatch:
-        group, first, self._first = self._group, self._first, self._first + pages
-        wanted = self._keys[first : first + pages]
-        taken = pages * MAX_FRAME_BYTES
+    @property
+    def _end(self) -> int:
+        return min(self.limit, self._missing)
+
+    async def _measure(self) -> None:
+        count = max(1, MEASURED_FRAMES // self._end)
+        groups = range(self._group, min(self._group + count, self._groups))
+        loop = asyncio.get_running_loop()
+        found = await loop.run_in_executor(self._threads, self._source.frame_bytes, groups)
+        self._lengths = dict(zip(groups, found, strict=True))
+
+    def _batch(self) -> list[int]:
+        """Lengths of the frames to read next, at least one. What cannot be a frame counts nothing:
+        it is not read, and ends the prefix.
+        """
+        batch: list[int] = []
+        size = 0
+        for page in range(self._first, self._end):
+            length = self._lengths[self._group][page]
+            if batch and size + length > BATCH_BYTES:
+                break
+            if not 0 < length <= MAX_FRAME_BYTES:
+                self._missing = page
+                return [*batch, 0]
+            batch.append(length)
+            size += length
+        return batch
+
+    def _started(self, lengths: list[int]) -> FrameBatch:
+        group, first, self._first = self._group, self._first, self._first + len(lengths)
         loop = asyncio.get_running_loop()
         try:
-            read = loop.run_in_executor(self._threads, self._read, wanted, group)
-        except BaseException:
-            self._buffers.give_back(taken)
-            raise
-        read.add_done_callback(self._learn)
-        return FrameBatch(group, first, read, taken, self._buffers)
-
-    def _learn(self, read: asyncio.Future[list[bytes | None]]) -> None:
-        """Takes the frames that came last for the length of those to come."""
-        if not read.cancelled() and read.exception() is None:
-            self._longest = max(
-                (len(frame) for frame in read.result() if frame), default=self._longest
+            read = loop.run_in_executor(
+                self._threads, partial(self._source.read, group, first, lengths)
             )
+        except BaseException:
+            self._buffers.give_back(sum(lengths))
+            raise
+        return FrameBatch(group, first, read, sum(lengths), self._buffers)

@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import grpc
 
-from lexico_proto.v1 import dictionaries_pb2_grpc, reload_pb2_grpc
+from lexico_proto.v1 import dictionaries_pb2_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, ReloadConfig
@@ -60,5 +60,5 @@ class ReloadServer:
         self._threads.shutdown(wait=False, cancel_futures=True)
 
     def _add_to(self, server: grpc.aio.Server) -> None:
-        reload_pb2_grpc.add_ReloadServicer_to_server(self._reload, server)
+        self._reload.add_to(server)
         dictionaries_pb2_grpc.add_DictionariesServicer_to_server(self._dictionaries, server)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final
@@ -12,10 +12,10 @@ from typing import Final
 import grpc
 
 from lexico_codec.frame import parse_frame
-from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError
-from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS, PIECE_BYTES
+from lexico_codec.get_messages import frame_messages, miss_message
+from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError, NewerFrame
+from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 from lexico_proto.v1 import reload_pb2 as pb
-from lexico_proto.v1 import reload_pb2_grpc as pb_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, write_to
 from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
@@ -28,10 +28,11 @@ _log = logging.getLogger(__name__)
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Reload"].full_name
 
 
-Write = Callable[[pb.GetResponse], Awaitable[None]]
+Write = Callable[[bytes], Awaitable[None]]
+"""Sends one serialised GetResponse."""
 
 
-class ReloadServicer(pb_grpc.ReloadServicer):
+class ReloadServicer:
     """Serves lexico_proto.v1.Reload. Stateless: any replica answers any call."""
 
     def __init__(
@@ -62,7 +63,21 @@ class ReloadServicer(pb_grpc.ReloadServicer):
         self._calls = calls
         self._buffers = buffers
 
-    async def Match(
+    def add_to(self, server: grpc.aio.Server) -> None:
+        """Registers the service, with frames that protobuf does not copy."""
+        handlers = {
+            "Match": grpc.unary_unary_rpc_method_handler(
+                self.match,
+                request_deserializer=pb.MatchRequest.FromString,
+                response_serializer=pb.MatchResponse.SerializeToString,
+            ),
+            "Get": grpc.unary_stream_rpc_method_handler(
+                self.get, request_deserializer=pb.GetRequest.FromString
+            ),
+        }
+        server.add_registered_method_handlers(SERVICE, handlers)  # type: ignore[attr-defined]
+
+    async def match(
         self,
         request: pb.MatchRequest,
         context: grpc.aio.ServicerContext[pb.MatchRequest, pb.MatchResponse],
@@ -80,10 +95,10 @@ class ReloadServicer(pb_grpc.ReloadServicer):
                 response.leading = present.index(False) if False in present else len(present)
         return response
 
-    async def Get(
+    async def get(
         self,
         request: pb.GetRequest,
-        context: grpc.aio.ServicerContext[pb.GetRequest, pb.GetResponse],
+        context: grpc.aio.ServicerContext[pb.GetRequest, bytes],
     ) -> None:
         """Frames of pages, group by group, until all are sent or the prefix ends.
 
@@ -109,11 +124,8 @@ class ReloadServicer(pb_grpc.ReloadServicer):
         write: Write,
     ) -> None:
         """Reads one batch from the store while the one before it is sent."""
-
-        def read(wanted: Sequence[bytes], group: int) -> list[bytes | None]:
-            return self._sound_frames(scope, wanted, group)
-
-        reader = FrameReader(read, keys, groups, self._config, self._buffers, self._threads)
+        source = _SoundFrames(self._store, scope, keys)
+        reader = FrameReader(source, len(keys), groups, self._buffers, self._threads)
         batch = ahead = await reader.start()
         try:
             while batch is not None:
@@ -127,21 +139,6 @@ class ReloadServicer(pb_grpc.ReloadServicer):
                 if each is not None:
                     each.drop()
         await self._touch(scope, keys[: reader.limit])
-
-    def _sound_frames(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
-        """One frame of each page; a page with a damaged one is removed, so that it is sent anew."""
-        frames = self._store.read(scope, keys, group)
-        damaged = [
-            at
-            for at, frame in enumerate(frames)
-            if frame is not None and not _belongs(frame, keys[at])
-        ]
-        if damaged:
-            _log.warning("damaged pages=%d group=%d: removed", len(damaged), group)
-            self._store.discard(scope, [keys[at] for at in damaged])
-            for at in damaged:
-                frames[at] = None
-        return frames
 
     async def _touch(self, scope: bytes, keys: Sequence[bytes]) -> None:
         """Renews the expiry of pages that were read; the frames are out, so a failure is only
@@ -169,22 +166,61 @@ async def _write_batch(batch: FrameBatch, reader: FrameReader, write: Write) -> 
             return
         if frame is None:
             reader.limit = page
-            await write(pb.GetResponse(miss=pb.Miss(page=page)))
+            await write(miss_message(page))
             return
-        for part in _parts(page, batch.group, frame):
-            await write(part)
+        for message in frame_messages(page, batch.group, frame):
+            await write(message)
+
+
+class _SoundFrames:
+    """The pages of one Get in the store."""
+
+    def __init__(self, store: PageStore, scope: bytes, keys: Sequence[bytes]) -> None:
+        self._store = store
+        self._scope = scope
+        self._keys = keys
+
+    def frame_bytes(self, groups: Sequence[int]) -> list[list[int]]:
+        return self._store.frame_bytes(self._scope, self._keys, groups)
+
+    def read(self, group: int, first: int, lengths: Sequence[int]) -> list[bytes | None]:
+        """A page with a damaged frame is removed, so that it is sent anew; a newer one is left to
+        those that can read it. One that was committed anew since its length was asked for, and has
+        another, is a miss: its bytes are not counted.
+        """
+        keys = self._keys[first : first + len(lengths)]
+        asked = [key for key, length in zip(keys, lengths, strict=True) if length]
+        found = dict(zip(asked, self._store.read(self._scope, asked, group), strict=True))
+        frames: list[bytes | None] = []
+        damaged, newer = [], 0
+        for key, length in zip(keys, lengths, strict=True):
+            frame = found.pop(key, None)
+            if frame is not None and len(frame) != length:
+                frame = None
+            try:
+                if frame is not None and not _belongs(frame, key):
+                    damaged.append(key)
+                    frame = None
+            except NewerFrame:
+                newer += 1
+                frame = None
+            frames.append(frame)
+        if damaged:
+            _log.warning("damaged pages=%d group=%d: removed", len(damaged), group)
+            self._store.discard(self._scope, damaged)
+        if newer:
+            _log.warning("newer pages=%d group=%d: left alone, upgrade to read", newer, group)
+        return frames
 
 
 def _belongs(frame: bytes, key: bytes) -> bool:
-    """Whether a frame is sound and the page's own. Whoever decodes it checks again, and more."""
+    """Whether a frame is sound and the page's own. Whoever decodes it checks again, and more, and
+    has to know its codec.
+
+    Raises:
+        NewerFrame: sound, of a version that is not known here.
+    """
     try:
         return parse_frame(frame)[0].page_key == key
     except DamagedFrame:
         return False
-
-
-def _parts(page: int, group: int, frame: bytes) -> Iterator[pb.GetResponse]:
-    for at in range(0, len(frame), PIECE_BYTES):
-        data = frame[at : at + PIECE_BYTES]
-        part = pb.FramePart(page=page, group=group, frame_bytes=len(frame), data=data)
-        yield pb.GetResponse(frame=part)

@@ -1,0 +1,7 @@
+"""Hugging Face transformers. Its public names are those of `lexico_client.hf`."""
+
+from lexico_client.engines.hf._coded_cache import CodedCache
+from lexico_client.engines.hf._shared_cache import CodedHit, Hit, HuggingFaceCache
+from lexico_client.engines.hf._weights import weights_fingerprint
+
+__all__ = ["CodedCache", "CodedHit", "Hit", "HuggingFaceCache", "weights_fingerprint"]

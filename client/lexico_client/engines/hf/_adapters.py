@@ -1,0 +1,109 @@
+"""Adapters, and whatever else was put into a model: what its modules keep beside tensors.
+
+Which adapters are active, merged or disabled, and how they are scaled, are plain attributes of
+their modules. So every plain attribute of a module that is not the model's own is part of the
+model's identity; no library of adapters is known by name.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import fields, is_dataclass
+from enum import Enum
+from typing import Any, Final, TypeAlias
+
+import torch
+from torch import Tensor, nn
+
+from lexico_client.engines.hf._plain_models import base_model, plain_name
+
+Modules: TypeAlias = Sequence[tuple[str, nn.Module]]
+"""Modules by name."""
+
+_OF_EVERY_MODULE: Final = frozenset(vars(nn.Module()))
+_SAYS_NOTHING: Final = frozenset(
+    (
+        "auto_mapping",
+        "base_model_name_or_path",
+        "inference_mode",
+        "peft_version",
+        "revision",
+        "runtime_config",
+        "task_type",
+    )
+)
+"""Entries of adapters' configs that keys and values do not depend on."""
+
+
+def added_state(model: nn.Module, modules: Modules) -> list[Any]:
+    """What modules that are not the model's own keep beside tensors, as plain JSON values.
+
+    A module is the model's own where its class comes from PyTorch, from transformers, or from where
+    the model's class comes from. Empty for a model into which nothing was put.
+
+    Args:
+        model: the model, in its wrappers.
+        modules: all of its modules, from below the wrapper of `torch.compile`.
+    """
+    own = ("torch", "transformers", _package(base_model(model)))
+    return [
+        [plain_name(name), type(module).__name__, dict(_plain_items(_attributes(module)))]
+        for name, module in modules
+        if _package(module) not in own
+    ]
+
+
+def active_adapters(model: nn.Module) -> list[str]:
+    """Names of adapters that are active or merged somewhere; duck-typed after PEFT's layers."""
+    names: set[str] = set()
+    for module in model.modules():
+        kept = vars(module)
+        if not kept.get("_disable_adapters", False):
+            names.update(_names(kept.get("_active_adapter")))
+        names.update(_names(kept.get("merged_adapters")))
+    return sorted(names)
+
+
+def _names(value: Any) -> list[str]:
+    if isinstance(value, str):
+        return [value]
+    return [name for name in value if isinstance(name, str)] if isinstance(value, list) else []
+
+
+def _package(module: nn.Module) -> str:
+    return type(module).__module__.partition(".")[0]
+
+
+def _attributes(module: nn.Module) -> Iterator[tuple[Any, Any]]:
+    return ((name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
+
+
+def _plain_items(items: Iterator[tuple[Any, Any]]) -> Iterator[tuple[str, Any]]:
+    for name, value in sorted(items, key=lambda item: str(item[0])):
+        plain = _plain(value)
+        if plain is not _OTHER and name not in _SAYS_NOTHING:
+            yield str(name), plain
+
+
+_OTHER: Final = object()
+_SIMPLE: Final = frozenset((type(None), bool, int, float, str))
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON can say it; `_OTHER` for tensors, modules, functions and other objects."""
+    if type(value) in _SIMPLE:
+        return value
+    if isinstance(value, Tensor | nn.Module):
+        return _OTHER
+    if isinstance(value, Enum | torch.dtype | str | int | float):
+        return str(value)
+    if isinstance(value, Mapping):
+        return dict(_plain_items(iter(value.items())))
+    if is_dataclass(value) and not isinstance(value, type):
+        return dict(_plain_items((f.name, getattr(value, f.name)) for f in fields(value)))
+    if isinstance(value, list | tuple):
+        return [plain for one in value if (plain := _plain(one)) is not _OTHER]
+    if isinstance(value, set | frozenset):
+        return sorted(json.dumps(plain) for one in value if (plain := _plain(one)) is not _OTHER)
+    return _OTHER

@@ -1,0 +1,332 @@
+"""`HuggingFaceCache`: loads and offloads the prompt caches of one model."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import DynamicCache, PreTrainedModel
+
+from lexico_client._async_client import Wait
+from lexico_client._load import Target
+from lexico_client._results import Loaded, PutReport
+from lexico_client._sync_client import Client
+from lexico_client.engines.hf._coded_attention import register
+from lexico_client.engines.hf._coded_cache import CodedCache
+from lexico_client.engines.hf._coded_layer import ATTENTION
+from lexico_client.engines.hf._coded_load import PrefixCodes
+from lexico_client.engines.hf._identity import ModelIdentity
+from lexico_client.engines.hf._prefix import CachedPrefix, PrefixMemory
+from lexico_client.engines.hf._recoding import (
+    DEFAULT_BUFFER_TOKENS,
+    DEFAULT_WINDOW_TOKENS,
+    Recoding,
+)
+from lexico_codec.codecs import LexicoCodec
+from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.hf_inputs import cache_inputs
+from lexico_codec.presets import codec_named, spoken
+from lexico_codec.sets.choose import choose
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, CacheSpec
+from lexico_proto.errors import (
+    ConfigurationError,
+    LexicoError,
+    ShapeMismatch,
+    UnknownDictionary,
+    Unsupported,
+)
+
+register()
+
+
+@dataclass(frozen=True)
+class _Brought:
+    tokens: int
+    """Leading tokens that the cache holds; 0 for a miss."""
+    loaded: Loaded
+    """The figures of the load."""
+    inputs: Mapping[str, Any]
+    """`cache` under the keyword that the model knows: `**hit.inputs` goes to `generate` or to the
+    model itself. It is `cache` from transformers 5.24 on, and was `past_key_values`."""
+
+    @property
+    def reason(self) -> LexicoError | None:
+        """What made it less than the service had said it holds."""
+        return self.loaded.reason
+
+
+@dataclass(frozen=True)
+class Hit(_Brought):
+    """What a load brought."""
+
+    cache: DynamicCache
+    """The reloaded prefix, or empty for a miss: ready for one `generate` of the same
+    `input_ids`."""
+
+
+@dataclass(frozen=True)
+class CodedHit(_Brought):
+    """What a load of codes brought."""
+
+    cache: CodedCache
+    """The reloaded prefix as codes, or empty for a miss: ready for one `generate` of the same
+    `input_ids`."""
+
+
+class HuggingFaceCache:
+    """Loads and offloads the prompt caches of one model. Sequences are single and unpadded.
+
+    The model may change: every call looks at it anew, in milliseconds, and pages belong to the
+    weights and adapters that it has then. It must be given token ids alone: `inputs_embeds`,
+    `token_type_ids` or `position_ids` of one's own, adapters chosen for one call and hooks are not
+    seen, and what they change must not be offloaded.
+
+    Assisted generation (`assistant_model`, `prompt_lookup_num_tokens`) must not be given a cache
+    that holds tokens: transformers 5.23 feeds the whole prompt behind them, whatever the cache is,
+    and gives other answers.
+    """
+
+    def __init__(
+        self,
+        client: Client,
+        model: PreTrainedModel,
+        *,
+        codec: str = "balanced",
+        codec_config: Mapping[str, Any] | None = None,
+        dictionary: DictionarySet | bytes | None = None,
+        page_tokens: int = DEFAULT_PAGE_TOKENS,
+        recent_tokens: int = DEFAULT_RECENT_TOKENS,
+        weights: bytes | None = None,
+        lora: str = "",
+    ) -> None:
+        """Reads the model's geometry and hashes its weights, unless told their fingerprint.
+
+        Args:
+            client: the way to the service.
+            model: a decoder of text, all of it on one device.
+            codec: name of a preset (`lexico_codec.presets`) or of a codec. One that needs a
+                dictionary set finds the built-in one by the model's shape; for other weights of
+                that shape train one, or use preset lossless.
+            codec_config: a codec's parameters; those left out take their defaults. A preset takes
+                none.
+            dictionary: the set, or the digest of one that is registered. By default the one
+                built-in set that fits the model and was made for the codec, where it needs one.
+            page_tokens: tokens a page: the unit of sharing.
+            recent_tokens: newest tokens of a prompt, 1 or more, that are never reloaded but left
+                for the model to compute: predictions depend on them most. Where the codec is
+                lossless it is only the last one.
+            weights: fingerprint, 32 bytes, in place of hashing the weights; then the model must
+                stay as it is.
+            lora: identity of the adapter that is merged or active, in addition to `weights`. Not
+                needed where weights are hashed, as adapters are then too.
+
+        Raises:
+            Unsupported: a model whose cache this version does not cover, one that takes images,
+                sound or soft prompts beside token ids, or one on several devices.
+            UnknownCodec: no preset and no codec of that name.
+            ConfigurationError: no built-in dictionary set serves, or a parameter that cannot be
+                used, such as recent_tokens below 1, or adapters with `weights` and no `lora`.
+            DictionaryMismatch: the set given was made from a model of another shape or another
+                rotary embedding, or for another codec.
+        """
+        devices = {parameter.device for parameter in model.parameters()}
+        if len(devices) > 1:
+            raise Unsupported(f"{type(model).__name__} lies on {len(devices)} devices: only one")
+        whole = isinstance(recent_tokens, int) and not isinstance(recent_tokens, bool)
+        if not whole or recent_tokens < 1:
+            raise ConfigurationError(
+                f"recent_tokens={recent_tokens!r}: an integer of 1 or more is needed, as the last "
+                "token predicts the next one"
+            )
+        self._identity = ModelIdentity(model, weights, lora)
+        geometry = geometry_of(model.config, model.dtype)
+        asked = codec_named(codec, codec_config)
+        chosen, dictionary = choose(asked, dictionary, geometry, spoken(codec))
+        self._client = client
+        self._model = model
+        self._recent_tokens = recent_tokens
+        self._dictionary: DictionarySet | None = None
+        if isinstance(dictionary, DictionarySet):
+            self._dictionary = dictionary
+            client.keep_dictionary(dictionary)
+            dictionary = dictionary.digest
+        self._spec = CacheSpec(
+            weights=self._identity.weights(),
+            geometry=geometry,
+            codec=chosen,
+            dictionary=dictionary or b"",
+            page_tokens=page_tokens,
+            lora=lora,
+        )
+
+    @property
+    def spec(self) -> CacheSpec:
+        """What this model's pages belong to, with the weights and adapters that it has now.
+
+        Raises:
+            ConfigurationError: they changed, and their fingerprint was given as `weights`.
+            Unsupported: weights that have left the memory, or a cache that is not covered.
+        """
+        weights = self._identity.weights()
+        if weights != self._spec.weights:
+            geometry = geometry_of(self._model.config, self._model.dtype)
+            self._spec = replace(self._spec, weights=weights, geometry=geometry, group_layers=0)
+        return self._spec
+
+    def load(self, input_ids: Tensor | Sequence[int], *, timeout: float | None = None) -> Hit:
+        """A cache of as much of the prompt's prefix as the service can give.
+
+        The newest tokens of the prompt are left for the model, see `recent_tokens`.
+
+        Args:
+            input_ids: `[1, tokens]` or `[tokens]`: the whole prompt, as it goes to `generate`.
+            timeout: seconds, in place of `Timeouts.load`.
+
+        Raises:
+            ShapeMismatch: a batch of prompts.
+            ConfigurationError, Unsupported: as of `spec`.
+        """
+        spec = self.spec
+        memory = PrefixMemory(spec, self._model.device)
+        loaded, tokens = self._load(spec, input_ids, memory.allocate, timeout)
+        cache = DynamicCache(config=self._model.config)
+        memory.fill(cache, tokens)
+        self._identity.mark(cache, spec.weights)
+        inputs = cache_inputs(self._model, cache)
+        return Hit(tokens=tokens, loaded=loaded, inputs=inputs, cache=cache)
+
+    def load_codes(
+        self,
+        input_ids: Tensor | Sequence[int],
+        *,
+        buffer_tokens: int = DEFAULT_BUFFER_TOKENS,
+        window_tokens: int = DEFAULT_WINDOW_TOKENS,
+        timeout: float | None = None,
+    ) -> CodedHit:
+        """As `load`, but the prefix stays compressed in memory, and attention is over its codes.
+
+        For codec lexico (preset paper) alone, and for a model that was told
+        `model.set_attn_implementation("lexico_codes")`. The cache is for inference with one
+        sequence; it cannot be offloaded: a conversation that is to be shared further goes on from
+        the cache of `load`. After a miss the model codes the prompt itself, once it has computed
+        it; where the dictionary set is not at hand then, everything stays exact.
+
+        Args:
+            input_ids: as for `load`.
+            buffer_tokens: newest tokens that stay exact, beside the sinks (n_b of Lexico).
+            window_tokens: oldest tokens of the buffer that are coded together whenever it holds
+                more than that (n_a); at most `buffer_tokens + 1`.
+            timeout: as for `load`.
+
+        Raises:
+            ShapeMismatch: a batch of prompts.
+            Unsupported: another codec, or as of `spec`.
+            ConfigurationError: the model runs another attention implementation, a number of tokens
+                that cannot be used, or as of `spec`.
+        """
+        spec = self.spec
+        codec = spec.codec
+        if not isinstance(codec, LexicoCodec):
+            raise Unsupported(
+                f"codec {codec.name} keeps no codes to attend over: call load(), or share caches "
+                "with preset paper"
+            )
+        running = self._model.config.get_text_config(decoder=True)._attn_implementation
+        if running != ATTENTION:
+            raise ConfigurationError(
+                f"the model runs attention {running!r}, and only {ATTENTION!r} can read codes: "
+                f'call model.set_attn_implementation("{ATTENTION}") first'
+            )
+        recoding = Recoding(codec, buffer_tokens, window_tokens)
+        codes = PrefixCodes(spec, self._model.device)
+        loaded, tokens = self._load(spec, input_ids, codes.allocate, timeout)
+        cache = CodedCache(codes.layers(tokens, recoding, self._dictionary))
+        inputs = cache_inputs(self._model, cache)
+        return CodedHit(tokens=tokens, loaded=loaded, inputs=inputs, cache=cache)
+
+    def _load(
+        self,
+        spec: CacheSpec,
+        input_ids: Tensor | Sequence[int],
+        target: Target,
+        timeout: float | None,
+    ) -> tuple[Loaded, int]:
+        """Brings whole pages; how many of their tokens are to be used."""
+        ids = _flat(input_ids)
+        tokens = spec.reloadable_tokens(len(ids), self._recent_tokens)
+        stored = ids[: spec.pages_of(tokens) * spec.page_tokens]
+        loaded = self._client.load(spec, stored, target, timeout=timeout)
+        return loaded, min(tokens, loaded.tokens)
+
+    def offload(
+        self,
+        input_ids: Tensor | Sequence[int],
+        past_key_values: DynamicCache,
+        *,
+        wait: Wait = "committed",
+        timeout: float | None = None,
+    ) -> PutReport:
+        """Sends the full pages that the service lacks.
+
+        Args:
+            input_ids: `[1, tokens]` or `[tokens]`: what the cache was made from, or more:
+                `generate` returns one token that its cache does not hold.
+            past_key_values: the cache, made from these ids alone with the weights and adapters that
+                the model has now: only caches that come from a load can tell. It may grow while
+                this runs, in another thread.
+            wait: "committed" for an answer when the pages are stored, "received" when they are
+                received.
+            timeout: seconds, in place of `Timeouts.offload`.
+
+        Raises:
+            ShapeMismatch: a batch, or a cache of another model.
+            Unsupported: a cache of another kind, as is the one of `load_codes`; or as of `spec`.
+            InvalidInput: a load brought the cache, and the model has changed since.
+            ConfigurationError: as of `spec`.
+            NonFiniteCache: NaN or infinity in it.
+            LexicoError: the service refused, or could not take the pages.
+        """
+        if isinstance(past_key_values, CodedCache):
+            raise Unsupported(
+                "a CodedCache has codes in place of most keys and values, and codes of codes would "
+                "be worse: offload a cache that was prefilled, or that load() brought"
+            )
+        ids, spec = _flat(input_ids), self.spec
+        self._identity.check(past_key_values, spec.weights)
+        prefix = CachedPrefix.of(past_key_values, spec.geometry)
+        pages = min(len(ids), prefix.tokens) // spec.page_tokens
+        prefix.settle()
+        send = partial(
+            self._client.offload,
+            spec,
+            ids[: pages * spec.page_tokens],
+            partial(prefix.read, spec),
+            wait=wait,
+            timeout=timeout,
+        )
+        try:
+            return send()
+        except UnknownDictionary:
+            if self._dictionary is None:
+                raise
+        self._client.register_dictionary(self._dictionary)
+        return send()
+
+
+def _flat(input_ids: Tensor | Sequence[int]) -> list[int]:
+    if not isinstance(input_ids, Tensor):
+        return list(input_ids)
+    if input_ids.ndim == 2 and input_ids.shape[0] != 1:
+        raise ShapeMismatch(f"a batch of {input_ids.shape[0]} prompts: one at a time")
+    if input_ids.ndim not in (1, 2) or input_ids.dtype not in (torch.int64, torch.int32):
+        raise ShapeMismatch(
+            f"input_ids of shape {tuple(input_ids.shape)} and {input_ids.dtype}: integers "
+            "[1, tokens] are needed"
+        )
+    flat: list[int] = input_ids.reshape(-1).tolist()
+    return flat

@@ -1,0 +1,40 @@
+"""What the nodes are asked: questions on a context that they share."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any, Final
+
+CONTEXT_TOKENS: Final = 1600
+QUESTION_A: Final = "In one sentence: what does this service share between inference nodes?"
+QUESTIONS_B: Final = (
+    "Which store holds the compressed pages?",
+    "What does a node do when a stored page is damaged?",
+)
+FOLLOW_UP: Final = "Thank you. And why is that useful?"
+
+
+def shared_context() -> str:
+    """Text of our own: the project's documentation."""
+    root = Path(__file__).parent.parent.parent
+    return "\n\n".join((root / name).read_text() for name in ("README.md", "docs/glossary.md"))
+
+
+def prompt_of(tokenizer: Any, question: str) -> list[int]:
+    """Token ids of a chat: the context as system message, then the question."""
+    ids = tokenizer(shared_context()).input_ids[:CONTEXT_TOKENS]
+    messages = [
+        {
+            "role": "system",
+            "content": "Answer from this documentation.\n\n" + tokenizer.decode(ids),
+        },
+        {"role": "user", "content": question},
+    ]
+    encoded = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_dict=True)
+    return list(encoded["input_ids"])
+
+
+def next_turn(tokenizer: Any, conversation: list[int], question: str) -> list[int]:
+    """Token ids of a conversation that goes on with another question."""
+    turn = f"<|im_end|>\n<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n"
+    return conversation + list(tokenizer(turn).input_ids)

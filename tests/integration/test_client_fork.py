@@ -1,0 +1,181 @@
+"""Clients in a forked child, with the real services: they work, or fail at once; nothing hangs.
+
+Each program prints a list, and the test says what it must be.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import pytest
+
+from tests.support.forking import run_program
+from tests.support.services import Services, running_services
+
+PRELUDE = """
+import asyncio, json, os, sys, tempfile, threading, time
+import torch
+from lexico_client import AsyncClient, Client, InMemoryTransport
+from lexico_proto.errors import LexicoError
+from tests.support.client_fixtures import TOKENS, Landing, random_cache, small_spec, views_of
+from tests.support.forking import in_child
+
+SPEC, FOLDER = small_spec(), tempfile.mkdtemp()
+CACHE = random_cache(SPEC, 4)
+RELOAD, OFFLOAD = sys.argv[1:]
+SECONDS = 60.0  # the deadline, on a busy machine too
+
+
+def client():
+    return Client(reload=RELOAD, offload=OFFLOAD, dictionaries_dir=FOLDER)
+
+
+def load(of):
+    started, landing = time.monotonic(), Landing(SPEC)
+    loaded = of.load(SPEC, TOKENS, landing, timeout=SECONDS)
+    right = loaded.pages == 0 or torch.equal(landing.cache, CACHE)
+    in_time = time.monotonic() - started < SECONDS
+    return [loaded.pages, loaded.reason and loaded.reason.reason, right, in_time]
+
+
+def offload(of):
+    started = time.monotonic()
+    try:
+        answer = list(of.offload(SPEC, TOKENS, views_of(SPEC, CACHE), timeout=SECONDS).pages)
+    except LexicoError as error:
+        answer = error.reason
+    return [answer, time.monotonic() - started < SECONDS]
+
+
+def store():
+    with client() as first:
+        offload(first)
+"""
+
+WORKS = [4, None, True, True]
+REFUSED = [0, "unsupported", True, True]
+
+
+@pytest.fixture
+async def services() -> AsyncIterator[Services]:
+    async with running_services() as running:
+        yield running
+
+
+async def printed(services: Services, program: str) -> Any:
+    addresses = services.reload_address, services.offload_address
+    return await asyncio.to_thread(run_program, PRELUDE + program, *addresses)
+
+
+async def test_a_client_made_before_the_fork_works_in_the_child(services: Services) -> None:
+    """A preloading web server: several workers, each with the client of the master."""
+    program = """
+shared = client()
+first = in_child(lambda: [offload(shared), load(shared), shared.close()])
+print(json.dumps([*first, in_child(lambda: load(shared)), load(shared)]))
+"""
+    stored = [["stored"] * 4, True]
+    assert await printed(services, program) == [stored, WORKS, None, WORKS, WORKS]
+
+
+async def test_a_client_closed_before_the_fork_leaves_grpc_usable(services: Services) -> None:
+    program = """
+store()
+print(json.dumps([in_child(lambda: load(client())) for _ in range(3)]))
+"""
+    assert await printed(services, program) == [WORKS] * 3
+
+
+async def test_channels_of_the_parent_are_refused_at_once_and_stay_the_parents(
+    services: Services,
+) -> None:
+    """Whatever the child does with the client, the parent's calls go on."""
+    program = """
+shared = client()
+offload(shared)
+
+def child():
+    answers = [load(shared), offload(shared), load(client())]
+    shared.close()
+    return answers
+
+def forgetful():
+    global shared
+    del shared  # and is collected
+
+answers = []
+for work in (child, forgetful, lambda: load(shared)):
+    answers.append([in_child(work), load(shared)])
+print(json.dumps(answers))
+"""
+    refused = [REFUSED, ["unsupported", True], REFUSED]
+    assert await printed(services, program) == [[refused, WORKS], [None, WORKS], [REFUSED, WORKS]]
+
+
+async def test_an_async_client_in_the_child(services: Services) -> None:
+    program = """
+store()
+shared = AsyncClient(reload=RELOAD, dictionaries_dir=FOLDER)
+
+async def match():
+    try:
+        return (await shared.match(SPEC, TOKENS, timeout=SECONDS)).pages
+    except LexicoError as error:
+        return error.reason
+
+async def all_of_it():
+    answers = [await match(), (await shared.load(SPEC, TOKENS, Landing(SPEC))).pages]
+    await shared.close()
+    return answers
+
+before = in_child(lambda: asyncio.run(all_of_it()))
+with asyncio.Runner() as runner:
+    here = runner.run(match())
+    after = in_child(lambda: asyncio.run(all_of_it()))
+    again = runner.run(match())
+print(json.dumps([before, here, after, again]))
+"""
+    assert await printed(services, program) == [[4, 4], 4, ["unsupported", 0], 4]
+
+
+async def test_multiprocessing_forks_too(services: Services) -> None:
+    program = """
+import multiprocessing
+
+store()
+shared = client()
+context = multiprocessing.get_context("fork")
+results = context.SimpleQueue()
+children = [context.Process(target=lambda: results.put(load(shared))) for _ in range(2)]
+for child in children:
+    child.start()
+for child in children:
+    child.join(60)
+print(json.dumps([child.exitcode for child in children] + [results.get() for _ in children]))
+"""
+    assert await printed(services, program) == [0, 0, WORKS, WORKS]
+
+
+async def test_calls_in_other_threads_at_the_moment_of_the_fork(services: Services) -> None:
+    """Whatever locks they hold then, the child does not wait for them."""
+    program = """
+store()
+ended, shared = threading.Event(), Client(transport=InMemoryTransport(), dictionaries_dir=FOLDER)
+offload(shared)
+
+def busy():
+    while not ended.is_set():
+        load(shared)
+
+threads = [threading.Thread(target=busy) for _ in range(4)]
+for thread in threads:
+    thread.start()
+answers = [in_child(lambda: [load(shared), load(client())]) for _ in range(8)]
+ended.set()
+for thread in threads:
+    thread.join()
+print(json.dumps(answers))
+"""
+    assert await printed(services, program) == [[WORKS, WORKS]] * 8

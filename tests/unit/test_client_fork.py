@@ -1,0 +1,71 @@
+"""Forks without a service: decoding in the child, and locks that nobody is left to release."""
+
+from __future__ import annotations
+
+from tests.support.forking import run_program
+
+HUGGING_FACE = """
+import json, tempfile
+import torch
+from transformers import LlamaConfig, LlamaForCausalLM
+from lexico_client import Client, InMemoryTransport
+from lexico_client.hf import HuggingFaceCache
+from tests.support.client_fixtures import small_dictionary
+from tests.support.forking import in_child
+
+torch.set_num_threads(2)  # so that there are teams of OpenMP to miss
+model = LlamaForCausalLM(LlamaConfig(
+    vocab_size=97, hidden_size=64, intermediate_size=96, num_hidden_layers=3,
+    num_attention_heads=4, num_key_value_heads=2, head_dim=16,
+)).eval()
+ids = torch.randint(0, 97, (1, 400))
+client = Client(transport=InMemoryTransport(), dictionaries_dir=tempfile.mkdtemp())
+cache = model(ids).past_key_values
+answers = []
+for codec in ("raw", "lossless", "lexico"):
+    dictionary = small_dictionary(layers=3) if codec == "lexico" else None
+    shared = HuggingFaceCache(client, model, codec=codec, dictionary=dictionary)
+    shared.offload(ids, cache)
+    here = shared.load(ids)
+    torch.zeros(1 << 20) + 1  # this thread has a team too
+    there = in_child(lambda: shared.load(ids, timeout=60).tokens, in_order=False)
+    answers.append([here.tokens, there])
+print(json.dumps(answers))
+"""
+
+HELD_LOCKS = """
+import json, threading
+from lexico_client._runner import Runner
+from lexico_codec.kernels.forms import Forms
+from tests.support.forking import in_child
+
+async def seven():
+    return 7
+
+forms, runner = Forms(), Runner("forked")
+runner.run(seven(), 60)
+making, forked = threading.Event(), threading.Event()
+
+def make():
+    making.set()
+    forked.wait()
+    return 7
+
+thread = threading.Thread(target=forms.once, args=("name", make))
+thread.start()
+making.wait()
+with runner._lock, runner._closing:
+    child = in_child(lambda: [forms.once("name", lambda: 8), runner.run(seven(), 60)])
+forked.set()
+thread.join()
+print(json.dumps([child, forms.once("name", int), runner.run(seven(), 60)]))
+"""
+
+
+def test_a_child_decodes_though_its_parent_used_openmp() -> None:
+    exact, coded = [384, 384], [336, 336]  # six pages of 64, and without 64 recent of 400 tokens
+    assert run_program(HUGGING_FACE) == [exact, exact, coded]
+
+
+def test_locks_that_were_held_at_the_fork() -> None:
+    assert run_program(HELD_LOCKS) == [[8, 7], 7, 7]
