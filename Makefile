@@ -30,8 +30,7 @@ tests: $(ENV)/dev redis
 lint: $(ENV)/dev  ## ruff, mypy, import directions, generated stubs, README figures
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PACKAGES) proto/compile_protos.py
-	$(BIN)/mypy requirements
+	$(BIN)/mypy $(PACKAGES) proto/compile_protos.py requirements
 	$(BIN)/lint-imports
 	$(BIN)/python requirements/lock.py --check
 	$(BIN)/python proto/compile_protos.py --check
@@ -43,7 +42,7 @@ format: $(ENV)/dev ## rewrite sources in the house style
 	$(BIN)/ruff check --fix .
 
 proto: $(ENV)/dev ## generate the gRPC stubs
-	$(BIN)/python proto/compile_protos.py
+	$(BIN)/python proto/compile_protos.py requirements
 
 unit contract integration kernels: $(ENV)/dev redis ## one category of tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$@ $(PYTEST)

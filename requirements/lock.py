@@ -87,14 +87,14 @@ def resolved(options: Sequence[str], pins: Sequence[str], known: str = "") -> st
     Raises:
         Unresolved: there is no answer.
     """
-    torch_pinned = any(pin.startswith("torch==") for pin in pins)
+    if any(pin.startswith("torch==") for pin in pins):
+        options = [option for option in options if option != "--group=torch"]
     with tempfile.TemporaryDirectory() as scratch:
         out = Path(scratch) / "resolved.txt"
         out.write_text(known)
         command = [sys.executable, "-m", "uv", "pip", "compile", "--quiet", "--universal"]
         command += ["--no-header", "--no-annotate", f"--python-version={PYTHONS[0]}"]
-        command += [option for option in options if not (torch_pinned and option.endswith("=torch"))]
-        command += [f"--output-file={out}", PROJECT.name, "-"]
+        command += [*options, f"--output-file={out}", PROJECT.name, "-"]
         text = "\n".join(pins)
         if subprocess.run(command, cwd=ROOT, input=text, text=True).returncode:
             raise Unresolved
