@@ -32,7 +32,7 @@ lint: $(ENV)/dev  ## ruff, mypy, import directions, generated stubs, README figu
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(PACKAGES) proto/compile_protos.py requirements
 	$(BIN)/lint-imports
-	$(BIN)/python requirements/lock.py --check
+	$(BIN)/python -m requirements.lock --check
 	$(BIN)/python proto/compile_protos.py --check
 	$(BIN)/python -m bench.readme_figures --check
 	$(BIN)/python -m bench.quality_plot --check
@@ -42,7 +42,7 @@ format: $(ENV)/dev ## rewrite sources in the house style
 	$(BIN)/ruff check --fix .
 
 proto: $(ENV)/dev ## generate the gRPC stubs
-	$(BIN)/python proto/compile_protos.py requirements
+	$(BIN)/python proto/compile_protos.py
 
 unit contract integration kernels: $(ENV)/dev redis ## one category of tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$@ $(PYTEST)
@@ -64,12 +64,12 @@ bench-gpu: test-gpu ## kernels on a CUDA device: against the hardware's limits a
 	$(GPU_RUN) -m bench.gpu $(BENCH)
 
 lock: .venv-lock/uv-$(UV) ## ranges of pyproject.toml to exact versions; LOCK=--upgrade takes the newest
-	.venv-lock/bin/python requirements/lock.py $(LOCK)
+	.venv-lock/bin/python -m requirements.lock $(LOCK)
 
 test-newest: LOCK += --upgrade
 test-oldest: LOCK += --oldest
 test-newest test-oldest: test-%: .venv-lock/uv-$(UV) ## all tests on the newest, the oldest releases of the ranges
-	.venv-lock/bin/python requirements/lock.py $(LOCK) --out .venv-$*/locks
+	.venv-lock/bin/python -m requirements.lock $(LOCK) --out .venv-$*/locks
 	$(MAKE) tests ENV=.venv-$* LOCKS=.venv-$*/locks
 
 redis: | $(ENV)/python
@@ -85,7 +85,7 @@ install = @echo "Installing $$(grep -c == $(LOCKS)/$(1).lock) packages of $(LOCK
 	&& $(BIN)/$(PIP) --no-deps --no-build-isolation -r $(LOCKS)/$(1).lock
 
 $(ENV)/python:
-	@$(PYTHON) requirements/fits.py
+	@$(PYTHON) -m requirements.fits
 	$(PYTHON) -m venv $(ENV)
 	@touch $@
 
@@ -110,7 +110,7 @@ $(ENV)/evict: $(LOCKS)/evict.lock $(ENV)/bench
 	@touch $@
 
 .venv-lock/uv-$(UV):
-	@$(PYTHON) requirements/fits.py
+	@$(PYTHON) -m requirements.fits
 	$(PYTHON) -m venv .venv-lock
 	@.venv-lock/bin/$(PIP) uv==$(UV)
 	@touch $@

@@ -1,6 +1,6 @@
 """Says whether the lock fits the Python that runs this file, before anything is installed.
 
-python requirements/fits.py    exit 1 and one line on stderr where it does not
+python -m requirements.fits    exit 1 and one line on stderr where it does not
 
 It uses the standard library and plain syntax alone: a Python that is too old must get as far as
 the line.

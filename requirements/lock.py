@@ -1,8 +1,8 @@
 """Resolves the ranges of pyproject.toml to exact versions, or checks that this was done.
 
-python requirements/lock.py             write requirements/*.lock; what still fits stays as it is
-python requirements/lock.py --upgrade   take the newest release of everything
-python requirements/lock.py --check     exit 1 if pyproject.toml changed since (asks no registry)
+python -m requirements.lock             write requirements/*.lock; what still fits stays as it is
+python -m requirements.lock --upgrade   take the newest release of everything
+python -m requirements.lock --check     exit 1 if pyproject.toml changed since (asks no registry)
 
 The resolver is uv, which has to be installed beside this Python; `make lock` sees to it. One
 resolution serves every Python and machine of fits.py. It is written in parts, each without what is
@@ -23,7 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
-from fits import PYTHONS
+from requirements.fits import PYTHONS
 
 ROOT: Final = Path(__file__).resolve().parent.parent
 HERE: Final = Path(__file__).resolve().parent
