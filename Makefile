@@ -1,8 +1,8 @@
 # Everything runs in .venv; `make demo` and `make test` set up what they need, by the versions in requirements/*.lock.
 PYTHON ?= python3
-ENV ?= .venv
-LOCKS ?= requirements
-BIN := $(ENV)/bin
+VENV := .venv
+LOCKS := requirements
+BIN := $(VENV)/bin
 UV := 0.13.9
 NATIVE := hatch_build.py $(wildcard lexico_codec/kernels/native/*.cpp lexico_codec/kernels/native/*.inl lexico_codec/kernels/native/*.h)
 PIP := python -m pip install -qq --disable-pip-version-check --no-input
@@ -14,20 +14,20 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench test-gpu bench-gpu
-.PHONY: lock test-newest test-oldest redis compiler clean
+.PHONY: lock test-newest test-oldest compatibility redis compiler clean
 
 help:            ## this list
 	@grep -E '^[a-z -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
-demo: $(ENV)/demo ## two nodes share a prompt cache on a real model
+demo: $(VENV)/demo ## two nodes share a prompt cache on a real model
 	$(BIN)/python -m bench.demo
 
-test: $(ENV)/dev redis lint tests ## everything that must hold before a change lands
+test: $(VENV)/dev redis lint tests ## everything that must hold before a change lands
 
-tests: $(ENV)/dev redis
+tests: $(VENV)/dev redis
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
 
-lint: $(ENV)/dev  ## ruff, mypy, import directions, generated stubs, README figures
+lint: $(VENV)/dev  ## ruff, mypy, import directions, generated stubs, README figures
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
 	$(BIN)/mypy $(PACKAGES) proto/compile_protos.py requirements
@@ -36,21 +36,22 @@ lint: $(ENV)/dev  ## ruff, mypy, import directions, generated stubs, README figu
 	$(BIN)/python proto/compile_protos.py --check
 	$(BIN)/python -m bench.readme_figures --check
 	$(BIN)/python -m bench.quality_plot --check
+	$(BIN)/python -m tests.compatibility --check
 
-format: $(ENV)/dev ## rewrite sources in the house style
+format: $(VENV)/dev ## rewrite sources in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-proto: $(ENV)/dev ## generate the gRPC stubs
+proto: $(VENV)/dev ## generate the gRPC stubs
 	$(BIN)/python proto/compile_protos.py
 
-unit contract integration kernels: $(ENV)/dev redis ## one category of tests
+unit contract integration kernels: $(VENV)/dev redis ## one category of tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$@ $(PYTEST)
 
-goldens: $(ENV)/dev ## write golden frames where there are none; --rewrite is by hand
+goldens: $(VENV)/dev ## write golden frames where there are none; --rewrite is by hand
 	$(BIN)/python -m tests.support.goldens
 
-bench: $(ENV)/bench ## every benchmark, results into bench/results/
+bench: $(VENV)/bench ## every benchmark, results into bench/results/
 	for name in wire reload fidelity encode codec_speed compile_report; do $(BIN)/python -m bench.$$name || exit 1; done
 
 # On a machine with a CUDA device, whose python3 has torch, triton, numpy and pytest: nothing is installed.
@@ -70,13 +71,16 @@ test-newest: LOCK += --upgrade
 test-oldest: LOCK += --oldest
 test-newest test-oldest: test-%: .venv-lock/uv-$(UV) ## all tests on the newest, the oldest releases of the ranges
 	.venv-lock/bin/python -m requirements.lock $(LOCK) --out .venv-$*/locks
-	$(MAKE) tests ENV=.venv-$* LOCKS=.venv-$*/locks
+	$(MAKE) tests VENV=.venv-$* LOCKS=.venv-$*/locks
 
-redis: | $(ENV)/python
+compatibility: $(VENV)/dev redis .venv-lock/uv-$(UV) ## docs/compatibility.md: other versions, one at a time; ONLY="Ray torch" picks
+	$(BIN)/python -m tests.compatibility $(ONLY)
+
+redis: | $(VENV)/python
 	@command -v redis-server >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends redis-server; } \
 	  || { echo "make: install redis-server 7 by hand (Debian: redis-server), the tests need it" >&2; exit 1; }
 
-compiler: | $(ENV)/python
+compiler: | $(VENV)/python
 	@command -v $${CXX:-c++} >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends g++ libc6-dev; } \
 	  || echo "make: no C++ compiler: sparse coding on the CPU will be plain PyTorch, several times slower" >&2
 
@@ -84,12 +88,12 @@ compiler: | $(ENV)/python
 install = @echo "Installing $$(grep -c == $(LOCKS)/$(1).lock) packages of $(LOCKS)/$(1).lock$(2)" \
 	&& $(BIN)/$(PIP) --no-deps --no-build-isolation -r $(LOCKS)/$(1).lock
 
-$(ENV)/python:
+$(VENV)/python:
 	@$(PYTHON) -m requirements.fits
-	$(PYTHON) -m venv $(ENV)
+	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-$(ENV)/demo: $(LOCKS)/demo.lock $(LOCKS)/torch.lock pyproject.toml $(NATIVE) | $(ENV)/python compiler
+$(VENV)/demo: $(LOCKS)/demo.lock $(LOCKS)/torch.lock pyproject.toml $(NATIVE) | $(VENV)/python compiler
 	$(call install,demo, (300 MB))
 	@echo "Installing $$(grep == $(LOCKS)/torch.lock) (CPU build: 200 MB, CUDA build: 3 GB)"
 	@$(BIN)/$(PIP) -r $(LOCKS)/torch.lock
@@ -97,15 +101,15 @@ $(ENV)/demo: $(LOCKS)/demo.lock $(LOCKS)/torch.lock pyproject.toml $(NATIVE) | $
 	@$(BIN)/$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-$(ENV)/dev: $(LOCKS)/dev.lock $(ENV)/demo
+$(VENV)/dev: $(LOCKS)/dev.lock $(VENV)/demo
 	$(call install,dev)
 	@touch $@
 
-$(ENV)/bench: $(LOCKS)/bench.lock $(ENV)/dev
+$(VENV)/bench: $(LOCKS)/bench.lock $(VENV)/dev
 	$(call install,bench)
 	@touch $@
 
-$(ENV)/evict: $(LOCKS)/evict.lock $(ENV)/bench
+$(VENV)/evict: $(LOCKS)/evict.lock $(VENV)/bench
 	$(call install,evict)
 	@touch $@
 
