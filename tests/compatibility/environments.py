@@ -116,7 +116,7 @@ def _environment(combination: Combination, also: Sequence[str]) -> str:
         for stamp in STAMPS:
             (ROOT / environment / stamp).unlink(missing_ok=True)
     make = ["make", f"VENV={environment}", f"LOCKS={locks}", f"PYTHON=python{combination.python}"]
-    _done([*make, f"{environment}/dev"], "pip could not install it")
+    _done([*make, f"{environment}/dev"], "no environment could be made")
     return environment
 
 
