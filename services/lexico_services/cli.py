@@ -196,7 +196,7 @@ def _offload_server_at(store_url: str, options: argparse.Namespace, port: int) -
         log_level=options.log_level,
     )
     offload = OffloadConfig(max_inflight_bytes=options.max_inflight_mib << 20)
-    ray = RayConfig(address=options.ray_address)
+    ray = RayConfig(address=options.ray_address, start_s=options.start_seconds)
     return OffloadServer(_listen(options, port), offload, encoder, ray)
 
 
