@@ -181,33 +181,12 @@ def _settings(options: argparse.Namespace, default_store: str | None = None) -> 
     """The settings in force; from here on the process logs as they say."""
     from lexico_services.settings import Settings
 
-<<<<<<< HEAD
     given = {key: value for key, value in vars(options).items() if "." in key}
     settings = Settings.of(given, options.config)
     if default_store is not None and settings.value(STORE_URL) is None:
         settings = settings.with_store(default_store)
     process.log_to_stderr(settings.log_level)
     return settings
-=======
-
-def _offload_server_at(store_url: str, options: argparse.Namespace, port: int) -> OffloadServer:
-    from lexico_services.offload_server import OffloadServer
-    from lexico_worker.config import EncoderConfig
-    from lexico_worker.ray_runtime import RayConfig
-
-    encoder = EncoderConfig(
-        store_url=store_url,
-        page_ttl_s=options.page_ttl_seconds,
-        min_replicas=options.encoders,
-        max_replicas=max(options.encoders, options.max_encoders),
-        num_cpus=options.encoder_cpus,
-        num_gpus=options.encoder_gpus,
-        log_level=options.log_level,
-    )
-    offload = OffloadConfig(max_inflight_bytes=options.max_inflight_mib << 20)
-    ray = RayConfig(address=options.ray_address, start_s=options.start_seconds)
-    return OffloadServer(_listen(options, port), offload, encoder, ray)
->>>>>>> states
 
 
 def _serve(options: argparse.Namespace) -> int:

@@ -94,7 +94,7 @@ class Settings:
     @property
     def ray(self) -> RayConfig:
         """Which Ray to use."""
-        return self._built("ray", RayConfig)
+        return self._built("ray", RayConfig, start_s=self.value("listen.start_s"))
 
     @property
     def listen_offload(self) -> ListenConfig:

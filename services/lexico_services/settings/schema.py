@@ -65,7 +65,7 @@ TABLES: Final[Mapping[str, tuple[type, frozenset[str]]]] = {
     "offload": (OffloadConfig, frozenset()),
     "reload": (ReloadConfig, frozenset({"page_ttl_s"})),
     "encoder": (EncoderConfig, frozenset({"store_url", "store", "page_ttl_s", "log_level"})),
-    "ray": (RayConfig, frozenset()),
+    "ray": (RayConfig, frozenset({"start_s"})),
     "store": (StoreSettings, frozenset()),
 }
 """table → the dataclass whose fields it holds, less those that are given elsewhere."""
