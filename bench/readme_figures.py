@@ -24,6 +24,7 @@ MISSING: Final = "not measured yet"
 
 FORMATS: Final[dict[str, Callable[[float], str]]] = {
     "wire.offload_share_of_grpc": "{:.2f}".format,
+    "wire.reload_share_of_grpc": "{:.2f}".format,
     "wire.ingress_peak_over_inflight": "{:.2f}".format,
     "reload.speedup": "{:.1f}".format,
     "reload.speedup_balanced": "{:.1f}".format,

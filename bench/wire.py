@@ -1,9 +1,11 @@
-"""Raw pages through ingress, Ray and Redis, against plain gRPC streaming of the same bytes.
+"""Raw pages through ingress, Ray and Redis, and stored frames back out through the reload server,
+each against plain gRPC streaming of the same bytes.
 
     python -m bench.wire [--pages 8] [--rounds 6] [--streams 1 4]
 
 Both sides take the same messages from the same client code in one interleaved run. The peer is a
-grpc.aio server in a process of its own that counts the bytes and keeps none.
+grpc.aio server in a process of its own that counts the bytes and keeps none. Reloads are in
+bench/wire_reload.py.
 """
 
 from __future__ import annotations
@@ -22,6 +24,7 @@ import grpc
 import numpy as np
 import psutil
 
+from bench.wire_reload import compare_reload
 from lexico_codec.checksum import Checksum
 from lexico_codec.geometry import Geometry
 from lexico_codec.keys import page_keys
@@ -77,12 +80,12 @@ class Load:
     """Streams of pages: the same bytes to either side, every page a new one."""
 
     def __init__(self, pages: int) -> None:
-        self._spec: CacheSpec = make_spec(
+        self.spec: CacheSpec = make_spec(
             weights=b"w" * 32, geometry=GEOMETRY, codec="raw", page_tokens=256
         )
         self._pages = pages
         self._count = 0
-        page = np.random.default_rng(0).standard_normal(self._spec.page_bytes // 4, np.float32)
+        page = np.random.default_rng(0).standard_normal(self.spec.page_bytes // 4, np.float32)
         self._page = (page.view(np.uint32) >> 16).astype(np.uint16).repeat(2).tobytes()
         checksum = Checksum()
         checksum.add(self._page)
@@ -91,18 +94,18 @@ class Load:
     @property
     def bytes(self) -> int:
         """Bytes of one stream."""
-        return self._pages * self._spec.page_bytes
+        return self._pages * self.spec.page_bytes
 
     def messages(self) -> AsyncIterator[pb.PutRequest]:
         """One stream: a header and pages that no store has yet."""
         self._count += 1
-        tokens = self._spec.page_tokens * self._pages
+        tokens = self.spec.page_tokens * self._pages
         ids = np.arange(self._count * tokens, (self._count + 1) * tokens)
         header = pb.PutHeader(
-            spec=spec_to_wire(self._spec),
+            spec=spec_to_wire(self.spec),
             token_ids=ids.tolist(),
             pages=range(self._pages),
-            page_keys=page_keys(self._spec, ids),
+            page_keys=page_keys(self.spec, ids),
         )
 
         async def stream() -> AsyncIterator[pb.PutRequest]:
@@ -183,7 +186,11 @@ def main() -> None:
     parser.add_argument("--no-gate", action="store_true")
     options = parser.parse_args()
     if not options.no_gate:
-        gate("tests/integration/test_put.py", "tests/contract/test_codec_raw.py")
+        gate(
+            "tests/integration/test_put.py",
+            "tests/integration/test_reload.py",
+            "tests/contract/test_codec_raw.py",
+        )
     described, load = machine(), Load(options.pages)
     here, there = multiprocessing.get_context("spawn").Pipe()
     sink = multiprocessing.get_context("spawn").Process(target=run_sink, args=(there,))
@@ -209,12 +216,14 @@ def main() -> None:
                 rows = [compare(addresses, load, n, options.rounds) for n in options.streams]
                 memory.end()
                 usage = server.usage()
+                reloads = compare_reload(url, load.spec, 2 * options.rounds)
             finally:
                 server.stop()
     finally:
         sink.terminate()
         sink.join()
     print(table(rows))
+    print(table([reloads]))
     ratio = (memory.peak - memory.idle) / usage["peak"]
     print(
         f"ingress: {memory.idle / 2**20:.0f} MiB idle, {memory.peak / 2**20:.0f} MiB peak, "
@@ -224,10 +233,12 @@ def main() -> None:
         "wire",
         {
             "offload_share_of_grpc": rows[0]["share"],
+            "reload_share_of_grpc": reloads["share"],
             "ingress_peak_over_inflight": ratio,
             "inflight_limit_bytes": usage["limit"],
             "inflight_peak_bytes": usage["peak"],
             "rows": rows,
+            "reloads": reloads,
         },
         described,
     )

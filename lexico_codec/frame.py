@@ -69,50 +69,23 @@ class FrameHeader:
         )
 
 
-class Arena:
-    """Memory for the frames of one page after another.
-
-    Fresh memory costs a page fault every 4 KiB, six times what the copy into it costs: a thread
-    that packs pages keeps one arena. Not for several threads at once.
-    """
-
-    def __init__(self) -> None:
-        self._block = bytearray()
-        self._used = 0
-        self._wanted = 0
-
-    def reset(self) -> None:
-        """Begins a new page: frames taken before are overwritten from now on."""
-        if self._wanted > len(self._block):
-            self._block = bytearray(self._wanted)
-        self._used = self._wanted = 0
-
-    def take(self, size: int) -> memoryview:
-        """`size` writable bytes, valid until `reset`."""
-        self._wanted += size
-        if self._used + size > len(self._block):  # the next page finds the room
-            return memoryview(bytearray(size))
-        self._used += size
-        return memoryview(self._block)[self._used - size : self._used]
-
-
-def pack_frame(
-    header: FrameHeader, body: bytes | bytearray | memoryview, arena: Arena | None = None
-) -> memoryview:
-    """A whole frame: header, XXH3-64 of header and body, body.
+def pack_frame(header: FrameHeader, body: bytes | bytearray | memoryview) -> bytes:
+    """A whole frame in memory of its own: header, XXH3-64 of header and body, body.
 
     Args:
         header: the frame's identity.
         body: the codec's bytes, contiguous.
-        arena: where the frame is to lie; None for memory of its own.
     """
+    return b"".join(frame_parts(header, body))
+
+
+def frame_parts(
+    header: FrameHeader, body: bytes | bytearray | memoryview
+) -> tuple[bytes, memoryview]:
+    """The two runs of bytes that make a frame, as for `pack_frame`; the body is not copied."""
     view = memoryview(body).cast("B")
     fields = header._pack(len(view))
-    frame = (arena or Arena()).take(HEADER_BYTES + len(view))
-    frame[: len(fields)] = fields
-    frame[HEADER_BYTES:] = view
-    _CHECKSUM.pack_into(frame, len(fields), _checksum(fields, frame[HEADER_BYTES:]))
-    return frame
+    return fields + _CHECKSUM.pack(_checksum(fields, view)), view
 
 
 def parse_frame(frame: bytes | bytearray | memoryview) -> tuple[FrameHeader, memoryview]:

@@ -6,6 +6,7 @@ import hashlib
 import math
 import struct
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Final, Literal
 
 import torch
@@ -152,4 +153,8 @@ class Geometry:
 
     def digest(self) -> bytes:
         """BLAKE2b-128 of the canonical form, 16 bytes."""
+        return self._digest
+
+    @cached_property
+    def _digest(self) -> bytes:  # every frame's header has it
         return hashlib.blake2b(self.canonical(), digest_size=16, person=b"lexico-geometry").digest()

@@ -191,8 +191,9 @@ class CacheMemory:
             layers: `[layers, 2, tokens, kv_heads, head_dim]` of the layers that lie here, and of
                 all heads of the frame.
         """
-        heads = self.heads
-        self.tables.write(layers[:, :, :, heads.start : heads.stop])
+        first, count = self.first_head, self.tables.heads
+        whole = count == layers.shape[3]
+        self.tables.write(layers if whole else layers.narrow(3, first, count))
 
     def write_tokens(self, which: Tensor, values: Tensor) -> None:
         """Copies exact keys and values of single tokens, bit for bit.

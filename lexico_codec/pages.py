@@ -7,7 +7,12 @@ from torch import Tensor
 
 from lexico_codec.codecs import CODECS, Place
 from lexico_codec.codecs.sparse import GroupCodes, with_codes
-from lexico_codec.frame import Arena, FrameHeader, expect_frame, pack_frame, parse_frame
+from lexico_codec.frame import (
+    FrameHeader,
+    expect_frame,
+    frame_parts,
+    parse_frame,
+)
 from lexico_codec.memory import CacheMemory, target_of
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -31,9 +36,22 @@ def encode_group(
     group: int,
     source: Tensor | CacheMemory,
     dictionary: DictionarySet | None = None,
-    arena: Arena | None = None,
-) -> memoryview:
-    """The frame of one layer group of one page.
+) -> bytes:
+    """The frame of one layer group of one page: `encode_group_parts` in one run."""
+    return b"".join(encode_group_parts(spec, page_key, page, group, source, dictionary))
+
+
+def encode_group_parts(
+    spec: CacheSpec,
+    page_key: bytes,
+    page: int,
+    group: int,
+    source: Tensor | CacheMemory,
+    dictionary: DictionarySet | None = None,
+) -> tuple[bytes, memoryview]:
+    """The frame of one layer group of one page, as two runs of bytes that lie one behind the other.
+
+    With codec raw the second may be a view of the source, which must not change meanwhile.
 
     Args:
         spec: what the page belongs to.
@@ -43,7 +61,6 @@ def encode_group(
         source: the group, of the geometry's dtype, on the device to encode on: a tensor of
             `spec.group_shape(group)` and any strides, or where all of its layers and heads lie.
         dictionary: the set that the spec names.
-        arena: where the frame is to lie; None for memory of its own.
 
     Raises:
         ShapeMismatch: another shape or dtype.
@@ -60,7 +77,7 @@ def encode_group(
         )
     header = _header(spec, page_key, page, group)
     body = spec.codec.encode(tensor, _place(spec, page, group), dictionary)
-    return pack_frame(header, body, arena)
+    return frame_parts(header, body)
 
 
 def read_whole(spec: CacheSpec, page: int, group: int, source: Tensor | CacheMemory) -> Tensor:

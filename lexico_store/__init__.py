@@ -2,29 +2,24 @@
 
 Use:
     with open_store("redis://:secret@10.0.0.7:6379/0") as store:
-        store.commit(scope, key, frames, meta, ttl_s=3600)
+        store.commit(scope, key, frames, ttl_s=3600)
         first_groups = store.read(scope, keys, group=0)
 """
 
-from lexico_store.checks import (
-    MAX_META_BYTES,
-)
 from lexico_store.embedded import EmbeddedServer
 from lexico_store.lease import Lease
 from lexico_store.memory import MemoryStore
 from lexico_store.opening import open_store
 from lexico_store.settings import StoreSettings
 from lexico_store.sharing import reachable_store
-from lexico_store.store import PageStore, StoredPage
+from lexico_store.store import PageStore
 
 __all__ = [
-    "MAX_META_BYTES",
     "EmbeddedServer",
     "Lease",
     "MemoryStore",
     "PageStore",
     "StoreSettings",
-    "StoredPage",
     "open_store",
     "reachable_store",
 ]

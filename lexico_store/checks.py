@@ -14,10 +14,13 @@ if TYPE_CHECKING:
     import numpy.typing as npt
 
     BytesLike = bytes | bytearray | memoryview | npt.NDArray[np.uint8]
+    FrameLike = BytesLike | tuple[BytesLike, ...]
+
+Parts = tuple[memoryview, ...]
+"""One run of bytes in several buffers, none of them empty."""
 
 MAX_DIGEST_BYTES: Final = 64
 """Longest scope and longest dictionary digest: what BLAKE2b takes as a key."""
-MAX_META_BYTES: Final = 1 << 20
 MAX_TTL_S: Final = 10 * 365 * 86400.0
 """Ten years: far below where a server's expiry in milliseconds overflows."""
 
@@ -55,18 +58,20 @@ def checked_ttl_ms(ttl_s: float) -> int:
     return max(1, round(ttl_s * 1000))
 
 
-def checked_frames(frames: Sequence[BytesLike]) -> list[memoryview]:
+def checked_frames(frames: Sequence[FrameLike]) -> list[Parts]:
     """Views of the frames, as unsigned bytes and without a copy."""
     if not 1 <= len(frames) <= MAX_GROUPS:
         raise InvalidInput(f"a page has 1..{MAX_GROUPS} frames, not {len(frames)}")
-    return [checked_view(frame, f"frame {i}", MAX_FRAME_BYTES) for i, frame in enumerate(frames)]
+    return [_checked_parts(frame, f"frame {i}") for i, frame in enumerate(frames)]
 
 
-def checked_meta(meta: bytes) -> bytes:
-    """A page's meta, which may be empty."""
-    if not isinstance(meta, bytes) or len(meta) > MAX_META_BYTES:
-        raise InvalidInput(f"meta must be at most {MAX_META_BYTES} bytes: {_shape(meta)}")
-    return meta
+def _checked_parts(frame: FrameLike, what: str) -> Parts:
+    parts = frame if isinstance(frame, tuple) else (frame,)
+    views = tuple(checked_view(part, what, MAX_FRAME_BYTES) for part in parts)
+    size = sum(view.nbytes for view in views)
+    if not 1 <= size <= MAX_FRAME_BYTES:
+        raise InvalidInput(f"{what} has {size} bytes, not 1..{MAX_FRAME_BYTES}")
+    return views
 
 
 def checked_view(data: BytesLike, what: str, most: int) -> memoryview:

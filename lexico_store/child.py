@@ -16,7 +16,7 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 from typing import Final
@@ -26,20 +26,27 @@ _PR_SET_PDEATHSIG: Final = 1
 _Popen = subprocess.Popen[bytes]
 
 
-def spawn_bound(argv: Sequence[str], directory: Path, log: Path) -> subprocess.Popen[bytes]:
+def spawn_bound(
+    argv: Sequence[str], directory: Path, log: Path, environment: Mapping[str, str] | None = None
+) -> subprocess.Popen[bytes]:
     """Starts `argv` in `directory`, as a child that the kernel kills when this process ends.
 
     Its output goes to `log`, never to ours: a child that lives on for a moment would hold a pipe
     open that someone waits on. It gets its own session, so that Ctrl-C in a terminal leaves it to
     us. Where the kernel cannot bind (not Linux), the child is not bound.
 
+    Args:
+        environment: what the child's environment has beside ours.
+
     Raises:
         OSError: it cannot be started.
     """
-    return _spawner().run(lambda: _spawn(argv, directory, log))
+    return _spawner().run(lambda: _spawn(argv, directory, log, environment or {}))
 
 
-def _spawn(argv: Sequence[str], directory: Path, log: Path) -> _Popen:
+def _spawn(
+    argv: Sequence[str], directory: Path, log: Path, environment: Mapping[str, str]
+) -> _Popen:
     prefix, hook = _binding(shutil.which("setpriv"))
     with log.open("ab") as output:
         return subprocess.Popen(
@@ -50,6 +57,7 @@ def _spawn(argv: Sequence[str], directory: Path, log: Path) -> _Popen:
             stderr=subprocess.STDOUT,
             start_new_session=True,
             preexec_fn=hook,
+            env={**os.environ, **environment},
         )
 
 

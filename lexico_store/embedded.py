@@ -27,6 +27,11 @@ SOCKET_NAME: Final = "store.sock"
 LOG_NAME: Final = "store.log"
 LOCK_NAME: Final = "store.lock"
 
+_ALLOCATOR: Final = "MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1"
+"""Has jemalloc, which Debian's Redis and Valkey use, keep freed memory: a full store frees a page
+for each that it takes, and to take fresh memory from the kernel costs several times what storing
+the bytes does. The process stays as large as it once was, which `maxmemory` bounds."""
+
 _MAX_SOCKET_PATH: Final = 107  # sun_path, less its final zero
 _POLL_S: Final = 0.002
 _GRACE_S: Final = 3.0
@@ -182,7 +187,9 @@ class EmbeddedServer:
         for name, value in options.items():
             argv += [f"--{name}", value]
         try:
-            return spawn_bound(argv, self.directory, self.log_path)
+            name, setting = _ALLOCATOR
+            environment = {name: os.environ.get(name, setting)}
+            return spawn_bound(argv, self.directory, self.log_path, environment)
         except OSError as error:
             raise StoreUnavailable(f"cannot start {self.binary}: {error}") from error
 

@@ -18,7 +18,8 @@ from hashlib import blake2b
 from typing import Final
 
 PREFIX: Final = "lx1"
-META_FIELD: Final = "m"
+FORMER_META_FIELD: Final = "m"
+"""Field of a page's hash that earlier releases wrote, empty: it means nothing."""
 CHUNK_COUNT_FIELD: Final = "n"
 SIZE_FIELD: Final = "size"
 

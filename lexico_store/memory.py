@@ -10,7 +10,8 @@ from dataclasses import dataclass
 from typing import Final
 
 from lexico_proto.errors import Busy, StoreUnavailable
-from lexico_store.store import PageStore, StoredPage
+from lexico_store.checks import Parts
+from lexico_store.store import PageStore
 
 DEFAULT_MAX_BYTES: Final = 1 << 30
 
@@ -20,12 +21,11 @@ class _Entry:
     """One page: its own copies of the frames, and the clock's time at which it is gone."""
 
     frames: tuple[bytes, ...]
-    meta: bytes
     expires_s: float
 
     @property
     def size(self) -> int:
-        return len(self.meta) + sum(map(len, self.frames))
+        return sum(map(len, self.frames))
 
 
 class MemoryStore(PageStore):
@@ -69,12 +69,12 @@ class MemoryStore(PageStore):
         with self._lock:
             return [self._live(name) is not None for name in names]
 
-    def _commit(self, name: str, frames: list[memoryview], meta: bytes, ttl_ms: int) -> None:
+    def _commit(self, name: str, frames: list[Parts], ttl_ms: int) -> None:
         # The copy is made before the lock is taken: it is the long part.
-        copies = tuple(bytes(frame) for frame in frames)
+        copies = tuple(b"".join(frame) for frame in frames)
         with self._lock:
             self._check_open()
-            entry = _Entry(copies, meta, self._clock() + ttl_ms / 1000)
+            entry = _Entry(copies, self._clock() + ttl_ms / 1000)
             self._drop(name)
             self._make_room(entry.size)
             self._pages[name] = entry
@@ -93,15 +93,10 @@ class MemoryStore(PageStore):
             for group in groups
         ]
 
-    def _read_page(self, name: str) -> StoredPage | None:
+    def _read_page(self, name: str) -> list[bytes] | None:
         with self._lock:
             entry = self._used(name)
-        return StoredPage(list(entry.frames), entry.meta) if entry else None
-
-    def _meta(self, name: str) -> bytes | None:
-        with self._lock:
-            entry = self._used(name)
-        return entry.meta if entry else None
+        return list(entry.frames) if entry else None
 
     def _touch(self, names: Sequence[str], ttl_ms: int) -> list[bool]:
         with self._lock:
@@ -110,7 +105,7 @@ class MemoryStore(PageStore):
             for name in names:
                 entry = self._used(name)
                 if entry is not None:
-                    self._pages[name] = _Entry(entry.frames, entry.meta, expires_s)
+                    self._pages[name] = _Entry(entry.frames, expires_s)
                 found.append(entry is not None)
             return found
 

@@ -18,12 +18,14 @@ from redis.commands.core import Script
 
 from lexico_proto.errors import Busy, StoreUnavailable
 from lexico_store import keys
+from lexico_store.checks import Parts
 from lexico_store.redis_errors import as_lexico
-from lexico_store.redis_pool import PACK_CUTOFF_BYTES
+from lexico_store.redis_pool import PACK_CUTOFF_BYTES, LongValue
 from lexico_store.settings import StoreSettings
-from lexico_store.store import PageStore, StoredPage
+from lexico_store.store import PageStore
 
-Command = tuple[bytes | memoryview | str | int, ...]
+Argument = bytes | LongValue | str | int
+Command = tuple[Argument, ...]
 
 READ_WINDOW: Final = 64
 """Most frames asked for in one go. Replies that wait for us count against the server's maxmemory,
@@ -89,10 +91,10 @@ class RedisStore(PageStore):
     def _present(self, names: Sequence[str]) -> list[bool]:
         return [bool(n) for n in self._run("present", [("EXISTS", name) for name in names])]
 
-    def _commit(self, name: str, frames: list[memoryview], meta: bytes, ttl_ms: int) -> None:
-        fields: list[bytes | memoryview | str | int] = [keys.META_FIELD, meta]
+    def _commit(self, name: str, frames: list[Parts], ttl_ms: int) -> None:
+        fields: list[Argument] = []
         for group, frame in enumerate(frames):
-            fields += [keys.group_field(group), _payload(frame)]
+            fields += [keys.group_field(group), _value(frame)]
         self._run(
             "commit",
             [("DEL", name), ("HSET", name, *fields), ("PEXPIRE", name, ttl_ms)],
@@ -117,18 +119,12 @@ class RedisStore(PageStore):
         pages = len(names)
         return [lengths[at : at + pages] for at in range(0, len(lengths), pages)]
 
-    def _read_page(self, name: str) -> StoredPage | None:
+    def _read_page(self, name: str) -> list[bytes] | None:
         found: dict[bytes, bytes] = self._run("read_page", [("HGETALL", name)])[0]
-        meta = found.pop(keys.META_FIELD.encode(), None)
+        found.pop(keys.FORMER_META_FIELD.encode(), None)
         frames = [found.get(keys.group_field(i).encode()) for i in range(len(found))]
         whole = [frame for frame in frames if frame is not None]
-        if meta is None or not whole or len(whole) != len(frames):
-            return None
-        return StoredPage(whole, meta)
-
-    def _meta(self, name: str) -> bytes | None:
-        found: bytes | None = self._run("meta", [("HGET", name, keys.META_FIELD)])[0]
-        return found
+        return whole if whole and len(whole) == len(frames) else None
 
     def _touch(self, names: Sequence[str], ttl_ms: int) -> list[bool]:
         return [bool(n) for n in self._run("touch", [("PEXPIRE", n, ttl_ms) for n in names])]
@@ -147,9 +143,9 @@ class RedisStore(PageStore):
     def _put_dictionary(
         self, name: str, listing: str, digest: bytes, chunks: list[memoryview]
     ) -> None:
-        fields: list[bytes | memoryview | str | int] = []
+        fields: list[Argument] = []
         for i, chunk in enumerate(chunks):
-            fields += [keys.chunk_field(i), _payload(chunk)]
+            fields += [keys.chunk_field(i), _value((chunk,))]
         size = sum(chunk.nbytes for chunk in chunks)
         fields += [keys.CHUNK_COUNT_FIELD, len(chunks), keys.SIZE_FIELD, size]
         self._run(
@@ -194,6 +190,7 @@ class RedisStore(PageStore):
             self._slots.release()
 
 
-def _payload(view: memoryview) -> bytes | memoryview:
-    """Small values by copy, to share a send: redis-py sends every memoryview on its own."""
-    return view if view.nbytes > PACK_CUTOFF_BYTES else bytes(view)
+def _value(parts: Parts) -> bytes | LongValue:
+    """Small values by copy, to share a send with others; long ones from where they are."""
+    long = LongValue(parts)
+    return long if len(long) > PACK_CUTOFF_BYTES else b"".join(parts)

@@ -6,7 +6,7 @@ import secrets
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from types import TracebackType
-from typing import TYPE_CHECKING, Final, NamedTuple, Self
+from typing import TYPE_CHECKING, Final, Self
 
 from lexico_proto.errors import InvalidInput
 from lexico_proto.limits import MAX_DICTIONARY_BYTES
@@ -15,19 +15,12 @@ from lexico_store import keys as keyspace
 from lexico_store.lease import Lease
 
 if TYPE_CHECKING:
-    from lexico_store.checks import BytesLike
+    from lexico_store.checks import BytesLike, FrameLike
 
 CHUNK_BYTES: Final = 1 << 20
 """Bytes of one stored piece of a dictionary set: where Redis and the sockets are fastest."""
 _TOKEN_BYTES: Final = 16
 MAX_OWNER_BYTES: Final = 64
-
-
-class StoredPage(NamedTuple):
-    """One whole page: its frames in the order of their layer groups, and its meta."""
-
-    frames: list[bytes]
-    meta: bytes
 
 
 class PageStore(ABC):
@@ -55,25 +48,23 @@ class PageStore(ABC):
         names = _page_names(scope, keys)
         return self._present(names) if names else []
 
-    def commit(
-        self, scope: bytes, key: bytes, frames: Sequence[BytesLike], meta: bytes, ttl_s: float
-    ) -> None:
+    def commit(self, scope: bytes, key: bytes, frames: Sequence[FrameLike], ttl_s: float) -> None:
         """Stores a page whole: until this is done readers see the former page, or none.
 
         Idempotent: the same page may be committed again, also after an error that left its fate
             open.
 
         Args:
-            frames: 1..64 contiguous buffers of 1 byte..64 MiB, best about 1 MiB; not copied on the
-                way to Redis, so they must not change until the call returns.
-            meta: at most 1 MiB, may be empty.
+            frames: 1..64 of 1 byte..64 MiB, best about 1 MiB; each one contiguous buffer, or a
+                tuple of those that are stored as one run. They are not copied on the way to Redis,
+                so they must not change until the call returns.
             ttl_s: the page expires whole after this time; it may be evicted, whole, before.
         """
         checks.check_scope(scope)
         checks.check_key(key)
         views = checks.checked_frames(frames)
         ttl_ms = checks.checked_ttl_ms(ttl_s)
-        self._commit(keyspace.page(scope, key), views, checks.checked_meta(meta), ttl_ms)
+        self._commit(keyspace.page(scope, key), views, ttl_ms)
 
     def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
         """Layer group `group` of many pages, in order; None for a page or group that is not there.
@@ -97,17 +88,11 @@ class PageStore(ABC):
         names = _page_names(scope, keys)
         return self._frame_bytes(names, groups) if names else [[] for _ in groups]
 
-    def read_page(self, scope: bytes, key: bytes) -> StoredPage | None:
-        """All of one page as of one moment, or None."""
+    def read_page(self, scope: bytes, key: bytes) -> list[bytes] | None:
+        """Every frame of one page as of one moment, or None."""
         checks.check_scope(scope)
         checks.check_key(key)
         return self._read_page(keyspace.page(scope, key))
-
-    def meta(self, scope: bytes, key: bytes) -> bytes | None:
-        """The meta that the page was committed with, or None if the page is not there."""
-        checks.check_scope(scope)
-        checks.check_key(key)
-        return self._meta(keyspace.page(scope, key))
 
     def touch(self, scope: bytes, keys: Sequence[bytes], ttl_s: float) -> list[bool]:
         """Lets pages expire `ttl_s` from now; False for those not there (it never revives)."""
@@ -183,7 +168,7 @@ class PageStore(ABC):
     def _present(self, names: Sequence[str]) -> list[bool]: ...
 
     @abstractmethod
-    def _commit(self, name: str, frames: list[memoryview], meta: bytes, ttl_ms: int) -> None: ...
+    def _commit(self, name: str, frames: list[checks.Parts], ttl_ms: int) -> None: ...
 
     @abstractmethod
     def _read(self, names: Sequence[str], group: int) -> list[bytes | None]: ...
@@ -192,10 +177,7 @@ class PageStore(ABC):
     def _frame_bytes(self, names: Sequence[str], groups: Sequence[int]) -> list[list[int]]: ...
 
     @abstractmethod
-    def _read_page(self, name: str) -> StoredPage | None: ...
-
-    @abstractmethod
-    def _meta(self, name: str) -> bytes | None: ...
+    def _read_page(self, name: str) -> list[bytes] | None: ...
 
     @abstractmethod
     def _touch(self, names: Sequence[str], ttl_ms: int) -> list[bool]: ...

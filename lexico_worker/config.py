@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from lexico_proto.errors import ConfigurationError
+from lexico_store.settings import StoreSettings
 
 
 @dataclass(frozen=True)
@@ -16,10 +17,13 @@ class EncoderConfig:
     """Page store that encoders commit to; one that other processes reach (not memory://). It may
     hold a password, so it is never shown.
     """
+    store: StoreSettings = field(default_factory=StoreSettings)
+    """How encoders speak to the store."""
     page_ttl_s: float = 24 * 3600.0
     """Seconds a page lives after it is written or last read."""
     lease_ttl_s: float = 120.0
-    """Seconds that one encoder may spend on a layer group before another may take the page."""
+    """Seconds after which another encoder may take a page from one that does not go on: a lease is
+    renewed between layer groups, so a group may take nine tenths of it."""
     min_replicas: int = 1
     """Encoders kept running."""
     max_replicas: int = 1

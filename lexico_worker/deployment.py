@@ -55,7 +55,7 @@ class Encoder:
         cores = len(os.sched_getaffinity(0))
         torch.set_num_threads(config.threads or max(1, cores // config.max_replicas))
         device = "cuda" if config.num_gpus and torch.cuda.is_available() else "cpu"
-        self._store = open_store(config.store_url)
+        self._store = open_store(config.store_url, config.store)
         self._pages = PageEncoder(
             self._store,
             page_ttl_s=config.page_ttl_s,

@@ -14,8 +14,7 @@ from typing import Final
 
 import torch
 
-from lexico_codec.frame import Arena
-from lexico_codec.pages import encode_group
+from lexico_codec.pages import encode_group_parts
 from lexico_codec.pieces import Piece, Pieces
 from lexico_codec.sets.builtin import find_builtin
 from lexico_codec.sets.choose import check_model
@@ -96,7 +95,6 @@ class PageEncoder:
         self._page_ttl_s = page_ttl_s
         self._lease_ttl_s = lease_ttl_s
         self._device = torch.device(device)
-        self._threads = threading.local()
         self._dictionaries = _DictionaryCache(store, dictionary_cache_bytes)
 
     def encode_page(
@@ -141,7 +139,7 @@ class PageEncoder:
             if self._store.present(job.scope, [job.page_key])[0]:  # another was faster
                 return PageDone(Outcome.PRESENT)
             started = time.perf_counter()
-            arena, frames, start = self._arena(), [], 0
+            frames, start = list[tuple[bytes, memoryview]](), 0
             for group in range(spec.groups):
                 if cancelled is not None and cancelled.is_set():
                     raise Cancelled(f"page {job.page}: the caller went away")
@@ -158,26 +156,18 @@ class PageEncoder:
                     pieces.cut(start, end), spec.geometry.torch_dtype, spec.group_shape(group)
                 ).to(self._device)
                 frames.append(
-                    encode_group(spec, job.page_key, job.page, group, tensor, dictionary, arena)
+                    encode_group_parts(spec, job.page_key, job.page, group, tensor, dictionary)
                 )
                 start = end
             encoded = time.perf_counter()
-            self._store.commit(job.scope, job.page_key, frames, b"", self._page_ttl_s)
+            self._store.commit(job.scope, job.page_key, frames, self._page_ttl_s)
             committed = time.perf_counter()
         return PageDone(
             Outcome.STORED,
-            stored_bytes=sum(map(len, frames)),
+            stored_bytes=sum(len(part) for frame in frames for part in frame),
             encode_s=encoded - started,
             commit_s=committed - encoded,
         )
-
-    def _arena(self) -> Arena:
-        """This thread's memory for the frames of a page."""
-        if not hasattr(self._threads, "arena"):
-            self._threads.arena = Arena()
-        arena: Arena = self._threads.arena
-        arena.reset()
-        return arena
 
 
 class _DictionaryCache:

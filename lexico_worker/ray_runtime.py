@@ -35,6 +35,13 @@ _ANSWER_S: Final = 5.0
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _ON_LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _VITAL: Final = ("gcs_server", "raylet")
+_START_LIMITS: Final = (
+    ("RAY_gcs_server_port_wait_time_s", 1),
+    ("RAY_agent_register_timeout_ms", 1000),
+    ("RAY_worker_register_timeout_seconds", 1),
+)
+"""Ray's own limits of its parts' starts, which have settings, and their units in a second."""
+_ASK_EVERY_S: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -50,6 +57,8 @@ class RayConfig:
     """Shared memory for pages in flight: at least 2.5 times what the ingress admits, or Ray spills
     to disk.
     """
+    start_s: float = 120.0
+    """Seconds that each part of a Ray started here is given to start."""
 
 
 class RayRuntime:
@@ -144,9 +153,9 @@ class RayRuntime:
                 num_cpus=self._config.num_cpus or None,
             )
         try:
-            with _sigterm_kept():
+            with _sigterm_kept(), _node_waited_for(self._config.start_s):
                 ray.init(**options)
-        except (OSError, ValueError, RuntimeError) as error:
+        except Exception as error:  # Ray's own limits raise bare ones
             ray.shutdown()
             raise ConfigurationError(f"Ray does not start: {error}") from error
         self._started = True
@@ -154,6 +163,8 @@ class RayRuntime:
 
     def _keep_to_ourselves(self) -> None:
         _stay_on_loopback()
+        for name, units in _START_LIMITS:
+            os.environ.setdefault(name, str(round(self._config.start_s * units)))
         os.environ["RAY_AUTH_MODE"] = "token"
         _adopt_orphans()
         self._folder = _make_folder()
@@ -293,6 +304,34 @@ def _make_folder() -> Path:
         f"TMPDIR {tempfile.gettempdir()}: too long for Ray's sockets, which leave it {most} bytes, "
         "and /tmp cannot be written; give a shorter one"
     )
+
+
+@contextmanager
+def _node_waited_for(seconds: float) -> Iterator[None]:
+    """Lets Ray's node, whose agents a busy machine starts slowly, take so long to appear.
+
+    `ray.init` asks for it again and again, and gives up after 30 s, which no setting changes. So it
+    is the answer that waits.
+    """
+    from ray._private import services
+
+    ask: Any = services.get_node
+
+    def ask_patiently(*arguments: Any) -> Any:
+        deadline = time.monotonic() + seconds
+        while True:
+            try:
+                return ask(*arguments)
+            except RuntimeError:  # it is not there yet
+                if time.monotonic() > deadline:
+                    raise
+            time.sleep(_ASK_EVERY_S)
+
+    services.get_node = ask_patiently
+    try:
+        yield
+    finally:
+        services.get_node = ask
 
 
 @contextmanager

@@ -15,13 +15,14 @@ from lexico_client._endpoint import Endpoint, Security
 from lexico_client._errors import translated
 from lexico_codec.forks import renew_in_children
 from lexico_proto.errors import Unsupported
-from lexico_proto.limits import MESSAGE_BYTES
+from lexico_proto.limits import MESSAGE_BYTES, PIECE_BYTES
 
 _log = logging.getLogger(__name__)
 
 _OPTIONS: Final = (
     ("grpc.max_send_message_length", MESSAGE_BYTES),
     ("grpc.max_receive_message_length", MESSAGE_BYTES),
+    ("grpc.http2.max_frame_size", PIECE_BYTES),  # fewer pieces to put together than of 16 KiB
     # A dead peer is noticed in the middle of a call; an idle channel stays silent, since servers
     # refuse pings that come too often.
     ("grpc.keepalive_time_ms", 60_000),

@@ -16,7 +16,7 @@ from typing import Any, Final, NamedTuple, NoReturn
 import torch
 from torch import Tensor
 
-from lexico_codec.kernels.memory import TableMemory
+from lexico_codec.kernels.memory import Addresses, TableMemory
 from lexico_proto.errors import ConfigurationError, InternalError
 
 LIBRARY: Final = Path(__file__).parent / "native" / "liblexico.so"
@@ -79,35 +79,28 @@ def reaches(memory: TableMemory) -> bool:
     """Whether the library reads and writes a memory: long vectors must lie in one run."""
     if memory.device.type != "cpu" or not takes(memory.dtype):
         return False
-    return memory.m <= MAX_HEAD or all(s[3] == 1 for s in memory.addresses().strides)
+    return memory.m <= MAX_HEAD or bool((memory.addresses().strides[:, 3] == 1).all())
 
 
 class Reached(NamedTuple):
-    """A memory as the library takes it, arguments in their order; keep it while the call runs."""
+    """A memory as the library takes it; to be kept while the call runs."""
 
-    pointers: ctypes.Array[ctypes.c_void_p]
-    strides: ctypes.Array[ctypes.c_int64]
+    addresses: Addresses
     blocks: Tensor | None
-    block_tokens: int
-    first_slot: int
+    """The block table, int64."""
 
     @classmethod
     def of(cls, memory: TableMemory) -> Reached:
         """Of a memory that the library `reaches`."""
-        pointers, strides = memory.addresses()
-        flat = [number for four in strides for number in four]
-        return cls(
-            (ctypes.c_void_p * len(pointers))(*pointers),
-            (ctypes.c_int64 * len(flat))(*flat),
-            None if memory.block_table is None else memory.block_table.long().contiguous(),
-            memory.block_tokens,
-            memory.first_slot,
-        )
+        blocks = None if memory.block_table is None else memory.block_table.long().contiguous()
+        return cls(memory.addresses(), blocks)
 
-    @property
-    def block_address(self) -> int | None:
-        """Of the block table, int64."""
-        return None if self.blocks is None else self.blocks.data_ptr()
+    def arguments(self) -> tuple[int, int, int, int | None]:
+        """Addresses of pointers and strides, from one table's strides to the next, block table."""
+        pointers, strides = self.addresses
+        step = 4 if len(strides) > 1 else 0
+        blocks = None if self.blocks is None else self.blocks.data_ptr()
+        return pointers.ctypes.data, strides.ctypes.data, step, blocks
 
 
 @cache
@@ -136,7 +129,7 @@ def _library() -> ctypes.CDLL | None:
             number,
             [
                 *(number, size, *[address] * 5, offsets, *[size] * 5, number),
-                *(pointer, offsets, address, size, size),  # memory
+                *(address, address, size, address, size, size),  # memory
             ],
         ),
         "lexico_entropy_encode": (
@@ -155,11 +148,11 @@ def _library() -> ctypes.CDLL | None:
         ),
         "lexico_gather": (
             number,
-            [number, size, offsets, number, pointer, offsets, *[address] * 5],
+            [number, size, offsets, number, address, address, size, *[address] * 5],
         ),
         "lexico_scatter": (
             number,
-            [number, size, offsets, number, pointer, offsets, *[address] * 5, number],
+            [number, size, offsets, number, address, address, size, *[address] * 5, number],
         ),
         "lexico_arrange": (
             number,

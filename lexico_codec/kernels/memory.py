@@ -11,6 +11,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -21,10 +23,11 @@ from lexico_proto.errors import InvalidInput, ShapeMismatch
 class Addresses(NamedTuple):
     """Where kernels find the tables."""
 
-    pointers: list[int]
-    """Address of the first value of each table."""
-    strides: list[tuple[int, int, int, int]]
-    """Of each table's blocks (0 without a block table), tokens, heads and components, in values."""
+    pointers: npt.NDArray[np.int64]
+    """`[tables]`, address of the first value of each."""
+    strides: npt.NDArray[np.int64]
+    """`[tables, 4]` of blocks (0 without a block table), tokens, heads and components, in values;
+    all the same where there is one row."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -76,7 +79,8 @@ class TableMemory:
             if (part.shape, part.dtype, part.device) != kind:
                 raise ShapeMismatch("parts: shapes, dtypes and devices must agree")
         check_tables(parts)
-        return cls(tuple(parts), 0)._at("parts", tokens, block_table, first_slot)
+        tokens = _tokens_there(first, "parts", tokens, block_table, first_slot)
+        return cls(tuple(parts), tokens, block_table, first_slot)
 
     @classmethod
     def over(
@@ -98,7 +102,8 @@ class TableMemory:
         rank = 3 if block_table is None else 4
         _check_kind(whole, rank + (2 if whole.ndim == rank + 2 else 1), "memory")
         check_strides(whole, "memory")
-        return cls(whole, 0)._at("memory", tokens, block_table, first_slot)
+        tokens = _tokens_there(whole, "memory", tokens, block_table, first_slot)
+        return cls(whole, tokens, block_table, first_slot)
 
     def at(
         self, tokens: int | None = None, block_table: Tensor | None = None, first_slot: int = 0
@@ -114,23 +119,7 @@ class TableMemory:
         """
         if (block_table is None) != (self.block_table is None):
             raise ShapeMismatch("block_table: goes with pools of blocks, and with those alone")
-        return self._at("memory", tokens, block_table, first_slot)
-
-    def _at(
-        self, name: str, tokens: int | None, block_table: Tensor | None, first_slot: int
-    ) -> TableMemory:
-        """`at`, of a memory whose own tokens mean nothing."""
-        if first_slot < 0:
-            raise ShapeMismatch(f"first_slot: {first_slot} is negative")
-        if block_table is None:
-            there = self._first().shape[-3] - first_slot
-            tokens = max(there, 0) if tokens is None else tokens
-            if not 0 <= tokens <= there:
-                raise ShapeMismatch(
-                    f"{name}: {max(there, 0)} tokens from slot {first_slot} on, needs {tokens}"
-                )
-        else:
-            tokens = _check_block_table(block_table, self._first(), tokens, first_slot)
+        tokens = _tokens_there(self._first(), "memory", tokens, block_table, first_slot)
         return replace(self, tokens=tokens, block_table=block_table, first_slot=first_slot)
 
     @property
@@ -194,13 +183,14 @@ class TableMemory:
         """Where kernels find the tables; those of one tensor are not looked at one by one."""
         blocks = self.block_table is not None
         if isinstance(self.held, tuple):
-            pointers = [part.data_ptr() for part in self.held]
-            return Addresses(pointers, [_four(part.stride(), blocks) for part in self.held])
-        strides, size, rank = self.held.stride(), self.held.itemsize, 4 if blocks else 3
-        pointers = [self.held.data_ptr()]
-        for count, apart in zip(self.held.shape[:-rank], strides[:-rank], strict=True):
-            pointers = [at + size * i * apart for at in pointers for i in range(count)]
-        return Addresses(pointers, [_four(strides[-rank:], blocks)] * len(pointers))
+            pointers = np.array([part.data_ptr() for part in self.held], np.int64)
+            return Addresses(pointers, _four([part.stride() for part in self.held], blocks))
+        strides, rank = self.held.stride(), 4 if blocks else 3
+        lead, size = self.held.ndim - rank, self.held.itemsize
+        pointers = np.array([self.held.data_ptr()], np.int64)
+        for count, apart in zip(self.held.shape[:lead], strides[:lead], strict=True):
+            pointers = np.add.outer(pointers, size * apart * np.arange(count)).ravel()
+        return Addresses(pointers, _four([strides[lead:]], blocks))
 
     def dense(self) -> Tensor | None:
         """`[..., tokens, heads, m]`, a view with the dimensions that number the tables in front;
@@ -208,6 +198,8 @@ class TableMemory:
         """
         if isinstance(self.held, tuple) or self.block_table is not None:
             return None
+        if self.tokens == self.held.shape[-3]:
+            return self.held
         return self.held.narrow(-3, self.first_slot, self.tokens)
 
     def views(self) -> list[Tensor] | None:
@@ -238,7 +230,7 @@ class TableMemory:
             self._put(self._slots(), vectors)
             return
         with torch.no_grad():
-            dense.copy_(vectors.reshape(dense.shape))
+            dense.copy_(vectors if vectors.shape == dense.shape else vectors.reshape(dense.shape))
 
     def write_tokens(self, tokens: Tensor, vectors: Tensor) -> None:
         """As `write`, of some of the tokens.
@@ -287,9 +279,8 @@ class TableMemory:
         return self.held[0] if isinstance(self.held, tuple) else self.held
 
 
-def _four(strides: tuple[int, ...], blocks: bool) -> tuple[int, int, int, int]:
-    block, token, head, component = strides if blocks else (0, *strides)
-    return block, token, head, component
+def _four(strides: list[tuple[int, ...]], blocks: bool) -> npt.NDArray[np.int64]:
+    return np.array(strides if blocks else [(0, *three) for three in strides], np.int64)
 
 
 def _check_kind(tensor: Tensor, rank: int, name: str) -> None:
@@ -299,6 +290,23 @@ def _check_kind(tensor: Tensor, rank: int, name: str) -> None:
         raise ShapeMismatch(
             f"{name}: must be floating point of 2 bytes or more, not {tensor.dtype}"
         )
+
+
+def _tokens_there(
+    table: Tensor, name: str, tokens: int | None, block_table: Tensor | None, first_slot: int
+) -> int:
+    """How many tokens are meant, once they and their block table have proved to be there."""
+    if first_slot < 0:
+        raise ShapeMismatch(f"first_slot: {first_slot} is negative")
+    if block_table is not None:
+        return _check_block_table(block_table, table, tokens, first_slot)
+    there = table.shape[-3] - first_slot
+    tokens = max(there, 0) if tokens is None else tokens
+    if not 0 <= tokens <= there:
+        raise ShapeMismatch(
+            f"{name}: {max(there, 0)} tokens from slot {first_slot} on, needs {tokens}"
+        )
+    return tokens
 
 
 def _check_block_table(table: Tensor, pool: Tensor, tokens: int | None, first_slot: int) -> int:

@@ -28,7 +28,7 @@ from lexico_lab.evaluation.ways import Way, way_of
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.studies.cliff_models import with_constant_keys, with_outliers, with_wide_heads
 from lexico_lab.studies.ours import RESIDUAL_SET, stored_geometry
-from lexico_lab.training.fit import FitSettings
+from lexico_lab.training.fit_settings import FitSettings
 from lexico_lab.training.progress import bars
 from lexico_lab.training.residual import ResidualSettings, train_residual
 from lexico_proto.errors import DictionaryMismatch

@@ -1,7 +1,7 @@
-"""Writes what studies measured into docs/: the plot quality.svg, the tables of quality.md, and that
-of presets.md.
+"""Writes what studies measured into docs/: the plot quality.svg, the report eval-smollm2.html, the
+tables of quality.md and that of presets.md.
 
-    python -m lexico_lab.studies.pages            write quality.svg and what lies between markers
+    python -m lexico_lab.studies.pages            write both, and what lies between markers
     python -m lexico_lab.studies.pages --check    change nothing; exit 1 if one says otherwise
 """
 
@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from lexico_lab.evaluation.report.page import page as page_of
 from lexico_lab.record import RESULTS, ROOT
 from lexico_lab.studies.plot import plot_of
 from lexico_lab.studies.shipped_table import tables_of
@@ -21,6 +22,7 @@ from lexico_lab.studies.shown import sets_of
 from lexico_lab.studies.tables import MISSING, cliffs_table_of, presets_table_of, table_of
 
 DOCS: Final = ROOT / "docs"
+REPORT: Final = "eval-smollm2.html"
 
 
 def filled(text: str, table: str, name: str = "quality") -> str:
@@ -38,12 +40,12 @@ def filled(text: str, table: str, name: str = "quality") -> str:
 
 
 def write(results: Path = RESULTS, docs: Path = DOCS, *, check: bool = False) -> list[str]:
-    """Rewrites the plot and the tables where they differ.
+    """Rewrites the plot, the report and the tables where they differ.
 
     Args:
         results: folder of quality.json, eval.json and cliffs.json; where one is absent its table
-            says so, and without the first there is no plot.
-        docs: folder of quality.md, presets.md and quality.svg.
+            says so, without the first there is no plot and without the second no report.
+        docs: folder of quality.md, presets.md and what is drawn.
         check: change nothing.
 
     Returns:
@@ -63,6 +65,8 @@ def write(results: Path = RESULTS, docs: Path = DOCS, *, check: bool = False) ->
     }
     if sets_of(measured):
         wanted[image] = plot_of(measured)
+    if evaluated:
+        wanted[docs / REPORT] = page_of(evaluated["report"])
     stale = [
         path
         for path, content in wanted.items()

@@ -2,10 +2,10 @@
 
     python -m lexico_lab.studies.shipped [--data FOLDER] [--texts 8] [--state FOLDER]
 
-The whole report goes to docs/eval-smollm2.html, its figures but those of single texts to
-results/eval.json; `python -m lexico_lab.studies.pages` makes docs/quality.md's tables of them.
-Published methods learn from WikiText-2 validation text, as the sets did. A run that stopped goes
-on; remove the state folder after a change of codec or evaluator.
+All figures but those of single texts go to results/eval.json; `python -m lexico_lab.studies.pages`
+makes docs/eval-smollm2.html and docs/quality.md's tables of them. Published methods learn from
+WikiText-2 validation text, as the sets did. A run that stopped goes on; remove the state folder
+after a change of codec or evaluator.
 """
 
 from __future__ import annotations
@@ -17,17 +17,16 @@ from typing import Final
 
 import torch
 
-from lexico_lab.evaluation.run import REPORT, evaluate
+from lexico_lab.evaluation.run import evaluate
 from lexico_lab.evaluation.settings import EvalSettings
 from lexico_lab.machine import threads
 from lexico_lab.models import quiet
-from lexico_lab.record import ROOT, finish, gate, machine
+from lexico_lab.record import finish, gate, machine
 from lexico_lab.studies.shipped_table import lines_of
 from lexico_lab.studies.texts import DATA
 
 WAYS: Final = ("near", "balanced", "small", 'lexico-packed:{"sparsity":8}', "paper")
 PEERS: Final = ("KVTC 5 %", "KIVI 3 bit, groups of 64")
-PAGE: Final = ROOT / "docs" / "eval-smollm2.html"
 
 
 def main() -> None:
@@ -64,7 +63,6 @@ def main() -> None:
             peer_text=options.data / "wikitext2" / "valid.txt",
         )
         document = evaluate(settings)
-        PAGE.write_bytes((settings.out / REPORT).read_bytes())
     for source in document["sources"]:
         del source["per_text"]
         print("\n" + "\n".join(lines_of(document, source)))

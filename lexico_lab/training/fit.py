@@ -6,95 +6,28 @@ All passes read one window at a time. The last windows are held out of everythin
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass, replace
-from functools import cache, partial
+from dataclasses import replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs.residual import energies
-from lexico_codec.kernels.pursuit.coding import encode, reconstruct
 from lexico_codec.sets.transform import (
     CLASSES_AN_OCTAVE,
-    COEFFICIENT_STEPS,
     Transform,
-    classes_of,
     features,
 )
 from lexico_lab.training.counts import Counts
-from lexico_lab.training.learn import LearnSettings, learn
+from lexico_lab.training.fit_atoms import count_levels, fit_atoms
+from lexico_lab.training.fit_settings import FitSettings, Held, Progress, thinned
 from lexico_lab.training.observe import GRADIENT_TOKENS, WINDOW_TOKENS, Observations
-from lexico_lab.training.rounding import in_steps
-from lexico_proto.errors import ConfigurationError
-
-Progress = Callable[[Iterable[int], str], Iterable[int]]
 
 _RIDGE: Final = 0.02  # of each number's own Fisher information: the rest may be chance
 _FLOOR: Final = 5e-4  # of a table's mean: what is never felt still counts a bit
 _SIGNIFICANT: Final = 0.2  # share of components that decide what tokens and steps are weighed by
 _RIDGE_OF_GAINS: Final = 3e-3
-_PAGE: Final = 64  # tokens that energies are measured over
-_STEPS: Final = tuple(2.0**k for k in (-2, -1, 0, 1, 2))  # that tables are counted at, relative
-_FIT_WINDOWS: Final = 48  # of them deviations, atoms and tables are made
 _GAIN_WINDOWS: Final = 128
 _SAMPLE_BYTES: Final = 2 << 30  # of components that are kept for atoms and tables
-
-
-@dataclass(frozen=True, slots=True)
-class FitSettings:
-    """What decides a transform, its observations given."""
-
-    run_layers: int = 0
-    """Layers that are coded together; a divisor of the model's. 0 stands for all of them, until the
-    model is known."""
-    joint: int = 2880
-    """Components of a run in the second transform, R."""
-    predictors: int = 512
-    """Components that a token's gain is predicted from, F."""
-    sparsity: int = 1
-    """Atoms a token and run; 0 for none."""
-    atoms: int = 2048
-    """N."""
-    width: int = 256
-    """Components that atoms span, m."""
-    blocks: int = 1
-    """Blocks of heads with a first transform of their own."""
-    vectors: int = 200_000
-    """Vectors coded while learning atoms."""
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        if min(self.run_layers, self.joint, self.sparsity) < 0:
-            raise ConfigurationError("run_layers, joint and sparsity: must not be negative")
-        if min(self.predictors, self.atoms, self.width, self.blocks, self.vectors) < 1:
-            raise ConfigurationError(
-                "predictors, atoms, width, blocks and vectors: must be positive"
-            )
-
-
-def _thinned(windows: range, most: int) -> range:
-    """About so many of the windows, evenly spread: never twice as many."""
-    return windows[:: max(1, len(windows) // most)]
-
-
-@dataclass(frozen=True, slots=True)
-class Held:
-    """Windows that are fitted to, and those that are not."""
-
-    fitted: range
-    held_out: range
-
-    @classmethod
-    def of(cls, windows: int) -> Held:
-        """The last tenth, at least one, is held out."""
-        last = windows - max(1, windows // 10)
-        return cls(range(last), range(last, windows))
-
-    def some(self) -> range:
-        """About `_FIT_WINDOWS` of the fitted ones, evenly spread."""
-        return _thinned(self.fitted, _FIT_WINDOWS)
 
 
 def fit_bases(seen: Observations, settings: FitSettings, progress: Progress) -> dict[str, Tensor]:
@@ -200,12 +133,12 @@ def fit_rest(
         transform = replace(transform, gains=gains[None].expand(runs, -1))
         samples = []
         fewer = max(1, _SAMPLE_BYTES // (4 * WINDOW_TOKENS * order.shape[1]))
-        for window in progress(_thinned(some[::2], fewer), "components"):
+        for window in progress(thinned(some[::2], fewer), "components"):
             components = transform.analyse(run, _prepared(seen, window, runs)[run])
             of = transform.gains_of(run, components)
             samples.append((components * torch.exp2(of.float() / CLASSES_AN_OCTAVE), of))
-        atoms = _fit_atoms(samples, settings, step)
-        _count(counts, samples, deviations[run], atoms, step, progress)
+        atoms = fit_atoms(samples, settings, step)
+        count_levels(counts, samples, deviations[run], atoms, step, progress)
         made.append({"gains": gains, **atoms})
     tables = counts.tables()
     return {
@@ -236,7 +169,7 @@ def _fit_gains(
     at = slice(run * tables, (run + 1) * tables)
     rows, wanted = [], []
     predictors = min(settings.predictors, transform.order.shape[1])
-    windows = _thinned(Held.of(len(seen.windows)).fitted, _GAIN_WINDOWS)
+    windows = thinned(Held.of(len(seen.windows)).fitted, _GAIN_WINDOWS)
     for window in progress(windows, "gains"):
         prepared = _prepared(seen, window, transform.runs)[run][:, :, :GRADIENT_TOKENS]
         components = transform.analyse(run, prepared)
@@ -263,105 +196,6 @@ def _fit_gains(
     found = weights.detach()
     scaled = found[:-1] / deviation
     return torch.cat([scaled, (found[-1] - scaled @ mean)[None]])
-
-
-def _fit_atoms(
-    samples: list[tuple[Tensor, Tensor]], settings: FitSettings, step: float
-) -> dict[str, Tensor]:
-    """Atoms over the first components, and deviations of what they leave and of coefficients.
-
-    Deviations are those of a gain of 0, as a token's gain is added to their classes.
-
-    Args:
-        samples: components `[C, tokens]` with their gains, and these `[tokens]`.
-    """
-    width = min(settings.width, len(samples[0][0]))
-    vectors = torch.cat([scaled[:width] for scaled, _ in samples], 1).T.contiguous()
-    gains = torch.cat([of for _, of in samples])
-    bare = torch.exp2(-gains.float() / CLASSES_AN_OCTAVE)[:, None]
-    atoms_wanted = min(settings.atoms, len(vectors) // 8)
-    sparsity = min(settings.sparsity, atoms_wanted, width)
-    if not sparsity:
-        return {
-            "atoms": torch.zeros(0, width, dtype=torch.int8),
-            "remaining": _deviations((vectors * bare).T),
-            "coefficients": torch.zeros(0),
-        }
-    held = vectors[:: max(1, len(vectors) // 2000)]
-    how = LearnSettings(atoms_wanted, sparsity, settings.vectors, 8192, settings.seed)
-    weights, rounding = _even_saving(vectors, step), in_steps(COEFFICIENT_STEPS * step)
-    learned = learn(vectors, held, how, weights, rounding=rounding).atoms.float()
-    stored = (learned * (127 / learned.abs().amax(1, keepdim=True))).round().to(torch.int8)
-    atoms = stored.float() / stored.float().norm(dim=1, keepdim=True)
-    left, coefficients = _take_off(vectors, atoms, sparsity, step)
-    return {
-        "atoms": stored,
-        "remaining": _deviations((left * bare).T),
-        "coefficients": _deviations((coefficients * bare).T),
-    }
-
-
-def _take_off(vectors: Tensor, atoms: Tensor, sparsity: int, step: float) -> tuple[Tensor, Tensor]:
-    """What atoms with rounded coefficients leave of `[n, m]`, and the coefficients `[n, s]`."""
-    codes = encode(vectors, atoms, sparsity)
-    rounded = in_steps(COEFFICIENT_STEPS * step)(codes, vectors, atoms)
-    return vectors - reconstruct(rounded, atoms), rounded.coefficients
-
-
-def _even_saving(vectors: Tensor, step: float) -> Tensor:
-    """Weights `[n]` by which learning counts bits: an atom that takes off a given share of a vector
-    saves as many, be it loud or not, unless it is lost in the noise of the step.
-    """
-    noise = vectors.shape[1] * step**2
-    weights = 1 / (vectors.square().sum(1) + noise)
-    return weights / weights.mean()
-
-
-def _count(
-    counts: Counts,
-    samples: list[tuple[Tensor, Tensor]],
-    deviations: Tensor,
-    atoms: dict[str, Tensor],
-    guess: float,
-    progress: Progress,
-) -> None:
-    """Counts the levels of components, atoms taken off, at several steps in turn.
-
-    Twice over: the levels that are chosen depend on the tables, which are then made again from what
-    was chosen with those of the first time.
-    """
-    left = deviations.clone()
-    width, sparsity = len(atoms["remaining"]), len(atoms["coefficients"])
-    if sparsity:
-        left[:width] = atoms["remaining"]
-    unit = atoms["atoms"].float()
-    unit = unit / unit.norm(dim=1, keepdim=True)
-    all_deviations = torch.cat([atoms["coefficients"] / COEFFICIENT_STEPS, left])
-    trial = Counts()
-    for to, tables in (
-        (trial, partial(trial.tables, shifted=False)),
-        (counts, cache(trial.tables)),
-    ):
-        for number in progress(range(len(samples)), "tables"):
-            (scaled, gains), step = samples[number], guess * _STEPS[number % len(_STEPS)]
-            rest = scaled.clone()
-            coefficients = rest[:0]
-            if sparsity:
-                some, found = _take_off(scaled[:width].T.contiguous(), unit, sparsity, step)
-                rest[:width], coefficients = some.T, found.T / COEFFICIENT_STEPS
-            values = torch.cat([coefficients, rest]) / step
-            bare = scaled * torch.exp2(-gains.float() / CLASSES_AN_OCTAVE)
-            classes = classes_of(all_deviations, step, counts.classes)
-            for page in range(0, len(gains), _PAGE):
-                at = slice(page, page + _PAGE)
-                told = energies.measure(bare[:, at], deviations, step)
-                louder = classes.clone()
-                louder[sparsity:] += energies.spread(told.bands, len(deviations))
-                to.add(values[:, at], louder, gains[at] + told.tokens, tables())
-
-
-def _deviations(rows: Tensor) -> Tensor:
-    return rows.double().square().mean(1).sqrt().float().clamp(min=1e-30)
 
 
 def _add_outer(to: Tensor, rows: Tensor, d: int) -> None:

@@ -13,7 +13,7 @@ from typing import Final
 
 from lexico_lab.run_state import RunState
 from lexico_lab.training.device import device_for
-from lexico_lab.training.fit import FitSettings
+from lexico_lab.training.fit_settings import FitSettings
 from lexico_lab.training.learn import LearnSettings
 from lexico_lab.training.pool import Pool
 from lexico_lab.training.run import report, train_all

@@ -24,7 +24,8 @@ from lexico_codec.sets.transform import QUALITIES
 from lexico_lab.models import LoadedModel
 from lexico_lab.run_state import RunState
 from lexico_lab.training.calibrate import TARGETS, Ruler, step_for
-from lexico_lab.training.fit import FitSettings, Held, fit_bases, fit_cross, fit_rest
+from lexico_lab.training.fit import fit_bases, fit_cross, fit_rest
+from lexico_lab.training.fit_settings import FitSettings, Held
 from lexico_lab.training.observe import WINDOW_TOKENS, Observations, observe
 from lexico_lab.training.pool import Pool
 from lexico_lab.training.sample import cut_windows, digest_of

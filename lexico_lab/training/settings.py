@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
 
-from lexico_lab.training.fit import FitSettings
+from lexico_lab.training.fit_settings import FitSettings
 from lexico_lab.training.learn import LearnSettings
 from lexico_lab.training.sample import WINDOW_LENGTHS
 from lexico_proto.errors import ConfigurationError

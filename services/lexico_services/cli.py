@@ -6,23 +6,28 @@ What a command runs is imported when it runs: each needs other optional packages
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final
 
 from lexico_proto.errors import ConfigurationError, LexicoError
 from lexico_services import process
-from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
 
 if TYPE_CHECKING:
     from lexico_lab.training.pool import Pool
-    from lexico_services.offload.server import OffloadServer
+    from lexico_services.settings import Settings
 
 DEFAULT_STORE = "embedded://"
-LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+OFFLOAD_PORT: Final = "offload.port"
+RELOAD_PORT: Final = "reload.port"
+STORE_URL: Final = "store.url"
+
+_LEVEL: Final[dict[str, Any]] = {
+    "type": str.lower,
+    "choices": ("debug", "info", "warning", "error"),
+}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -30,7 +35,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
     arguments = sys.argv[1:] if arguments is None else arguments
     try:
         options = _parser(arguments[:1]).parse_args(arguments)
-        process.log_to_stderr(options.log_level)
         command: Callable[[argparse.Namespace], int] = options.command
         with _needs(options.extra):
             return command(options)
@@ -72,39 +76,39 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
 
     everything = commands.add_parser("serve", help="start everything on this machine")
     everything.set_defaults(command=_serve, extra="service")
-    _listen_options(everything)
-    everything.add_argument("--offload-port", type=int, default=7411, help="0 takes a free one")
-    everything.add_argument("--reload-port", type=int, default=7412, help="0 takes a free one")
-    _store_option(everything, DEFAULT_STORE)
+    _service_options(everything)
+    _option(everything, "--offload-port", OFFLOAD_PORT, type=int, help="0 takes a free one")
+    _option(everything, "--reload-port", RELOAD_PORT, type=int, help="0 takes a free one")
     _offload_options(everything)
 
     offload = commands.add_parser("offload-server", help="start ingress and encoders (Ray)")
     offload.set_defaults(command=_offload_server, extra="service")
-    _listen_options(offload)
-    offload.add_argument("--port", type=int, default=7411, help="0 takes a free one")
-    _store_option(offload, None)
+    _service_options(offload)
+    _option(offload, "--port", OFFLOAD_PORT, type=int, help="0 takes a free one")
     _offload_options(offload)
 
     reload = commands.add_parser("reload-server", help="start reload and dictionaries (no Ray)")
     reload.set_defaults(command=_reload_server, extra="reload")
-    _listen_options(reload)
-    reload.add_argument("--port", type=int, default=7412, help="0 takes a free one")
-    _store_option(reload, None)
-    _ttl_option(reload)
+    _service_options(reload)
+    _option(reload, "--port", RELOAD_PORT, type=int, help="0 takes a free one")
     reload.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
+
+    settings = commands.add_parser("config", help="show the settings that are in force")
+    settings.set_defaults(command=_config, extra="reload")
+    _config_option(settings)
 
     training = commands.add_parser("train", help="learn a dictionary set for a model")
     training.set_defaults(command=_train, extra="train")
-    _log_option(training)
+    training.add_argument("--log-level", **_LEVEL, default="warning")
     if command == ["train"]:
         with _needs("train"):
             from lexico_lab.training.options import add_arguments
         add_arguments(training)
-        _ray_option(training)
+        training.add_argument("--ray-address", default="", help="join this cluster")
 
     evaluation = commands.add_parser("eval", help="report what codecs do to a model's predictions")
     evaluation.set_defaults(command=_eval, extra="train")
-    _log_option(evaluation)
+    evaluation.add_argument("--log-level", **_LEVEL, default="warning")
     if command == ["eval"]:
         with _needs("train"):
             from lexico_lab.evaluation.options import add_arguments as add_eval_arguments
@@ -112,141 +116,109 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
-def _log_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--log-level", type=str.lower, choices=LOG_LEVELS, default="warning")
+def _option(parser: argparse.ArgumentParser, name: str, key: str, **kind: Any) -> None:
+    """An option that gives a setting. One that is left out leaves it to the other sources."""
+    parser.add_argument(name, dest=key, default=argparse.SUPPRESS, **kind)
 
 
-def _listen_options(parser: argparse.ArgumentParser) -> None:
-    listen = ListenConfig()
-    parser.add_argument("--host", default=listen.host, help="address to listen on")
-    parser.add_argument("--token-file", type=Path, help="lines of tenant:token")
-    parser.add_argument(
+def _config_option(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
+
+
+def _service_options(parser: argparse.ArgumentParser) -> None:
+    _config_option(parser)
+    parser.add_argument("--address-file", type=Path, help="write the addresses here as JSON")
+    _option(parser, "--host", "listen.host", help="address to listen on")
+    _option(parser, "--token-file", "listen.token_file", type=Path, help="lines of tenant:token")
+    _option(
+        parser,
         "--allow-anonymous",
+        "listen.allow_anonymous",
         action="store_true",
         help="listen beyond loopback without tokens",
     )
-    parser.add_argument("--drain-seconds", type=float, default=listen.drain_s)
-    parser.add_argument("--address-file", type=Path, help="write the addresses here as JSON")
-    _log_option(parser)
-
-
-def _store_option(parser: argparse.ArgumentParser, default: str | None) -> None:
-    default = os.environ.get("LEXICO_STORE", default)
-    parser.add_argument(
-        "--store",
-        default=default,
-        required=default is None,
-        help="URL of the page store (environment: LEXICO_STORE)",
+    _option(parser, "--drain-seconds", "listen.drain_s", type=float, help="for running calls")
+    _option(
+        parser, "--store", "store.url", help="URL of the page store (environment: LEXICO_STORE)"
     )
-
-
-def _ttl_option(parser: argparse.ArgumentParser) -> None:
-    ttl = ReloadConfig().page_ttl_s
-    parser.add_argument("--page-ttl-seconds", type=float, default=ttl, help="life of a page")
+    _option(parser, "--page-ttl-seconds", "store.page_ttl_s", type=float, help="life of a page")
+    _option(parser, "--log-level", "log.level", **_LEVEL)
 
 
 def _offload_options(parser: argparse.ArgumentParser) -> None:
-    offload = OffloadConfig()
-    parser.add_argument("--start-seconds", type=float, default=ListenConfig().start_s)
-    _ttl_option(parser)
-    parser.add_argument(
+    _option(parser, "--start-seconds", "listen.start_s", type=float, help="for Ray and servers")
+    _option(
+        parser,
         "--max-inflight-mib",
-        type=int,
-        default=offload.max_inflight_bytes >> 20,
+        "offload.max_inflight_bytes",
+        type=_mebibytes,
         help="raw page bytes held at a time",
     )
-    parser.add_argument("--encoders", type=int, default=1, help="encoders kept running")
-    parser.add_argument("--max-encoders", type=int, default=0, help="more than --encoders scales")
-    parser.add_argument("--encoder-cpus", type=float, default=0.5, help="Ray CPUs of an encoder")
-    parser.add_argument(
+    _option(parser, "--encoders", "encoder.min_replicas", type=int, help="encoders kept running")
+    _option(
+        parser,
+        "--max-encoders",
+        "encoder.max_replicas",
+        type=int,
+        help="more than --encoders scales",
+    )
+    _option(parser, "--encoder-cpus", "encoder.num_cpus", type=float, help="Ray CPUs of an encoder")
+    _option(
+        parser,
         "--encoder-gpus",
+        "encoder.num_gpus",
         type=float,
         help="Ray GPUs of an encoder (default: 1 where there is any, else 0)",
     )
-    _ray_option(parser)
+    _option(parser, "--ray-address", "ray.address", help="join this cluster")
 
 
-def _ray_option(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--ray-address", default="", help="join this cluster")
+def _mebibytes(text: str) -> int:
+    return int(text) << 20
 
 
-def _listen(options: argparse.Namespace, port: int) -> ListenConfig:
-    return ListenConfig(
-        host=options.host,
-        port=port,
-        token_file=options.token_file,
-        allow_anonymous=options.allow_anonymous,
-        drain_s=options.drain_seconds,
-        start_s=vars(options).get("start_seconds", ListenConfig.start_s),  # not of reload-server
-    )
+def _settings(options: argparse.Namespace, default_store: str | None = None) -> Settings:
+    """The settings in force; from here on the process logs as they say."""
+    from lexico_services.settings import Settings
 
-
-def _offload_server_at(store_url: str, options: argparse.Namespace, port: int) -> OffloadServer:
-    from lexico_services.offload.server import OffloadServer
-    from lexico_worker.config import EncoderConfig
-    from lexico_worker.ray_runtime import RayConfig
-
-    encoder = EncoderConfig(
-        store_url=store_url,
-        page_ttl_s=options.page_ttl_seconds,
-        min_replicas=options.encoders,
-        max_replicas=max(options.encoders, options.max_encoders),
-        num_cpus=options.encoder_cpus,
-        num_gpus=options.encoder_gpus,
-        log_level=options.log_level,
-    )
-    offload = OffloadConfig(max_inflight_bytes=options.max_inflight_mib << 20)
-    ray = RayConfig(address=options.ray_address)
-    return OffloadServer(_listen(options, port), offload, encoder, ray)
+    given = {key: value for key, value in vars(options).items() if "." in key}
+    settings = Settings.of(given, options.config)
+    if default_store is not None and settings.value(STORE_URL) is None:
+        settings = settings.with_store(default_store)
+    process.log_to_stderr(settings.log_level)
+    return settings
 
 
 def _serve(options: argparse.Namespace) -> int:
+    settings = _settings(options, DEFAULT_STORE)
     from lexico_services import serve
 
-    ports = options.offload_port, options.reload_port
-    if ports[0] and ports[0] == ports[1]:
-        raise ConfigurationError(f"port {ports[0]} is given twice")
-    for port in ports:  # what cannot be used is said before anything is started
-        process.take_port(_listen(options, port).host, port)
-    reload = ["--host", options.host, "--port", str(options.reload_port)]
-    reload += ["--page-ttl-seconds", str(options.page_ttl_seconds)]
-    reload += ["--drain-seconds", str(options.drain_seconds), "--log-level", options.log_level]
-    if options.token_file is not None:
-        reload += ["--token-file", str(options.token_file)]
-    if options.allow_anonymous:
-        reload += ["--allow-anonymous"]
-    return serve.run_all(
-        options.store,
-        lambda url: _offload_server_at(url, options, options.offload_port),
-        reload,
-        options.host,
-        options.drain_seconds,
-        options.start_seconds,
-        options.address_file,
-    )
+    return serve.run_all(settings, options.address_file)
 
 
 def _offload_server(options: argparse.Namespace) -> int:
+    settings = _settings(options)
     from lexico_services import serve
 
-    server = _offload_server_at(options.store, options, options.port)
-    return serve.run_offload(server, options.host, options.address_file)
+    return serve.run_offload(settings, options.address_file)
 
 
 def _reload_server(options: argparse.Namespace) -> int:
-    from lexico_services import serve
+    settings = _settings(options)
+    from lexico_services.reload.run import run_reload
 
-    if options.store.startswith("memory:"):
-        raise ConfigurationError(
-            "memory:// lives in one process, so no page could get there: give a URL that encoders "
-            "reach too, such as unix:///path or redis://host"
-        )
-    config = ReloadConfig(page_ttl_s=options.page_ttl_seconds)
-    listen = _listen(options, options.port)
-    return serve.run_reload(options.store, listen, config, options.address_file, options.parent)
+    return run_reload(settings, options.address_file, options.parent)
+
+
+def _config(options: argparse.Namespace) -> int:
+    settings = _settings(options, DEFAULT_STORE)
+    settings.check()
+    sys.stdout.write(settings.as_toml(secrets=False, sources=True))
+    return 0
 
 
 def _train(options: argparse.Namespace) -> int:
+    process.log_to_stderr(options.log_level)
     from lexico_lab.training.options import run as train
 
     with _training_pool(options) as pool:
@@ -273,6 +245,7 @@ def _training_pool(options: argparse.Namespace) -> Iterator[Pool | None]:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    process.log_to_stderr(options.log_level)
     from lexico_lab.evaluation.options import run as evaluate
 
     sys.stdout.write(evaluate(options) + "\n")

@@ -33,13 +33,7 @@ RANDOM = settings(
         HealthCheck.differing_executors,
     ],
 )
-PAGES = st.lists(
-    st.tuples(
-        st.lists(st.binary(min_size=1, max_size=9000), min_size=1, max_size=5),
-        st.binary(max_size=40),
-    ),
-    max_size=6,
-)
+PAGES = st.lists(st.lists(st.binary(min_size=1, max_size=9000), min_size=1, max_size=5), max_size=6)
 
 
 def key_of(n: int) -> bytes:
@@ -69,45 +63,45 @@ class StoreSuite:
 
     @RANDOM
     @given(pages=PAGES)
-    def test_random_pages_round_trip(
-        self, store: PageStore, pages: list[tuple[list[bytes], bytes]]
-    ) -> None:
+    def test_random_pages_round_trip(self, store: PageStore, pages: list[list[bytes]]) -> None:
         scope = os.urandom(16)
         keys = [key_of(n) for n in range(len(pages))]
-        for key, (frames, meta) in zip(keys, pages, strict=True):
-            store.commit(scope, key, frames, meta, TTL_S)
+        for key, frames in zip(keys, pages, strict=True):
+            store.commit(scope, key, frames, TTL_S)
         assert store.present(scope, keys) == [True] * len(pages)
         for group in range(6):
-            expected = [f[group] if group < len(f) else None for f, _ in pages]
+            expected = [f[group] if group < len(f) else None for f in pages]
             assert store.read(scope, keys, group) == expected
-        for key, (frames, meta) in zip(keys, pages, strict=True):
-            assert store.read_page(scope, key) == (frames, meta)
-            assert store.meta(scope, key) == meta
+        for key, frames in zip(keys, pages, strict=True):
+            assert store.read_page(scope, key) == frames
 
     def test_frames_are_any_contiguous_buffer(self, store: PageStore, scope: bytes) -> None:
         array = np.arange(70_000, dtype=np.uint8)
         array.flags.writeable = False
         square = np.arange(63 * 3, dtype=np.float32).reshape(63, 3)
-        frames = [array, bytearray(b"xy"), memoryview(b"abcdef")[2:4], square, b"z"]
-        store.commit(scope, key_of(1), frames, b"m", TTL_S)  # type: ignore[arg-type]
+        parts = (b"head", array, memoryview(b"tail"))
+        small = (bytearray(b"one"), b"two")
+        frames = [array, bytearray(b"xy"), memoryview(b"abcdef")[2:4], square, b"z", parts, small]
+        store.commit(scope, key_of(1), frames, TTL_S)  # type: ignore[arg-type]
         page = store.read_page(scope, key_of(1))
         assert page is not None
-        assert page.frames == [array.tobytes(), b"xy", b"cd", square.tobytes(), b"z"]
+        joined = [b"head" + array.tobytes() + b"tail", b"onetwo"]
+        assert page == [array.tobytes(), b"xy", b"cd", square.tobytes(), b"z", *joined]
 
     def test_large_page_round_trip(self, store: PageStore, scope: bytes) -> None:
         frames = [np.random.default_rng(n).bytes(1 << 20) for n in range(16)]
-        store.commit(scope, key_of(1), frames, b"", TTL_S)
+        store.commit(scope, key_of(1), frames, TTL_S)
         assert store.read(scope, [key_of(1)], 15) == [frames[15]]
-        assert store.read_page(scope, key_of(1)) == (frames, b"")
+        assert store.read_page(scope, key_of(1)) == frames
 
     def test_most_frames(self, store: PageStore, scope: bytes) -> None:
         frames = [bytes([n]) for n in range(MAX_GROUPS)]
-        store.commit(scope, key_of(1), frames, b"", TTL_S)
-        assert store.read_page(scope, key_of(1)) == (frames, b"")
+        store.commit(scope, key_of(1), frames, TTL_S)
+        assert store.read_page(scope, key_of(1)) == frames
 
     def test_many_pages_keep_their_order(self, store: PageStore, scope: bytes) -> None:
         for n in range(0, 150, 2):
-            store.commit(scope, key_of(n), [str(n).encode()], b"", TTL_S)
+            store.commit(scope, key_of(n), [str(n).encode()], TTL_S)
         keys = [key_of(n) for n in range(150)]
         assert store.present(scope, keys) == [n % 2 == 0 for n in range(150)]
         found = store.read(scope, keys, 0)
@@ -120,13 +114,12 @@ class StoreSuite:
         assert store.present(scope, [key_of(9)]) == [False]
         assert store.read(scope, [key_of(9)], 0) == [None]
         assert store.read_page(scope, key_of(9)) is None
-        assert store.meta(scope, key_of(9)) is None
 
     def test_lengths_of_frames(self, store: PageStore, scope: bytes) -> None:
         sizes = {1: [1, 70_000, 3], 2: [1 << 20], 4: [5, 6]}
         for n, lengths in sizes.items():
             frames = [bytes(length) for length in lengths]
-            store.commit(scope, key_of(n), frames, b"", TTL_S)
+            store.commit(scope, key_of(n), frames, TTL_S)
         keys = [key_of(n) for n in (1, 2, 3, 4)]
         assert store.frame_bytes(scope, keys, [0]) == [[1, 1 << 20, 0, 5]]
         assert store.frame_bytes(scope, keys, range(3)) == [
@@ -138,7 +131,7 @@ class StoreSuite:
         assert store.frame_bytes(scope, keys, []) == []
         assert store.frame_bytes(scope, [], range(2)) == [[], []]
         assert store.frame_bytes(os.urandom(16), keys, [0]) == [[0, 0, 0, 0]]
-        store.commit(scope, key_of(1), [b"xy"], b"", TTL_S)
+        store.commit(scope, key_of(1), [b"xy"], TTL_S)
         assert store.frame_bytes(scope, keys[:1], range(2)) == [[2], [0]]
         store.discard(scope, keys)
         assert store.frame_bytes(scope, keys, [0]) == [[0, 0, 0, 0]]
@@ -146,7 +139,7 @@ class StoreSuite:
     def test_lengths_of_many_frames_keep_their_order(self, store: PageStore, scope: bytes) -> None:
         for n in range(0, 150, 2):
             frames = [bytes(n + 1), bytes(2 * n + 1)]
-            store.commit(scope, key_of(n), frames, b"", TTL_S)
+            store.commit(scope, key_of(n), frames, TTL_S)
         keys = [key_of(n) for n in range(150)]
         found = store.frame_bytes(scope, keys, range(MAX_GROUPS))
         assert found[0] == [n + 1 if n % 2 == 0 else 0 for n in range(150)]
@@ -155,44 +148,41 @@ class StoreSuite:
 
     def test_scopes_never_meet(self, store: PageStore, scope: bytes) -> None:
         other = os.urandom(16)
-        store.commit(scope, key_of(1), [b"mine"], b"m", TTL_S)
+        store.commit(scope, key_of(1), [b"mine"], TTL_S)
         store.put_dictionary(scope, b"d", b"mine")
         assert store.present(other, [key_of(1)]) == [False]
         assert store.read(other, [key_of(1)], 0) == [None]
-        assert store.meta(other, key_of(1)) is None
         assert store.touch(other, [key_of(1)], TTL_S) == [False]
         assert store.get_dictionary(other, b"d") is None
         assert store.list_dictionaries(other) == []
-        store.commit(other, key_of(1), [b"theirs"], b"", TTL_S)
+        store.commit(other, key_of(1), [b"theirs"], TTL_S)
         assert store.read(scope, [key_of(1)], 0) == [b"mine"]
         assert store.lease(scope, key_of(1), TTL_S)
         assert store.lease(other, key_of(1), TTL_S)
 
     def test_commit_again_replaces_every_group(self, store: PageStore, scope: bytes) -> None:
-        store.commit(scope, key_of(1), [b"a0", b"a1", b"a2"], b"a", TTL_S)
-        store.commit(scope, key_of(1), [b"b0"], b"b", TTL_S)
+        store.commit(scope, key_of(1), [b"a0", b"a2"], TTL_S)
+        store.commit(scope, key_of(1), [b"b0"], TTL_S)
         assert store.read(scope, [key_of(1)], 2) == [None]
-        assert store.read_page(scope, key_of(1)) == ([b"b0"], b"b")
+        assert store.read_page(scope, key_of(1)) == [b"b0"]
 
     def test_concurrent_commits_never_mix(self, store: PageStore, scope: bytes) -> None:
         done = threading.Event()
 
         def write(version: int) -> None:
             while not done.is_set():
-                store.commit(
-                    scope, key_of(1), [bytes([version]) * 20_000] * 8, bytes([version]), TTL_S
-                )
+                store.commit(scope, key_of(1), [bytes([version]) * 20_000] * 8, TTL_S)
 
         def read(seen: set[int]) -> None:
             while not done.is_set():
                 page = store.read_page(scope, key_of(1))
                 assert page is not None
-                versions = {page.meta[0], *(byte for frame in page.frames for byte in set(frame))}
+                versions = {byte for frame in page for byte in set(frame)}
                 assert len(versions) == 1
-                assert len(page.frames) == 8
+                assert len(page) == 8
                 seen |= versions
 
-        store.commit(scope, key_of(1), [b"\x00" * 20_000] * 8, b"\x00", TTL_S)
+        store.commit(scope, key_of(1), [b"\x00" * 20_000] * 8, TTL_S)
         with ThreadPoolExecutor(4) as pool:
             writers = [pool.submit(write, version) for version in (1, 2)]
             sights: list[set[int]] = [set(), set()]
@@ -205,17 +195,16 @@ class StoreSuite:
     # Time
 
     def test_page_expires_whole(self, store: PageStore, scope: bytes) -> None:
-        store.commit(scope, key_of(1), [b"a", b"b"], b"m", 0.15)
-        store.commit(scope, key_of(2), [b"c"], b"m", TTL_S)
+        store.commit(scope, key_of(1), [b"a", b"b"], 0.15)
+        store.commit(scope, key_of(2), [b"c"], TTL_S)
         self.expire(lambda: store.present(scope, [key_of(1)]) == [False], 0.15)
         assert store.present(scope, [key_of(1), key_of(2)]) == [False, True]
         assert store.read_page(scope, key_of(1)) is None
-        assert store.meta(scope, key_of(1)) is None
         assert store.read(scope, [key_of(1)], 1) == [None]
 
     def test_discard_removes_pages_whole(self, store: PageStore, scope: bytes) -> None:
         for i in (1, 2):
-            store.commit(scope, key_of(i), [b"a", b"b"], b"", TTL_S)
+            store.commit(scope, key_of(i), [b"a", b"b"], TTL_S)
         store.discard(scope, [key_of(1), key_of(3)])
         store.discard(scope, [])
         assert store.present(scope, [key_of(1), key_of(2)]) == [False, True]
@@ -223,8 +212,8 @@ class StoreSuite:
 
     def test_touch_renews_and_never_revives(self, store: PageStore, scope: bytes) -> None:
         for ttl_s in (0.15, 1.5, 15.0, PATIENCE_S / 2):
-            store.commit(scope, key_of(1), [b"a"], b"m", ttl_s)
-            store.commit(scope, key_of(2), [b"a"], b"m", ttl_s)
+            store.commit(scope, key_of(1), [b"a"], ttl_s)
+            store.commit(scope, key_of(2), [b"a"], ttl_s)
             touched = store.touch(scope, [key_of(1), key_of(3)], TTL_S)
             if touched[0]:  # else it was gone before: a longer life
                 break
@@ -317,13 +306,13 @@ class StoreSuite:
         frames = [os.urandom(1 << 20) for _ in range(3)]
         keys = [key_of(n) for n in range(16)]
         for key in keys:
-            small_store.commit(scope, key, frames, b"m", TTL_S)
+            small_store.commit(scope, key, frames, TTL_S)
         present = small_store.present(scope, keys)
         assert present[-1]
         assert not all(present)
         assert not present[0]
         for key, there in zip(keys, present, strict=True):
-            assert small_store.read_page(scope, key) == ((frames, b"m") if there else None)
+            assert small_store.read_page(scope, key) == (frames if there else None)
         assert small_store.get_dictionary(scope, b"d") == dictionary
         assert small_store.list_dictionaries(scope) == [b"d"]
 
@@ -336,15 +325,15 @@ class StoreSuite:
                 store.present(bad_scope, [key])  # type: ignore[arg-type]
         for bad_key in (b"", b"x" * 31, b"x" * 33, "x" * 32):
             with pytest.raises(InvalidInput):
-                store.commit(scope, bad_key, [b"x"], b"", TTL_S)  # type: ignore[arg-type]
+                store.commit(scope, bad_key, [b"x"], TTL_S)  # type: ignore[arg-type]
             with pytest.raises(InvalidInput):
                 store.read(scope, [key, bad_key], 0)  # type: ignore[list-item]
         for bad_frames in ([], [b""], [b"x", b""], [strided], ["text"], [b"x"] * (MAX_GROUPS + 1)):
             with pytest.raises(InvalidInput):
-                store.commit(scope, key, bad_frames, b"", TTL_S)  # type: ignore[arg-type]
+                store.commit(scope, key, bad_frames, TTL_S)  # type: ignore[arg-type]
         for bad_ttl in (0, -1.0, float("nan"), float("inf"), 1e12):
             with pytest.raises(InvalidInput):
-                store.commit(scope, key, [b"x"], b"", bad_ttl)
+                store.commit(scope, key, [b"x"], bad_ttl)
             with pytest.raises(InvalidInput):
                 store.touch(scope, [key], bad_ttl)
             with pytest.raises(InvalidInput):
@@ -370,7 +359,7 @@ class StoreSuite:
             lease.release,
             lambda: small_store.present(scope, [key_of(1)]),
             lambda: small_store.frame_bytes(scope, [key_of(1)], [0]),
-            lambda: small_store.commit(scope, key_of(1), [b"x"], b"", TTL_S),
+            lambda: small_store.commit(scope, key_of(1), [b"x"], TTL_S),
             lambda: small_store.get_dictionary(scope, b"d"),
             lambda: small_store.list_dictionaries(scope),
         ]

@@ -37,7 +37,7 @@ class TestEmbeddedStore(RedisSuite):
 def test_killed_in_the_middle_of_a_commit(tmp_path: Path) -> None:
     scope = os.urandom(16)
     with embedded_server(tmp_path / "s") as server, open_store(server.url, PATIENT) as store:
-        store.commit(scope, key_of(1), [b"x"], b"", TTL_S)
+        store.commit(scope, key_of(1), [b"x"], TTL_S)
         raised = kill_in_commit(store, server.pid, scope, key_of(2))
         assert [type(error) for error in raised] == [StoreUnavailable]
         with pytest.raises(StoreUnavailable):

@@ -33,10 +33,10 @@ def test_page_used_last_stays() -> None:
     scope = os.urandom(16)
     with MemoryStore(30) as store:
         for n in range(3):
-            store.commit(scope, key_of(n), [b"x" * 10], b"", TTL_S)
+            store.commit(scope, key_of(n), [b"x" * 10], TTL_S)
         store.read(scope, [key_of(0)], 0)
         store.present(scope, [key_of(1)])  # no use of it
-        store.commit(scope, key_of(3), [b"x" * 10], b"", TTL_S)
+        store.commit(scope, key_of(3), [b"x" * 10], TTL_S)
         assert store.present(scope, [key_of(n) for n in range(4)]) == [True, False, True, True]
 
 
@@ -44,11 +44,11 @@ def test_expired_pages_go_first() -> None:
     now = [0.0]
     scope = os.urandom(16)
     with MemoryStore(30, lambda: now[0]) as store:
-        store.commit(scope, key_of(0), [b"x" * 10], b"", 60)
-        store.commit(scope, key_of(1), [b"x" * 10], b"", 5)
-        store.commit(scope, key_of(2), [b"x" * 10], b"", 60)
+        store.commit(scope, key_of(0), [b"x" * 10], 60)
+        store.commit(scope, key_of(1), [b"x" * 10], 5)
+        store.commit(scope, key_of(2), [b"x" * 10], 60)
         now[0] = 6
-        store.commit(scope, key_of(3), [b"x" * 10], b"", 60)
+        store.commit(scope, key_of(3), [b"x" * 10], 60)
         assert store.present(scope, [key_of(n) for n in range(4)]) == [True, False, True, True]
 
 
@@ -56,11 +56,11 @@ def test_what_can_never_fit_is_busy_and_evicts_nothing() -> None:
     scope = os.urandom(16)
     with MemoryStore(30) as store:
         store.put_dictionary(scope, b"d", b"x" * 10)
-        store.commit(scope, key_of(0), [b"x" * 10], b"", TTL_S)
+        store.commit(scope, key_of(0), [b"x" * 10], TTL_S)
         with pytest.raises(Busy):
-            store.commit(scope, key_of(1), [b"x" * 21], b"", TTL_S)
+            store.commit(scope, key_of(1), [b"x" * 21], TTL_S)
         with pytest.raises(Busy):
             store.put_dictionary(scope, b"e", b"x" * 21)
         assert store.present(scope, [key_of(0)]) == [True]
-        store.commit(scope, key_of(1), [b"x" * 20], b"", TTL_S)
+        store.commit(scope, key_of(1), [b"x" * 20], TTL_S)
         assert store.present(scope, [key_of(0), key_of(1)]) == [False, True]

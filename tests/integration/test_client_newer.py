@@ -32,7 +32,7 @@ async def test_a_newer_page_behind_the_service(tmp_path: Path) -> None:
             assert page is not None
             for change, reason in ((of_version, errors.Unavailable), (of_codec, errors.NewerFrame)):
                 frames = [change(frame, 999) for frame in page.frames]
-                services.store.commit(scope, key, frames, b"", 60)
+                services.store.commit(scope, key, frames, 60)
                 loaded = await client.load(SPEC, TOKENS, Landing(SPEC))
                 assert (loaded.pages, type(loaded.reason)) == (1, reason)
                 report = await client.offload(SPEC, TOKENS, views_of(SPEC, CACHE))

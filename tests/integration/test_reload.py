@@ -54,7 +54,7 @@ def frame_of(page: int, group: int, frame_bytes: int = 300, codec_id: int = 1) -
 
 def fill(store: PageStore, page: int, groups: int = 3, frame_bytes: int = 300) -> None:
     frames = [frame_of(page, group, frame_bytes) for group in range(groups)]
-    store.commit(SCOPE, KEYS[page], frames, b"", TTL_S)
+    store.commit(SCOPE, KEYS[page], frames, TTL_S)
 
 
 def filled(pages: int, groups: int = 3, frame_bytes: int = 300) -> MemoryStore:
@@ -167,7 +167,7 @@ async def test_a_damaged_page_is_a_miss_and_is_removed(how: str) -> None:
     bad = bytearray(frame_of(1, 2))
     bad[200] ^= 1
     other = {"flipped bit": bad, "another page's": frame_of(2, 2), "no frame at all": b"junk"}[how]
-    store.commit(SCOPE, KEYS[1], [frame_of(1, 0), frame_of(1, 1), other], b"", TTL_S)
+    store.commit(SCOPE, KEYS[1], [frame_of(1, 0), frame_of(1, 1), other], TTL_S)
     async with running_services(store) as services:
         parts = await get(services, KEYS[:3], 3)
         assert [p.miss.page for p in parts if p.HasField("miss")] == [1]
@@ -180,7 +180,7 @@ async def test_a_damaged_page_is_a_miss_and_is_removed(how: str) -> None:
 
 async def test_a_newer_page_is_a_miss_and_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
     store, newer = filled(3), of_version(frame_of(1, 2), 2)
-    store.commit(SCOPE, KEYS[1], [frame_of(1, 0), frame_of(1, 1), newer], b"", 60)
+    store.commit(SCOPE, KEYS[1], [frame_of(1, 0), frame_of(1, 1), newer], 60)
     async with running_services(store) as services:
         for _ in range(2):
             parts = await get(services, KEYS[:3], 3)
@@ -195,7 +195,7 @@ async def test_a_newer_page_is_a_miss_and_is_left_alone(caplog: pytest.LogCaptur
 async def test_a_version_that_was_damaged_is_no_newer_one() -> None:
     store, bad = filled(1, 1), bytearray(frame_of(0, 0))
     bad[4] ^= 2  # version 3
-    store.commit(SCOPE, KEYS[0], [bad], b"", 60)
+    store.commit(SCOPE, KEYS[0], [bad], 60)
     async with running_services(store) as services:
         parts = await get(services, KEYS[:1], 1)
         assert [p.miss.page for p in parts] == [0]
@@ -204,8 +204,8 @@ async def test_a_version_that_was_damaged_is_no_newer_one() -> None:
 
 async def test_newer_and_damaged_pages_in_one_read(caplog: pytest.LogCaptureFixture) -> None:
     store = filled(4, 1)
-    store.commit(SCOPE, KEYS[1], [of_version(frame_of(1, 0), 2)], b"", 60)
-    store.commit(SCOPE, KEYS[2], [b"junk"], b"", 60)
+    store.commit(SCOPE, KEYS[1], [of_version(frame_of(1, 0), 2)], 60)
+    store.commit(SCOPE, KEYS[2], [b"junk"], 60)
     async with running_services(store, reload=ReloadConfig(pages_per_read=4)) as services:
         parts = await get(services, KEYS[:4], 1)
         assert [p.miss.page for p in parts if p.HasField("miss")] == [1]
@@ -215,7 +215,7 @@ async def test_newer_and_damaged_pages_in_one_read(caplog: pytest.LogCaptureFixt
 async def test_a_reload_server_needs_not_know_a_codec() -> None:
     """Nodes that do get their pages through servers that are older than the codec."""
     store, frame = filled(0), frame_of(0, 0, codec_id=999)
-    store.commit(SCOPE, KEYS[0], [frame], b"", 60)
+    store.commit(SCOPE, KEYS[0], [frame], 60)
     async with running_services(store) as services:
         (part,) = await get(services, KEYS[:1], 1)
     assert part.frame.data == frame

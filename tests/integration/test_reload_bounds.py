@@ -18,9 +18,8 @@ from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dict_pb
 from lexico_proto.v1 import dictionaries_pb2_grpc, reload_pb2_grpc
 from lexico_proto.v1 import reload_pb2 as pb
-from lexico_services import serve
 from lexico_services.config import ListenConfig, ReloadConfig
-from lexico_services.reload import frame_reader
+from lexico_services.reload import frame_reader, run
 from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
 from lexico_store import MemoryStore, PageStore
@@ -343,9 +342,9 @@ async def test_built_in_sets_are_registered_once_the_store_is_back(
                 raise errors.ConfigurationError("refused")
             return super().get_dictionary(scope, digest)
 
-    monkeypatch.setattr(serve, "RETRY_S", 0.01)
+    monkeypatch.setattr(run, "RETRY_S", 0.01)
     store, tried = Away(), asyncio.Event()
-    await serve._register_when_possible(store, tried)
+    await run._register_when_possible(store, tried)
     assert store.tries == 2 + len(builtin_sets())
     assert [r.getMessage() for r in caplog.records] == [
         "built-in sets wait for the store reason=store-unavailable"
@@ -354,7 +353,7 @@ async def test_built_in_sets_are_registered_once_the_store_is_back(
     assert set(store.list_dictionaries(SHARED_SCOPE)) == shipped
     store.tries = 10
     with pytest.raises(errors.ConfigurationError):
-        await serve._register_when_possible(store, tried)
+        await run._register_when_possible(store, tried)
 
 
 @pytest.mark.parametrize("damaged", [False, True])

@@ -1,4 +1,4 @@
-"""A small report of `lexico eval`, made up: what `bench.eval` reads of one."""
+"""A small report of `lexico eval`, made up: what `studies.shipped_table` reads of one."""
 
 from __future__ import annotations
 

@@ -58,7 +58,8 @@ def start() -> Iterator[Cluster]:
 
 def main() -> None:
     """Runs until standard input ends."""
-    runtime = RayRuntime(RayConfig(num_cpus=2, object_store_bytes=200 << 20))
+    own = RayConfig(num_cpus=2, object_store_bytes=200 << 20, start_s=PATIENCE_S)
+    runtime = RayRuntime(own)
     runtime.start()
     try:
         import ray

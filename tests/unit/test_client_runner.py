@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import threading
-import time
 from collections.abc import Iterator
 
 import pytest
@@ -13,6 +12,7 @@ from lexico_client import Client, InMemoryTransport, _loop_thread
 from lexico_client._runner import Runner
 from lexico_proto import errors
 from tests.support.client_fixtures import TOKENS, Landing, small_spec
+from tests.support.waiting import PATIENCE_S, linger, lingering
 
 
 @pytest.fixture
@@ -36,9 +36,9 @@ async def forever() -> None:
 
 def test_a_thread_is_started_by_the_first_call(runner: Runner) -> None:
     before = threading.active_count()
-    assert runner.run(seven(), 60) == 7
+    assert runner.run(seven(), PATIENCE_S) == 7
     assert threading.active_count() == before + 1
-    assert runner.run(seven(), 60) == 7
+    assert runner.run(seven(), PATIENCE_S) == 7
     assert threading.active_count() == before + 1
 
 
@@ -46,7 +46,7 @@ def test_work_that_is_late_is_waited_for_while_the_loop_answers(runner: Runner) 
     """It may be at the caller's memory, in a thread that cannot be stopped."""
 
     async def late() -> int:
-        await asyncio.sleep(0.3)
+        await lingering()
         return 7
 
     assert runner.run(late(), 0.01) == 7
@@ -85,12 +85,12 @@ def test_a_loop_that_ends_ends_its_calls_and_the_next_starts_another(runner: Run
 
     caller = threading.Thread(target=call)
     caller.start()
-    assert waiting.wait(60)
+    assert waiting.wait(PATIENCE_S)
     with pytest.raises(SystemExit):
         runner.run(leave(), 600)
-    caller.join(60)
+    caller.join(PATIENCE_S)
     assert [type(error) for error in outcome] == [errors.InternalError]
-    assert runner.run(seven(), 60) == 7
+    assert runner.run(seven(), PATIENCE_S) == 7
 
 
 def test_an_interrupt_waits_for_the_work(runner: Runner, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_an_interrupt_waits_for_the_work(runner: Runner, monkeypatch: pytest.Mon
         try:
             await forever()
         finally:
-            await asyncio.sleep(0.1)
+            await lingering()
             ended.append(True)
 
     settle, interrupted = _loop_thread.LoopThread._settle, list[bool]()
@@ -108,7 +108,7 @@ def test_an_interrupt_waits_for_the_work(runner: Runner, monkeypatch: pytest.Mon
     def once(self: _loop_thread.LoopThread, call: object, seconds: float) -> bool:
         if not interrupted:
             interrupted.append(True)
-            time.sleep(0.1)
+            linger()
             raise KeyboardInterrupt
         return settle(self, call, seconds)  # type: ignore[arg-type]
 

@@ -17,9 +17,9 @@ from lexico_codec.frame import (
     DTYPE_CODES,
     HEADER_BYTES,
     MAGIC,
-    Arena,
     FrameHeader,
     expect_frame,
+    frame_parts,
     pack_frame,
     parse_frame,
 )
@@ -304,48 +304,17 @@ def test_body_is_a_view() -> None:
     assert body[0] == 0x55
 
 
-# Arenas
+@given(body=st.binary(max_size=3000))
+def test_parts_of_a_frame_are_the_frame(body: bytes) -> None:
+    view = memoryview(body)
+    head, rest = frame_parts(HEADER, view)
+    assert head + rest == pack_frame(HEADER, body)
+    assert len(head) == HEADER_BYTES
+    assert rest.obj is body
+    assert expect_frame(head + rest, HEADER) == body
 
 
-@settings(deadline=None)
-@given(
-    st.lists(st.lists(st.integers(0, 5000), min_size=1, max_size=6), min_size=1, max_size=5),
-)
-def test_frames_of_a_page_do_not_overlap(pages: list[list[int]]) -> None:
-    arena = Arena()
-    for page in pages:
-        arena.reset()
-        frames = []
-        for group, size in enumerate(page):
-            body = bytes([group + 1]) * size
-            frames.append((pack_frame(HEADER, body, arena), body))
-        for frame, body in frames:
-            assert bytes(expect_frame(frame, HEADER)) == body
-
-
-def test_arena_keeps_its_memory() -> None:
-    arena = Arena()
-    arena.reset()
-    pack_frame(HEADER, bytes(1000), arena)
-    arena.reset()  # room for the page before, from here on
-    first = pack_frame(HEADER, bytes(1000), arena)
-    arena.reset()
-    pack_frame(HEADER, b"\xff" * 1000, arena)
-    assert bytes(first[HEADER_BYTES:]) == b"\xff" * 1000, "the block was not used again"
-
-
-def test_frames_outlive_an_arena_that_grows() -> None:
-    arena = Arena()
-    arena.reset()
-    small = pack_frame(HEADER, BODY, arena)
-    large = pack_frame(HEADER, bytes(100_000), arena)
-    arena.reset()
-    pack_frame(HEADER, b"\xff" * 100_000, arena)
-    assert bytes(expect_frame(small, HEADER)) == BODY
-    assert bytes(expect_frame(large, HEADER)) == bytes(100_000)
-
-
-def test_frame_without_arena_stands_alone() -> None:
+def test_frames_stand_alone() -> None:
     first, second = pack_frame(HEADER, BODY), pack_frame(HEADER, BODY[::-1])
     assert bytes(expect_frame(first, HEADER)) == BODY
     assert bytes(expect_frame(second, HEADER)) == BODY[::-1]

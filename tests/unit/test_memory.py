@@ -211,7 +211,7 @@ def test_groups_of_one_memory(layout: Layout) -> None:
     for group in (range(0, 3), range(6, 9)):
         part = memory.within(group)
         assert not part.layers
-        assert part.tables.addresses().pointers == []
+        assert len(part.tables.addresses().pointers) == 0
         assert part.read().shape == (0, 2, 5, 2, 8)
         part.check((len(group), 2, 5, 4, 8), torch.float16)
 
@@ -220,9 +220,10 @@ def test_groups_of_one_memory(layout: Layout) -> None:
 def test_addresses_are_those_of_the_parts(layout: Layout) -> None:
     tables = layout(Size(3, 9, 2, 8))[0].tables
     pointers, strides = tables.addresses()
-    assert pointers == [part.data_ptr() for part in tables.parts]
+    assert pointers.tolist() == [part.data_ptr() for part in tables.parts]
     paged = tables.block_table is not None
-    assert strides == [part.stride() if paged else (0, *part.stride()) for part in tables.parts]
+    expected = [part.stride() if paged else (0, *part.stride()) for part in tables.parts]
+    assert (strides == torch.tensor(expected).numpy()).all()
 
 
 @pytest.mark.parametrize("layout", LAYOUTS)

@@ -107,7 +107,7 @@ def test_a_newer_page_is_left_alone() -> None:
     made, store = prompt(), MemoryStore()
     encoder(store).encode_page(job(made), raw(made))
     newer = of_version(store.read(SCOPE, made.keys[:1], 0)[0] or b"", 2)
-    store.commit(SCOPE, made.keys[0], [newer], b"", 60)
+    store.commit(SCOPE, made.keys[0], [newer], 60)
     assert encoder(store).encode_page(job(made), raw(made)).outcome is Outcome.PRESENT
     assert store.read(SCOPE, made.keys[:1], 0) == [newer]
 
@@ -127,7 +127,6 @@ def test_a_failed_commit_lets_the_lease_go() -> None:
             scope: bytes,
             key: bytes,
             frames: Sequence[Any],
-            meta: Any,
             ttl_s: float,
         ) -> None:
             raise errors.Busy("full")

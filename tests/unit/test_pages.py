@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.codecs import LexicoCodec, RawCodec
-from lexico_codec.frame import Arena, parse_frame
+from lexico_codec.frame import parse_frame
 from lexico_codec.geometry import DTYPES, Geometry, Rope
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
@@ -65,12 +65,10 @@ def decode(
 @pytest.mark.parametrize("spec", SPECS)
 def test_every_group_of_every_page(spec: CacheSpec, dtype: str) -> None:
     spec = replace(spec, geometry=replace(GEOMETRY, dtype=dtype))
-    arena = Arena()
     for page in range(3):
-        arena.reset()
         tensors = [group_of(spec, group, 10 * page) for group in range(spec.groups)]
         frames = [
-            encode_group(spec, KEYS[page], page, group, tensor, DICTIONARY, arena)
+            encode_group(spec, KEYS[page], page, group, tensor, DICTIONARY)
             for group, tensor in enumerate(tensors)
         ]
         for group, (tensor, frame) in enumerate(zip(tensors, frames, strict=True)):

@@ -14,6 +14,8 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
+from ray._private import services
 
 from lexico_proto import errors
 from lexico_services import serve
@@ -29,7 +31,7 @@ from lexico_services.offload.server import (
 from lexico_services.process import stop_event, take_port
 from lexico_worker import ray_runtime
 from lexico_worker.config import EncoderConfig
-from lexico_worker.ray_runtime import RayConfig
+from lexico_worker.ray_runtime import RayConfig, RayRuntime
 from tests.support.waiting import PATIENCE_S
 
 STORE = "redis://:secret@127.0.0.1"
@@ -238,6 +240,32 @@ def test_rays_folder_is_ours_alone_and_short_enough(
     with pytest.raises(errors.ConfigurationError, match="TMPDIR"):
         ray_runtime._make_folder()
     assert not list(long.iterdir())
+
+
+def test_rays_node_may_take_longer_than_ray_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    answers: list[dict[str, str] | None] = [None, None, {"node": "there"}]
+
+    def get_node(address: str, node: str) -> dict[str, str]:
+        answer = answers.pop(0) if answers else None
+        if answer is None:
+            raise RuntimeError(f"no node {node} at {address}")
+        return answer
+
+    monkeypatch.setattr(services, "get_node", get_node)
+    with ray_runtime._node_waited_for(PATIENCE_S):
+        assert services.get_node("a", "b") == {"node": "there"}
+    assert services.get_node is get_node
+    with ray_runtime._node_waited_for(0.2), pytest.raises(RuntimeError, match="no node b at a"):
+        services.get_node("a", "b")
+
+
+def test_whatever_ray_raises_at_its_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    def init(**_: object) -> None:
+        raise Exception("The current node timed out during startup.")
+
+    monkeypatch.setattr(ray, "init", init)
+    with pytest.raises(errors.ConfigurationError, match=r"Ray does not start: .*timed out"):
+        RayRuntime(RayConfig())._init()
 
 
 AGENT = """

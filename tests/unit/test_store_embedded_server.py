@@ -9,13 +9,16 @@ import stat
 import subprocess
 import sys
 import threading
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from lexico_proto.errors import ConfigurationError, StoreUnavailable
 from lexico_store import EmbeddedServer, open_store
 from lexico_store import child as child_module
+from lexico_store import embedded as embedded_module
 from lexico_store.embedded import LOG_NAME, find_server
 from tests.support.servers import PATIENT, embedded_server
 from tests.support.waiting import PATIENCE_S, linger, wait_until
@@ -105,6 +108,31 @@ sys.stdin.read()
         assert not is_gone(pid)
         parent.kill()
     wait_until_gone(pid)
+
+
+@pytest.mark.parametrize("own", [None, "dirty_decay_ms:5000"])
+def test_the_allocator_keeps_memory_unless_the_environment_says_otherwise(
+    monkeypatch: pytest.MonkeyPatch, own: str | None
+) -> None:
+    monkeypatch.delenv("MALLOC_CONF", raising=False)
+    if own is not None:
+        monkeypatch.setenv("MALLOC_CONF", own)
+    asked: list[Mapping[str, str]] = []
+
+    def spawn(*arguments: Any) -> subprocess.Popen[bytes]:
+        asked.append(arguments[-1])
+        return child_module.spawn_bound(*arguments)
+
+    monkeypatch.setattr(embedded_module, "spawn_bound", spawn)
+    with EmbeddedServer():
+        pass
+    assert asked == [{"MALLOC_CONF": own or "dirty_decay_ms:-1,muzzy_decay_ms:-1"}]
+
+
+def test_a_child_has_what_its_environment_is_to_have(tmp_path: Path) -> None:
+    command, log = ["sh", "-c", 'echo "$LX_ONE $HOME"'], tmp_path / "log"
+    child_module.spawn_bound(command, tmp_path, log, {"LX_ONE": "one"}).wait()
+    assert log.read_text() == f"one {os.environ['HOME']}\n"
 
 
 def test_child_outlives_the_thread_that_asked_for_it(tmp_path: Path) -> None:

@@ -42,7 +42,7 @@ def serve(tmp_path: Path) -> Iterator[Serve]:
 
 def test_silence_times_out(serve: Serve) -> None:
     store = serve(lambda *_: b"", QUICK)
-    for call in (store.ping, lambda: store.commit(SCOPE, KEY, [b"x" * (4 << 20)], b"", 1)):
+    for call in (store.ping, lambda: store.commit(SCOPE, KEY, [b"x" * (4 << 20)], 1)):
         with pytest.raises(StoreUnavailable):
             call()
 
@@ -108,7 +108,7 @@ def test_every_failure_has_its_error(
 ) -> None:
     store = serve(lambda *_: reply, QUICK if reply == HALF else LONE)
     with pytest.raises(error) as caught:
-        store.meta(SCOPE, KEY)
+        store.read_page(SCOPE, KEY)
     assert type(caught.value) is error
     assert caught.value.__cause__ is not None
     assert "lx1:" not in str(caught.value)
@@ -126,7 +126,7 @@ def test_refused_write_in_a_transaction(serve: Serve) -> None:
     store = serve(lambda _, command: replies.get(command[0], b"+QUEUED\r\n"))
     for _ in range(2):
         with pytest.raises(Busy, match="maxmemory"):
-            store.commit(SCOPE, KEY, [b"x" * 10_000], b"secret", 1)
+            store.commit(SCOPE, KEY, [b"x" * 10_000], 1)
 
 
 def test_connection_that_is_in_use_too_long_is_busy(

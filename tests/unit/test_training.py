@@ -6,28 +6,23 @@ import argparse
 import copy
 from dataclasses import replace
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load
 from torch import Tensor
-from transformers import DynamicCache
 
 from lexico_codec.codecs.packed.codec import PackedCodec, allocate
-from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.hf_inputs import cache_inputs
-from lexico_codec.kernels.pursuit.coding import encode, reconstruct
-from lexico_codec.rope import rotate
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training import costs, dictionaries, options, state
 from lexico_lab.training import run as runner
-from lexico_lab.training.importance import attention_energy, recorded_importance, training_weights
-from lexico_lab.training.learn import LearnSettings, error_curve, held_out_errors, learn
+from lexico_lab.training.learn import LearnSettings, learn
 from lexico_lab.training.run import TrainSettings, error_table, train
-from lexico_lab.training.sample import Samples, cut_windows, sample
-from lexico_proto.errors import ConfigurationError, InvalidInput, NonFiniteCache, ShapeMismatch
+from lexico_lab.training.sample import cut_windows
+from lexico_proto.errors import ConfigurationError, InvalidInput
+from tests.support.tiny_evaluation import letters as tokenizer
 
 
 def planted(atoms: Tensor, vectors: int, sparsity: int, seed: int) -> Tensor:
@@ -40,76 +35,6 @@ def planted(atoms: Tensor, vectors: int, sparsity: int, seed: int) -> Tensor:
 def unit_rows(rows: int, m: int, seed: int) -> Tensor:
     drawn = torch.randn(rows, m, generator=torch.Generator().manual_seed(seed))
     return torch.nn.functional.normalize(drawn, dim=1)
-
-
-class TestLearn:
-    truth: ClassVar[Tensor] = unit_rows(48, 24, 0)
-    train_set: ClassVar[Tensor] = planted(truth, 6000, 3, 1)
-    held_out: ClassVar[Tensor] = planted(truth, 500, 3, 2)
-    settings: ClassVar[LearnSettings] = LearnSettings(64, 3, 60_000, 2000, seed=5)
-
-    def test_recovers_planted_atoms(self) -> None:
-        made = learn(self.train_set, self.held_out, self.settings)
-        best_possible, _ = held_out_errors(self.truth, self.held_out, 3)
-        untrained, _ = held_out_errors(
-            torch.nn.functional.normalize(self.train_set[:64], dim=1), self.held_out, 3
-        )
-        assert made.relative_error < best_possible + 0.25 * (untrained - best_possible)
-        assert made.atoms.shape == (64, 24)
-        torch.testing.assert_close(
-            made.atoms.float().norm(dim=1), torch.ones(64), atol=1e-3, rtol=0
-        )
-
-    def test_reported_errors_are_those_of_the_shipped_atoms(self) -> None:
-        made = learn(self.train_set, self.held_out, self.settings)
-        again = held_out_errors(made.atoms, self.held_out, 3)
-        assert (made.relative_error, made.energy_error) == again
-
-    def test_same_seed_same_atoms(self) -> None:
-        first = learn(self.train_set, self.held_out, self.settings)
-        again = learn(self.train_set, self.held_out, self.settings)
-        other = learn(self.train_set, self.held_out, replace(self.settings, seed=6))
-        assert torch.equal(first.atoms, again.atoms)
-        assert not torch.equal(first.atoms, other.atoms)
-
-    def test_dead_atoms_are_revived(self) -> None:
-        # All atoms start in one corner of the data; the rest is only met by reviving.
-        corner = 5 * unit_rows(1, 24, 7) + 1e-3 * unit_rows(400, 24, 8)
-        few = LearnSettings(64, 3, 120_000, 2000)
-        vectors = torch.cat([corner.repeat(200, 1), self.train_set[:600]])
-        made = learn(vectors, self.held_out, few)
-        assert made.revived > 0
-        alone = learn(corner, self.held_out, replace(few, vectors=2000))
-        assert made.relative_error < alone.relative_error
-
-    def test_zero_vectors_do_no_harm(self) -> None:
-        vectors = torch.cat([self.train_set, torch.zeros(2000, 24)])
-        made = learn(vectors, torch.cat([self.held_out, torch.zeros(9, 24)]), self.settings)
-        assert made.relative_error < 0.3
-
-    def test_bad_input_is_named(self) -> None:
-        few = replace(self.settings, vectors=1000)
-        with pytest.raises(InvalidInput, match="train"):
-            learn(self.train_set[:63], self.held_out, few)
-        with pytest.raises(InvalidInput, match="train"):
-            learn(torch.zeros(100, 24), self.held_out, few)
-        with pytest.raises(ShapeMismatch, match="held_out"):
-            learn(self.train_set, self.held_out[:, :5], few)
-        with pytest.raises(NonFiniteCache, match="train"):
-            learn(self.train_set / 0, self.held_out, few)
-        with pytest.raises(InvalidInput, match="sparsity"):
-            learn(self.train_set, self.held_out, replace(few, sparsity=25))
-        with pytest.raises(InvalidInput, match="sparsity"):
-            LearnSettings(atoms=4, sparsity=5)
-        with pytest.raises(InvalidInput, match="vectors"):
-            LearnSettings(vectors=0)
-
-
-class Letters:
-    """A tokenizer of single characters."""
-
-    def __call__(self, text: str, **_: Any) -> dict[str, list[int]]:
-        return {"input_ids": [ord(c) % 64 for c in text]}
 
 
 @pytest.fixture(scope="module")
@@ -127,7 +52,7 @@ def tiny() -> LoadedModel:
         head_dim=8,
         pad_token_id=0,
     )
-    return LoadedModel("tiny", LlamaForCausalLM(config).eval(), Letters())
+    return LoadedModel("tiny", LlamaForCausalLM(config).eval(), tokenizer)
 
 
 @pytest.fixture
@@ -359,99 +284,6 @@ def stop_after(patch: pytest.MonkeyPatch, module: Any, name: str, steps: int) ->
                 raise KeyboardInterrupt
 
     patch.setattr(module, name, cut_short)
-
-
-def test_samples_are_the_cache_of_the_model(tiny: LoadedModel, tmp_path: Path) -> None:
-    windows = cut_windows("abcdefgh" * 30, tiny.tokenizer, 200, (64, 32))
-    assert [len(w) for w in windows] == [64, 32, 64, 32]
-    samples = Samples(tmp_path, windows, layers=2, kv_heads=2, head_dim=8)
-    assert list(sample(tiny, samples)) == [64, 32, 64, 32]
-    cache: Any = DynamicCache()
-    with torch.inference_mode():
-        tiny.model(torch.tensor([windows[1]]), **cache_inputs(tiny.model, cache))
-    expected = cache.layers[1].values[0, :, 4:].transpose(0, 1).reshape(-1, 8).half()
-    dumped = torch.frombuffer(bytearray(samples.path(1, "value").read_bytes()), dtype=torch.float16)
-    assert len(dumped) == 8 * samples.rows
-    assert torch.equal(dumped.view(-1, 8)[samples.rows_of(1) : samples.rows_of(2)], expected)
-
-
-def test_samples_before_rope(tiny: LoadedModel, tmp_path: Path) -> None:
-    """Turned again they are the cache's; equal tokens in any place have the first layer's keys."""
-    rope = geometry_of(tiny.model.config, "float32").rope
-    assert rope is not None
-    windows = ((5, 9, 9, 9, 9, 7, 9, 9),) * 2
-    samples = Samples(tmp_path, windows, layers=2, kv_heads=2, head_dim=8, rope=rope)
-    assert list(sample(tiny, samples)) == [8, 8]
-    data = bytearray(samples.path(0, "key").read_bytes())
-    keys = torch.frombuffer(data, dtype=torch.half).view(2, 4, 2, 8)
-    torch.testing.assert_close(keys[0, 0], keys[0, 3], atol=2e-3, rtol=2e-3)
-    cache: Any = DynamicCache()
-    with torch.inference_mode():
-        tiny.model(torch.tensor([windows[0]]), **cache_inputs(tiny.model, cache))
-    turned = rotate(keys[1].float(), torch.arange(4, 8), rope)
-    expected = cache.layers[0].keys[0, :, 4:].transpose(0, 1)
-    torch.testing.assert_close(turned, expected, atol=2e-3, rtol=2e-3)
-
-
-def test_error_curve_is_that_of_pursuit_with_every_number_of_atoms() -> None:
-    atoms, vectors = unit_rows(40, 24, 0), planted(unit_rows(99, 24, 3), 700, 20, 4)
-    vectors[3] = 0
-    vectors[4] = 2 * atoms[7]
-    curve = error_curve(atoms, vectors, 9)
-    assert curve.shape == (10,)
-    assert float(curve[0]) == pytest.approx(float(vectors.square().mean()))
-    for s in (1, 5, 9):
-        left = vectors - reconstruct(encode(vectors, atoms, s), atoms)
-        assert float(curve[s]) == pytest.approx(float(left.square().mean()), rel=1e-4)
-    whole = error_curve(atoms, vectors)
-    assert whole.shape == (25,)
-    assert bool((whole.diff() <= 0).all())
-    assert float(whole[24]) < 1e-6
-
-
-def test_watching_attention_does_not_change_the_model(tiny: LoadedModel) -> None:
-    ids = torch.arange(64)[None]
-    former = tiny.model.config._attn_implementation
-    with torch.inference_mode():
-        plain = tiny.model(ids).logits
-        with recorded_importance(tiny.model) as energy:
-            watched = tiny.model(ids).logits
-    assert torch.equal(plain, watched)
-    assert {layer: tuple(e.shape) for layer, e in energy.items()} == {0: (2, 64), 1: (2, 64)}
-    assert tiny.model.config._attn_implementation == former
-
-
-def test_attention_energy_is_the_sum_of_squares_far_behind() -> None:
-    generator = torch.Generator().manual_seed(0)
-    query = torch.randn(6, 101, 8, generator=generator)
-    key = torch.randn(3, 101, 8, generator=generator)
-    scores = query @ key.repeat_interleave(2, dim=0).transpose(1, 2) * 0.3
-    causal = torch.ones(101, 101).tril().bool()
-    attention = scores.masked_fill(~causal, float("-inf")).softmax(2)
-    squares = (attention * torch.ones(101, 101).tril(-32)).square()[:, ::4]  # every fourth query
-    expected = 4 * squares.sum(1).view(3, 2, 101).sum(1)
-    torch.testing.assert_close(attention_energy(query, key, 0.3), expected)
-
-
-def test_training_weights_have_mean_one_and_no_giants() -> None:
-    weights = training_weights(torch.cat([torch.rand(5000), torch.full((3,), 1e12)]))
-    assert abs(float(weights.mean()) - 1) < 1e-5
-    assert float(weights.max() / weights.min()) <= 2500.001
-    assert torch.equal(training_weights(torch.zeros(5)), torch.ones(5))
-
-
-def test_weights_decide_where_the_error_goes() -> None:
-    wanted, other = (
-        planted(unit_rows(48, 24, 0), 3000, 3, 1),
-        planted(unit_rows(48, 24, 9), 3000, 3, 2),
-    )
-    weights = torch.cat([torch.full((3000,), 1.95), torch.full((3000,), 0.05)])
-    few = LearnSettings(48, 3, 40_000, 2000)
-    both = torch.cat([wanted, other])
-    weighted = learn(both, wanted[:500], few, weights)
-    assert weighted.relative_error < learn(both, wanted[:500], few).relative_error
-    with pytest.raises(ShapeMismatch, match="weights"):
-        learn(both, wanted, few, weights[:5])
 
 
 def test_missing_model_is_named(tmp_path: Path) -> None:

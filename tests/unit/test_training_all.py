@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +11,11 @@ import pytest
 import torch
 
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.kernels.pursuit.coding import encode
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training import costs, dictionaries, learn, options, residual, state
 from lexico_lab.training import run as runner
-from lexico_lab.training.fit import FitSettings
+from lexico_lab.training.fit_settings import FitSettings
 from lexico_lab.training.observe import Observations, Observer
 from lexico_lab.training.run import read_importance, train
 from lexico_lab.training.sample import Sampler, cut_windows
@@ -25,32 +23,13 @@ from lexico_lab.training.settings import TrainSettings
 from lexico_lab.training.state import DictionaryState
 from lexico_proto.errors import ConfigurationError, InvalidInput
 from tests.support.residual_sets import transform_of
-from tests.support.saved_model import letters, save_tiny
-
-NAMES = {
-    "lexico-residual": "set-residual.safetensors",
-    "lexico-packed": "set-packed.safetensors",
-    "lexico": "set.safetensors",
-}
+from tests.support.saved_model import save_tiny
+from tests.support.training_command import NAMES, asked, parsed
 
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> LoadedModel:
     return load_model(str(save_tiny(tmp_path_factory.mktemp("tiny"))))
-
-
-def parsed(*words: str) -> argparse.Namespace:
-    parser = argparse.ArgumentParser()
-    options.add_arguments(parser)
-    return parser.parse_args(list(words))
-
-
-def asked(folder: Path, *more: str) -> argparse.Namespace:
-    text = folder / "text.txt"
-    text.write_text(letters(5 * 1024 + 100))
-    words = ["--model", "tiny", "--text", str(text), "--out", str(folder / "set.safetensors")]
-    few = ["--atoms", "16", "--sparsity", "2", "--vectors", "1500", "--workers", "1"]
-    return parsed(*words, *few, "--device", "cpu", *more)
 
 
 @pytest.fixture(scope="module")
@@ -60,79 +39,6 @@ def finished(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Pat
     few = ["--codec", "all", "--joint", "40", "--state", str(folder / "state")]
     runner.train_all(options.settings_of(asked(folder, *few)), tiny)
     return folder
-
-
-class TestOptions:
-    def test_one_codec_is_as_ever(self, tmp_path: Path) -> None:
-        line = ["--model", "m", "--text", "t", "--out", str(tmp_path / "a.b")]
-        (made,) = options.settings_of(parsed(*line, "--device", "cpu"))
-        assert (made.codec, made.tokens, made.learn.atoms) == ("lexico", 240_000, 1024)
-        assert (made.out, made.state) == (tmp_path / "a.b", tmp_path / "a.b.state")
-        residual = ["--codec", "lexico-residual", "--sparsity", "0", "--blocks", "4"]
-        (made,) = options.settings_of(parsed(*line, *residual))
-        assert (made.tokens, made.fit) == (114_688, FitSettings(sparsity=0, blocks=4))
-        assert made.out == tmp_path / "a.b"
-        assert made.command.endswith(" --joint 2880 --run-layers 0 --blocks 4")
-        one = ["--codec", "lexico-packed", "--importance", "x/y.safetensors"]
-        (made,) = options.settings_of(parsed(*line, *one))
-        assert made.importance == Path("x/y.safetensors")
-        assert made.command.endswith(" --importance y.safetensors")
-
-    @pytest.mark.parametrize("words", [["all"], ["lexico", "lexico-packed", "lexico-residual"]])
-    def test_several_are_made_in_an_order_of_our_own(
-        self, words: list[str], tmp_path: Path
-    ) -> None:
-        made = options.settings_of(
-            asked(tmp_path, *(part for word in words for part in ("--codec", word)))
-        )
-        assert {one.codec: one.out.name for one in made} == NAMES
-        assert [one.codec for one in made] == list(NAMES)
-        state = tmp_path / "set.safetensors.state"
-        assert [one.state for one in made] == [state / codec for codec in NAMES]
-        assert {one.tokens for one in made} == {114_688}
-        assert made[0].fit == FitSettings(), "--atoms, --sparsity and --vectors are of dictionaries"
-        assert {(one.learn.atoms, one.learn.sparsity) for one in made[1:]} == {(16, 2)}
-        assert [one.importance for one in made] == [None] * 3
-        mine = ("--importance", str(made[0].out))
-        made = options.settings_of(asked(tmp_path, "--codec", "all", *mine))
-        assert [one.importance for one in made] == [None, made[0].out, None]
-
-    @pytest.mark.parametrize(
-        ("words", "said"),
-        [
-            (["--importance", "x"], "importance"),
-            (["--codec", "lexico-residual", "--importance", "x"], "importance"),
-            (["--device", "tpu"], "device"),
-            (["--workers", "0"], "workers"),
-            (["--codec", "lexico-residual", "--blocks", "0"], "blocks"),
-        ],
-    )
-    def test_what_cannot_be_is_named(self, words: list[str], said: str, tmp_path: Path) -> None:
-        with pytest.raises(ConfigurationError, match=said):
-            options.settings_of(asked(tmp_path, *words))
-
-    def test_a_gpu_of_workers_elsewhere_need_not_be_here(
-        self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-    ) -> None:
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
-        for name in ("cuda", "cuda:3"):
-            args = asked(tmp_path, "--device", name)
-            with pytest.raises(ConfigurationError, match="0 CUDA devices"):
-                options.settings_of(args)
-            assert options.settings_of(args, elsewhere=True)[0].device == "cpu"
-        with pytest.raises(ConfigurationError, match="must be cpu, cuda or cuda:N"):
-            options.settings_of(asked(tmp_path, "--device", "tpu"), elsewhere=True)
-        monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-        monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
-        for name, device in (("cuda:3", "cuda"), ("cpu", "cpu")):
-            args = asked(tmp_path, "--device", name)
-            assert options.settings_of(args, elsewhere=True)[0].device == device
-
-    def test_a_gpu_has_one_worker(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-        line = ["--model", "m", "--text", "t", "--out", str(tmp_path / "a")]
-        monkeypatch.setattr(options, "device_for", lambda name: name or "cuda")
-        (made,) = options.settings_of(parsed(*line))
-        assert (made.device, made.workers) == ("cuda", 1)
 
 
 class TestAll:
@@ -362,24 +268,6 @@ def test_only_as_much_text_is_read_as_is_used(tiny: LoadedModel, tmp_path: Path)
     settings.text.write_bytes(b"\xff\xfe")
     with pytest.raises(ConfigurationError, match="cannot read"):
         settings.read_text()
-
-
-@pytest.mark.parametrize("weighted", [False, True])
-def test_products_accumulate_as_scattered_sums_do(weighted: bool) -> None:
-    """What GPUs add up is what the CPU adds up, to rounding."""
-    generator = torch.Generator().manual_seed(0)
-    atoms = torch.nn.functional.normalize(torch.randn(63, 24, generator=generator), dim=1)
-    x = torch.randn(501, 24, generator=generator)
-    x[7] = 0
-    codes = encode(x, atoms, 5)
-    weight = torch.rand(501, generator=generator) if weighted else None
-    found = []
-    for add in (learn._accumulate, learn._accumulate_dense):
-        sums = (torch.ones(63, 63), torch.ones(63, 24), torch.ones(63))
-        add(*sums, x, codes, weight)
-        found.append(sums)
-    for one, other in zip(*found, strict=True):
-        torch.testing.assert_close(one, other, atol=1e-4, rtol=1e-4)
 
 
 def test_nothing_is_made_on_another_device_than_asked_for(

@@ -41,14 +41,14 @@ constexpr Lay kScatter[3] = {generic::scatter, generic::scatter, generic::scatte
 using namespace lexico;
 
 // sizes: tables, tokens, heads, m; slots of a block and the first slot; pairs, and whether they are
-// interleaved. parts, strides, blocks: see Memory. rows: float32.
+// interleaved. parts, strides, step, blocks: see Memory. rows: float32.
 LEXICO_EXPORT int lexico_gather(int isa, int64_t threads, const int64_t* sizes, int kind,
-                                void* const* parts, const int64_t* strides, const int64_t* blocks,
-                                const float* means, const float* cos, const float* sin,
-                                float* rows) {
+                                void* const* parts, const int64_t* strides, int64_t step,
+                                const int64_t* blocks, const float* means, const float* cos,
+                                const float* sin, float* rows) {
     Laying job;
     job.tables = sizes[0], job.tokens = sizes[1], job.heads = sizes[2], job.m = sizes[3];
-    job.memory = {parts, strides, blocks, sizes[4], sizes[5]};
+    job.memory = {parts, strides, step, blocks, sizes[4], sizes[5]};
     job.turning = {cos, sin, sizes[6], sizes[7] != 0};
     job.kind = kind, job.row_kind = kFloat32;
     job.means = means, job.rows = rows;
@@ -57,12 +57,12 @@ LEXICO_EXPORT int lexico_gather(int isa, int64_t threads, const int64_t* sizes, 
 
 // As lexico_gather, backwards; rows: float32 or bfloat16.
 LEXICO_EXPORT int lexico_scatter(int isa, int64_t threads, const int64_t* sizes, int kind,
-                                 void* const* parts, const int64_t* strides, const int64_t* blocks,
-                                 const float* means, const float* cos, const float* sin,
-                                 const void* rows, int row_kind) {
+                                 void* const* parts, const int64_t* strides, int64_t step,
+                                 const int64_t* blocks, const float* means, const float* cos,
+                                 const float* sin, const void* rows, int row_kind) {
     Laying job;
     job.tables = sizes[0], job.tokens = sizes[1], job.heads = sizes[2], job.m = sizes[3];
-    job.memory = {parts, strides, blocks, sizes[4], sizes[5]};
+    job.memory = {parts, strides, step, blocks, sizes[4], sizes[5]};
     job.turning = {cos, sin, sizes[6], sizes[7] != 0};
     job.kind = kind, job.row_kind = row_kind;
     job.means = means, job.rows = const_cast<void*>(rows);

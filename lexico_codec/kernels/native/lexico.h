@@ -106,18 +106,19 @@ enum Kind : int { kFloat32 = 0, kFloat16 = 1, kBfloat16 = 2 };
 // The caller's memory of T tables, strides in values: see lexico_codec/kernels/memory.py.
 struct Memory {
     void* const* parts;     // [T] the first value of each table
-    const int64_t* strides; // [T, 4] of blocks, tokens, heads and components
+    const int64_t* strides; // of blocks, tokens, heads and components
+    int64_t step;           // from the strides of a table to those of the next: 4, or 0
     const int64_t* blocks;  // block of each run of block_tokens slots, or null for one run
     int64_t block_tokens, first_slot;
 
     // Of a token's first value, from that of the table.
     int64_t offset(int64_t table, int64_t token) const {
-        const int64_t *stride = strides + 4 * table, slot = first_slot + token;
+        const int64_t *stride = strides + step * table, slot = first_slot + token;
         if (!blocks) return slot * stride[1];
         return blocks[slot / block_tokens] * stride[0] + slot % block_tokens * stride[1];
     }
-    int64_t head_stride(int64_t table) const { return strides[4 * table + 2]; }
-    int64_t stride(int64_t table) const { return strides[4 * table + 3]; } // of components
+    int64_t head_stride(int64_t table) const { return strides[step * table + 2]; }
+    int64_t stride(int64_t table) const { return strides[step * table + 3]; } // of components
 
     // Whether a vector can be read and written at all.
     bool takes(int64_t tables, int64_t m) const {

@@ -191,12 +191,13 @@ LEXICO_EXPORT int lexico_restore(int isa, int64_t threads, const int16_t* indice
                                  const uint8_t* counts, const float* table, const int64_t* starts,
                                  int64_t tables, int64_t tokens, int64_t heads, int64_t m,
                                  int64_t s, int kind, void* const* parts, const int64_t* strides,
-                                 const int64_t* blocks, int64_t block_tokens, int64_t first_slot) {
+                                 int64_t step, const int64_t* blocks, int64_t block_tokens,
+                                 int64_t first_slot) {
     if (!supported(isa)) return kUnsupported;
     Restoring job;
     if (tokens < 0 || heads < 0 || s > 255 || kind < kFloat32 || kind > kBfloat16)
         return kBadArgument;
-    job.memory = {parts, strides, blocks, block_tokens, first_slot};
+    job.memory = {parts, strides, step, blocks, block_tokens, first_slot};
     if (!job.memory.takes(tables, m)) return kBadArgument;
     const int64_t rows = tokens * heads;
     if (!prepare(job, threads, table, starts, tables, rows, m, s)) return kBadArgument;

@@ -206,11 +206,9 @@ def restore(
         m,
         sparsity,
         library.dtype_number(memory.dtype),
-        reached.pointers,
-        reached.strides,
-        reached.block_address,
-        reached.block_tokens,
-        reached.first_slot,
+        *reached.arguments(),
+        memory.block_tokens,
+        memory.first_slot,
     )
     if status == _BAD_INDEX:
         raise InvalidInput("codes: an index outside its dictionary, or a count over s")

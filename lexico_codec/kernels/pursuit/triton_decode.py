@@ -57,7 +57,7 @@ class _Cut:
 def reaches(memory: TableMemory) -> bool:
     """Whether the kernel writes a memory itself: it takes one set of strides."""
     strides = memory.addresses().strides
-    return all(four == strides[0] for four in strides)
+    return bool((strides == strides[0]).all())
 
 
 def reconstruct(
@@ -88,12 +88,13 @@ def reconstruct(
     cut = _Cut.of(atoms.m, pairs if half else 0, table.element_size(), max(atoms.sizes))
     streams = min(-(-total // _STREAM_ROWS), max(1, _multiprocessors(device) // cut.slices))
     share = -(-total // streams)
-    offsets = tuple((pointer - pointers[0]) // memory.dtype.itemsize for pointer in pointers)
+    offsets = tuple(((pointers - pointers[0]) // memory.dtype.itemsize).tolist())
     turned = (False,) * memory.tables
     if preparation is not None and rope is not None:
         turned = preparation.turned
     indices, coefficients, packed = _words(codes)
-    stride_block, stride_token, stride_head, stride_component = strides[0]
+    own: list[int] = strides[0].tolist()
+    stride_block, stride_token, stride_head, stride_component = own
     with torch.cuda.device_of(first):  # type: ignore[no-untyped-call]
         decode[(cut.slices * -(-total // share),)](
             indices,
@@ -126,7 +127,7 @@ def reconstruct(
             HALF=half,
             PACKED=packed,
             MOST=min(torch.finfo(first.dtype).max, torch.finfo(torch.float32).max),
-            ALIGN=math.gcd(16 // first.element_size(), *offsets, *strides[0][:-1]),
+            ALIGN=math.gcd(16 // first.element_size(), *offsets, *own[:-1]),
             UNIT=stride_component == 1,
             W=cut.components,
             BR=cut.rows,

@@ -25,8 +25,9 @@ SMALL: Final = 10
 _FONT: Final = "DejaVu Sans"
 """Wider than what readers have, so that nothing overlaps that did not before."""
 _SHOWN_FONT: Final = "system-ui, sans-serif"
-_NAMES: Final = {"": "http://www.w3.org/2000/svg", "xlink": "http://www.w3.org/1999/xlink"}
-_SVG, _XLINK = (f"{{{name}}}" for name in _NAMES.values())
+_NAMESPACE: Final = "http://www.w3.org/2000/svg"
+_SVG: Final = f"{{{_NAMESPACE}}}"
+_XLINK_HREF: Final = "{http://www.w3.org/1999/xlink}href"  # of SVG 1.1; `href` since
 _USED: Final = re.compile(r"#([\w-]+)")
 _LONG: Final = re.compile(r"-?\d+\.\d{3,}")
 _STYLE: Final[Any] = {
@@ -86,8 +87,7 @@ def svg_of(figure: Figure, title: str, told: Mapping[str, Sequence[str]], style:
     stream = io.StringIO()
     with rc_context({"svg.hashsalt": title}):
         figure.savefig(stream, format="svg", metadata={"Date": None})
-    for prefix, name in _NAMES.items():
-        ElementTree.register_namespace(prefix, name)
+    ElementTree.register_namespace("", _NAMESPACE)
     root = ElementTree.fromstring(stream.getvalue())
     _strip(root)
     for group in root.iter(f"{_SVG}g"):
@@ -116,6 +116,8 @@ def _strip(root: ElementTree.Element) -> None:
     for element in root.iter():
         for name, value in element.attrib.items():
             element.set(name, _LONG.sub(lambda found: f"{float(found[0]):.2f}", value))
+        if _XLINK_HREF in element.attrib:
+            element.set("href", element.attrib.pop(_XLINK_HREF))
     for parent in [*root.iter()]:
         for child in [*parent]:
             if child.tag in (f"{_SVG}metadata", f"{_SVG}style"):

@@ -16,7 +16,7 @@ from typing import Any, Final, TypeAlias
 import torch
 from torch import Tensor, nn
 
-from lexico_client.engines.hf._plain_models import base_model
+from lexico_client.engines.hf._plain_models import base_model, plain_name
 
 Modules: TypeAlias = Sequence[tuple[str, nn.Module]]
 """Modules by name."""
@@ -48,7 +48,7 @@ def added_state(model: nn.Module, modules: Modules) -> list[Any]:
     """
     own = ("torch", "transformers", _package(base_model(model)))
     return [
-        [name, type(module).__name__, dict(_plain_items(_attributes(module)))]
+        [plain_name(name), type(module).__name__, dict(_plain_items(_attributes(module)))]
         for name, module in modules
         if _package(module) not in own
     ]

@@ -48,6 +48,11 @@ def plain_model(model: nn.Module) -> nn.Module:
     return model
 
 
+def plain_name(name: str) -> str:
+    """A module's or tensor's name, where `torch.compile` wraps a part of the model."""
+    return name.replace("_orig_mod.", "")
+
+
 def base_model(model: nn.Module) -> nn.Module:
     """The model below the wrappers of `torch.compile` and PEFT."""
     model = plain_model(model)

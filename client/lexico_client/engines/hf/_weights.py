@@ -15,7 +15,7 @@ import xxhash
 from torch import Tensor, nn
 
 from lexico_client.engines.hf._adapters import Modules, added_state
-from lexico_client.engines.hf._plain_models import plain_model
+from lexico_client.engines.hf._plain_models import plain_model, plain_name
 from lexico_codec.tensors import bytes_of
 from lexico_proto.errors import Unsupported
 from lexico_proto.limits import DIGEST_BYTES
@@ -78,8 +78,8 @@ def weights_fingerprint(model: nn.Module) -> bytes:
         # Made from the config, to the last bit of the machine's powers: only a rounding is hashed,
         # as `model.to(torch.bfloat16)` does to rotary frequencies and `from_pretrained` does not.
         rounded = buffer.is_floating_point() and buffer.dtype != torch.float32
-        if rounded and _plain_name(name) not in tensors:
-            digest.update(json.dumps([_plain_name(name), str(buffer.dtype)]).encode())
+        if rounded and plain_name(name) not in tensors:
+            digest.update(json.dumps([plain_name(name), str(buffer.dtype)]).encode())
     for entry in added_state(model, list(model.named_modules())):
         digest.update(json.dumps(entry).encode())
     fingerprint = digest.digest()
@@ -144,12 +144,7 @@ def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
         if not isinstance(value, Tensor) or value.is_meta:
             what = "is not in memory" if isinstance(value, Tensor) else "is no tensor"
             raise Unsupported(f"{name} {what}: give the fingerprint as `weights`, 32 bytes")
-        yield _plain_name(name), value.detach()
-
-
-def _plain_name(name: str) -> str:
-    """A tensor's name where `torch.compile` wraps a part of the model."""
-    return name.replace("_orig_mod.", "")
+        yield plain_name(name), value.detach()
 
 
 def _version(tensor: Tensor) -> int:

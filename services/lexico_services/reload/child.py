@@ -1,0 +1,70 @@
+"""A reload server that `lexico serve` keeps as a child process."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+from lexico_proto.errors import ConfigurationError, Unavailable
+from lexico_services.settings import Settings
+from lexico_services.settings.schema import SETTINGS
+
+
+class ReloadChild:
+    """A reload server as a child process, ended with this one."""
+
+    def __init__(self, settings: Settings) -> None:
+        """
+        Args:
+            settings: of the child. It gets them by a file that only this user reads: they may hold
+                a password, and nothing has to be spelt as options again.
+        """
+        self._scratch = tempfile.TemporaryDirectory(prefix="lexico-reload-")
+        folder = Path(self._scratch.name)
+        self._file = folder / "address.json"
+        config = folder / "lexico.toml"
+        config.touch(0o600)
+        config.write_text(settings.as_toml(secrets=True), encoding="utf-8")
+        command = [sys.executable, "-m", "lexico_services", "reload-server"]
+        command += ["--config", str(config), "--address-file", str(self._file)]
+        command += ["--parent", str(os.getpid())]
+        ours = {setting.variable for setting in SETTINGS.values()}
+        environment = {name: text for name, text in os.environ.items() if name not in ours}
+        self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
+
+    def address(self, stopped: threading.Event, within_s: float) -> str | None:
+        """`host:port`, once the child listens; None if `stopped` was set before.
+
+        Raises:
+            ConfigurationError: it ended instead, or took over `within_s` seconds.
+        """
+        deadline = time.monotonic() + within_s
+        while not self._file.exists():
+            if stopped.wait(0.02):
+                return None
+            if self._process.poll() is not None:
+                raise ConfigurationError("the reload server did not start; its error is above")
+            if time.monotonic() > deadline:
+                raise ConfigurationError(f"the reload server took over {within_s:g} s")
+        return str(json.loads(self._file.read_text())["reload"])
+
+    def check(self) -> None:
+        """Raises Unavailable where the process is gone."""
+        if self._process.poll() is not None:
+            raise Unavailable("the reload server ended by itself; its error is above")
+
+    def stop(self, grace_s: float) -> None:
+        """SIGTERM, then SIGKILL after `grace_s` seconds. Idempotent."""
+        self._process.terminate()
+        try:
+            self._process.wait(grace_s)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+        self._scratch.cleanup()

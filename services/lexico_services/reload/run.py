@@ -1,0 +1,97 @@
+"""`lexico reload-server`: Reload and Dictionaries until a signal."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import threading
+from pathlib import Path
+
+from lexico_proto.errors import ConfigurationError, LexicoError
+from lexico_services.config import ListenConfig, ReloadConfig
+from lexico_services.process import address, announce, end_with_parent, stop_event
+from lexico_services.reload.dictionaries_servicer import register_builtin_sets
+from lexico_services.reload.server import ReloadServer
+from lexico_services.settings import Settings
+from lexico_store import PageStore, open_store
+from lexico_worker.malloc import keep_freed_memory
+
+_log = logging.getLogger(__name__)
+
+FIRST_TRY_S = 2.0
+RETRY_S = 3.0
+
+
+def run_reload(settings: Settings, address_file: Path | None, parent: int = 0) -> int:
+    """Serves Reload and Dictionaries until a signal; exit code 0.
+
+    Args:
+        settings: its store is one that other processes reach.
+        address_file: where to write the address, or None.
+        parent: process to end with, or 0.
+
+    Raises:
+        ConfigurationError: a setting that cannot be used, or the store answers and refuses us. A
+            store that is away is waited for: calls meanwhile get StoreUnavailable.
+    """
+    url, listen, config = settings.store_url, settings.listen_reload, settings.reload
+    if url.startswith("memory:"):
+        raise ConfigurationError(
+            "memory:// lives in one process, so no page could get there: give a URL that encoders "
+            "reach too, such as unix:///path or redis://host"
+        )
+    end_with_parent(parent)
+    stopped = stop_event()
+    keep_freed_memory()
+    with open_store(url, settings.store) as store:
+        asyncio.run(_serve_reload(store, listen, config, address_file, stopped))
+    return 0
+
+
+async def _serve_reload(
+    store: PageStore,
+    listen: ListenConfig,
+    config: ReloadConfig,
+    address_file: Path | None,
+    stopped: threading.Event,
+) -> None:
+    server = ReloadServer(store, listen, config)
+    await server.start()
+    tried = asyncio.Event()
+    registering = asyncio.create_task(_register_when_possible(store, tried))
+    try:
+        # Whoever reads the address finds the sets there, if the store is well.
+        await asyncio.wait([asyncio.create_task(tried.wait())], timeout=FIRST_TRY_S)
+        if not registering.done() or registering.exception() is None:
+            announce({"reload": address(listen.host, server.port)}, address_file)
+        while not stopped.is_set():  # a signal handler may only set an event
+            if registering.done():
+                registering.result()
+            await asyncio.sleep(0.05)
+    finally:
+        registering.cancel()
+        await server.drain()
+
+
+async def _register_when_possible(store: PageStore, tried: asyncio.Event) -> None:
+    """Registers the built-in sets, again and again while the store is away.
+
+    Args:
+        store: where they go.
+        tried: set once the first try is over.
+
+    Raises:
+        ConfigurationError: the store refuses us; waiting does not change that.
+    """
+    while True:
+        try:
+            await asyncio.to_thread(register_builtin_sets, store)
+            return
+        except ConfigurationError:
+            raise
+        except LexicoError as error:
+            if not tried.is_set():
+                _log.warning("built-in sets wait for the store reason=%s", error.reason)
+        finally:
+            tried.set()
+        await asyncio.sleep(RETRY_S)

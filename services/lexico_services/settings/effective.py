@@ -1,0 +1,166 @@
+"""The settings that are in force, as the dataclasses that servers are built from."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any, TypeVar
+
+from lexico_proto.errors import ConfigurationError
+from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
+from lexico_services.settings.schema import (
+    LOG_LEVEL,
+    OFFLOAD_PORT,
+    PAGE_TTL,
+    RELOAD_PORT,
+    SETTINGS,
+    STORE_URL,
+    TABLES,
+)
+from lexico_services.settings.sources import DEFAULT, OPTION, Given, resolve
+from lexico_services.settings.values import to_toml
+from lexico_store.settings import StoreSettings
+from lexico_worker.config import EncoderConfig
+from lexico_worker.ray_runtime import RayConfig
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Every setting of the service. Make one with `of`."""
+
+    given: Mapping[str, Given]
+    """By key."""
+
+    @classmethod
+    def of(
+        cls,
+        options: Mapping[str, Any],
+        file: Path | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> Settings:
+        """Settings from all sources; see `sources.resolve` for arguments and errors.
+
+        Args:
+            environment: None for that of this process.
+        """
+        given = resolve(options, file, os.environ if environment is None else environment)
+        least, most = given["encoder.min_replicas"], given["encoder.max_replicas"]
+        if most.source in (DEFAULT, OPTION) and most.value < least.value:
+            given["encoder.max_replicas"] = replace(most, value=least.value)
+        return cls(given)
+
+    def value(self, key: str) -> Any:
+        """Of one setting."""
+        return self.given[key].value
+
+    @property
+    def store_url(self) -> str:
+        """URL of the page store.
+
+        Raises:
+            ConfigurationError: none is given.
+        """
+        url = self.value(STORE_URL)
+        if url is None:
+            raise ConfigurationError(
+                "no page store is given: --store URL, LEXICO_STORE, or url in [store] of a file"
+            )
+        return str(url)
+
+    @property
+    def log_level(self) -> str:
+        """debug, info, warning or error."""
+        return str(self.value(LOG_LEVEL))
+
+    @property
+    def store(self) -> StoreSettings:
+        """How the store is spoken to."""
+        return self._built("store", StoreSettings)
+
+    @property
+    def offload(self) -> OffloadConfig:
+        """Bounds of the ingress."""
+        return self._built("offload", OffloadConfig)
+
+    @property
+    def reload(self) -> ReloadConfig:
+        """Bounds of the reload server."""
+        return self._built("reload", ReloadConfig, page_ttl_s=self.value(PAGE_TTL))
+
+    @property
+    def ray(self) -> RayConfig:
+        """Which Ray to use."""
+        return self._built("ray", RayConfig, start_s=self.value("listen.start_s"))
+
+    @property
+    def listen_offload(self) -> ListenConfig:
+        """Where the ingress listens."""
+        return self._built("listen", ListenConfig, port=self.value(OFFLOAD_PORT))
+
+    @property
+    def listen_reload(self) -> ListenConfig:
+        """Where the reload server listens."""
+        return self._built("listen", ListenConfig, port=self.value(RELOAD_PORT))
+
+    def encoder(self, store_url: str) -> EncoderConfig:
+        """The encoders of a store that other processes reach by this URL."""
+        return self._built(
+            "encoder",
+            EncoderConfig,
+            store_url=store_url,
+            store=self.store,
+            page_ttl_s=self.value(PAGE_TTL),
+            log_level=self.log_level,
+        )
+
+    def with_store(self, url: str) -> Settings:
+        """The same settings with another page store."""
+        return Settings({**self.given, STORE_URL: Given(url, DEFAULT)})
+
+    def check(self) -> None:
+        """Builds all of them.
+
+        Raises:
+            ConfigurationError: the first that cannot be used.
+        """
+        _ = (self.listen_offload, self.listen_reload, self.offload, self.reload)
+        _ = (self.ray, self.store, self.encoder("unix:///"))
+
+    def as_toml(self, *, secrets: bool, sources: bool = False) -> str:
+        """A file that gives these settings.
+
+        Args:
+            secrets: whether values that may hold passwords are in it, else they are left out.
+            sources: whether a comment says where each value comes from.
+        """
+        lines: list[str] = []
+        table = ""
+        for key, setting in sorted(SETTINGS.items()):
+            given = self.given[key]
+            if given.value is None or (setting.secret and not secrets and not sources):
+                continue
+            if setting.table != table:
+                table = setting.table
+                lines += ["", f"[{table}]"]
+            hidden = setting.secret and not secrets and given.source != DEFAULT
+            line = f"{setting.name} = {to_toml('***' if hidden else given.value)}"
+            lines.append(f"{line}  # {given.source}" if sources else line)
+        return "\n".join(lines[1:]) + "\n"
+
+    def _built(self, table: str, cls: type[T], **others: Any) -> T:
+        _, elsewhere = TABLES[table]
+        names = [field.name for field in fields(cls) if field.name not in elsewhere]  # type: ignore[arg-type]
+        try:
+            return cls(**{name: self.value(f"{table}.{name}") for name in names}, **others)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error.message}{self._who_gave(table, names)}") from error
+
+    def _who_gave(self, table: str, names: list[str]) -> str:
+        """The files and variables that gave settings of a table, for an error about one of them."""
+        sources = {f"{table}.{name}": self.given[f"{table}.{name}"].source for name in names}
+        told = [f"{k} in {s}" for k, s in sources.items() if s not in (DEFAULT, OPTION)]
+        return f" (given: {', '.join(told)})" if told else ""

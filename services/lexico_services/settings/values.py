@@ -1,0 +1,113 @@
+"""Values of settings as files and environment write them, and back."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any, Final
+
+from lexico_services.settings.schema import LOG_LEVEL, LOG_LEVELS, Setting
+
+_UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
+_SIZE: Final = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB)")
+_WORDS: Final = {"true": True, "1": True, "false": False, "0": False}
+
+
+class NotAValue(Exception):
+    """What was given is no value of the setting; the text says what one is."""
+
+
+def from_file(setting: Setting, value: object) -> Any:
+    """The value that a TOML value stands for.
+
+    Raises:
+        NotAValue: another type, or a number that is none.
+    """
+    kind = setting.kind.removesuffix(" | None")
+    if kind == "bool":
+        if isinstance(value, bool):
+            return value
+        raise NotAValue("must be true or false")
+    if kind in ("int", "float"):
+        if isinstance(value, str) and setting.name.endswith("_bytes"):
+            return _size(value)
+        whole = isinstance(value, int) and not isinstance(value, bool)
+        if kind == "int" and whole:
+            return value
+        if kind == "float" and (whole or isinstance(value, float)):
+            return _finite(value)
+        raise NotAValue(_needed(setting))
+    if not isinstance(value, str):
+        raise NotAValue("must be a text")
+    return _text(setting, value)
+
+
+def from_environment(setting: Setting, text: str) -> Any:
+    """The value that a variable's text stands for.
+
+    Raises:
+        NotAValue: it stands for none.
+    """
+    kind = setting.kind.removesuffix(" | None")
+    text = text.strip()
+    if kind == "bool":
+        if text.lower() in _WORDS:
+            return _WORDS[text.lower()]
+        raise NotAValue("must be true or false")
+    if kind in ("int", "float"):
+        if setting.name.endswith("_bytes") and _SIZE.fullmatch(text):
+            return _size(text)
+        try:
+            return int(text) if kind == "int" else _finite(float(text))
+        except ValueError as error:
+            raise NotAValue(_needed(setting)) from error
+    return _text(setting, text)
+
+
+def to_toml(value: object) -> str:
+    """A value as TOML writes it: what `from_file` reads again."""
+    if isinstance(value, bool):
+        return "true" if value else "false"
+    if isinstance(value, int | float):
+        return repr(value)
+    # A JSON string is a basic string of TOML, but for DEL.
+    return json.dumps(str(value), ensure_ascii=False).replace("\x7f", "\\u007f")
+
+
+def _text(setting: Setting, text: str) -> Any:
+    if not text and setting.default != "":
+        raise NotAValue("must be a text that is not empty")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # bytes that are no UTF-8, out of the environment
+        raise NotAValue("must be UTF-8") from error
+    if setting.key == LOG_LEVEL:
+        if text.lower() not in LOG_LEVELS:
+            raise NotAValue(f"must be one of {', '.join(LOG_LEVELS)}")
+        return text.lower()
+    return Path(text) if setting.kind.startswith("Path") else text
+
+
+def _size(text: str) -> int:
+    found = _SIZE.fullmatch(text.strip())
+    if found is None:
+        raise NotAValue('must be bytes, or a text such as "384 MiB"')
+    return int(found[1]) * _UNITS[found[2]]
+
+
+def _finite(value: Any) -> float:
+    try:
+        number = float(value)
+    except OverflowError as error:
+        raise NotAValue("must be a finite number") from error
+    if not math.isfinite(number):
+        raise NotAValue("must be a finite number")
+    return number
+
+
+def _needed(setting: Setting) -> str:
+    if setting.name.endswith("_bytes"):
+        return 'must be bytes, or a text such as "384 MiB"'
+    return "must be a whole number" if setting.kind.startswith("int") else "must be a number"
