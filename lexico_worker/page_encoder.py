@@ -31,6 +31,10 @@ _RENEW_AT: Final = 0.1
 """Part of a lease's time after which it is renewed, before the next layer group."""
 
 
+Trace = tuple[tuple[str, str], ...]
+"""Trace context of a call: the names and values of its W3C headers, or nothing."""
+
+
 @dataclass(frozen=True)
 class PageJob:
     """One page to encode and commit."""
@@ -43,6 +47,8 @@ class PageJob:
     page_key: bytes
     owner: bytes = field(default_factory=lambda: secrets.token_bytes(16))
     """Who holds the page's lease: the job, so that a second attempt takes over from a dead one."""
+    trace: Trace = field(default=(), repr=False)
+    """What the caller's call is part of, for whoever makes spans; it is never logged."""
 
 
 class Outcome(Enum):

@@ -6,6 +6,7 @@ those of `lexico_proto.errors`.
 """
 
 from lexico_client._async_client import AsyncClient, Wait
+from lexico_client._endpoint import Endpoint
 from lexico_client._grpc import GrpcTransport
 from lexico_client._load import CodesReceiver, PageView, Target
 from lexico_client._memory import InMemoryTransport
@@ -31,6 +32,7 @@ __all__ = [
     "Client",
     "CodesReceiver",
     "DictionaryEntry",
+    "Endpoint",
     "GrpcTransport",
     "InMemoryTransport",
     "LexicoError",

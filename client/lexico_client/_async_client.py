@@ -14,6 +14,7 @@ import platformdirs
 from lexico_client._crew import Crew
 from lexico_client._deadline import Budget, Clock, may_retry, pause, settled, with_retry
 from lexico_client._dictionaries import DictionaryShelf, register_messages
+from lexico_client._endpoint import Endpoint
 from lexico_client._grpc import GrpcTransport
 from lexico_client._load import PrefixLoader, Target
 from lexico_client._match import match_pages
@@ -36,6 +37,14 @@ from lexico_proto.errors import (
     InvalidInput,
     LexicoError,
     TokenCountMismatch,
+)
+from lexico_proto.metrics import (
+    ABSENT,
+    CLIENT_BYTES,
+    CLIENT_MISSES,
+    PROCESS,
+    Metrics,
+    reason_of,
 )
 from lexico_proto.v1 import offload_pb2 as offload_pb
 
@@ -64,39 +73,45 @@ class AsyncClient:
     def __init__(
         self,
         *,
-        reload: str | None = None,
-        offload: str | None = None,
+        reload: str | Endpoint | None = None,
+        offload: str | Endpoint | None = None,
         token: str | None = None,
         dictionaries_dir: str | os.PathLike[str] | None = None,
         timeouts: Timeouts | None = None,
         threads: int = 2,
         transport: Transport | None = None,
+        metrics: Metrics = PROCESS,
     ) -> None:
         """Connects nothing yet.
 
         Args:
-            reload: `host:port` of Reload and Dictionaries.
-            offload: `host:port` of Offload; None for a node that only reloads.
-            token: bearer token that names the tenant.
+            reload: where Reload and Dictionaries are: `host:port`, or an `Endpoint`.
+            offload: where Offload is; None for a node that only reloads.
+            token: bearer token that names the tenant, for endpoints without one.
             dictionaries_dir: where dictionary sets are kept; by default in the user's cache folder.
             timeouts: seconds for each kind of call, where the call does not give its own.
             threads: loads and offloads whose memory is worked on at the same time.
             transport: in place of gRPC and its addresses, for tests.
+            metrics: where calls, bytes and misses are counted: by default with all else that this
+                process counts.
 
         Raises:
-            ConfigurationError: an address or number that cannot be used, or neither address nor
-                transport.
+            ConfigurationError: an address or number that cannot be used, a token in two places, or
+                neither address nor transport.
         """
         if transport is None:
             if reload is None:
                 raise ConfigurationError("reload=None: where are pages matched and loaded?")
-            transport = GrpcTransport(reload, offload, token)
+            transport = GrpcTransport(reload, offload, token, metrics=metrics)
         elif not (reload is offload is token is None):
             raise ConfigurationError("give addresses and token, or a transport, not both")
         if threads < 1:
             raise ConfigurationError(f"threads={threads}: at least 1")
         if dictionaries_dir is None:
             dictionaries_dir = Path(platformdirs.user_cache_dir("lexico-offload")) / "dictionaries"
+        self._metrics = metrics
+        self._sent = metrics.counter(CLIENT_BYTES, "sent")
+        self._received = metrics.counter(CLIENT_BYTES, "received")
         self._timeouts = timeouts or Timeouts()
         self._transport = transport
         self._crew = Crew(threads)
@@ -181,11 +196,13 @@ class AsyncClient:
             put = partial(put_missing, self._transport, thread, offer, budget, self._timeouts.match)
             async with budget.bound():
                 try:
-                    return await put()
+                    report = await put()
                 except LexicoError as error:
                     if not may_retry(error) or not await pause(budget):
                         raise
-                return await put()  # from the match again: the first try may have stored some
+                    report = await put()  # from the match again: it may have stored some
+        self._sent.add(report.bytes_sent)
+        return report
 
     async def load(
         self,
@@ -221,6 +238,17 @@ class AsyncClient:
             Unsupported: a `CodesReceiver`, and a codec without codes.
             Exception: whatever else the target, or a receiver of its, raised.
         """
+        loaded = await self._load(spec, token_ids, target, timeout)
+        self._received.add(loaded.bytes_received)
+        if loaded.reason is not None:
+            self._metrics.counter(CLIENT_MISSES, reason_of(loaded.reason)).add()
+        elif not loaded.pages:
+            self._metrics.counter(CLIENT_MISSES, ABSENT).add()
+        return loaded
+
+    async def _load(
+        self, spec: CacheSpec, token_ids: TokenIds, target: Target, timeout: float | None
+    ) -> Loaded:
         keys = page_keys(spec, token_ids)
         budget = self._budget("load", timeout, self._timeouts.load)
         clock = Clock()

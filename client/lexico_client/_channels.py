@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+from collections.abc import Hashable, Sequence
 from functools import cache
 from typing import Final
 
 import grpc
 import grpc.aio
 
+from lexico_client._endpoint import Endpoint, Security
 from lexico_client._errors import translated
 from lexico_codec.forks import renew_in_children
 from lexico_proto.errors import Unsupported
@@ -38,13 +40,15 @@ _FORKED: Final = (
     "gRPC channels were open when this process was forked, and gRPC cannot be used in it: fork "
     "before the client's first call, or close the client before"
 )
-_OF_PARENTS: Final[list[dict[str, grpc.aio.Channel]]] = []
+_RETIRED_SECONDS: Final = 600.0
+"""What calls that were begun on a channel that was replaced are given to end."""
+_OF_PARENTS: Final[list[object]] = []
 """Channels that were open when the process was forked. They are kept, never closed: that would take
 their sockets out of the epoll set that both processes share, and the parent's calls would hang."""
 
 
 class Channels:
-    """Channels by address, opened when first used, for the event loop of that moment.
+    """Channels by endpoint, opened when first used, for the event loop of that moment.
 
     Once that loop is closed, the next one may take its place.
 
@@ -53,39 +57,70 @@ class Channels:
     gRPC is not touched there. Where none was open, or all were closed, it works.
     """
 
-    def __init__(self) -> None:
-        self._open: dict[str, grpc.aio.Channel] = {}
+    def __init__(self, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()) -> None:
+        """
+        Args:
+            interceptors: of every channel; the first one is the outermost.
+        """
+        self._interceptors = interceptors
+        self._open: dict[tuple[str, Security], tuple[Hashable, grpc.aio.Channel]] = {}
+        self._retired: dict[asyncio.Task[None], grpc.aio.Channel] = {}
         self._loop: asyncio.AbstractEventLoop | None = None  # set before a channel is opened
         renew_in_children(self)
 
     def after_fork(self) -> None:
         """Leaves the channels to the parent."""
         if self._loop is not None:
-            _OF_PARENTS.append(self._open)
-            self._open, self._loop = {}, None
+            _OF_PARENTS.append((self._open, self._retired))
+            self._open, self._retired, self._loop = {}, {}, None
 
-    def to(self, address: str) -> grpc.aio.Channel:
-        """The channel to `host:port` or `unix:path`.
+    def to(self, endpoint: Endpoint) -> grpc.aio.Channel:
+        """The channel for the next call: a new one where what secures it has changed.
 
         Raises:
+            ConfigurationError: what secures it cannot be read or used.
             Unsupported: channels were open when this process was forked, or are open on another
                 event loop.
         """
         self._bind()
-        channel = self._open.get(address)
-        if channel is None:
-            channel = grpc.aio.insecure_channel(address, options=_OPTIONS)
-            self._open[address] = channel
+        security, key = endpoint.security, (endpoint.address, endpoint.security)
+        state, opened = security.state(), self._open.get(key)
+        if opened is not None and opened[0] == state:
+            return opened[1]
+        channel = security.channel(endpoint.address, _OPTIONS, self._interceptors)
+        self._open[key] = state, channel
+        if opened is not None:
+            self._retire(opened[1])
         return channel
 
     async def close(self) -> None:
         """Closes them, which ends their calls."""
-        while self._open:
-            _, channel = self._open.popitem()
-            if self._loop is not None and not self._loop.is_closed():
+        channels = [channel for _, channel in self._open.values()] + list(self._retired.values())
+        retiring = list(self._retired)
+        self._open.clear()
+        if self._loop is not None and not self._loop.is_closed():
+            for task in retiring:
+                task.cancel()
+            await asyncio.gather(*retiring, return_exceptions=True)
+            for channel in channels:
                 with translated("close"):
                     await channel.close(None)
+        self._retired.clear()
         self._loop = None
+
+    def _retire(self, channel: grpc.aio.Channel) -> None:
+        """Lets its calls end, then closes it.
+
+        Not by the grace of `close`: it refuses at once calls that are still in interceptors.
+        """
+
+        async def close_later() -> None:
+            await asyncio.sleep(_RETIRED_SECONDS)
+            await channel.close(None)
+
+        task = asyncio.get_running_loop().create_task(close_later())
+        self._retired[task] = channel
+        task.add_done_callback(lambda done: self._retired.pop(done, None))
 
     def _bind(self) -> None:
         if _OF_PARENTS:
@@ -99,6 +134,7 @@ class Channels:
                 "the client is in use on another event loop: make one client for each loop"
             )
         self._open.clear()  # which closes them; nobody waits for their calls any more
+        self._retired.clear()
         self._loop = loop
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, AsyncIterable, Callable
+from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
 from typing import Any, Final
 
@@ -11,10 +11,12 @@ import grpc
 import grpc.aio
 
 from lexico_client._channels import Channels
+from lexico_client._endpoint import Endpoint, endpoint_of
 from lexico_client._errors import translated
 from lexico_client._transport import check_size
 from lexico_client._upload_end import UploadEnd
 from lexico_proto.errors import ConfigurationError
+from lexico_proto.metrics import CLIENT_CALLS, METHODS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
@@ -29,17 +31,35 @@ _EOF: Final = vars(grpc.aio)["EOF"]  # grpc-stubs does not know it
 class GrpcTransport:
     """The service over gRPC; connects when first used. See `Channels` for loops and forks."""
 
-    def __init__(self, reload: str, offload: str | None = None, token: str | None = None) -> None:
+    def __init__(
+        self,
+        reload: str | Endpoint,
+        offload: str | Endpoint | None = None,
+        token: str | None = None,
+        interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
+        metrics: Metrics = PROCESS,
+    ) -> None:
         """
         Args:
-            reload: `host:port` of Reload and Dictionaries.
-            offload: `host:port` of Offload; None for a node that only reloads.
-            token: bearer token that names the tenant.
+            reload: where Reload and Dictionaries are: `host:port`, or an endpoint.
+            offload: where Offload is; None for a node that only reloads.
+            token: bearer token that names the tenant, for endpoints without one.
+            interceptors: gRPC's own; the first one is the outermost. gRPC uses an object for one
+                kind of call alone: unary, server-stream (Get, Fetch) or client-stream (Put,
+                Register). What one raises of its own leaves the call as it is.
+            metrics: where calls are counted.
+
+        Raises:
+            ConfigurationError: an address or interceptor that cannot be used, or a token in two
+                places.
         """
-        self._reload = _checked("reload", reload)
-        self._offload = None if offload is None else _checked("offload", offload)
-        self._metadata = () if token is None else (("authorization", f"Bearer {token}"),)
-        self._channels = Channels()
+        for each in interceptors:
+            if not isinstance(each, grpc.aio.ClientInterceptor):
+                raise ConfigurationError(f"{type(each).__name__} is no interceptor of grpc.aio")
+        self._reload = endpoint_of("reload", reload, token)
+        self._offload = None if offload is None else endpoint_of("offload", offload, token)
+        self._channels = Channels(interceptors)
+        self._calls = {method: Calls(metrics, CLIENT_CALLS, method) for method in METHODS}
 
     async def match(self, request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
         """Reload.Match."""
@@ -64,7 +84,9 @@ class GrpcTransport:
         # Not the generated stub: it takes messages, and would copy each of them twice.
         channel = self._channels.to(self._offload)
         put = channel.stream_unary(_PUT, None, offload.PutResponse.FromString)
-        answer: offload.PutResponse = await self._upload("put", put, messages, timeout)
+        answer: offload.PutResponse = await self._upload(
+            "put", put, messages, timeout, self._offload
+        )
         return answer
 
     async def register(
@@ -73,7 +95,7 @@ class GrpcTransport:
         """Dictionaries.Register."""
         register = self._dictionaries_stub().Register
         answer: dictionaries.RegisterResponse = await self._upload(
-            "register", register, messages, timeout
+            "register", register, messages, timeout, self._reload
         )
         return answer
 
@@ -104,22 +126,23 @@ class GrpcTransport:
     async def _unary(
         self, name: str, method: Callable[..., Any], request: object, timeout: float
     ) -> Any:
-        with translated(name):
-            return await method(request, timeout=timeout, metadata=self._metadata)
+        with self._calls[name].counted(), translated(name):
+            return await method(request, timeout=timeout, metadata=self._reload.metadata)
 
     async def _stream(
         self, name: str, method: Callable[..., Any], request: object, timeout: float
     ) -> AsyncGenerator[Any, None]:
-        call = method(request, timeout=timeout, metadata=self._metadata)
-        try:
-            while True:
-                with translated(name):
-                    message = await call.read()
-                if message is _EOF:
-                    return
-                yield message
-        finally:
-            call.cancel()  # nothing where it has ended
+        with self._calls[name].counted():
+            call = method(request, timeout=timeout, metadata=self._reload.metadata)
+            try:
+                while True:
+                    with translated(name):
+                        message = await call.read()
+                    if message is _EOF:
+                        return
+                    yield message
+            finally:
+                call.cancel()  # nothing where it has ended
 
     async def _upload(
         self,
@@ -127,10 +150,22 @@ class GrpcTransport:
         method: Callable[..., Any],
         messages: AsyncGenerator[Any, None],
         timeout: float,
+        endpoint: Endpoint,
+    ) -> Any:
+        with self._calls[name].counted():
+            return await self._write_all(name, method, messages, timeout, endpoint)
+
+    async def _write_all(
+        self,
+        name: str,
+        method: Callable[..., Any],
+        messages: AsyncGenerator[Any, None],
+        timeout: float,
+        endpoint: Endpoint,
     ) -> Any:
         # Written here and not by gRPC's own request iterator, which swallows what the iterator
         # raises.
-        call = method(timeout=timeout, metadata=self._metadata)
+        call = method(timeout=timeout, metadata=endpoint.metadata)
         end = UploadEnd(call)
         try:
             async with aclosing(messages):
@@ -151,11 +186,3 @@ class GrpcTransport:
             except (asyncio.InvalidStateError, grpc.aio.AioRpcError):
                 return False  # the call itself knows why; what a failed write says is not it
         return True
-
-
-def _checked(name: str, address: str) -> str:
-    host, _, port = address.rpartition(":")
-    unix = address.startswith("unix:") and len(address) > len("unix:")
-    if not unix and not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise ConfigurationError(f"{name}={address!r}: an address is host:port or unix:path")
-    return address

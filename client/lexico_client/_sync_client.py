@@ -10,6 +10,7 @@ from typing import Any, Self, TypeVar
 
 from lexico_client._async_client import AsyncClient, Wait
 from lexico_client._deadline import Clock
+from lexico_client._endpoint import Endpoint
 from lexico_client._load import Target
 from lexico_client._offload import PageSource
 from lexico_client._results import DictionaryEntry, Loaded, LoadSeconds, Match, PutReport
@@ -20,6 +21,7 @@ from lexico_codec.keys import TokenIds
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import ConfigurationError, LexicoError
+from lexico_proto.metrics import PROCESS, Metrics
 
 T = TypeVar("T")
 
@@ -33,13 +35,14 @@ class Client:
     def __init__(
         self,
         *,
-        reload: str | None = None,
-        offload: str | None = None,
+        reload: str | Endpoint | None = None,
+        offload: str | Endpoint | None = None,
         token: str | None = None,
         dictionaries_dir: str | os.PathLike[str] | None = None,
         timeouts: Timeouts | None = None,
         threads: int = 2,
         transport: Transport | None = None,
+        metrics: Metrics = PROCESS,
     ) -> None:
         """As `AsyncClient`; the first call starts a thread."""
         self._client = AsyncClient(
@@ -50,6 +53,7 @@ class Client:
             timeouts=timeouts,
             threads=threads,
             transport=transport,
+            metrics=metrics,
         )
         self._timeouts = timeouts or Timeouts()
         self._runner = Runner("lexico-client-loop")

@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.limits import MESSAGE_BYTES, PIECE_BYTES
 from lexico_services.config import ListenConfig
+from lexico_services.security import PLAINTEXT, Security
 
 _log = logging.getLogger(__name__)
 
@@ -39,16 +40,22 @@ class GrpcServer:
         listen: ListenConfig,
         register: Callable[[grpc.aio.Server], None],
         services: Sequence[str],
+        security: Security = PLAINTEXT,
+        interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
     ) -> None:
         """
         Args:
             listen: where to listen.
             register: adds the servicers.
             services: full names of the services, for health and reflection.
+            security: binds the port.
+            interceptors: see every call, health and reflection too; the first one is the outermost.
         """
         self._listen = listen
         self._register = register
         self._services = services
+        self._security = security
+        self._interceptors = interceptors
         self._server: grpc.aio.Server | None = None
         self._health: Any = None
         self.port = 0
@@ -57,16 +64,16 @@ class GrpcServer:
         """Binds and serves; `port` is then the port taken.
 
         Raises:
-            ConfigurationError: the address is taken or cannot be bound.
+            ConfigurationError: the address is taken or cannot be bound or secured.
         """
-        server = grpc.aio.server(options=_OPTIONS)
+        server = grpc.aio.server(options=_OPTIONS, interceptors=self._interceptors)
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         self._register(server)
         names = (*self._services, health_pb2.DESCRIPTOR.services_by_name["Health"].full_name)
         reflection.enable_server_reflection((*names, reflection.SERVICE_NAME), server)
         try:
-            self.port = server.add_insecure_port(self._listen.target)
+            self.port = self._security.bind(server, self._listen.target)
         except RuntimeError as error:
             raise ConfigurationError(f"cannot listen on {self._listen.target}: {error}") from error
         await server.start()

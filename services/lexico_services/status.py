@@ -11,6 +11,7 @@ from typing import Any, Final
 import grpc
 
 from lexico_proto.errors import REASON_METADATA_KEY, InternalError, LexicoError
+from lexico_proto.metrics import Calls
 
 _log = logging.getLogger(__name__)
 
@@ -19,14 +20,18 @@ STATUS_CODES: Final[dict[int, grpc.StatusCode]] = {code.value[0]: code for code 
 
 
 @asynccontextmanager
-async def translated(context: grpc.aio.ServicerContext[Any, Any]) -> AsyncIterator[None]:
-    """Ends the call with the status and reason of an error of our tree that leaves the block.
+async def translated(
+    context: grpc.aio.ServicerContext[Any, Any], calls: Calls
+) -> AsyncIterator[None]:
+    """Counts the call, and ends it with the status and reason of an error of our tree that
+    leaves the block.
 
     Anything else that leaves it is a defect of ours: the caller sees INTERNAL, the log has the
     traceback.
     """
     try:
-        yield
+        with calls.counted():
+            yield
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
     except LexicoError as error:

@@ -206,7 +206,7 @@ async def test_newer_and_damaged_pages_in_one_read(caplog: pytest.LogCaptureFixt
     store = filled(4, 1)
     store.commit(SCOPE, KEYS[1], [of_version(frame_of(1, 0), 2)], 60)
     store.commit(SCOPE, KEYS[2], [b"junk"], 60)
-    async with running_services(store, reload=ReloadConfig(pages_per_read=4)) as services:
+    async with running_services(store) as services:
         parts = await get(services, KEYS[:4], 1)
         assert [p.miss.page for p in parts if p.HasField("miss")] == [1]
     assert store.present(SCOPE, KEYS[:4]) == [True, True, False, True]

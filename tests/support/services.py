@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterable
+from collections.abc import AsyncGenerator, AsyncIterator, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import grpc
 import torch
@@ -17,6 +18,7 @@ from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.tensors import bytes_of
 from lexico_codec.wire import spec_to_wire
 from lexico_proto.errors import REASON_METADATA_KEY, LexicoError, from_wire
+from lexico_proto.metrics import Family, Metrics
 from lexico_proto.v1 import dictionaries_pb2_grpc, offload_pb2, offload_pb2_grpc, reload_pb2_grpc
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
@@ -46,6 +48,13 @@ class Services:
     ingress: Ingress
     offload_address: str
     reload_address: str
+    metrics: Metrics
+    """Of both servers."""
+
+    def counts(self, family: Family) -> dict[tuple[str, ...], int]:
+        """What they counted of a family, zeros left out."""
+        counts = self.metrics.snapshot().get(family, {})
+        return {values: number for values, number in counts.items() if number}
 
 
 @asynccontextmanager
@@ -56,21 +65,23 @@ async def running_services(
     offload: OffloadConfig | None = None,
     reload: ReloadConfig | None = None,
     encoders: EncoderPool | None = None,
+    interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
 ) -> AsyncIterator[Services]:
     """Both servers on free loopback ports, for the block. A Match has all the time it needs."""
-    store = store or MemoryStore()
+    store, metrics = store or MemoryStore(), Metrics()
     listen = ListenConfig(token_file=token_file, drain_s=2.0)
     pages = PageEncoder(store, page_ttl_s=3600, lease_ttl_s=PATIENCE_S)
     local = LocalEncoders(pages, threads=2)
-    ingress = Ingress(encoders or local, offload or OffloadConfig(idle_s=PATIENCE_S))
-    servicer = OffloadServicer(ingress, Tenants.from_file(token_file))
+    ingress = Ingress(encoders or local, offload or OffloadConfig(idle_s=PATIENCE_S), metrics)
+    servicer = OffloadServicer(ingress, Tenants.from_file(token_file), metrics)
     front = GrpcServer(
         listen,
         servicer.add_to,
         (SERVICE,),
+        interceptors=interceptors,
     )
     bounds = replace(reload or ReloadConfig(), match_timeout_s=PATIENCE_S)
-    back = ReloadServer(store, listen, bounds)
+    back = ReloadServer(store, listen, bounds, interceptors=interceptors, metrics=metrics)
     await front.start()
     await back.start()
     offload_address, reload_address = f"127.0.0.1:{front.port}", f"127.0.0.1:{back.port}"
@@ -87,6 +98,7 @@ async def running_services(
                 ingress,
                 offload_address,
                 reload_address,
+                metrics,
             )
     finally:
         await front.drain()

@@ -16,6 +16,7 @@ def test_public_names() -> None:
         "Client",
         "CodesReceiver",
         "DictionaryEntry",
+        "Endpoint",
         "GrpcTransport",
         "InMemoryTransport",
         "LexicoError",

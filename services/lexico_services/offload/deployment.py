@@ -15,6 +15,7 @@ from lexico_services.config import ListenConfig, OffloadConfig
 from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_services.offload.ingress import Ingress
 from lexico_services.offload.servicer import SERVICE, OffloadServicer
+from lexico_services.security import PLAINTEXT, Security
 from lexico_services.server import GrpcServer
 from lexico_worker.config import EncoderConfig
 from lexico_worker.deployment import encoder_app
@@ -34,6 +35,7 @@ class IngressConfig:
 
     listen: ListenConfig
     offload: OffloadConfig
+    security: Security = PLAINTEXT
 
 
 class IngressReplica:
@@ -51,6 +53,7 @@ class IngressReplica:
             config.listen,
             servicer.add_to,
             (SERVICE,),
+            config.security,
         )
         self._ready = asyncio.get_running_loop().create_task(self._server.start())
 

@@ -26,9 +26,17 @@ from lexico_proto.errors import (
     TokenCountMismatch,
 )
 from lexico_proto.limits import DIGEST_BYTES
+from lexico_proto.metrics import (
+    PAGE_OUTCOMES,
+    PAGES,
+    PROCESS,
+    RECEIVED_BYTES,
+    STORED_BYTES,
+    Metrics,
+)
 from lexico_services.admission import ByteBudget
 from lexico_services.config import OffloadConfig
-from lexico_worker.page_encoder import PageDone, PageJob
+from lexico_worker.page_encoder import PageDone, PageJob, Trace
 
 _log = logging.getLogger(__name__)
 
@@ -62,6 +70,8 @@ class Upload:
     """Indices of the pages sent, ascending."""
     keys: Sequence[bytes]
     """Key of each of those pages."""
+    trace: Trace = field(default=(), repr=False)
+    """What the call is part of; goes along with each page."""
 
     def check(self) -> None:
         """Whether tokens, pages and keys fit together.
@@ -117,16 +127,22 @@ class Report:
 class Ingress:
     """Receives pages within a budget of bytes. For one event loop."""
 
-    def __init__(self, encoders: EncoderPool, config: OffloadConfig) -> None:
+    def __init__(
+        self, encoders: EncoderPool, config: OffloadConfig, metrics: Metrics = PROCESS
+    ) -> None:
         """
         Args:
             encoders: where pages go.
             config: bounds.
+            metrics: where pages and bytes are counted; what encoders answer is counted here.
         """
         self._encoders = encoders
         self._config = config
         self.budget = ByteBudget(config.max_inflight_bytes)
         self._background: set[asyncio.Task[None]] = set()
+        self._pages = {outcome: metrics.counter(PAGES, outcome) for outcome in PAGE_OUTCOMES}
+        self._received = metrics.counter(RECEIVED_BYTES)
+        self._stored = metrics.counter(STORED_BYTES)
 
     async def put(
         self,
@@ -165,8 +181,9 @@ class Ingress:
                 started = time.perf_counter()
                 pieces = await stream.page(page, spec.page_bytes)
                 report.seconds.receive += time.perf_counter() - started
-                job = PageJob(upload.scope, spec, page, key)
-                tasks.append(asyncio.create_task(self._encode(job, pieces, report)))
+                self._received.add(spec.page_bytes)
+                job = PageJob(upload.scope, spec, page, key, trace=upload.trace)
+                tasks.append(asyncio.create_task(self._counted(job, pieces, report)))
                 del pieces
             await stream.expect_end()
             if wait_committed:
@@ -185,6 +202,19 @@ class Ingress:
     async def close(self) -> None:
         """Waits for pages that nobody waits for."""
         await asyncio.gather(*self._background, return_exceptions=True)
+
+    async def _counted(self, job: PageJob, pieces: list[Piece], report: Report) -> PageDone:
+        outcome = "failed"
+        try:
+            done = await self._encode(job, pieces, report)
+            self._stored.add(done.stored_bytes)
+            outcome = done.outcome.value
+            return done
+        except asyncio.CancelledError:
+            outcome = "cancelled"
+            raise
+        finally:
+            self._pages[outcome].add()
 
     async def _encode(self, job: PageJob, pieces: list[Piece], report: Report) -> PageDone:
         started = time.perf_counter()

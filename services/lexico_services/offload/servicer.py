@@ -11,10 +11,12 @@ import grpc
 from lexico_codec.put_messages import Malformed, PageEnd, PutPart, parse_put
 from lexico_codec.wire import spec_from_wire
 from lexico_proto.errors import InvalidInput, StreamTruncated
+from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_services.auth import Tenants
 from lexico_services.offload.ingress import Ingress, Report, Upload
 from lexico_services.status import translated
+from lexico_services.trace import trace_of
 from lexico_worker.page_encoder import Outcome, PageDone
 
 _log = logging.getLogger(__name__)
@@ -35,14 +37,16 @@ Context = grpc.aio.ServicerContext[bytes, pb.PutResponse]
 class OffloadServicer:
     """Serves lexico_proto.v1.Offload."""
 
-    def __init__(self, ingress: Ingress, tenants: Tenants) -> None:
+    def __init__(self, ingress: Ingress, tenants: Tenants, metrics: Metrics = PROCESS) -> None:
         """
         Args:
             ingress: what receives the pages.
             tenants: who is calling.
+            metrics: where calls are counted.
         """
         self._ingress = ingress
         self._tenants = tenants
+        self._puts = Calls(metrics, CALLS, "put")
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the service, with a reader of messages that does not copy their payload."""
@@ -55,8 +59,9 @@ class OffloadServicer:
 
     async def put(self, parts: AsyncIterator[PutPart], context: Context) -> pb.PutResponse:
         """One header, then pages; see offload.proto."""
-        async with translated(context):
-            scope = self._tenants.scope_of(context.invocation_metadata())
+        async with translated(context, self._puts):
+            metadata = context.invocation_metadata()
+            scope = self._tenants.scope_of(metadata)
             header = await anext(parts, None)
             if header is None:
                 raise StreamTruncated("the stream is empty: a Put begins with its header")
@@ -68,6 +73,7 @@ class OffloadServicer:
                 header.token_ids,
                 tuple(header.pages),
                 tuple(header.page_keys),
+                trace_of(metadata),
             )
             if header.durability not in pb.Durability.values():
                 raise InvalidInput(f"durability {header.durability} is unknown")

@@ -23,6 +23,7 @@ from lexico_proto.errors import (
     UnknownDictionary,
 )
 from lexico_proto.limits import DIGEST_BYTES, PIECE_BYTES
+from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import dictionaries_pb2 as pb
 from lexico_proto.v1 import dictionaries_pb2_grpc as pb_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, to_the_end, write_to
@@ -63,6 +64,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         streams: Slots,
         calls: ThreadCalls,
         buffers: ByteBudget,
+        metrics: Metrics = PROCESS,
     ) -> None:
         """
         Args:
@@ -73,6 +75,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
             streams: bound on Register and Fetch streams.
             calls: where store calls of a List block.
             buffers: bound on sets that are held.
+            metrics: where calls are counted.
         """
         self._store = store
         self._tenants = tenants
@@ -81,6 +84,9 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         self._streams = streams
         self._calls = calls
         self._buffers = buffers
+        self._registers = Calls(metrics, CALLS, "register")
+        self._fetches = Calls(metrics, CALLS, "fetch")
+        self._lists = Calls(metrics, CALLS, "list")
         self._infos: dict[tuple[bytes, bytes], pb.DictionaryInfo] = {}
         self._sizes: dict[tuple[bytes, bytes], int] = {}
         # One at a time: so the bounds of a tenant hold, and one set is in the making at most.
@@ -93,7 +99,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
     ) -> pb.RegisterResponse:
         """Takes a set, once it has proved to be the one that its digest names."""
         added = False
-        async with translated(context):
+        async with translated(context, self._registers):
             scope = self._tenants.scope_of(context.invocation_metadata())
             with self._streams.held():
                 taking = self._take(scope, request_iterator)
@@ -106,7 +112,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         context: grpc.aio.ServicerContext[pb.FetchRequest, pb.FetchResponse],
     ) -> None:
         """Sends a set in pieces. Writes by itself, as Get does and for the same reason."""
-        async with translated(context):
+        async with translated(context, self._fetches):
             scope = self._tenants.scope_of(context.invocation_metadata())
             digest = _checked(request.digest)
             with self._streams.held():
@@ -120,7 +126,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
     ) -> pb.ListResponse:
         """Names the sets that the caller may use."""
         response = pb.ListResponse()
-        async with translated(context):
+        async with translated(context, self._lists):
             scope = self._tenants.scope_of(context.invocation_metadata())
             # The first List of a tenant reads its sets: it has a stream's time.
             infos = await self._calls.run(lambda: self._list(scope), self._config.max_stream_s)

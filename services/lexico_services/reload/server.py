@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import logging
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
+from typing import Any
 
 import grpc
 
+from lexico_proto.metrics import PROCESS, Metrics
 from lexico_proto.v1 import dictionaries_pb2_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, ReloadConfig
 from lexico_services.reload import dictionaries_servicer
 from lexico_services.reload import servicer as reload_servicer
+from lexico_services.security import PLAINTEXT, Security
 from lexico_services.server import GrpcServer
 from lexico_store import PageStore
 
@@ -22,23 +26,38 @@ _log = logging.getLogger(__name__)
 class ReloadServer:
     """Serves Reload and Dictionaries from a store. The store stays the caller's."""
 
-    def __init__(self, store: PageStore, listen: ListenConfig, config: ReloadConfig) -> None:
+    def __init__(
+        self,
+        store: PageStore,
+        listen: ListenConfig,
+        config: ReloadConfig,
+        security: Security = PLAINTEXT,
+        interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
+        metrics: Metrics = PROCESS,
+    ) -> None:
         """
         Args:
             store: where pages and sets are.
             listen: where to listen, and the token file.
             config: bounds.
+            security: binds the port.
+            interceptors: as `GrpcServer`.
+            metrics: where calls, bytes and misses are counted.
         """
         tenants = Tenants.from_file(listen.token_file)
         self._threads = ThreadPoolExecutor(config.store_threads, thread_name_prefix="store")
         streams = Slots(config.max_streams, "streams")
         calls = ThreadCalls(self._threads, config.max_calls)
         self.buffers = ByteBudget(config.max_buffered_bytes)
-        parts = (store, tenants, config, self._threads, streams, calls, self.buffers)
+        parts = (store, tenants, config, self._threads, streams, calls, self.buffers, metrics)
         self._reload = reload_servicer.ReloadServicer(*parts)
         self._dictionaries = dictionaries_servicer.DictionariesServicer(*parts)
         self._server = GrpcServer(
-            listen, self._add_to, (reload_servicer.SERVICE, dictionaries_servicer.SERVICE)
+            listen,
+            self._add_to,
+            (reload_servicer.SERVICE, dictionaries_servicer.SERVICE),
+            security,
+            interceptors,
         )
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from functools import partial
 from typing import Final
@@ -15,6 +15,16 @@ from lexico_codec.frame import parse_frame
 from lexico_codec.get_messages import frame_messages, miss_message
 from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError, NewerFrame
 from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
+from lexico_proto.metrics import (
+    CALLS,
+    MISS_REASONS,
+    MISSES,
+    PROCESS,
+    SENT_BYTES,
+    Calls,
+    Counter,
+    Metrics,
+)
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, write_to
 from lexico_services.auth import Tenants
@@ -44,6 +54,7 @@ class ReloadServicer:
         streams: Slots,
         calls: ThreadCalls,
         buffers: ByteBudget,
+        metrics: Metrics = PROCESS,
     ) -> None:
         """
         Args:
@@ -54,6 +65,7 @@ class ReloadServicer:
             streams: bound on Get streams.
             calls: where store calls of a Match block.
             buffers: bound on frames that are held.
+            metrics: where calls, bytes and misses are counted.
         """
         self._store = store
         self._tenants = tenants
@@ -62,6 +74,10 @@ class ReloadServicer:
         self._streams = streams
         self._calls = calls
         self._buffers = buffers
+        self._matches = Calls(metrics, CALLS, "match")
+        self._gets = Calls(metrics, CALLS, "get")
+        self._sent = metrics.counter(SENT_BYTES)
+        self._misses = {reason: metrics.counter(MISSES, reason) for reason in MISS_REASONS}
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the service, with frames that protobuf does not copy."""
@@ -84,7 +100,7 @@ class ReloadServicer:
     ) -> pb.MatchResponse:
         """Which pages are stored."""
         response = pb.MatchResponse()
-        async with translated(context):
+        async with translated(context, self._matches):
             scope = self._tenants.scope_of(context.invocation_metadata())
             keys = self._checked(request.page_keys)
             if keys:
@@ -105,7 +121,7 @@ class ReloadServicer:
         Writes by itself: where the caller does not read, a generator would be left standing in a
         `yield` that nothing here could end.
         """
-        async with translated(context):
+        async with translated(context, self._gets):
             scope = self._tenants.scope_of(context.invocation_metadata())
             keys = self._checked(request.page_keys)
             if not keys or not 1 <= request.groups <= MAX_GROUPS:
@@ -124,14 +140,14 @@ class ReloadServicer:
         write: Write,
     ) -> None:
         """Reads one batch from the store while the one before it is sent."""
-        source = _SoundFrames(self._store, scope, keys)
+        source = _SoundFrames(self._store, scope, keys, self._misses)
         reader = FrameReader(source, len(keys), groups, self._buffers, self._threads)
         batch = ahead = await reader.start()
         try:
             while batch is not None:
                 await batch.arrive()
                 ahead = reader.start_if_spare()
-                await _write_batch(batch, reader, write)
+                await self._write_batch(batch, reader, write)
                 batch.drop()
                 batch = ahead = ahead or await reader.start()
         finally:
@@ -139,6 +155,19 @@ class ReloadServicer:
                 if each is not None:
                     each.drop()
         await self._touch(scope, keys[: reader.limit])
+
+    async def _write_batch(self, batch: FrameBatch, reader: FrameReader, write: Write) -> None:
+        """Frames of the batch up to the end of the prefix, which may be here."""
+        for page, frame in enumerate(batch.frames, batch.first):
+            if page >= reader.limit:
+                return
+            if frame is None:
+                reader.limit = page
+                await write(miss_message(page))
+                return
+            for message in frame_messages(page, batch.group, frame):
+                await write(message)
+            self._sent.add(len(frame))
 
     async def _touch(self, scope: bytes, keys: Sequence[bytes]) -> None:
         """Renews the expiry of pages that were read; the frames are out, so a failure is only
@@ -159,26 +188,20 @@ class ReloadServicer:
         return list(keys)
 
 
-async def _write_batch(batch: FrameBatch, reader: FrameReader, write: Write) -> None:
-    """Frames of the batch up to the end of the prefix, which may be here."""
-    for page, frame in enumerate(batch.frames, batch.first):
-        if page >= reader.limit:
-            return
-        if frame is None:
-            reader.limit = page
-            await write(miss_message(page))
-            return
-        for message in frame_messages(page, batch.group, frame):
-            await write(message)
-
-
 class _SoundFrames:
     """The pages of one Get in the store."""
 
-    def __init__(self, store: PageStore, scope: bytes, keys: Sequence[bytes]) -> None:
+    def __init__(
+        self,
+        store: PageStore,
+        scope: bytes,
+        keys: Sequence[bytes],
+        misses: Mapping[str, Counter],
+    ) -> None:
         self._store = store
         self._scope = scope
         self._keys = keys
+        self._misses = misses
 
     def frame_bytes(self, groups: Sequence[int]) -> list[list[int]]:
         return self._store.frame_bytes(self._scope, self._keys, groups)
@@ -205,12 +228,18 @@ class _SoundFrames:
                 newer += 1
                 frame = None
             frames.append(frame)
+        self._count(frames.count(None), len(damaged), newer)
         if damaged:
             _log.warning("damaged pages=%d group=%d: removed", len(damaged), group)
             self._store.discard(self._scope, damaged)
         if newer:
             _log.warning("newer pages=%d group=%d: left alone, upgrade to read", newer, group)
         return frames
+
+    def _count(self, missing: int, damaged: int, newer: int) -> None:
+        numbers = (missing - damaged - newer, damaged, newer)
+        for reason, number in zip(MISS_REASONS, numbers, strict=True):
+            self._misses[reason].add(number)
 
 
 def _belongs(frame: bytes, key: bytes) -> bool:
