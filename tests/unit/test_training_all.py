@@ -12,7 +12,6 @@ import torch
 
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.sets.dictionary import DictionarySet
-from lexico_lab import run_state
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training import costs, dictionaries, learn, options, residual
 from lexico_lab.training import run as runner
@@ -208,7 +207,7 @@ class TestAll:
             raise OSError(16, "Device or resource busy")
 
         monkeypatch.setattr(runner, "load_model", lambda *_: tiny)
-        monkeypatch.setattr(run_state.shutil, "rmtree", busy)
+        monkeypatch.setattr("lexico_lab.run_state.shutil.rmtree", busy)
         told = options.run(asked(tmp_path))
         assert DictionarySet.load(tmp_path / NAMES["lexico"]).digest.hex() in told
         assert "not_removed=Device or resource busy" in caplog.text
