@@ -14,6 +14,7 @@ from lexico_proto.v1 import offload_pb2 as pb
 from lexico_services.auth import Tenants
 from lexico_services.ingress import Ingress, PageEnd, Report, Upload
 from lexico_services.put_messages import Malformed, PutPart, parse_put
+from lexico_services.server import add_handlers
 from lexico_services.status import translated
 from lexico_worker.page_encoder import Outcome, PageDone
 
@@ -51,7 +52,7 @@ class OffloadServicer:
             request_deserializer=parse_put,
             response_serializer=pb.PutResponse.SerializeToString,
         )
-        server.add_registered_method_handlers(SERVICE, {PUT: put})  # type: ignore[attr-defined]
+        add_handlers(server, SERVICE, {PUT: put})
 
     async def put(self, parts: AsyncIterator[PutPart], context: Context) -> pb.PutResponse:
         """One header, then pages; see offload.proto."""

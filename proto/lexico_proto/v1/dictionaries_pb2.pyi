@@ -26,7 +26,7 @@ class RegisterResponse(_message.Message):
     __slots__ = ("added",)
     ADDED_FIELD_NUMBER: _ClassVar[int]
     added: bool
-    def __init__(self, added: _Optional[bool] = ...) -> None: ...
+    def __init__(self, added: bool = ...) -> None: ...
 
 class FetchRequest(_message.Message):
     __slots__ = ("digest",)
@@ -68,4 +68,4 @@ class DictionaryInfo(_message.Message):
     kv_heads: int
     head_dim: int
     shared: bool
-    def __init__(self, digest: _Optional[bytes] = ..., artefact_bytes: _Optional[int] = ..., model: _Optional[str] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., shared: _Optional[bool] = ...) -> None: ...
+    def __init__(self, digest: _Optional[bytes] = ..., artefact_bytes: _Optional[int] = ..., model: _Optional[str] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., shared: bool = ...) -> None: ...

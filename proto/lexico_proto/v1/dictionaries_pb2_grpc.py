@@ -5,7 +5,7 @@ import warnings
 
 from lexico_proto.v1 import dictionaries_pb2 as lexico__proto_dot_v1_dot_dictionaries__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.80.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class DictionariesStub:
+class DictionariesStub(object):
     """Dictionary sets, named by the BLAKE2b-256 digest of their artefact.
     """
 
@@ -52,7 +52,7 @@ class DictionariesStub:
                 _registered_method=True)
 
 
-class DictionariesServicer:
+class DictionariesServicer(object):
     """Dictionary sets, named by the BLAKE2b-256 digest of their artefact.
     """
 
@@ -101,7 +101,7 @@ def add_DictionariesServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Dictionaries:
+class Dictionaries(object):
     """Dictionary sets, named by the BLAKE2b-256 digest of their artefact.
     """
 

@@ -5,7 +5,7 @@ import warnings
 
 from lexico_proto.v1 import offload_pb2 as lexico__proto_dot_v1_dot_offload__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.80.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class OffloadStub:
+class OffloadStub(object):
     """Takes prefilled caches from inference nodes.
     """
 
@@ -42,7 +42,7 @@ class OffloadStub:
                 _registered_method=True)
 
 
-class OffloadServicer:
+class OffloadServicer(object):
     """Takes prefilled caches from inference nodes.
     """
 
@@ -72,7 +72,7 @@ def add_OffloadServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Offload:
+class Offload(object):
     """Takes prefilled caches from inference nodes.
     """
 

@@ -5,7 +5,7 @@ import warnings
 
 from lexico_proto.v1 import reload_pb2 as lexico__proto_dot_v1_dot_reload__pb2
 
-GRPC_GENERATED_VERSION = '1.85.1'
+GRPC_GENERATED_VERSION = '1.80.0'
 GRPC_VERSION = grpc.__version__
 _version_not_supported = False
 
@@ -25,7 +25,7 @@ if _version_not_supported:
     )
 
 
-class ReloadStub:
+class ReloadStub(object):
     """Gives stored pages back. Stateless: any replica answers any call.
     """
 
@@ -47,7 +47,7 @@ class ReloadStub:
                 _registered_method=True)
 
 
-class ReloadServicer:
+class ReloadServicer(object):
     """Gives stored pages back. Stateless: any replica answers any call.
     """
 
@@ -87,7 +87,7 @@ def add_ReloadServicer_to_server(servicer, server):
 
 
  # This class is part of an EXPERIMENTAL API.
-class Reload:
+class Reload(object):
     """Gives stored pages back. Stateless: any replica answers any call.
     """
 
