@@ -1,0 +1,1 @@
+"""What the tests say about versions other than the locked ones: `make compatibility`."""
