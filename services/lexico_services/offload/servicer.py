@@ -15,6 +15,7 @@ from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_services.auth import Tenants
 from lexico_services.offload.ingress import Ingress, Report, Upload
+from lexico_services.server import add_handlers
 from lexico_services.status import translated
 from lexico_services.trace import trace_of
 from lexico_worker.page_encoder import Outcome, PageDone
@@ -55,7 +56,7 @@ class OffloadServicer:
             request_deserializer=parse_put,
             response_serializer=pb.PutResponse.SerializeToString,
         )
-        server.add_registered_method_handlers(SERVICE, {PUT: put})  # type: ignore[attr-defined]
+        add_handlers(server, SERVICE, {PUT: put})
 
     async def put(self, parts: AsyncIterator[PutPart], context: Context) -> pb.PutResponse:
         """One header, then pages; see offload.proto."""

@@ -30,6 +30,7 @@ from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, w
 from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
 from lexico_services.reload.frame_reader import FrameBatch, FrameReader
+from lexico_services.server import add_handlers
 from lexico_services.status import translated
 from lexico_store import PageStore
 
@@ -91,7 +92,7 @@ class ReloadServicer:
                 self.get, request_deserializer=pb.GetRequest.FromString
             ),
         }
-        server.add_registered_method_handlers(SERVICE, handlers)  # type: ignore[attr-defined]
+        add_handlers(server, SERVICE, handlers)
 
     async def match(
         self,
