@@ -1,0 +1,53 @@
+"""What each part imports: a node pays for nothing that it does not use."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from typing import Final
+
+import pytest
+
+from tests.support.waiting import PATIENCE_S
+
+OF_THE_LAB: Final = {"lexico_lab", "matplotlib", "jinja2", "rich", "gguf"}
+OF_OTHERS: Final = {"transformers", "triton", "sympy", "torch._dynamo", "torch._inductor"}
+PARTS: Final = {
+    "lexico_client": {"ray", "redis", "lexico_store", "lexico_worker", "lexico_services"},
+    "lexico_services.reload.run": {"ray", "lexico_client", "lexico_services.offload"},
+    "lexico_worker.page_encoder": {"ray", "grpc", "lexico_client", "lexico_services"},
+    "lexico_services.cli": {"ray", "grpc", "redis", "torch", "numpy", "lexico_codec"},
+}
+"""module → what its process must not have imported, beside what no part needs."""
+
+_PROGRAM: Final = """
+import importlib, json, sys
+importlib.import_module(sys.argv[1])
+print(json.dumps(sorted(sys.modules)))
+"""
+
+
+def imported_by(module: str) -> set[str]:
+    done = subprocess.run(
+        [sys.executable, "-c", _PROGRAM, module],
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=True,
+    )
+    return set(json.loads(done.stdout.splitlines()[-1]))
+
+
+@pytest.mark.parametrize("module", PARTS)
+def test_a_part_imports_what_it_needs_alone(module: str) -> None:
+    found = imported_by(module)
+    assert found & (PARTS[module] | OF_THE_LAB | OF_OTHERS) == set()
+    assert not {name for name in found if name.startswith("lexico_lab")}
+
+
+def test_engines_are_imported_by_their_name_alone() -> None:
+    assert not {name for name in imported_by("lexico_client") if ".engines" in name}
+    found = imported_by("lexico_client.hf")
+    assert "transformers" in found
+    assert not {name for name in found if name.partition(".")[0] in OF_THE_LAB}
