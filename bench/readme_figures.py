@@ -1,7 +1,7 @@
-"""Writes the figures of bench/results/ into README.md.
+"""Writes the figures of bench/results/ into README.md and docs/figures.md.
 
     python -m bench.readme_figures            rewrite what lies between the markers
-    python -m bench.readme_figures --check    change nothing; exit 1 if README.md says otherwise
+    python -m bench.readme_figures --check    change nothing; exit 1 if one of them says otherwise
 
 A marker is `<!-- figure:BENCHMARK.KEY -->text<!-- /figure -->`: the text becomes KEY of
 results/BENCHMARK.json, rounded, or "not measured yet".
@@ -19,7 +19,8 @@ from typing import Final
 
 from lexico_lab.record import RESULTS
 
-README: Final = Path(__file__).parent.parent / "README.md"
+_ROOT: Final = Path(__file__).parent.parent
+DOCUMENTS: Final = (_ROOT / "README.md", _ROOT / "docs" / "figures.md")
 MISSING: Final = "not measured yet"
 
 FORMATS: Final[dict[str, Callable[[float], str]]] = {
@@ -45,7 +46,7 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
     "codec_speed.decode_vs_prefill": "{:.0f}".format,
     "codec_speed.encode_vs_paper_s8": "{:.2f}".format,
 }
-"""Every figure that README.md may show, and how it is rounded."""
+"""Every figure that the documents may show, and how it is rounded."""
 
 _START: Final = "<!-- figure:"
 _MARKER: Final = re.compile(r"<!-- figure:(\S+) -->([^\n]*?)<!-- /figure -->")
@@ -55,10 +56,10 @@ def figure(name: str, results: Path = RESULTS) -> str:
     """The text of one figure.
 
     Raises:
-        SystemExit: README.md names a figure that has no format here, or a result is no number.
+        SystemExit: A document names a figure that has no format here, or a result is no number.
     """
     if name not in FORMATS:
-        raise SystemExit(f"figure {name!r}: README.md may show {', '.join(FORMATS)}")
+        raise SystemExit(f"figure {name!r}: a document may show {', '.join(FORMATS)}")
     benchmark, _, key = name.partition(".")
     path = results / f"{benchmark}.json"
     if not path.is_file():
@@ -81,7 +82,7 @@ def filled(text: str, results: Path = RESULTS) -> str:
         lambda found: f"{_START}{found[1]} -->{figure(found[1], results)}<!-- /figure -->", text
     )
     if count != text.count(_START):
-        raise SystemExit("README.md: a figure's marker is not closed on its line")
+        raise SystemExit("a figure's marker is not closed on its line")
     return made
 
 
@@ -90,21 +91,17 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--check", action="store_true", help="change nothing, exit 1 if different")
     options = parser.parse_args()
-    before = README.read_text(encoding="utf-8")
-    after = filled(before)
-    stale = [
-        old[1]
-        for old, new in zip(_MARKER.finditer(before), _MARKER.finditer(after), strict=True)
-        if old[2] != new[2]
-    ]
-    if options.check:
-        for name in stale:
-            sys.stderr.write(f"README.md: {name} should be {figure(name)}\n")
-        return 1 if stale else 0
-    if stale:
-        README.write_text(after, encoding="utf-8")
-    print(f"{len(stale)} figures changed")
-    return 0
+    wrong = 0
+    for document in DOCUMENTS:
+        before = document.read_text(encoding="utf-8")
+        after = filled(before)
+        for old, new in zip(_MARKER.finditer(before), _MARKER.finditer(after), strict=True):
+            if old[2] != new[2]:
+                wrong += 1
+                sys.stderr.write(f"{document.name}: {old[1]} is {new[2]}, not {old[2]}\n")
+        if not options.check and after != before:
+            document.write_text(after, encoding="utf-8")
+    return 1 if options.check and wrong else 0
 
 
 if __name__ == "__main__":
