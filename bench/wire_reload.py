@@ -23,11 +23,12 @@ import torch
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import encode_group
 from lexico_codec.spec import CacheSpec
-from lexico_codec.upload import MESSAGE_BYTES, PIECE_BYTES
+from lexico_proto.limits import MESSAGE_BYTES, PIECE_BYTES
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_proto.v1 import reload_pb2_grpc as pb_grpc
 from lexico_services.auth import DEFAULT_TENANT
-from lexico_services.serve import ReloadChild
+from lexico_services.reload.child import ReloadChild
+from lexico_services.settings import Settings
 from lexico_store import open_store
 from lexico_store.scopes import tenant_scope
 
@@ -103,12 +104,13 @@ def servers(store_url: str, spec: CacheSpec) -> Iterator[dict[str, str]]:
     here, there = context.Pipe()
     source = context.Process(target=run_source, args=(there, spec))
     source.start()
-    reload = ReloadChild(store_url, ["--port", "0"])
+    settings = Settings.of({"reload.port": 0}).with_store(store_url)
+    reload = ReloadChild(settings)
     try:
         with open_store(store_url) as store:
             for key, frames in page_frames(spec).items():
                 store.commit(tenant_scope(DEFAULT_TENANT), key, frames, 600)
-        address = reload.address(threading.Event())
+        address = reload.address(threading.Event(), settings.listen_reload.start_s)
         if address is None:
             raise SystemExit("the reload server did not start")
         yield {"grpc": f"127.0.0.1:{here.recv()}", "reload": address}
