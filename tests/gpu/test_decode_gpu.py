@@ -25,7 +25,7 @@ TOLERANCES = {
     torch.float16: (2e-5, 1e-3),
     torch.bfloat16: (2e-5, 8e-3),
 }
-LAYOUTS = ["engine", "hugging_face", "padded", "paged", "odd address"]
+LAYOUTS = ["engine", "hugging_face", "padded", "paged", "within a block", "odd address"]
 
 
 def atoms_of(tables: int, size: int, m: int, half: bool = True) -> Atoms:
@@ -78,11 +78,12 @@ def target_of(
         size = tokens * heads * (m + 1) * 2
         views = [memory[t * size :][:size].view(tokens, heads, m + 1, 2) for t in range(tables)]
         return TableMemory.of([view[:, :, :m, 0] for view in views], tokens)
-    blocks = -(-tokens // 16) + 5
+    first = 11 if layout == "within a block" else 0
+    blocks = -(-(first + tokens) // 16) + 5
     pool = memory[: blocks * tables * 16 * heads * m].view(blocks, tables, 16, heads, m)
     generator = torch.Generator(device="cuda").manual_seed(3)
     order = torch.randperm(blocks, generator=generator, device="cuda")[: blocks - 5]
-    return TableMemory.of([pool[:, t] for t in range(tables)], tokens, order.int())
+    return TableMemory.of([pool[:, t] for t in range(tables)], tokens, order.int(), first)
 
 
 def check(

@@ -129,9 +129,9 @@ def vllm_hnd(s: Size) -> Made:
 def vllm_cpu(s: Size) -> Made:
     """`[blocks, heads, block_tokens, 2 * dim]`, but in a head keys `[dim, token]`, then values."""
     parts = [s.none(s.blocks, s.heads, s.block_tokens * 2 * s.dim) for _ in range(s.layers)]
-    run = s.block_tokens * s.dim
-    keys = [p[..., :run].unflatten(2, (s.dim, s.block_tokens)).permute(0, 3, 1, 2) for p in parts]
-    values = [p[..., run:].unflatten(2, (s.block_tokens, s.dim)).transpose(1, 2) for p in parts]
+    run, heads = s.block_tokens * s.dim, (s.blocks, s.heads)
+    keys = [p[..., :run].view(*heads, s.dim, s.block_tokens).permute(0, 3, 1, 2) for p in parts]
+    values = [p[..., run:].view(*heads, s.block_tokens, s.dim).transpose(1, 2) for p in parts]
     return s.of(keys, values, True), parts
 
 

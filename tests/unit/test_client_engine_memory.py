@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from torch import Tensor
 
-from lexico_client import AsyncClient, CacheMemory, InMemoryTransport
+from lexico_client import AsyncClient, CacheMemory, InMemoryTransport, PageView
 from lexico_codec.geometry import DTYPES
 from lexico_codec.spec import CacheSpec
 from lexico_proto import errors
@@ -54,6 +55,10 @@ def pages_of(
     return view
 
 
+def _same(view: PageView, pages: int) -> PageView:
+    return view
+
+
 @pytest.mark.parametrize("layout", LAYOUTS)
 async def test_from_any_memory_into_any(client: AsyncClient, layout: Layout) -> None:
     cache = random_cache(SPEC, PAGES)
@@ -87,7 +92,7 @@ async def test_ranks_take_their_share_of_one_page(client: AsyncClient, codec: st
             size = replace(SIZE, layers=layers, heads=heads)
             memory, held = vllm_hnd(replace(size, first_layer=first_layer, first_head=first_head))
             view = pages_of(spec, memory, SIZE.first_slot)
-            loaded = await client.load(spec, TOKENS, lambda pages, view=view: view)
+            loaded = await client.load(spec, TOKENS, partial(_same, view))
             assert (loaded.pages, loaded.reason) == (PAGES, None)
             own = landing.cache[first_layer : first_layer + layers]
             assert torch.equal(memory.read(), own[:, :, :, first_head : first_head + heads])
