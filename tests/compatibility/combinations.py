@@ -98,7 +98,7 @@ COMBINATIONS: Final = (
         for each in ("5.2.0", "5.12.1", "5.23.0")
     ),
     Combination("transformers", locked("transformers"), MODELS),
-    *(_pinned("torch", "torch", each, NUMBERS) for each in ("2.6.0", "2.14.1")),
+    *(_pinned("torch", "torch", each, NUMBERS) for each in ("2.10.0", "2.14.1")),
     Combination("torch", locked("torch"), NUMBERS),
     Combination("Ray", locked("ray"), SERVICE),
     Combination("grpcio", "1.80.0", CALLS, ("grpcio==1.80.0", "protobuf==6.31.1")),
