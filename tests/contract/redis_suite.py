@@ -87,7 +87,7 @@ class RedisSuite(StoreSuite):
     def test_page_without_a_group_is_missing(
         self, store: PageStore, raw: Any, scope: bytes
     ) -> None:
-        store.commit(scope, key_of(1), [b"a", b"c"], TTL_S)
+        store.commit(scope, key_of(1), [b"a", b"b", b"c"], TTL_S)
         raw.hdel(keys.page(scope, key_of(1)), "g1")
         assert store.read_page(scope, key_of(1)) is None
 

@@ -161,7 +161,7 @@ class StoreSuite:
         assert store.lease(other, key_of(1), TTL_S)
 
     def test_commit_again_replaces_every_group(self, store: PageStore, scope: bytes) -> None:
-        store.commit(scope, key_of(1), [b"a0", b"a2"], TTL_S)
+        store.commit(scope, key_of(1), [b"a0", b"a1", b"a2"], TTL_S)
         store.commit(scope, key_of(1), [b"b0"], TTL_S)
         assert store.read(scope, [key_of(1)], 2) == [None]
         assert store.read_page(scope, key_of(1)) == [b"b0"]
