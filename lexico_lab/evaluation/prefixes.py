@@ -100,18 +100,26 @@ def read_text(path: Path, questions: int | None = None) -> str:
         raise ConfigurationError(f"text {path}: cannot read ({kind})") from error
 
 
-def cut(name: str, text: str, tokenizer: Any, settings: Split) -> Source:
+def cut(name: str, text: str, tokenizer: Any, settings: Split, *, whole: bool = False) -> Source:
     """Windows of a text, evenly spread.
 
     A tokenizer that begins every text with a token (BOS) has it at the start of every window.
+
+    Args:
+        name: of the text.
+        text: what is cut.
+        tokenizer: of the model.
+        settings: how many windows, and of how many tokens.
+        whole: spread them over all of the text. Of a very long one the first part is plenty
+            elsewhere, and tokenizers take their time.
 
     Raises:
         InvalidInput: the text is too short.
     """
     lead = _lead(tokenizer)
     window = settings.window - len(lead)
-    # Of a very long file the first part is plenty, and tokenizers take their time.
-    ids = tokenize(tokenizer, text[: _CHARACTERS * (settings.texts + 16) * window])
+    plenty = None if whole else _CHARACTERS * (settings.texts + 16) * window
+    ids = tokenize(tokenizer, text[:plenty])
     if len(ids) < settings.page_tokens:
         raise InvalidInput(
             f"text {name}: {len(ids)} tokens are less than a page of {settings.page_tokens}"

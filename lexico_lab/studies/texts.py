@@ -31,7 +31,7 @@ def windows(tokenizer: Any, path: Path, count: int) -> list[tuple[int, ...]]:
 def windows_of(tokenizer: Any, text: str, name: str, count: int) -> list[tuple[int, ...]]:
     """As `windows`, of a text at hand."""
     try:
-        return list(cut(name, text, tokenizer, replace(SPLIT, texts=count)).texts)
+        return list(cut(name, text, tokenizer, replace(SPLIT, texts=count), whole=True).texts)
     except InvalidInput as error:
         raise SystemExit(error.message) from error
 

@@ -292,3 +292,5 @@ class TestTexts:
         monkeypatch.setattr(prefixes, "tokenize", counting)
         cut("text", "w " * 1_000_000, Words(), settings_of())
         assert max(seen) < 1_000_000
+        cut("text", "w " * 1_000_000, Words(), settings_of(), whole=True)
+        assert max(seen) == 2_000_000, "studies spread their windows over all of a text"
