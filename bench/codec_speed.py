@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--no-gate", action="store_true")
     options = parser.parse_args()
     if not options.no_gate:
-        gate("tests/contract/test_codec_residual.py", "tests/kernels/test_entropy.py")
+        gate("tests/contract/test_codec_residual*.py", "tests/kernels/test_*entropy*.py")
     described = machine()
     quiet()
     loaded = load_model("smollm2")

@@ -76,7 +76,7 @@ def main() -> None:
     if not library.available():
         raise SystemExit("the compiled kernel was not built: run `python hatch_build.py`")
     if not options.no_gate:
-        gate("tests/kernels/test_compiled.py", "tests/unit/test_omp.py")
+        gate("tests/kernels/test_compiled*.py", "tests/unit/test_omp.py")
     described = {**machine(), "isa": library.isa()}
     rows: list[dict[str, Any]] = []
     for threads in dict.fromkeys(options.threads):

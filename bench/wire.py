@@ -187,7 +187,7 @@ def main() -> None:
     options = parser.parse_args()
     if not options.no_gate:
         gate(
-            "tests/integration/test_put.py",
+            "tests/integration/test_put*.py",
             "tests/integration/test_reload.py",
             "tests/contract/test_codec_raw.py",
         )

@@ -34,12 +34,22 @@ _PACKAGES: Final = (
 def gate(*tests: str) -> None:
     """Runs the tests of what is measured: no number without them green.
 
+    Args:
+        tests: paths or patterns below the root.
+
     Raises:
-        SystemExit: a test failed, its output is above; or this is no checkout.
+        SystemExit: a test failed, its output is above; no test is there by such a name; or this
+            is no checkout.
     """
     if not (ROOT / "tests").is_dir():
         raise SystemExit("measurements run in a checkout of the project: its tests are their gate")
-    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *tests]
+    files: list[str] = []
+    for pattern in tests:
+        found = sorted(str(path.relative_to(ROOT)) for path in ROOT.glob(pattern))
+        if not found:
+            raise SystemExit(f"the gate has no tests: {pattern} names no file")
+        files += found
+    command = [sys.executable, "-m", "pytest", "-q", "-x", "--no-header", *files]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         sys.stderr.write(done.stdout + done.stderr)

@@ -151,7 +151,7 @@ def main() -> None:
     parser.add_argument("--state", type=Path, default=Path(".cache/cliffs"))
     options = parser.parse_args()
     if not options.no_gate:
-        gate("tests/unit/test_cliffs.py", "tests/contract/test_codec_residual.py")
+        gate("tests/unit/test_cliffs.py", "tests/contract/test_codec_residual*.py")
     described = machine()
     quiet()
     options.state.mkdir(parents=True, exist_ok=True)

@@ -183,7 +183,7 @@ def main() -> None:
     if not options.no_gate:
         gate(
             "tests/unit/test_study_quality.py",
-            "tests/contract/test_codec_residual.py",
+            "tests/contract/test_codec_residual*.py",
             "tests/unit/test_published_quantisers.py",
             "tests/unit/test_published_transforms.py",
             "tests/unit/test_published_eviction.py",

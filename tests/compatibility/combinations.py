@@ -27,10 +27,10 @@ CALLS: Final = (
     "tests/unit/test_put_messages.py",
     "tests/unit/test_wire.py",
     "tests/integration/test_client_*.py",
-    "tests/integration/test_put.py",
+    "tests/integration/test_put*.py",
     "tests/integration/test_reload*.py",
 )
-SERVICE: Final = ("tests/integration/test_put.py", "tests/integration/test_serve*.py")
+SERVICE: Final = ("tests/integration/test_put*.py", "tests/integration/test_serve*.py")
 
 
 @dataclass(frozen=True)

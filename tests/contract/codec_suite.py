@@ -1,4 +1,7 @@
-"""The definition of a codec: what every one must do. Each subclasses `CodecSuite`."""
+"""The definition of a codec: what every one must do. Each subclasses `CodecSuite`.
+
+`CodecCase` is how a test codes a group, and has no tests: those of one codec alone subclass it.
+"""
 
 from __future__ import annotations
 
@@ -45,8 +48,8 @@ RANDOM = settings(
 )
 
 
-class CodecSuite(MemorySuite):
-    """Subclasses give `codecs` and what is true of each alone."""
+class CodecCase:
+    """Codes groups with the sets of a codec. Subclasses give `codecs` and what is true of each."""
 
     codecs: ClassVar[list[Codec]]
     """Configurations to run everything with; the first is the default one."""
@@ -97,6 +100,25 @@ class CodecSuite(MemorySuite):
 
     def round_trip(self, codec: Codec, group: Tensor, first_token: int = 0) -> Tensor:
         return self.decode(codec, self.encode(codec, group, first_token), group, first_token)
+
+    def check_decoded(self, codec: Codec, group: Tensor, out: Tensor, sinks: int) -> None:
+        """What the codec promises of the tokens that are not sinks. Subclasses override it."""
+
+    def check_survives(
+        self, codec: Codec, body: bytes | bytearray | memoryview, like: Tensor, first_token: int
+    ) -> None:
+        """DamagedFrame, or an `out` that is written in full with numbers."""
+        try:
+            out = self.decode(codec, body, like, first_token)
+        except DamagedFrame:
+            return
+        if self.bounded_from_noise:
+            sinks = codec.sink_tokens(first_token, like.shape[2])
+            assert bool(out[:, :, sinks:].isfinite().all())
+
+
+class CodecSuite(CodecCase, MemorySuite):
+    """What holds of every codec, whatever it loses."""
 
     # Identity
 
@@ -157,9 +179,6 @@ class CodecSuite(MemorySuite):
         sinks = codec.sink_tokens(first_token, shape[3])
         assert torch.equal(bits(out[:, :, :sinks]), bits(group[:, :, :sinks])), "sinks not exact"
         self.check_decoded(codec, group, out, sinks)
-
-    def check_decoded(self, codec: Codec, group: Tensor, out: Tensor, sinks: int) -> None:
-        """What the codec promises of the tokens that are not sinks. Subclasses override it."""
 
     def test_lossless_codecs_give_back_every_bit(self, codec: Codec) -> None:
         """And others say that they do not: nodes leave them the newest tokens."""
@@ -290,15 +309,3 @@ class CodecSuite(MemorySuite):
             self.check_survives(codec, guarded(sound[:at]), group, FAR)
             broken = sound[:at] + bytes([byte]) * (len(sound) - at)
             self.check_survives(codec, guarded(broken), group, FAR)
-
-    def check_survives(
-        self, codec: Codec, body: bytes | bytearray | memoryview, like: Tensor, first_token: int
-    ) -> None:
-        """DamagedFrame, or an `out` that is written in full with numbers."""
-        try:
-            out = self.decode(codec, body, like, first_token)
-        except DamagedFrame:
-            return
-        if self.bounded_from_noise:
-            sinks = codec.sink_tokens(first_token, like.shape[2])
-            assert bool(out[:, :, sinks:].isfinite().all())

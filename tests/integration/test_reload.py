@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from hashlib import blake2b
 from typing import Any
 
@@ -13,56 +12,29 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
 
 from lexico_client import GrpcTransport
-from lexico_codec.frame import HEADER_BYTES, FrameHeader, pack_frame
 from lexico_proto import errors
 from lexico_proto.v1 import dictionaries_pb2 as dict_pb
 from lexico_proto.v1 import reload_pb2 as pb
-from lexico_services.auth import DEFAULT_TENANT
 from lexico_services.config import ReloadConfig
 from lexico_services.reload import frame_reader
-from lexico_store import MemoryStore, PageStore, open_store
-from lexico_store.scopes import SHARED_SCOPE, tenant_scope
+from lexico_store import MemoryStore, open_store
+from lexico_store.scopes import SHARED_SCOPE
 from tests.support.dictionaries import random_set
 from tests.support.newer_frames import of_version
-from tests.support.services import Services, error_of, prompt, running_services
+from tests.support.reload_pages import (
+    KEYS,
+    MIB,
+    SCOPE,
+    TTL_S,
+    fill,
+    filled,
+    frame_of,
+    raises,
+    registration,
+    stream_of,
+)
+from tests.support.services import Services, prompt, running_services
 from tests.support.waiting import PATIENCE_S
-
-SCOPE = tenant_scope(DEFAULT_TENANT)
-KEYS = [bytes([i]) * 32 for i in range(20)]
-TTL_S = 3600.0
-MIB = 1 << 20
-
-
-def frame_of(page: int, group: int, frame_bytes: int = 300, codec_id: int = 1) -> memoryview:
-    """A sound frame of that length, whose body says which it is."""
-    header = FrameHeader(
-        codec_id=codec_id,
-        dtype="float32",
-        sink_tokens=0,
-        first_layer=group,
-        layers=1,
-        kv_heads=1,
-        head_dim=1,
-        first_token=page,
-        tokens=1,
-        page_key=KEYS[page],
-        dictionary=bytes(32),
-        geometry=bytes(16),
-    )
-    return pack_frame(header, f"{page}.{group} ".encode().ljust(frame_bytes - HEADER_BYTES, b"#"))
-
-
-def fill(store: PageStore, page: int, groups: int = 3, frame_bytes: int = 300) -> None:
-    frames = [frame_of(page, group, frame_bytes) for group in range(groups)]
-    store.commit(SCOPE, KEYS[page], frames, TTL_S)
-
-
-def filled(pages: int, groups: int = 3, frame_bytes: int = 300) -> MemoryStore:
-    """A store with pages whose frames say which they are."""
-    store = MemoryStore()
-    for page in range(pages):
-        fill(store, page, groups, frame_bytes)
-    return store
 
 
 async def get(services: Services, keys: Sequence[bytes], groups: int) -> list[pb.GetResponse]:
@@ -74,16 +46,9 @@ async def through_client(services: Services, call: str, messages: list[Any]) -> 
     """An upload through the client's transport: bare grpc.aio loses some statuses on its way."""
     transport = GrpcTransport(services.reload_address, services.offload_address)
     try:
-        await getattr(transport, call)(_stream(messages), PATIENCE_S)
+        await getattr(transport, call)(stream_of(messages), PATIENCE_S)
     finally:
         await transport.close()
-
-
-@contextmanager
-def raises(expected: type[errors.LexicoError]) -> Iterator[None]:
-    with pytest.raises(grpc.aio.AioRpcError) as caught:
-        yield
-    assert type(error_of(caught.value)) is expected, caught.value.details()
 
 
 async def test_match_counts_leading_pages() -> None:
@@ -266,33 +231,14 @@ async def test_a_store_that_is_not_there_is_unavailable_at_once() -> None:
                 )
 
 
-async def _stream(messages: list[Any]) -> AsyncIterator[Any]:
-    for message in messages:
-        yield message
-
-
-def registration(
-    data: bytes, digest: bytes, size: int | None = None
-) -> list[dict_pb.RegisterRequest]:
-    header = dict_pb.RegisterHeader(
-        digest=digest, artefact_bytes=len(data) if size is None else size
-    )
-    half = len(data) // 2
-    return [
-        dict_pb.RegisterRequest(header=header),
-        dict_pb.RegisterRequest(data=data[:half]),
-        dict_pb.RegisterRequest(data=data[half:]),
-    ]
-
-
 async def test_a_dictionary_set_is_registered_fetched_and_listed() -> None:
     dictionary = random_set(layers=2, head_dim=8, atoms=16)
     data, digest = dictionary.to_bytes(), dictionary.digest
     async with running_services() as services:
         stub = services.dictionaries
         messages = registration(data, digest)
-        assert (await stub.Register(_stream(messages))).added
-        assert not (await stub.Register(_stream(messages))).added
+        assert (await stub.Register(stream_of(messages))).added
+        assert not (await stub.Register(stream_of(messages))).added
         parts = [p async for p in stub.Fetch(dict_pb.FetchRequest(digest=digest))]
         assert b"".join(p.data for p in parts) == data
         (info,) = (await stub.List(dict_pb.ListRequest())).dictionaries
@@ -307,7 +253,7 @@ async def test_the_operators_sets_are_shared() -> None:
         (info,) = (await services.dictionaries.List(dict_pb.ListRequest())).dictionaries
         assert info.shared
         messages = registration(dictionary.to_bytes(), dictionary.digest)
-        assert not (await services.dictionaries.Register(_stream(messages))).added
+        assert not (await services.dictionaries.Register(stream_of(messages))).added
 
 
 async def test_bad_registrations() -> None:
@@ -338,7 +284,7 @@ async def test_registrations_are_bounded() -> None:
     sets = [random_set(layers=1, head_dim=8, atoms=16, seed=i) for i in range(2)]
     async with running_services(reload=ReloadConfig(max_dictionaries=1)) as services:
         first, second = (registration(s.to_bytes(), s.digest) for s in sets)
-        await services.dictionaries.Register(_stream(first))
+        await services.dictionaries.Register(stream_of(first))
         with pytest.raises(errors.Busy):
             await through_client(services, "register", second)
 
@@ -360,7 +306,7 @@ async def test_health_and_reflection() -> None:
                     assert status == health_pb2.HealthCheckResponse.SERVING
                 stub = reflection_pb2_grpc.ServerReflectionStub(channel)
                 ask = reflection_pb2.ServerReflectionRequest(list_services="")
-                call = stub.ServerReflectionInfo(_stream([ask]))
+                call = stub.ServerReflectionInfo(stream_of([ask]))
                 (answer,) = [a async for a in call]
                 found = [s.name for s in answer.list_services_response.service]
                 assert [n for n in found if n.startswith("lexico")] == names

@@ -1,0 +1,144 @@
+"""Put against a real server: bounds on bytes and time, and callers that go."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+import grpc
+import pytest
+
+from lexico_codec.pieces import Piece
+from lexico_proto import errors
+from lexico_proto.v1 import offload_pb2 as pb
+from lexico_services.config import OffloadConfig
+from lexico_worker.page_encoder import Outcome, PageDone, PageJob
+from tests.support.services import (
+    Services,
+    error_of,
+    prompt,
+    running_services,
+    stream,
+)
+from tests.support.uploads import put
+from tests.support.waiting import PATIENCE_S, lingering, until
+
+
+class StuckEncoders:
+    """Encoders that hold every page until they are let go."""
+
+    def __init__(self) -> None:
+        self.go = asyncio.Event()
+        self.running = 0
+        self.most = 0
+
+    async def place(self, page: list[Piece]) -> Any:
+        return page.copy()
+
+    async def encode(self, job: PageJob, placed: Any) -> PageDone:
+        self.running += 1
+        self.most = max(self.most, self.running)
+        try:
+            await self.go.wait()
+            return PageDone(Outcome.STORED, 1)
+        finally:
+            self.running -= 1
+
+
+async def test_budget_refuses_at_once_and_is_given_back() -> None:
+    made, stuck = prompt(pages=1), StuckEncoders()
+    bound = OffloadConfig(max_inflight_bytes=made.spec.page_bytes)
+    async with running_services(offload=bound, encoders=stuck) as services:
+        first = asyncio.create_task(put(services, made.upload()))
+        await until(lambda: stuck.running, "a page in an encoder")
+        with pytest.raises(errors.LexicoError) as caught:
+            await put(services, prompt(seed=1, pages=1).upload())
+        assert type(caught.value) is errors.Busy  # while the first is there: nobody let it go
+        stuck.go.set()
+        await first
+        assert services.ingress.budget.used == 0
+        assert services.ingress.budget.peak == made.spec.page_bytes
+
+
+async def test_pages_in_flight_stay_within_the_budget() -> None:
+    made, stuck = prompt(pages=6), StuckEncoders()
+    bound = OffloadConfig(max_inflight_bytes=2 * made.spec.page_bytes, pages_ahead=3)
+    async with running_services(offload=bound, encoders=stuck) as services:
+        call = asyncio.create_task(put(services, made.upload()))
+        await until(lambda: stuck.running == 2, "two pages in encoders")
+        await lingering()
+        assert stuck.running == 2  # of six pages; the third waits for room before it is read
+        stuck.go.set()
+        await call
+        assert stuck.most == 2
+        assert services.ingress.budget.peak <= bound.max_inflight_bytes
+
+
+async def test_an_upload_that_stalls_is_given_up() -> None:
+    made = prompt()
+    async with running_services(offload=OffloadConfig(idle_s=0.3)) as services:
+
+        async def half() -> AsyncIterator[pb.PutRequest]:
+            yield made.header()
+            yield pb.PutRequest(data=made.data()[:100])
+            await asyncio.Event().wait()
+
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await services.offload.Put(half(), timeout=PATIENCE_S)
+        assert type(error_of(caught.value)) is errors.DeadlineExpired
+        assert services.ingress.budget.used == 0
+
+
+async def test_a_caller_that_cancels_frees_everything() -> None:
+    made, stuck = prompt(pages=1), StuckEncoders()
+    async with running_services(encoders=stuck) as services:
+        call = services.offload.Put(stream(made.upload()))
+        waiting = asyncio.create_task(call.wait_for_connection())
+        await until(lambda: stuck.running, "a page in an encoder")
+        await waiting
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        await _everything_free(services, stuck)
+
+
+async def test_a_caller_whose_deadline_comes_frees_everything() -> None:
+    made, stuck = prompt(pages=1), StuckEncoders()
+    async with running_services(encoders=stuck) as services:
+        for seconds in (0.5, 5.0, 50.0, PATIENCE_S / 2):
+            call = services.offload.Put(stream(made.upload()), timeout=seconds)
+            while not (began := stuck.running > 0) and not call.done():
+                await asyncio.sleep(0)
+            with pytest.raises(grpc.aio.AioRpcError) as caught:
+                await call
+            assert type(error_of(caught.value)) is errors.DeadlineExpired
+            await _everything_free(services, stuck)
+            if began:  # else the deadline came before the page was there: a longer one
+                return
+        pytest.fail("no page came to an encoder before the deadline")
+
+
+async def _everything_free(services: Services, stuck: StuckEncoders | None = None) -> None:
+    def held() -> tuple[int, int]:
+        return (stuck.running if stuck else 0), services.ingress.budget.used
+
+    await until(lambda: held() == (0, 0), "no page in an encoder and no byte in flight", held)
+
+
+async def test_a_caller_that_dies_while_uploading_frees_everything() -> None:
+    made = prompt()
+    async with running_services() as services:
+
+        async def half() -> AsyncIterator[pb.PutRequest]:
+            yield made.header()
+            yield pb.PutRequest(data=made.data()[:100])
+            await asyncio.Event().wait()
+
+        call = services.offload.Put(half())
+        waiting = asyncio.ensure_future(call)
+        await until(lambda: services.ingress.budget.used, "bytes in flight")
+        call.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await _everything_free(services)
