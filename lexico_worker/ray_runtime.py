@@ -14,12 +14,13 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 from lexico_proto.errors import ConfigurationError
+from lexico_worker.ray_patience import patient_start, set_limits
 
 _log = logging.getLogger(__name__)
 
@@ -35,13 +36,6 @@ _ANSWER_S: Final = 5.0
 _LOOPBACK: Final = ("127.0.0.1", "localhost", "::1")
 _ON_LOOPBACK: Final = "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER"
 _VITAL: Final = ("gcs_server", "raylet")
-_START_LIMITS: Final = (
-    ("RAY_gcs_server_port_wait_time_s", 1),
-    ("RAY_agent_register_timeout_ms", 1000),
-    ("RAY_worker_register_timeout_seconds", 1),
-)
-"""Ray's own limits of its parts' starts, which have settings, and their units in a second."""
-_ASK_EVERY_S: Final = 0.1
 
 
 @dataclass(frozen=True)
@@ -153,7 +147,8 @@ class RayRuntime:
                 num_cpus=self._config.num_cpus or None,
             )
         try:
-            with _sigterm_kept(), _node_waited_for(self._config.start_s):
+            own = not self._config.address
+            with _sigterm_kept(), patient_start(self._config.start_s) if own else nullcontext():
                 ray.init(**options)
         except Exception as error:  # Ray's own limits raise bare ones
             ray.shutdown()
@@ -163,8 +158,7 @@ class RayRuntime:
 
     def _keep_to_ourselves(self) -> None:
         _stay_on_loopback()
-        for name, units in _START_LIMITS:
-            os.environ.setdefault(name, str(round(self._config.start_s * units)))
+        set_limits(self._config.start_s)
         os.environ["RAY_AUTH_MODE"] = "token"
         _adopt_orphans()
         self._folder = _make_folder()
@@ -304,34 +298,6 @@ def _make_folder() -> Path:
         f"TMPDIR {tempfile.gettempdir()}: too long for Ray's sockets, which leave it {most} bytes, "
         "and /tmp cannot be written; give a shorter one"
     )
-
-
-@contextmanager
-def _node_waited_for(seconds: float) -> Iterator[None]:
-    """Lets Ray's node, whose agents a busy machine starts slowly, take so long to appear.
-
-    `ray.init` asks for it again and again, and gives up after 30 s, which no setting changes. So it
-    is the answer that waits.
-    """
-    from ray._private import services
-
-    ask: Any = services.get_node
-
-    def ask_patiently(*arguments: Any) -> Any:
-        deadline = time.monotonic() + seconds
-        while True:
-            try:
-                return ask(*arguments)
-            except RuntimeError:  # it is not there yet
-                if time.monotonic() > deadline:
-                    raise
-            time.sleep(_ASK_EVERY_S)
-
-    services.get_node = ask_patiently
-    try:
-        yield
-    finally:
-        services.get_node = ask
 
 
 @contextmanager

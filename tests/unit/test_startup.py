@@ -29,7 +29,7 @@ from lexico_services.offload.server import (
     wait_until_running,
 )
 from lexico_services.process import stop_event, take_port
-from lexico_worker import ray_runtime
+from lexico_worker import ray_patience, ray_runtime
 from lexico_worker.config import EncoderConfig
 from lexico_worker.ray_runtime import RayConfig, RayRuntime
 from tests.support.waiting import PATIENCE_S
@@ -252,11 +252,37 @@ def test_rays_node_may_take_longer_than_ray_waits(monkeypatch: pytest.MonkeyPatc
         return answer
 
     monkeypatch.setattr(services, "get_node", get_node)
-    with ray_runtime._node_waited_for(PATIENCE_S):
+    with ray_patience._node_waited_for(PATIENCE_S):
         assert services.get_node("a", "b") == {"node": "there"}
     assert services.get_node is get_node
-    with ray_runtime._node_waited_for(0.2), pytest.raises(RuntimeError, match="no node b at a"):
+    with ray_patience._node_waited_for(0.2), pytest.raises(RuntimeError, match="no node b at a"):
         services.get_node("a", "b")
+
+
+def test_rays_agents_get_their_ports(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    node = "ab" * 28
+    given: dict[str, Any] = {}
+
+    def start_raylet(
+        node_id: str,
+        session_dir: str,
+        metrics_agent_port: int | None = None,
+        metrics_export_port: int | None = None,
+        dashboard_agent_listen_port: int | None = None,
+        runtime_env_agent_port: int | None = None,
+    ) -> str:
+        given.update(locals())
+        return "started"
+
+    monkeypatch.setattr(services, "start_raylet", start_raylet)
+    with ray_patience.patient_start(PATIENCE_S):
+        assert services.start_raylet(node, str(tmp_path), metrics_agent_port=0) == "started"
+    assert services.start_raylet is start_raylet
+    ports = {given[name] for name in ray_patience._AGENTS_PORTS}
+    assert len(ports) == 4
+    assert all(port in ray_patience._PORTS for port in ports)
+    told = (tmp_path / f"dashboard_agent_listen_port_{node}").read_text()
+    assert int(told) == given["dashboard_agent_listen_port"]
 
 
 def test_whatever_ray_raises_at_its_start_is_said(monkeypatch: pytest.MonkeyPatch) -> None:
