@@ -11,7 +11,7 @@ import pytest
 
 from tests.support.waiting import PATIENCE_S
 
-OF_THE_LAB: Final = {"lexico_lab", "matplotlib", "jinja2", "rich", "gguf"}
+OF_THE_LAB: Final = {"lexico_lab", "matplotlib", "rich", "gguf"}
 OF_OTHERS: Final = {"transformers", "triton", "sympy", "torch._dynamo", "torch._inductor"}
 PARTS: Final = {
     "lexico_client": {"ray", "redis", "lexico_store", "lexico_worker", "lexico_services"},
