@@ -14,6 +14,7 @@ from torch import Tensor
 from lexico_client._group_messages import GroupSource, group_messages
 from lexico_codec.checksum import Checksum
 from lexico_codec.geometry import Geometry
+from lexico_codec.memory import CacheMemory
 from lexico_codec.put_messages import parse_put
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.tensors import bytes_of
@@ -52,9 +53,26 @@ def sent(spec: CacheSpec, source: GroupSource) -> list[bytes]:
     return payloads
 
 
-def apart(group: Tensor) -> list[Tensor]:
+def parts_of(group: Tensor) -> list[Tensor]:
     """Its keys and values as an engine has them: `[kv_heads, tokens, head_dim]`, seen otherwise."""
     return [part.transpose(0, 1).contiguous().transpose(0, 1) for layer in group for part in layer]
+
+
+def apart(group: Tensor) -> CacheMemory:
+    """The same as an engine's memory, a tensor for the keys of a layer and one for its values."""
+    parts = parts_of(group)
+    return CacheMemory.of(parts[::2], parts[1::2])
+
+
+def paged(group: Tensor, block_tokens: int = 7) -> CacheMemory:
+    """The same in blocks that lie in no order."""
+    tokens = group.shape[2]
+    blocks = -(-tokens // block_tokens)
+    table = torch.arange(blocks).flip(0)
+    pool = group.new_zeros(*group.shape[:2], blocks, block_tokens, *group.shape[3:])
+    for slot in range(tokens):
+        pool[:, :, table[slot // block_tokens], slot % block_tokens] = group[:, :, slot]
+    return CacheMemory.over(pool, tokens, block_table=table)
 
 
 @settings(max_examples=40, deadline=None)
@@ -69,9 +87,8 @@ def test_any_shape(heads: int, dim: int, tokens: int, layers: int, dtype: str) -
     spec = spec_of(heads, 2 * dim, tokens, dtype, layers)
     group = group_of(spec)
     expected = bytes(bytes_of(group))
-    for source in (group, apart(group), group.flip(4).flip(4), torch.stack(apart(group))):
-        if isinstance(source, Tensor) and source.ndim == 4:
-            source = source.view(group.shape)
+    stacked = torch.stack(parts_of(group)).view(group.shape)
+    for source in (group, apart(group), paged(group), group.flip(4).flip(4), stacked):
         assert b"".join(sent(spec, source)) == expected
 
 
@@ -109,24 +126,23 @@ def test_tensors_that_need_gradients_or_come_from_inference() -> None:
     expected = bytes(bytes_of(group))
     assert b"".join(sent(spec, group.clone().requires_grad_())) == expected
     with torch.inference_mode():
-        made = [part.clone() for part in apart(group)]
+        made = apart(group.clone())
     assert b"".join(sent(spec, made)) == expected
 
 
 SPEC = spec_of(2, 8, 5)
-PARTS = apart(group_of(SPEC))
+PARTS = parts_of(group_of(SPEC))
 
 
 @pytest.mark.parametrize(
     ("source", "error", "why"),
     [
-        ([], TypeError, r"no torch\.Tensor"),
-        ([1, 2, 3, 4], TypeError, r"no torch\.Tensor"),
-        (None, TypeError, r"no torch\.Tensor"),
-        (PARTS[:3], errors.ShapeMismatch, "3 tensors, needs 4"),
-        ([*PARTS, PARTS[0]], errors.ShapeMismatch, "5 tensors"),
-        ([*PARTS[:3], PARTS[3][:4]], errors.ShapeMismatch, r"\(4, 2, 8\).* needs \(5, 2, 8\)"),
-        ([*PARTS[:3], PARTS[3].half()], errors.ShapeMismatch, "float16"),
+        ([], TypeError, r"no torch\.Tensor and no CacheMemory"),
+        (PARTS, TypeError, r"no torch\.Tensor and no CacheMemory"),
+        (None, TypeError, r"no torch\.Tensor and no CacheMemory"),
+        (CacheMemory.of(PARTS[:1], PARTS[1:2]), errors.ShapeMismatch, r"\(1, 2, 5, 2, 8\).* needs"),
+        (apart(group_of(SPEC)).leading(4), errors.ShapeMismatch, r"4, 2, 8\).* needs"),
+        (CacheMemory.over(group_of(SPEC).half()), errors.ShapeMismatch, "float16"),
         (group_of(SPEC)[:1], errors.ShapeMismatch, "needs"),
         (group_of(SPEC).float(), errors.ShapeMismatch, "float32"),
     ],
