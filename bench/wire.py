@@ -216,7 +216,7 @@ def main() -> None:
                 rows = [compare(addresses, load, n, options.rounds) for n in options.streams]
                 memory.end()
                 usage = server.usage()
-                reloads = compare_reload(url, load.spec, 2 * options.rounds)
+                reloads = compare_reload(url, load.spec, 10 * options.rounds)
             finally:
                 server.stop()
     finally:
