@@ -30,6 +30,6 @@ def frame_messages(page: int, group: int, frame: bytes) -> Iterator[bytes]:
         yield b"".join((_FRAME_TAG, varint(len(head) + len(piece)), head, piece))
 
 
-def miss_message(page: int) -> bytes:
-    """The GetResponse that says where the prefix ends."""
-    return pb.GetResponse(miss=pb.Miss(page=page)).SerializeToString()
+def miss_message(page: int, reason: pb.MissReason) -> bytes:
+    """The GetResponse that says where the prefix ends, and why."""
+    return pb.GetResponse(miss=pb.Miss(page=page, reason=reason)).SerializeToString()

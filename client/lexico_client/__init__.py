@@ -12,6 +12,7 @@ from lexico_client._load import CodesReceiver, PageView, Target
 from lexico_client._memory import InMemoryTransport
 from lexico_client._offload import PageSource
 from lexico_client._results import (
+    Described,
     DictionaryEntry,
     Loaded,
     LoadSeconds,
@@ -31,6 +32,7 @@ __all__ = [
     "CacheMemory",
     "Client",
     "CodesReceiver",
+    "Described",
     "DictionaryEntry",
     "Endpoint",
     "GrpcTransport",

@@ -20,6 +20,7 @@ from lexico_client._load import PrefixLoader, Target
 from lexico_client._match import match_pages
 from lexico_client._offload import PageOffer, PageSource, put_missing
 from lexico_client._results import (
+    Described,
     DictionaryEntry,
     Loaded,
     LoadSeconds,
@@ -28,7 +29,8 @@ from lexico_client._results import (
     entry_of,
 )
 from lexico_client._settings import Timeouts, check_seconds
-from lexico_client._transport import Transport
+from lexico_client._transport import Server, Transport
+from lexico_codec.formats import Formats, formats_from_wire, formats_to_wire, own_formats
 from lexico_codec.keys import TokenIds, page_keys, token_array
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -37,6 +39,7 @@ from lexico_proto.errors import (
     InvalidInput,
     LexicoError,
     TokenCountMismatch,
+    Unsupported,
 )
 from lexico_proto.metrics import (
     ABSENT,
@@ -47,6 +50,7 @@ from lexico_proto.metrics import (
     reason_of,
 )
 from lexico_proto.v1 import offload_pb2 as offload_pb
+from lexico_proto.v1 import versions_pb2 as versions
 
 Wait = Literal["committed", "received"]
 """When an offload answers: every page is in the store, or every byte is with the service."""
@@ -328,6 +332,34 @@ class AsyncClient:
                 budget, lambda: self._transport.list_dictionaries(budget.left())
             )
         return [entry_of(info) for info in response.dictionaries]
+
+    async def describe(self, *, timeout: float | None = None) -> Described:
+        """What both servers are: release, and the formats that they read and write.
+
+        Args:
+            timeout: seconds, in place of `Timeouts.match`.
+
+        Raises:
+            LexicoError: a server could not answer.
+        """
+        budget = self._budget("describe", timeout, self._timeouts.match)
+        async with budget.bound():
+            reload = await self._formats("reload", budget)
+            try:
+                offload = await self._formats("offload", budget)
+            except ConfigurationError:  # a client that only reloads
+                offload = None
+        return Described(reload, offload)
+
+    async def _formats(self, server: Server, budget: Budget) -> Formats | None:
+        request = versions.DescribeRequest(caller=formats_to_wire(own_formats()))
+        try:
+            response = await with_retry(
+                budget, lambda: self._transport.describe(server, request, budget.left())
+            )
+        except Unsupported:  # older than the exchange
+            return None
+        return formats_from_wire(response.server)
 
     def _budget(self, what: str, timeout: float | None, usual: float) -> Budget:
         return Budget(what, usual if timeout is None else check_seconds("timeout", timeout))

@@ -33,6 +33,8 @@ class FrameAssembler:
     def __init__(self, spec: CacheSpec, pages: int) -> None:
         self.pages = pages
         """Pages that the service still gives; each Miss lowers it."""
+        self.miss_reason: reload.MissReason = reload.MISS_REASON_UNSPECIFIED
+        """Why the last Miss was one, as the service says."""
         self._groups = spec.groups
         self._longest = [longest_frame(spec, group) for group in range(spec.groups)]
         self._group = 0
@@ -56,6 +58,7 @@ class FrameAssembler:
             raise InternalError("get: a message after the last frame")
         if part == "miss":
             self._miss(message.miss.page)
+            self.miss_reason = message.miss.reason
             return None
         if part != "frame":
             raise InternalError("get: a message that is neither frame nor miss")

@@ -13,15 +13,17 @@ import grpc.aio
 from lexico_client._channels import Channels
 from lexico_client._endpoint import Endpoint, endpoint_of
 from lexico_client._errors import translated
-from lexico_client._transport import check_size
+from lexico_client._transport import Server, check_size
 from lexico_client._upload_end import UploadEnd
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.metrics import CLIENT_CALLS, METHODS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
+from lexico_proto.v1 import versions_pb2 as versions
 from lexico_proto.v1.dictionaries_pb2_grpc import DictionariesStub
 from lexico_proto.v1.reload_pb2_grpc import ReloadStub
+from lexico_proto.v1.versions_pb2_grpc import VersionsStub
 
 _OFFLOAD: Final = offload.DESCRIPTOR.services_by_name["Offload"]
 _PUT: Final = f"/{_OFFLOAD.full_name}/{_OFFLOAD.methods_by_name['Put'].name}"
@@ -79,14 +81,11 @@ class GrpcTransport:
         self, messages: AsyncGenerator[bytes, None], timeout: float
     ) -> offload.PutResponse:
         """Offload.Put."""
-        if self._offload is None:
-            raise ConfigurationError("this client has no offload address: it can only reload")
+        endpoint = self._endpoint("offload")
         # Not the generated stub: it takes messages, and would copy each of them twice.
-        channel = self._channels.to(self._offload)
+        channel = self._channels.to(endpoint)
         put = channel.stream_unary(_PUT, None, offload.PutResponse.FromString)
-        answer: offload.PutResponse = await self._upload(
-            "put", put, messages, timeout, self._offload
-        )
+        answer: offload.PutResponse = await self._upload("put", put, messages, timeout, endpoint)
         return answer
 
     async def register(
@@ -113,9 +112,27 @@ class GrpcTransport:
         )
         return listed
 
+    async def describe(
+        self, server: Server, request: versions.DescribeRequest, timeout: float
+    ) -> versions.DescribeResponse:
+        """Versions.Describe."""
+        endpoint = self._endpoint(server)
+        stub: Any = VersionsStub(self._channels.to(endpoint))
+        described: versions.DescribeResponse = await self._unary(
+            "describe", stub.Describe, request, timeout, endpoint
+        )
+        return described
+
     async def close(self) -> None:
         """Closes the channels."""
         await self._channels.close()
+
+    def _endpoint(self, server: Server) -> Endpoint:
+        if server == "reload":
+            return self._reload
+        if self._offload is None:
+            raise ConfigurationError("this client has no offload address: it can only reload")
+        return self._offload
 
     def _reload_stub(self) -> Any:
         return ReloadStub(self._channels.to(self._reload))
@@ -124,10 +141,16 @@ class GrpcTransport:
         return DictionariesStub(self._channels.to(self._reload))
 
     async def _unary(
-        self, name: str, method: Callable[..., Any], request: object, timeout: float
+        self,
+        name: str,
+        method: Callable[..., Any],
+        request: object,
+        timeout: float,
+        endpoint: Endpoint | None = None,
     ) -> Any:
+        metadata = (endpoint or self._reload).metadata
         with self._calls[name].counted(), translated(name):
-            return await method(request, timeout=timeout, metadata=self._reload.metadata)
+            return await method(request, timeout=timeout, metadata=metadata)
 
     async def _stream(
         self, name: str, method: Callable[..., Any], request: object, timeout: float

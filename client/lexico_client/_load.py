@@ -23,6 +23,7 @@ from lexico_codec.pages import checked_target, decode_group, read_group
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
+    DamagedFrame,
     DeadlineExpired,
     InternalError,
     LexicoError,
@@ -135,10 +136,7 @@ class PrefixLoader:
                     raise InternalError("get: the stream ended before its last frame")
                 frame = assembler.accept(message)
                 if assembler.pages < self._wanted:
-                    gone = Unavailable(
-                        f"page {assembler.pages} is no longer in the store, or not to be read there"
-                    )
-                    self._end(assembler.pages, gone)
+                    self._end(assembler.pages, _missed(assembler.pages, assembler.miss_reason))
                 if frame is not None:
                     self.bytes_received += len(frame.data)
                     await self._settle()
@@ -253,6 +251,17 @@ class _Decoded:
     """The frame cannot be used."""
     caller_error: Exception | None
     """The caller's view cannot."""
+
+
+def _missed(page: int, reason: reload.MissReason) -> LexicoError:
+    """Why the service did not give a page that it had matched."""
+    if reason == reload.MISS_REASON_DAMAGED:
+        return DamagedFrame(f"page {page} was damaged in the store, and was removed from there")
+    if reason == reload.MISS_REASON_NEWER:
+        return NewerFrame(
+            f"page {page} is of a newer release, which the reload server does not read: upgrade it"
+        )
+    return Unavailable(f"page {page} is no longer in the store, or not to be read there")
 
 
 async def _end_of(stream: AsyncGenerator[reload.GetResponse, None]) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
-from lexico_client._transport import check_size
+from lexico_client._transport import Server, check_size
+from lexico_codec.formats import formats_to_wire, own_formats
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import encode_group
 from lexico_codec.pieces import Pieces
@@ -28,6 +29,7 @@ from lexico_proto.limits import MAX_DICTIONARY_BYTES, PIECE_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
+from lexico_proto.v1 import versions_pb2 as versions
 
 
 class InMemoryTransport:
@@ -60,7 +62,8 @@ class InMemoryTransport:
                 frames = self.pages.get(key, [])
                 if len(frames) != request.groups:
                     pages = page
-                    yield reload.GetResponse(miss=reload.Miss(page=page))
+                    miss = reload.Miss(page=page, reason=reload.MISS_REASON_ABSENT)
+                    yield reload.GetResponse(miss=miss)
                     break
                 for piece in _pieces(page, group, frames[group]):
                     yield reload.GetResponse(frame=piece)
@@ -136,6 +139,12 @@ class InMemoryTransport:
             for digest, kept in self.dictionaries.items()
         ]
         return dictionaries.ListResponse(dictionaries=infos)
+
+    async def describe(
+        self, server: Server, request: versions.DescribeRequest, timeout: float
+    ) -> versions.DescribeResponse:
+        """This process is both servers."""
+        return versions.DescribeResponse(server=formats_to_wire(own_formats()))
 
     async def close(self) -> None:
         """Keeps everything: another client may use it next."""

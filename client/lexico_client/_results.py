@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from enum import StrEnum
 
+from lexico_codec.formats import Formats, own_formats
 from lexico_proto.errors import LexicoError
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 
@@ -116,6 +117,34 @@ class DictionaryEntry:
     head_dim: int
     shared: bool
     """Registered by the operator for every tenant."""
+
+
+@dataclass(frozen=True)
+class Described:
+    """What the servers are. A part of None is a server from before they said so, or one that this
+    client has no address of."""
+
+    reload: Formats | None
+    offload: Formats | None
+
+    def refusals(self, codec: str) -> list[str]:
+        """Why this node and these servers cannot share pages of a codec, one line each; empty where
+        they can, or where a server does not say.
+
+        Args:
+            codec: its name, `spec.codec.name`.
+        """
+        node, writer, found = own_formats(), self.offload, []
+        if not node.writes(codec):
+            found.append(f"this node does not know codec {codec}: upgrade it")
+        if writer is not None and not writer.writes(codec):
+            found.append(f"the offload server does not know codec {codec}: upgrade it")
+        for name, reader in (("this node", node), ("the reload server", self.reload)):
+            if writer is not None and reader is not None and not reader.reads(writer):
+                found.append(
+                    f"{name} does not read the frames that the offload server writes: upgrade it"
+                )
+        return found
 
 
 def entry_of(info: dictionaries.DictionaryInfo) -> DictionaryEntry:

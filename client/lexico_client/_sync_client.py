@@ -13,7 +13,7 @@ from lexico_client._deadline import Clock
 from lexico_client._endpoint import Endpoint
 from lexico_client._load import Target
 from lexico_client._offload import PageSource
-from lexico_client._results import DictionaryEntry, Loaded, LoadSeconds, Match, PutReport
+from lexico_client._results import Described, DictionaryEntry, Loaded, LoadSeconds, Match, PutReport
 from lexico_client._runner import Runner
 from lexico_client._settings import Timeouts, check_seconds
 from lexico_client._transport import Transport
@@ -131,6 +131,10 @@ class Client:
         """As `AsyncClient.list_dictionaries`."""
         work = self._client.list_dictionaries(timeout=timeout)
         return self._run(work, self._timeouts.dictionaries, timeout)
+
+    def describe(self, *, timeout: float | None = None) -> Described:
+        """As `AsyncClient.describe`."""
+        return self._run(self._client.describe(timeout=timeout), self._timeouts.match, timeout)
 
     def _run(
         self,

@@ -7,7 +7,7 @@ error tree, nothing else. The definition is tests/support/client_transport_contr
 from __future__ import annotations
 
 from collections.abc import AsyncGenerator
-from typing import Protocol
+from typing import Literal, Protocol
 
 from google.protobuf.message import Message
 
@@ -16,10 +16,15 @@ from lexico_proto.limits import MESSAGE_BYTES
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
+from lexico_proto.v1 import versions_pb2 as versions
+
+Server = Literal["reload", "offload"]
+"""One of the two servers that a client speaks to."""
 
 
 class Transport(Protocol):
-    """The three services. Each call ends within `timeout` seconds, or raises `DeadlineExpired`.
+    """The services of both servers. Each call ends within `timeout` seconds, or raises
+    `DeadlineExpired`.
 
     Every method raises errors of `lexico_proto.errors` alone; a cancellation of the running task
     passes.
@@ -57,6 +62,12 @@ class Transport(Protocol):
 
     async def list_dictionaries(self, timeout: float) -> dictionaries.ListResponse:
         """Dictionaries.List."""
+        ...
+
+    async def describe(
+        self, server: Server, request: versions.DescribeRequest, timeout: float
+    ) -> versions.DescribeResponse:
+        """Versions.Describe, of one server."""
         ...
 
     async def close(self) -> None:

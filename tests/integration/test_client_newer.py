@@ -30,7 +30,7 @@ async def test_a_newer_page_behind_the_service(tmp_path: Path) -> None:
             key, scope = page_keys(SPEC, TOKENS)[1], tenant_scope(DEFAULT_TENANT)
             page = services.store.read_page(scope, key)
             assert page is not None
-            for change, reason in ((of_version, errors.Unavailable), (of_codec, errors.NewerFrame)):
+            for change, reason in ((of_version, errors.NewerFrame), (of_codec, errors.NewerFrame)):
                 frames = [change(frame, 999) for frame in page]
                 services.store.commit(scope, key, frames, 60)
                 loaded = await client.load(SPEC, TOKENS, Landing(SPEC))

@@ -101,7 +101,8 @@ async def test_misses_have_reasons(reason: str, tmp_path: Path) -> None:
             loaded = await client.load(made.spec, made.token_ids, target(made))
         assert loaded.pages == 0
         assert services.counts(MISSES) == {(reason,): 1}
-    assert counts(mine, CLIENT_MISSES) == {("absent",): 1, ("unavailable",): 1}
+    told = {"absent": "unavailable", "damaged": "damaged-frame", "newer": "newer-frame"}[reason]
+    assert counts(mine, CLIENT_MISSES) == {("absent",): 1, (told,): 1}
 
 
 class Failing:

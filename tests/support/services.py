@@ -24,7 +24,7 @@ from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
 from lexico_services.offload.encoder_pools import LocalEncoders
 from lexico_services.offload.ingress import EncoderPool, Ingress
-from lexico_services.offload.servicer import SERVICE, OffloadServicer
+from lexico_services.offload.servicer import SERVICES, OffloadServicer
 from lexico_services.reload.server import ReloadServer
 from lexico_services.server import GrpcServer
 from lexico_store import MemoryStore, PageStore
@@ -77,7 +77,7 @@ async def running_services(
     front = GrpcServer(
         listen,
         servicer.add_to,
-        (SERVICE,),
+        SERVICES,
         interceptors=interceptors,
     )
     bounds = replace(reload or ReloadConfig(), match_timeout_s=PATIENCE_S)

@@ -38,6 +38,7 @@ def test_frames_of_several_pieces(size: int) -> None:
     assert list(frame_messages(3, 0, frame[:size])) == by_protobuf(3, 0, frame[:size])
 
 
-@given(U32)
-def test_a_miss(page: int) -> None:
-    assert miss_message(page) == pb.GetResponse(miss=pb.Miss(page=page)).SerializeToString()
+@given(U32, st.sampled_from(pb.MissReason.values()))
+def test_a_miss(page: int, reason: pb.MissReason) -> None:
+    message = pb.GetResponse.FromString(miss_message(page, reason))
+    assert message == pb.GetResponse(miss=pb.Miss(page=page, reason=reason))

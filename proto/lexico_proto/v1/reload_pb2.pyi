@@ -1,10 +1,22 @@
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class MissReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    MISS_REASON_UNSPECIFIED: _ClassVar[MissReason]
+    MISS_REASON_ABSENT: _ClassVar[MissReason]
+    MISS_REASON_DAMAGED: _ClassVar[MissReason]
+    MISS_REASON_NEWER: _ClassVar[MissReason]
+MISS_REASON_UNSPECIFIED: MissReason
+MISS_REASON_ABSENT: MissReason
+MISS_REASON_DAMAGED: MissReason
+MISS_REASON_NEWER: MissReason
 
 class MatchRequest(_message.Message):
     __slots__ = ("page_keys",)
@@ -49,7 +61,9 @@ class FramePart(_message.Message):
     def __init__(self, page: _Optional[int] = ..., group: _Optional[int] = ..., frame_bytes: _Optional[int] = ..., data: _Optional[bytes] = ...) -> None: ...
 
 class Miss(_message.Message):
-    __slots__ = ("page",)
+    __slots__ = ("page", "reason")
     PAGE_FIELD_NUMBER: _ClassVar[int]
+    REASON_FIELD_NUMBER: _ClassVar[int]
     page: int
-    def __init__(self, page: _Optional[int] = ...) -> None: ...
+    reason: MissReason
+    def __init__(self, page: _Optional[int] = ..., reason: _Optional[_Union[MissReason, str]] = ...) -> None: ...

@@ -14,7 +14,7 @@ from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig
 from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_services.offload.ingress import Ingress
-from lexico_services.offload.servicer import SERVICE, OffloadServicer
+from lexico_services.offload.servicer import SERVICES, OffloadServicer
 from lexico_services.security import PLAINTEXT, Security
 from lexico_services.server import GrpcServer
 from lexico_worker.config import EncoderConfig
@@ -52,7 +52,7 @@ class IngressReplica:
         self._server = GrpcServer(
             config.listen,
             servicer.add_to,
-            (SERVICE,),
+            SERVICES,
             config.security,
         )
         self._ready = asyncio.get_running_loop().create_task(self._server.start())

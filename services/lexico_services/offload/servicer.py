@@ -13,6 +13,8 @@ from lexico_codec.wire import spec_from_wire
 from lexico_proto.errors import InvalidInput, StreamTruncated
 from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import offload_pb2 as pb
+from lexico_proto.v1 import versions_pb2_grpc
+from lexico_services import versions_servicer
 from lexico_services.auth import Tenants
 from lexico_services.offload.ingress import Ingress, Report, Upload
 from lexico_services.server import add_handlers
@@ -23,6 +25,8 @@ from lexico_worker.page_encoder import Outcome, PageDone
 _log = logging.getLogger(__name__)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Offload"].full_name
+SERVICES: Final = (SERVICE, versions_servicer.SERVICE)
+"""Everything that an ingress serves."""
 
 PUT: Final = pb.DESCRIPTOR.services_by_name["Offload"].methods_by_name["Put"].name
 
@@ -36,7 +40,7 @@ Context = grpc.aio.ServicerContext[bytes, pb.PutResponse]
 
 
 class OffloadServicer:
-    """Serves lexico_proto.v1.Offload."""
+    """Serves lexico_proto.v1.Offload, and Versions beside it."""
 
     def __init__(self, ingress: Ingress, tenants: Tenants, metrics: Metrics = PROCESS) -> None:
         """
@@ -48,15 +52,17 @@ class OffloadServicer:
         self._ingress = ingress
         self._tenants = tenants
         self._puts = Calls(metrics, CALLS, "put")
+        self._versions = versions_servicer.VersionsServicer(tenants, metrics)
 
     def add_to(self, server: grpc.aio.Server) -> None:
-        """Registers the service, with a reader of messages that does not copy their payload."""
+        """Registers the services, with a reader of messages that does not copy their payload."""
         put = grpc.stream_unary_rpc_method_handler(
             self.put,
             request_deserializer=parse_put,
             response_serializer=pb.PutResponse.SerializeToString,
         )
         add_handlers(server, SERVICE, {PUT: put})
+        versions_pb2_grpc.add_VersionsServicer_to_server(self._versions, server)
 
     async def put(self, parts: AsyncIterator[PutPart], context: Context) -> pb.PutResponse:
         """One header, then pages; see offload.proto."""

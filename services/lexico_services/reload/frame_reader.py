@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
+from enum import StrEnum
 from functools import partial
 from typing import Final, Protocol
 
@@ -18,15 +19,30 @@ MEASURED_FRAMES: Final = 1024
 """Frames whose lengths are asked for in one round trip, or those of one layer group."""
 
 
+class Absence(StrEnum):
+    """Why a frame cannot be given: as `MISS_REASONS` of `lexico_proto.metrics`."""
+
+    ABSENT = "absent"
+    """It is not there, or not as long any more as was said."""
+    DAMAGED = "damaged"
+    """It was; its page is removed."""
+    NEWER = "newer"
+    """A newer release wrote it; it stays."""
+
+
+Found = bytes | Absence
+"""A frame that is sound, or why there is none."""
+
+
 class FrameSource(Protocol):
     """The pages of one Get. Calls block."""
 
     def frame_bytes(self, groups: Sequence[int]) -> list[list[int]]:
         """Lengths of frames, `[group][page]`; 0 for one that is not there."""
 
-    def read(self, group: int, first: int, lengths: Sequence[int]) -> list[bytes | None]:
-        """One frame of each page from position `first` on: those that are there, sound and exactly
-        as long as was said.
+    def read(self, group: int, first: int, lengths: Sequence[int]) -> list[Found]:
+        """One frame of each page from position `first` on. A frame is sound and exactly as long as
+        was said.
         """
 
 
@@ -37,7 +53,7 @@ class FrameBatch:
         self,
         group: int,
         first: int,
-        read: asyncio.Future[list[bytes | None]],
+        read: asyncio.Future[list[Found]],
         taken: int,
         buffers: ByteBudget,
     ) -> None:
@@ -51,9 +67,9 @@ class FrameBatch:
         """
         self.group = group
         self.first = first
-        self.frames: list[bytes | None] = []
+        self.frames: list[Found] = []
         """One a page, once arrived."""
-        self._read: asyncio.Future[list[bytes | None]] | None = read
+        self._read: asyncio.Future[list[Found]] | None = read
         self._taken = taken
         self._buffers = buffers
         self._dropped = False
@@ -77,7 +93,7 @@ class FrameBatch:
         if self._read is None:
             self._hold(0)
 
-    def _settle(self, read: asyncio.Future[list[bytes | None]]) -> None:
+    def _settle(self, read: asyncio.Future[list[Found]]) -> None:
         """Holds what the frames have in place of what they might have had."""
         if read.cancelled() or read.exception() is not None:
             self._hold(0)
@@ -87,7 +103,7 @@ class FrameBatch:
             self._hold(0)
         else:
             self.frames = read.result()
-            self._hold(sum(len(frame) for frame in self.frames if frame is not None))
+            self._hold(sum(len(frame) for frame in self.frames if isinstance(frame, bytes)))
 
     def _hold(self, size: int) -> None:
         surplus, self._taken = self._taken - size, size

@@ -10,7 +10,8 @@ from typing import Any
 import grpc
 
 from lexico_proto.metrics import PROCESS, Metrics
-from lexico_proto.v1 import dictionaries_pb2_grpc
+from lexico_proto.v1 import dictionaries_pb2_grpc, versions_pb2_grpc
+from lexico_services import versions_servicer
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, ReloadConfig
@@ -24,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class ReloadServer:
-    """Serves Reload and Dictionaries from a store. The store stays the caller's."""
+    """Serves Reload, Dictionaries and Versions from a store. The store stays the caller's."""
 
     def __init__(
         self,
@@ -52,10 +53,11 @@ class ReloadServer:
         parts = (store, tenants, config, self._threads, streams, calls, self.buffers, metrics)
         self._reload = reload_servicer.ReloadServicer(*parts)
         self._dictionaries = dictionaries_servicer.DictionariesServicer(*parts)
+        self._versions = versions_servicer.VersionsServicer(tenants, metrics)
         self._server = GrpcServer(
             listen,
             self._add_to,
-            (reload_servicer.SERVICE, dictionaries_servicer.SERVICE),
+            (reload_servicer.SERVICE, dictionaries_servicer.SERVICE, versions_servicer.SERVICE),
             security,
             interceptors,
         )
@@ -81,3 +83,4 @@ class ReloadServer:
     def _add_to(self, server: grpc.aio.Server) -> None:
         self._reload.add_to(server)
         dictionaries_pb2_grpc.add_DictionariesServicer_to_server(self._dictionaries, server)
+        versions_pb2_grpc.add_VersionsServicer_to_server(self._versions, server)

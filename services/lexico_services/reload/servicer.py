@@ -29,7 +29,7 @@ from lexico_proto.v1 import reload_pb2 as pb
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, write_to
 from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
-from lexico_services.reload.frame_reader import FrameBatch, FrameReader
+from lexico_services.reload.frame_reader import Absence, Found, FrameBatch, FrameReader
 from lexico_services.server import add_handlers
 from lexico_services.status import translated
 from lexico_store import PageStore
@@ -38,6 +38,12 @@ _log = logging.getLogger(__name__)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Reload"].full_name
 
+
+_MISS_REASONS: Final = {
+    Absence.ABSENT: pb.MISS_REASON_ABSENT,
+    Absence.DAMAGED: pb.MISS_REASON_DAMAGED,
+    Absence.NEWER: pb.MISS_REASON_NEWER,
+}
 
 Write = Callable[[bytes], Awaitable[None]]
 """Sends one serialised GetResponse."""
@@ -162,9 +168,9 @@ class ReloadServicer:
         for page, frame in enumerate(batch.frames, batch.first):
             if page >= reader.limit:
                 return
-            if frame is None:
+            if isinstance(frame, Absence):
                 reader.limit = page
-                await write(miss_message(page))
+                await write(miss_message(page, _MISS_REASONS[frame]))
                 return
             for message in frame_messages(page, batch.group, frame):
                 await write(message)
@@ -207,50 +213,38 @@ class _SoundFrames:
     def frame_bytes(self, groups: Sequence[int]) -> list[list[int]]:
         return self._store.frame_bytes(self._scope, self._keys, groups)
 
-    def read(self, group: int, first: int, lengths: Sequence[int]) -> list[bytes | None]:
+    def read(self, group: int, first: int, lengths: Sequence[int]) -> list[Found]:
         """A page with a damaged frame is removed, so that it is sent anew; a newer one is left to
         those that can read it. One that was committed anew since its length was asked for, and has
         another, is a miss: its bytes are not counted.
         """
         keys = self._keys[first : first + len(lengths)]
         asked = [key for key, length in zip(keys, lengths, strict=True) if length]
-        found = dict(zip(asked, self._store.read(self._scope, asked, group), strict=True))
-        frames: list[bytes | None] = []
-        damaged, newer = [], 0
-        for key, length in zip(keys, lengths, strict=True):
-            frame = found.pop(key, None)
-            if frame is not None and len(frame) != length:
-                frame = None
-            try:
-                if frame is not None and not _belongs(frame, key):
-                    damaged.append(key)
-                    frame = None
-            except NewerFrame:
-                newer += 1
-                frame = None
-            frames.append(frame)
-        self._count(frames.count(None), len(damaged), newer)
+        read = dict(zip(asked, self._store.read(self._scope, asked, group), strict=True))
+        found = [
+            _judged(read.pop(key, None), key, length)
+            for key, length in zip(keys, lengths, strict=True)
+        ]
+        for reason in Absence:
+            self._misses[reason].add(found.count(reason))
+        damaged = [key for key, frame in zip(keys, found, strict=True) if frame is Absence.DAMAGED]
         if damaged:
             _log.warning("damaged pages=%d group=%d: removed", len(damaged), group)
             self._store.discard(self._scope, damaged)
-        if newer:
+        if newer := found.count(Absence.NEWER):
             _log.warning("newer pages=%d group=%d: left alone, upgrade to read", newer, group)
-        return frames
-
-    def _count(self, missing: int, damaged: int, newer: int) -> None:
-        numbers = (missing - damaged - newer, damaged, newer)
-        for reason, number in zip(MISS_REASONS, numbers, strict=True):
-            self._misses[reason].add(number)
+        return found
 
 
-def _belongs(frame: bytes, key: bytes) -> bool:
-    """Whether a frame is sound and the page's own. Whoever decodes it checks again, and more, and
-    has to know its codec.
-
-    Raises:
-        NewerFrame: sound, of a version that is not known here.
+def _judged(frame: bytes | None, key: bytes, length: int) -> Found:
+    """A frame that is sound, the page's own and as long as was said. Whoever decodes it checks
+    again, and more, and has to know its codec.
     """
+    if frame is None or len(frame) != length:
+        return Absence.ABSENT
     try:
-        return parse_frame(frame)[0].page_key == key
+        return frame if parse_frame(frame)[0].page_key == key else Absence.DAMAGED
     except DamagedFrame:
-        return False
+        return Absence.DAMAGED
+    except NewerFrame:
+        return Absence.NEWER
