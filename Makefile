@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench test-gpu bench-gpu
+.PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench chaos soak test-gpu bench-gpu
 .PHONY: lock test-newest test-oldest compatibility redis compiler clean
 
 help:            ## this list
@@ -54,6 +54,12 @@ goldens: $(VENV)/dev ## write golden frames where there are none; --rewrite is b
 bench: $(VENV)/bench ## every benchmark and the short study, results into bench/results/
 	for name in bench.startup bench.wire bench.reload bench.encode bench.codec_speed bench.compile_report lexico_lab.studies.fidelity; do \
 	  $(BIN)/python -m $$name || exit 1; done
+
+chaos: $(VENV)/dev redis ## ten minutes of faults under eight nodes; SEED=1
+	$(BIN)/python -m bench.endurance chaos --seed $(or $(SEED),1)
+
+soak: $(VENV)/dev redis ## thirty minutes under eight nodes: does anything grow?
+	$(BIN)/python -m bench.endurance soak --seed $(or $(SEED),1)
 
 # On a machine with a CUDA device, whose python3 has torch, triton, numpy and pytest: nothing is installed.
 GPU_PYTHON ?= python3

@@ -1,0 +1,161 @@
+"""What chaos does to the service, one thing after another, and how each is mended."""
+
+from __future__ import annotations
+
+import random
+import signal
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Final
+
+import psutil
+import redis
+
+from bench.endurance.stack import Nodes, Stack
+
+Fault = Callable[[Stack, Nodes, random.Random], None]
+
+
+def _kill(words: str) -> Fault:
+    def kill(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+        if process := stack.one(words):
+            with suppress(psutil.Error):
+                process.kill()
+
+    return kill
+
+
+def _sleep(dice: random.Random, most: float = 4.0) -> None:
+    time.sleep(dice.uniform(0.2, most))
+
+
+def kill_node(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """A node vanishes in the middle of a call."""
+    dice.choice(nodes.living).kill()
+
+
+def end_serve(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """An orderly restart under load."""
+    stack.serve.terminate()
+    stack.serve.wait()
+
+
+def restart_redis(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """Redis dies, and comes back empty."""
+    stack.restart_redis()
+
+
+def stop_redis(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """Redis hangs for a while."""
+    stack.redis.send_signal(signal.SIGSTOP)
+    _sleep(dice)
+    stack.redis.send_signal(signal.SIGCONT)
+
+
+def stop_encoder(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """An encoder hangs for a while."""
+    if process := stack.one("Encoder"):
+        with suppress(psutil.Error):
+            process.suspend()
+            _sleep(dice)
+            process.resume()
+
+
+def slow_network(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """Every answer of Redis comes 100 ms late."""
+    stack.proxy.delay_s = 0.1
+    _sleep(dice, 8.0)
+    stack.proxy.delay_s = 0.0
+
+
+def forgetful_network(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """Connections go dead without a reset; later ones work."""
+    stack.proxy.swallows = True
+    _sleep(dice, 8.0)
+    stack.proxy.cut()
+    stack.proxy.swallows = False
+
+
+def cut_network(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """Every connection to Redis is reset."""
+    stack.proxy.cut()
+
+
+def damage_pages(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """A byte of some frames turns, or a frame is cut, lost or put in another's place."""
+    with suppress(redis.RedisError):
+        client = stack.direct()
+        names = list(client.scan_iter("lx1:p:*", count=1000))
+        for name in dice.sample(names, min(20, len(names))):
+            frames = client.hgetall(name)
+            field = dice.choice(sorted(frames) or [b""])
+            frame = bytearray(frames.get(field, b""))
+            if not frame:
+                continue
+            kind = dice.randrange(4)
+            if kind == 0:
+                frame[dice.randrange(len(frame))] ^= 1 << dice.randrange(8)
+                client.hset(name, field, bytes(frame))
+            elif kind == 1:
+                client.hset(name, field, bytes(frame[: len(frame) // 2]))
+            elif kind == 2:
+                client.hdel(name, field)
+            else:
+                other = client.hget(dice.choice(names), field)
+                if other:
+                    client.hset(name, field, other)
+
+
+def lose_pages(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """Half of the pages are gone."""
+    with suppress(redis.RedisError):
+        client = stack.direct()
+        names = list(client.scan_iter("lx1:p:*", count=1000))
+        lost = dice.sample(names, len(names) // 2)
+        if lost:
+            client.unlink(*lost)
+
+
+def fill_redis(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """Nothing more may be stored for a while."""
+    with suppress(redis.RedisError):
+        client = stack.direct()
+        before = client.config_get("maxmemory")["maxmemory"]
+        client.config_set("maxmemory-policy", "noeviction")
+        client.config_set("maxmemory", "1mb")
+        _sleep(dice)
+        client.config_set("maxmemory", before)
+        client.config_set("maxmemory-policy", "volatile-lru")
+
+
+def refuse_writes(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """The user may not write any more; then he may again."""
+    with suppress(redis.RedisError):
+        client = stack.direct()
+        client.execute_command("ACL", "SETUSER", "default", "-@write")
+        _sleep(dice)
+        client.execute_command("ACL", "SETUSER", "default", "+@write")
+
+
+FAULTS: Final[dict[str, Fault]] = {
+    "encoder killed": _kill("Encoder"),
+    "ingress killed": _kill("Ingress"),
+    "reload server killed": _kill("reload-server"),
+    "raylet killed": _kill("raylet"),
+    "serve killed": _kill("serve --drain"),
+    "serve ended": end_serve,
+    "node killed": kill_node,
+    "redis restarted": restart_redis,
+    "redis stopped": stop_redis,
+    "encoder stopped": stop_encoder,
+    "network slow": slow_network,
+    "network forgetful": forgetful_network,
+    "network cut": cut_network,
+    "pages damaged": damage_pages,
+    "pages lost": lose_pages,
+    "store full": fill_redis,
+    "rights revoked": refuse_writes,
+}
+HEAVY: Final = frozenset({"raylet killed", "serve killed", "serve ended", "reload server killed"})
+"""Those after which the whole service starts again: rarer than the others."""
