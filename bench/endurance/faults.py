@@ -88,7 +88,7 @@ def damage_pages(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
         client = stack.direct()
         names = list(client.scan_iter("lx1:p:*", count=1000))
         for name in dice.sample(names, min(20, len(names))):
-            frames = client.hgetall(name)
+            frames: dict[bytes, bytes] = client.hgetall(name)  # type: ignore[assignment]
             field = dice.choice(sorted(frames) or [b""])
             frame = bytearray(frames.get(field, b""))
             if not frame:
@@ -125,7 +125,7 @@ def fill_redis(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
         client.config_set("maxmemory-policy", "noeviction")
         client.config_set("maxmemory", "1mb")
         _sleep(dice)
-        client.config_set("maxmemory", before)
+        client.config_set("maxmemory", str(before))
         client.config_set("maxmemory-policy", "volatile-lru")
 
 
@@ -133,9 +133,9 @@ def refuse_writes(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
     """The user may not write any more; then he may again."""
     with suppress(redis.RedisError):
         client = stack.direct()
-        client.execute_command("ACL", "SETUSER", "default", "-@write")
+        client.acl_setuser("default", enabled=True, categories=["-@write"])
         _sleep(dice)
-        client.execute_command("ACL", "SETUSER", "default", "+@write")
+        client.acl_setuser("default", enabled=True, categories=["+@write"])
 
 
 FAULTS: Final[dict[str, Fault]] = {

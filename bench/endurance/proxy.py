@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from collections.abc import Coroutine
 from contextlib import suppress
-from typing import Final
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
 
 _PIECE: Final = 1 << 16
 
@@ -51,7 +54,7 @@ class Proxy:
         self._thread.join()
         self._loop.close()
 
-    def _done(self, work):  # type: ignore[no-untyped-def]
+    def _done(self, work: Coroutine[Any, Any, T]) -> T:
         return asyncio.run_coroutine_threadsafe(work, self._loop).result()
 
     async def _start(self) -> asyncio.Server:
