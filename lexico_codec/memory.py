@@ -52,7 +52,8 @@ class CacheMemory:
             tokens: to read or write; None for all that follow the first slot.
             block_table: `[n]` int32 or int64, on the device of the memory: slot j is
                 `pool[block_table[j // block_tokens], j % block_tokens]`. It may be longer than
-                needed, and names no block twice.
+                needed, names no block twice, and is copied: what becomes of it later counts for
+                nothing.
             first_slot: slot of the first token; without a block table its index.
             first_layer, first_head: see the class.
 

@@ -57,6 +57,9 @@ class EncoderConfig:
         for name in ("page_ttl_s", "lease_ttl_s", "ongoing_per_replica", "queued_per_handle"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"encoders: {name} must be positive")
+        for name in ("num_cpus", "threads", "dictionary_cache_bytes"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ConfigurationError(f"encoders: {name} must not be negative")
         if self.num_gpus is not None and not _is_fraction(self.num_gpus):
             raise ConfigurationError(
                 "encoders: num_gpus must be 0, a fraction of one GPU, or a whole number of them"

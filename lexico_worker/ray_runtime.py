@@ -54,6 +54,10 @@ class RayConfig:
     start_s: float = 120.0
     """Seconds that each part of a Ray started here is given to start."""
 
+    def __post_init__(self) -> None:
+        if self.num_cpus < 0 or self.object_store_bytes < 0:
+            raise ConfigurationError("ray: num_cpus and object_store_bytes must not be negative")
+
 
 class RayRuntime:
     """Starts or joins Ray; `stop` ends what was started.

@@ -45,7 +45,9 @@ class TableMemory:
     tokens: int
     """Tokens that are read or written."""
     block_table: Tensor | None = None
-    """`[n]` int32 or int64 on the device of the tables, for at least all slots that are used."""
+    """`[n]` int32 or int64 on the device of the tables, for at least all slots that are used. It
+    is a copy of the one that was given: engines write into theirs, and only this one was checked.
+    """
     first_slot: int = 0
     """Slot of the first token: a page may begin within a block."""
 
@@ -79,6 +81,7 @@ class TableMemory:
             if (part.shape, part.dtype, part.device) != kind:
                 raise ShapeMismatch("parts: shapes, dtypes and devices must agree")
         check_tables(parts)
+        block_table = _copied(block_table)
         tokens = _tokens_there(first, "parts", tokens, block_table, first_slot)
         return cls(tuple(parts), tokens, block_table, first_slot)
 
@@ -102,6 +105,7 @@ class TableMemory:
         rank = 3 if block_table is None else 4
         _check_kind(whole, rank + (2 if whole.ndim == rank + 2 else 1), "memory")
         check_strides(whole, "memory")
+        block_table = _copied(block_table)
         tokens = _tokens_there(whole, "memory", tokens, block_table, first_slot)
         return cls(whole, tokens, block_table, first_slot)
 
@@ -119,6 +123,7 @@ class TableMemory:
         """
         if (block_table is None) != (self.block_table is None):
             raise ShapeMismatch("block_table: goes with pools of blocks, and with those alone")
+        block_table = _copied(block_table)
         tokens = _tokens_there(self._first(), "memory", tokens, block_table, first_slot)
         return replace(self, tokens=tokens, block_table=block_table, first_slot=first_slot)
 
@@ -277,6 +282,10 @@ class TableMemory:
     def _first(self) -> Tensor:
         """A tensor whose last dimensions are those of a table."""
         return self.held[0] if isinstance(self.held, tuple) else self.held
+
+
+def _copied(block_table: Tensor | None) -> Tensor | None:
+    return None if block_table is None else block_table.clone(memory_format=torch.contiguous_format)
 
 
 def _four(strides: list[tuple[int, ...]], blocks: bool) -> npt.NDArray[np.int64]:

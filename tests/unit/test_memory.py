@@ -174,6 +174,20 @@ def test_elements_may_share_memory_where_they_are_only_read() -> None:
         target_of(tensor)
 
 
+def test_what_becomes_of_a_block_table_later_counts_for_nothing() -> None:
+    """Engines write into theirs; what was checked is what is used."""
+    pool = torch.zeros(2, 6, 4, 3, 8, dtype=torch.float16)
+    table = TABLE.clone()
+    memory = CacheMemory.of([pool[0]], [pool[1]], block_table=table)
+    over = CacheMemory.over(pool[None], block_table=table)
+    page = memory.at(4, table, 4)
+    table.fill_(1 << 40)
+    for described, blocks in ((memory, [4, 0, 5]), (over, [4, 0, 5]), (page, [0])):
+        pool.zero_()
+        described.write(torch.ones(described.shape).half())
+        assert pool.amax((0, 2, 3, 4)).nonzero()[:, 0].tolist() == sorted(blocks)
+
+
 # Pages and groups of one
 
 

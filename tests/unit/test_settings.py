@@ -14,6 +14,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from lexico_proto.errors import ConfigurationError
+from lexico_services import serve as serve_module
 from lexico_services.cli import main
 from lexico_services.reload import child as child_module
 from lexico_services.settings import Settings
@@ -81,6 +82,20 @@ def test_options_win_over_both(file: Path) -> None:
     assert made.listen_offload.host == "127.0.0.3"
 
 
+@pytest.mark.parametrize(
+    ("key", "value", "named"),
+    [
+        ("encoder.num_cpus", float("nan"), "encoder.num_cpus: nan must be a finite number"),
+        ("store.page_ttl_s", float("inf"), "store.page_ttl_s: inf must be a finite number"),
+        ("store.url", "", "store.url: must be a text that is not empty"),
+        ("listen.host", "", "listen.host: '' must be a text that is not empty"),
+    ],
+)
+def test_options_are_checked_as_files_are(key: str, value: Any, named: str) -> None:
+    with pytest.raises(ConfigurationError, match=re.escape(f"option for {named}")):
+        Settings.of({key: value}, None, {})
+
+
 def test_file_and_environment_must_not_contradict_each_other(file: Path) -> None:
     environment = {"LEXICO_LISTEN__HOST": "127.0.0.2"}
     message = refused(file, "[listen]\nhost = '::1'\n", environment)
@@ -113,6 +128,15 @@ def test_file_and_environment_must_not_contradict_each_other(file: Path) -> None
         ("[listen]\nhost = 'a'\nhost = 'b'\n", ["no TOML", "line 3"]),
         ("[listen]\nhost = 'a'\n[listen]\nhost = 'b'\n", ["no TOML", "line 3"]),
         ("[listen\n", ["no TOML", "line 1"]),
+        (f"[reload]\nport = {'9' * 5000}\n", ["no TOML", "digits"]),
+        ('["a\\nb"]\nx = 1\n', [r"'a\nb' is no table"]),
+        ('[listen]\n"a\\u001b[31m" = 1\n', [r"listen.'a\x1b[31m' is no setting"]),
+        ("[offload]\nport = 70000\n", ["port 70000", "offload.port in"]),
+        ("[reload]\nport = -1\n", ["port -1", "reload.port in"]),
+        ("[store]\npage_ttl_s = 0\n", ["page_ttl_s is 0.0", "store.page_ttl_s in"]),
+        ("[encoder]\nnum_cpus = -1\n", ["num_cpus", "encoder.num_cpus in"]),
+        ("[encoder]\nthreads = -1\n", ["threads", "encoder.threads in"]),
+        ("[ray]\nnum_cpus = -1\n", ["num_cpus", "ray.num_cpus in"]),
     ],
 )
 def test_bad_files_are_refused_by_file_and_key(file: Path, text: str, named: list[str]) -> None:
@@ -182,6 +206,23 @@ def test_one_line_and_exit_code_2(file: Path, capsys: pytest.CaptureFixture[str]
         assert said == (
             f"lexico: {file}: reload.max_pagse is no setting; did you mean max_pages?\n"
         )
+
+
+@pytest.mark.parametrize("command", ["serve", "offload-server"])
+def test_a_token_file_is_read_before_anything_is_started(
+    command: str,
+    file: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def started(*_: Any) -> Any:
+        raise AssertionError
+
+    monkeypatch.setattr(serve_module, "reachable_store", started)
+    monkeypatch.setattr(serve_module, "offload_server", started)
+    missing = ["--token-file", str(file), "--store", "redis://127.0.0.1"]
+    assert main([command, *missing]) == 2
+    assert capsys.readouterr().err.startswith(f"lexico: token file {file}: ")
 
 
 def test_a_child_gets_every_setting_by_a_file_of_its_own(

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any, Final, TypeVar
 
 from lexico_proto.errors import ConfigurationError
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
@@ -26,6 +27,8 @@ from lexico_worker.config import EncoderConfig
 from lexico_worker.ray_runtime import RayConfig
 
 T = TypeVar("T")
+
+NOWHERE: Final[Mapping[str, str]] = MappingProxyType({})
 
 
 @dataclass(frozen=True)
@@ -89,32 +92,31 @@ class Settings:
     @property
     def reload(self) -> ReloadConfig:
         """Bounds of the reload server."""
-        return self._built("reload", ReloadConfig, page_ttl_s=self.value(PAGE_TTL))
+        return self._built("reload", ReloadConfig, {"page_ttl_s": PAGE_TTL})
 
     @property
     def ray(self) -> RayConfig:
         """Which Ray to use."""
-        return self._built("ray", RayConfig, start_s=self.value("listen.start_s"))
+        return self._built("ray", RayConfig, {"start_s": "listen.start_s"})
 
     @property
     def listen_offload(self) -> ListenConfig:
         """Where the ingress listens."""
-        return self._built("listen", ListenConfig, port=self.value(OFFLOAD_PORT))
+        return self._built("listen", ListenConfig, {"port": OFFLOAD_PORT})
 
     @property
     def listen_reload(self) -> ListenConfig:
         """Where the reload server listens."""
-        return self._built("listen", ListenConfig, port=self.value(RELOAD_PORT))
+        return self._built("listen", ListenConfig, {"port": RELOAD_PORT})
 
     def encoder(self, store_url: str) -> EncoderConfig:
         """The encoders of a store that other processes reach by this URL."""
         return self._built(
             "encoder",
             EncoderConfig,
+            {"page_ttl_s": PAGE_TTL, "log_level": LOG_LEVEL},
             store_url=store_url,
             store=self.store,
-            page_ttl_s=self.value(PAGE_TTL),
-            log_level=self.log_level,
         )
 
     def with_store(self, url: str) -> Settings:
@@ -151,16 +153,30 @@ class Settings:
             lines.append(f"{line}  # {given.source}" if sources else line)
         return "\n".join(lines[1:]) + "\n"
 
-    def _built(self, table: str, cls: type[T], **others: Any) -> T:
-        _, elsewhere = TABLES[table]
-        names = [field.name for field in fields(cls) if field.name not in elsewhere]  # type: ignore[arg-type]
-        try:
-            return cls(**{name: self.value(f"{table}.{name}") for name in names}, **others)
-        except ConfigurationError as error:
-            raise ConfigurationError(f"{error.message}{self._who_gave(table, names)}") from error
+    def _built(
+        self, table: str, cls: type[T], elsewhere: Mapping[str, str] = NOWHERE, **others: Any
+    ) -> T:
+        """One of the dataclasses.
 
-    def _who_gave(self, table: str, names: list[str]) -> str:
-        """The files and variables that gave settings of a table, for an error about one of them."""
-        sources = {f"{table}.{name}": self.given[f"{table}.{name}"].source for name in names}
+        Args:
+            table: that has most of its fields.
+            cls: which.
+            elsewhere: field → key, of those that other tables have.
+            others: fields that are no settings.
+
+        Raises:
+            ConfigurationError: what it refuses, with the files and variables that gave its fields.
+        """
+        _, left_out = TABLES[table]
+        names = [field.name for field in fields(cls) if field.name not in left_out]  # type: ignore[arg-type]
+        keys = {name: f"{table}.{name}" for name in names} | dict(elsewhere)
+        try:
+            return cls(**{name: self.value(key) for name, key in keys.items()}, **others)
+        except ConfigurationError as error:
+            raise ConfigurationError(f"{error.message}{self._who_gave(keys.values())}") from error
+
+    def _who_gave(self, keys: Iterable[str]) -> str:
+        """The files and variables that gave settings, for an error about one of them."""
+        sources = {key: self.given[key].source for key in keys}
         told = [f"{k} in {s}" for k, s in sources.items() if s not in (DEFAULT, OPTION)]
         return f" (given: {', '.join(told)})" if told else ""

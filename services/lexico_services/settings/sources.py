@@ -50,7 +50,7 @@ def resolve(
     found = {}
     for key, setting in SETTINGS.items():
         if key in options:
-            found[key] = Given(options[key], OPTION)
+            found[key] = Given(_of_option(setting, options[key]), OPTION)
             continue
         in_file, in_environment = from_files.get(key), from_variables.get(key)
         if in_file and in_environment and in_file.value != in_environment.value:
@@ -72,14 +72,14 @@ def _of_file(path: Path) -> dict[str, Given]:
         raise ConfigurationError(f"{path}: over {MAX_FILE_BYTES} bytes, so no file of settings")
     try:
         document = tomllib.loads(data.decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+    except (ValueError, RecursionError) as error:  # of text, of TOML, of a number with 5000 digits
         why = " ".join(str(error).split())
         raise ConfigurationError(f"{path}: is no TOML: {why}") from error
     tables = sorted({setting.table for setting in SETTINGS.values()})
     found = {}
     for table, entries in document.items():
         if table not in tables:
-            raise ConfigurationError(f"{path}: {table} is no table{_meant(table, tables)}")
+            raise ConfigurationError(f"{path}: {_shown(table)} is no table{_meant(table, tables)}")
         if not isinstance(entries, dict):
             raise ConfigurationError(f"{path}: {table} must be a table: [{table}]")
         for name, value in entries.items():
@@ -87,10 +87,18 @@ def _of_file(path: Path) -> dict[str, Given]:
             if setting is None:
                 names = [s.name for s in SETTINGS.values() if s.table == table]
                 raise ConfigurationError(
-                    f"{path}: {table}.{name} is no setting{_meant(name, names)}"
+                    f"{path}: {table}.{_shown(name)} is no setting{_meant(name, names)}"
                 )
             found[setting.key] = Given(_read(setting, value, f"{path}"), f"{path}")
     return found
+
+
+def _of_option(setting: Setting, value: Any) -> Any:
+    try:
+        return from_file(setting, str(value) if isinstance(value, Path) else value)
+    except NotAValue as error:
+        shown = "" if setting.secret else f" {value!r:.60}"
+        raise ConfigurationError(f"option for {setting.key}:{shown} {error}") from error
 
 
 def _read(setting: Setting, value: object, path: str) -> Any:
@@ -109,7 +117,7 @@ def _of_environment(environment: Mapping[str, str]) -> dict[str, Given]:
         if setting is None:
             if variable.startswith("LEXICO_") and "__" in variable:
                 raise ConfigurationError(
-                    f"environment: {variable} is no setting{_meant(variable, variables)}"
+                    f"environment: {_shown(variable)} is no setting{_meant(variable, variables)}"
                 )
             continue
         if variable == STORE_VARIABLE and not text:
@@ -120,6 +128,11 @@ def _of_environment(environment: Mapping[str, str]) -> dict[str, Given]:
             shown = "" if setting.secret else f"{text!r:.60} "
             raise ConfigurationError(f"environment: {variable}={shown}{error}") from error
     return found
+
+
+def _shown(name: str) -> str:
+    """A name of somebody else's as one short line; TOML and environment take any."""
+    return name if name.isprintable() and len(name) <= 60 else f"{name!r:.60}"
 
 
 def _meant(name: str, names: Iterable[str]) -> str:
