@@ -10,6 +10,7 @@ where nothing grew.
 from __future__ import annotations
 
 import argparse
+import json
 import random
 import sys
 import time
@@ -52,7 +53,9 @@ def main() -> int:
     verdict = _verdict(result, options.kind)
     result["failures"] = verdict
     sys.stdout.write(f"{options.kind}: {verdict or 'nothing wrong'}\n")
-    if not options.keep:
+    if options.keep:
+        sys.stdout.write(json.dumps(result, indent=1) + "\n")
+    else:
         finish(options.kind, result, described)
     return 1 if verdict else 0
 
