@@ -13,7 +13,7 @@ export OMP_WAIT_POLICY := passive
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench chaos soak test-gpu bench-gpu
+.PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench chaos soak fuzz test-gpu bench-gpu
 .PHONY: lock test-newest test-oldest compatibility redis compiler clean
 
 help:            ## this list
@@ -60,6 +60,9 @@ chaos: $(VENV)/dev redis ## ten minutes of faults under eight nodes; SEED=1
 
 soak: $(VENV)/dev redis ## thirty minutes under eight nodes: does anything grow?
 	$(BIN)/python -m bench.endurance soak --seed $(or $(SEED),1)
+
+fuzz: $(VENV)/fuzz ## ten minutes of attacks on whatever reads bytes of others; SEED=1
+	$(BIN)/python -m tests.fuzz --seed $(or $(SEED),1)
 
 # On a machine with a CUDA device, whose python3 has torch, triton, numpy and pytest: nothing is installed.
 GPU_PYTHON ?= python3
@@ -114,6 +117,10 @@ $(VENV)/dev: $(LOCKS)/dev.lock $(VENV)/demo
 
 $(VENV)/bench: $(LOCKS)/bench.lock $(VENV)/dev
 	$(call install,bench)
+	@touch $@
+
+$(VENV)/fuzz: $(LOCKS)/fuzz.lock $(VENV)/dev
+	$(call install,fuzz)
 	@touch $@
 
 $(VENV)/evict: $(LOCKS)/evict.lock $(VENV)/bench

@@ -35,6 +35,7 @@ PARTS: Final[dict[str, list[str]]] = {
     "demo": ["--group=torch", "--group=demo", "--extra=demo", "--no-emit-package=triton"],
     "dev": ["--group=torch", "--group=demo", "--group=dev", "--extra=dev"],
     "bench": ["--group=torch", "--group=demo", "--group=dev", "--extra=bench"],
+    "fuzz": ["--group=torch", "--group=demo", "--group=dev", "--extra=dev", "--group=fuzz"],
     "evict": ["--group=torch", "--group=demo", "--group=dev", "--extra=bench", "--group=evict"],
 }
 """What each part must serve, in the order in which the parts are installed."""

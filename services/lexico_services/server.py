@@ -14,6 +14,7 @@ from grpc_reflection.v1alpha import reflection
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.limits import MESSAGE_BYTES, PIECE_BYTES
 from lexico_services.config import ListenConfig
+from lexico_services.malformed import MalformedRequests
 from lexico_services.security import PLAINTEXT, Security
 
 _log = logging.getLogger(__name__)
@@ -77,7 +78,9 @@ class GrpcServer:
         Raises:
             ConfigurationError: the address is taken or cannot be bound or secured.
         """
-        server = grpc.aio.server(options=_OPTIONS, interceptors=self._interceptors)
+        server = grpc.aio.server(
+            options=_OPTIONS, interceptors=(*self._interceptors, MalformedRequests())
+        )
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
         self._register(server)

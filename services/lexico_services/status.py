@@ -9,8 +9,9 @@ from contextlib import asynccontextmanager
 from typing import Any, Final
 
 import grpc
+from google.protobuf.message import DecodeError
 
-from lexico_proto.errors import REASON_METADATA_KEY, InternalError, LexicoError
+from lexico_proto.errors import REASON_METADATA_KEY, InternalError, InvalidInput, LexicoError
 from lexico_proto.metrics import Calls
 
 _log = logging.getLogger(__name__)
@@ -31,17 +32,21 @@ async def translated(
     """
     try:
         with calls.counted():
-            yield
+            try:
+                yield
+            except DecodeError as error:
+                raise InvalidInput("the stream holds a message that cannot be parsed") from error
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
     except LexicoError as error:
-        await _abort(context, error)
+        await abort(context, error)
     except Exception:  # noqa: BLE001 - the caller must hear of it, and only the log see why
         _log.exception("a call failed")
-        await _abort(context, InternalError("a defect of the server; its log has the traceback"))
+        await abort(context, InternalError("a defect of the server; its log has the traceback"))
 
 
-async def _abort(context: grpc.aio.ServicerContext[Any, Any], error: LexicoError) -> None:
+async def abort(context: grpc.aio.ServicerContext[Any, Any], error: LexicoError) -> None:
+    """Ends a call with the status and reason of an error."""
     await context.abort(
         STATUS_CODES[error.status], error.message, ((REASON_METADATA_KEY, error.reason),)
     )

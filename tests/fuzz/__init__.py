@@ -1,0 +1,1 @@
+"""Attacks by a coverage-guided fuzzer on whatever reads bytes of others: `make fuzz`."""
