@@ -46,12 +46,47 @@ def added_state(model: nn.Module, modules: Modules) -> list[Any]:
         model: the model, in its wrappers.
         modules: all of its modules, from below the wrapper of `torch.compile`.
     """
-    own = ("torch", "transformers", _package(base_model(model)))
     return [
         [plain_name(name), type(module).__name__, dict(_plain_items(_attributes(module)))]
         for name, module in modules
-        if _package(module) not in own
+        if not is_own(model, module)
     ]
+
+
+def is_own(model: nn.Module, module: nn.Module) -> bool:
+    """Whether a module came with the model, and was not put into it."""
+    return _package(module) in ("torch", "transformers", _package(base_model(model)))
+
+
+def passive_layer(module: nn.Module) -> str | None:
+    """Name within an adapter layer of the module that it stands before, if the layer hands
+    everything on to it; duck-typed after PEFT's layers.
+
+    A layer does so once its adapters are disabled, unless one of them is merged.
+    """
+    kept = vars(module)
+    if kept.get("_disable_adapters") is not True or kept.get("merged_adapters"):
+        return None
+    if _package(module) != "peft" or "forward" in kept:
+        return None
+    inner = ("base_layer", "original_module")
+    return next((name for name in inner if name in module._modules), None)
+
+
+def passive_base(model: nn.Module) -> nn.Module:
+    """The model that PEFT wraps where none of its adapters does anything, else the model itself."""
+    if _package(model) != "peft" or not callable(getattr(model, "get_base_model", None)):
+        return model
+    base = base_model(model)
+    passive: list[str] = []
+    for name, module in base.named_modules():
+        if any(name.startswith(f"{layer}.") for layer in passive):
+            continue
+        if passive_layer(module) is not None:
+            passive.append(name)
+        elif _package(module) == "peft":
+            return model
+    return base
 
 
 def active_adapters(model: nn.Module) -> list[str]:
