@@ -52,6 +52,9 @@ def files_fingerprint(
         tensors: its parameters and persistent buffers.
         contents: XXH3-128 of the bytes of each.
     """
+    kind = getattr(type(network.model), "config_class", None)
+    if not isinstance(kind, type) or not isinstance(network.config, kind):
+        return None
     folder = _folder_of(network.config)
     if folder is None or not tensors or not _says_the_same(folder, network.model, network.config):
         return None

@@ -88,7 +88,8 @@ def stamp(model: nn.Module) -> int:
     """Another number once a model's keys and values may be others; cheap enough for every call.
 
     It covers where each parameter and buffer lies, how often it was written to, what the config
-    and numbers such as the scaling of rotary embeddings say, whether dropout is at work, and `sample`.
+    and numbers such as the scaling of rotary embeddings say, whether dropout is at work, and
+    `sample`.
     """
     modules = list(plain_model(model).named_modules())
     places = tuple((tensor.data_ptr(), _version(tensor)) for tensor in _memory_of(modules))
