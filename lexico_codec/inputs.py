@@ -34,7 +34,7 @@ a picture and the grid that they were cut into, go into a sequence, or a mapping
 class PageInputs(tuple[bytes, ...]):
     """The digests of a sequence's pages, which also know where their spans lie."""
 
-    spans: tuple[tuple[int, int], ...]
+    spans: tuple[tuple[int, int], ...] = ()
     """First token of each span, and the one behind its last."""
 
     @classmethod

@@ -7,7 +7,7 @@ import json
 import os
 import re
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any, Final
@@ -16,7 +16,6 @@ import xxhash
 
 from lexico_client._config_meaning import meaning
 from lexico_client._fingerprint_cache import FingerprintCache, default_folder
-from lexico_codec.canonical import canonical_json
 from lexico_proto.errors import ConfigurationError, Unsupported
 from lexico_proto.limits import DIGEST_BYTES
 
@@ -139,7 +138,7 @@ def _gguf_parts(path: Path) -> tuple[Path, ...]:
 
 
 def _read_gguf(files: tuple[Path, ...], cache: FingerprintCache) -> WeightsFiles:
-    entries = sorted(entry for file in files for entry in _entries(file, cache, _gguf_entries))
+    entries = sorted(entry for file in files for entry in _entries(file, cache, _gguf_entries, 2))
     return WeightsFiles(files, {}, _fingerprint("gguf", entries, {}))
 
 
@@ -148,10 +147,13 @@ def _read_safetensors(
 ) -> WeightsFiles:
     if not (folder / "config.json").is_file():
         raise ConfigurationError(f"{folder}: config.json is missing")
-    config = meaning(_json_object(folder / "config.json"))
+    try:
+        config = meaning(_json_object(folder / "config.json"))
+    except RecursionError as error:
+        raise ConfigurationError(f"{folder}: config.json is nested too deep") from error
     tensors: dict[str, FileTensor] = {}
     for file in files:
-        for name, dtype, shape, content in _entries(file, cache, _safetensors_entries):
+        for name, dtype, shape, content in _entries(file, cache, _safetensors_entries, 4):
             tensor = FileTensor(dtype, tuple(shape), content)
             if tensors.setdefault(name, tensor) != tensor:
                 raise Unsupported(f"{folder}: two tensors of the name {name}: name one file")
@@ -164,15 +166,21 @@ def _read_safetensors(
 def _fingerprint(kind: str, entries: list[list[Any]], config: Mapping[str, Any]) -> bytes:
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES, person=b"lexico-files")
     for document in (kind, config, *entries):
-        digest.update(canonical_json(document).encode() + b"\n")
+        # Not `canonical_json`: configs of models may hold NaN and infinity.
+        line = json.dumps(document, sort_keys=True, separators=(",", ":"))
+        digest.update(line.encode() + b"\n")
     return digest.digest()
 
 
-def _entries(file: Path, cache: FingerprintCache, read: Any) -> list[list[Any]]:
+_Reader = Callable[[Path, IO[bytes], int], list[list[Any]]]
+
+
+def _entries(file: Path, cache: FingerprintCache, read: _Reader, width: int) -> list[list[Any]]:
+    """What a file holds, in entries of so many values."""
     with file.open("rb", buffering=0) as stream:
         before = os.fstat(stream.fileno())
         known = cache.get(before)
-        if known is not None and _is_sound(known):
+        if known is not None and _is_sound(known, width):
             entries: list[list[Any]] = known
             return entries
         entries = read(file, stream, before.st_size)
@@ -183,9 +191,9 @@ def _entries(file: Path, cache: FingerprintCache, read: Any) -> list[list[Any]]:
     return entries
 
 
-def _is_sound(entries: Any) -> bool:
+def _is_sound(entries: Any, width: int) -> bool:
     return isinstance(entries, list) and all(
-        isinstance(entry, list) and len(entry) in (2, 4) for entry in entries
+        isinstance(entry, list) and len(entry) == width for entry in entries
     )
 
 

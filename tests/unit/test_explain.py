@@ -25,6 +25,11 @@ from tests.support.client_fixtures import (
 from tests.support.saved_model import letters, save_tiny
 
 
+@pytest.fixture(autouse=True)
+def no_kept_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lexico_client._weights_files.default_folder", lambda: None)
+
+
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
     with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path / "sets") as client:

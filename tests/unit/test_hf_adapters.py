@@ -27,6 +27,11 @@ pytestmark = [  # of peft
 ]
 
 
+@pytest.fixture(autouse=True)
+def no_kept_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lexico_client._weights_files.default_folder", lambda: None)
+
+
 @pytest.fixture
 def client(tmp_path: Path) -> Iterator[Client]:
     with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
@@ -240,7 +245,8 @@ def test_without_its_adapter_it_is_the_model_that_it_was(kind: str) -> None:
         assert torch.equal(states(model), states(base()))
         assert weights_fingerprint(model) == weights_fingerprint(torch.compile(model)) == plain
     assert weights_fingerprint(model) != plain
-    assert weights_fingerprint(model.unload()) == plain
+    if kind != "modules-to-save":  # unloaded, PEFT keeps the module that was trained
+        assert weights_fingerprint(model.unload()) == plain
 
 
 def test_what_only_seems_to_do_nothing() -> None:
@@ -266,6 +272,7 @@ def test_a_merge_in_place_and_a_name_used_again() -> None:
     model.merge_adapter(["red"])
     seen.append(weights_fingerprint(model))
     model.unmerge_adapter()
+    model.set_adapter("blue")
     model.delete_adapter("red")
     model.add_adapter("red", lora())
     model.set_adapter("red")

@@ -25,6 +25,11 @@ def model_of(**changes: Any) -> Any:
     return llama(attn_implementation="sdpa", **changes)
 
 
+@pytest.fixture(autouse=True)
+def no_kept_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lexico_client._weights_files.default_folder", lambda: None)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     made = tmp_path_factory.mktemp("model")
@@ -203,3 +208,12 @@ def test_looking_changes_nothing(folder: Path) -> None:
     state = torch.get_rng_state()
     weights_fingerprint(model)
     assert torch.equal(torch.get_rng_state(), state)
+
+
+def test_tied_weights_are_those_of_the_embedding(tmp_path: Path) -> None:
+    made = model_of(tie_word_embeddings=True)
+    made.save_pretrained(tmp_path)
+    tied = LlamaForCausalLM.from_pretrained(tmp_path)
+    assert weights_fingerprint(tied) == fingerprint_files(tmp_path)
+    other_head(tied)
+    assert weights_fingerprint(tied) not in (fingerprint_files(tmp_path), weights_fingerprint(made))

@@ -48,14 +48,14 @@ def added_state(model: nn.Module, modules: Modules) -> list[Any]:
     """
     return [
         [plain_name(name), type(module).__name__, dict(_plain_items(_attributes(module)))]
-        for name, module in modules
-        if not is_own(model, module)
+        for name, module in foreign(model, modules)
     ]
 
 
-def is_own(model: nn.Module, module: nn.Module) -> bool:
-    """Whether a module came with the model, and was not put into it."""
-    return _package(module) in ("torch", "transformers", _package(base_model(model)))
+def foreign(model: nn.Module, modules: Modules) -> Modules:
+    """Those of the modules that did not come with the model, but were put into it."""
+    own = ("torch", "transformers", _package(base_model(model)))
+    return [(name, module) for name, module in modules if _package(module) not in own]
 
 
 def passive_layer(module: nn.Module) -> str | None:

@@ -6,12 +6,15 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from lexico_client.engines.hf._adapters import active_adapters
 from lexico_client.engines.hf._plain_models import refuse_other_inputs
 from lexico_client.engines.hf._weights import sample, weights_fingerprint
 from lexico_codec.inputs import PageDigests, checked_inputs
+from lexico_codec.keys import token_array
 from lexico_proto.errors import ConfigurationError, InvalidInput
 
 _MARK: Final = "_lexico_identity"
@@ -24,7 +27,7 @@ class _MadeFor:
 
     weights: bytes
     lora: str
-    ids: tuple[int, ...]
+    ids: npt.NDArray[np.uint32]
     """The prompt."""
     inputs: tuple[bytes, ...]
     """What reached the model beside it, for each page."""
@@ -82,7 +85,7 @@ class ModelIdentity:
         """Writes on a cache whose keys and values it was made for, and of which prompt."""
         pages = len(ids) // page_tokens
         made_for = _MadeFor(
-            weights, self._lora, tuple(ids), checked_inputs(inputs, pages), page_tokens
+            weights, self._lora, token_array(ids), checked_inputs(inputs, pages), page_tokens
         )
         setattr(cache, _MARK, made_for)
 
@@ -102,12 +105,12 @@ class ModelIdentity:
                 "now: prefill the prompt again before it is offloaded"
             )
         known = min(len(ids), len(made_for.ids))
-        if tuple(ids[:known]) != made_for.ids[:known]:
-            at = next(i for i in range(known) if ids[i] != made_for.ids[i])
+        others = np.flatnonzero(token_array(ids[:known]) != made_for.ids[:known])
+        if len(others):
             raise InvalidInput(
-                f"this cache was loaded for a prompt that has another token {at} than the ids "
-                "given: offload it with the ids that it was made from, or prefill these into a new "
-                "cache"
+                f"this cache was loaded for a prompt that has another token {others[0]} than the "
+                "ids given: offload it with the ids that it was made from, or prefill these into a "
+                "new cache"
             )
         pages = known // made_for.page_tokens
         if checked_inputs(inputs, pages) != checked_inputs(made_for.inputs, pages):

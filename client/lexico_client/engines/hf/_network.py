@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 from lexico_client.engines.hf._adapters import (
     Modules,
     added_state,
-    is_own,
+    foreign,
     passive_base,
     passive_layer,
 )
@@ -113,7 +113,5 @@ def _decoder_of(model: nn.Module) -> nn.Module:
     inside = {id(tensor) for tensor in decoder.parameters()}
     beside = {id(tensor) for tensor in model.parameters()} - inside - heads
     within = {id(module) for module in decoder.modules()}
-    foreign = any(
-        not is_own(model, module) for module in model.modules() if id(module) not in within
-    )
-    return model if beside or foreign else decoder
+    outside = [each for each in model.named_modules() if id(each[1]) not in within]
+    return model if beside or foreign(model, outside) else decoder
