@@ -77,13 +77,12 @@ def passive_base(model: nn.Module) -> nn.Module:
     """The model that PEFT wraps where none of its adapters does anything, else the model itself."""
     if _package(model) != "peft" or not callable(getattr(model, "get_base_model", None)):
         return model
-    base = base_model(model)
-    passive: list[str] = []
-    for name, module in base.named_modules():
-        if any(name.startswith(f"{layer}.") for layer in passive):
+    base, passive = base_model(model), ""
+    for name, module in base.named_modules():  # a layer comes before all that is within it
+        if passive and name.startswith(passive):
             continue
         if passive_layer(module) is not None:
-            passive.append(name)
+            passive = f"{name}."
         elif _package(module) == "peft":
             return model
     return base

@@ -12,6 +12,7 @@ from typing import Any, Final
 from torch import nn
 
 from lexico_client._config_meaning import is_dropout, meaning
+from lexico_client.engines.hf._adapters import Modules
 
 _READERS: Final = tuple(
     f"transformers.{name}"
@@ -34,15 +35,19 @@ _READERS: Final = tuple(
 """Modules that read configs of any model."""
 
 
-def config_meaning(model: nn.Module, config: Any) -> dict[str, Any]:
+def config_meaning(modules: Modules, config: Any) -> dict[str, Any]:
     """Entries of a config that differ from its class's defaults and matter to keys and values.
 
     An entry that stands in no source that could read it does not matter.
+
+    Args:
+        modules: those of the model that runs under it.
+        config: a `transformers.PreTrainedConfig`, or None for a model without.
     """
     if config is None:
         return {}
     entries = meaning(json.loads(config.to_json_string(use_diff=True)))
-    read = _words_of(model, config)
+    read = _words_of(modules, config)
     return {name: entries[name] for name in entries if read is None or name in read}
 
 
@@ -58,9 +63,9 @@ def drops(model: nn.Module, config: Any) -> bool:
     return any(isinstance(value, float | int) and value > 0 for value in probabilities)
 
 
-def _words_of(model: nn.Module, config: Any) -> set[str] | None:
+def _words_of(modules: Modules, config: Any) -> set[str] | None:
     """Every word of the sources that read the config; None where one is not to be had."""
-    sources = {type(module).__module__ for module in model.modules()}
+    sources = {type(module).__module__ for _, module in modules}
     sources |= {each.__module__ for each in type(config).__mro__}
     sources = {name for name in sources if name.partition(".")[0] not in ("torch", "builtins")}
     sources |= {name for name in _READERS if name in sys.modules}

@@ -15,8 +15,8 @@ from typing import Any, Final
 
 import torch
 from safetensors import SafetensorError, safe_open
-from torch import Tensor, nn
-from transformers.utils import cached_file
+from torch import Tensor
+from transformers.utils.hub import cached_file
 
 from lexico_client._weights_files import FileTensor, WeightsFiles, read_weights
 from lexico_client.engines.hf._model_config import config_meaning
@@ -56,7 +56,7 @@ def files_fingerprint(
     if not isinstance(kind, type) or not isinstance(network.config, kind):
         return None
     folder = _folder_of(network.config)
-    if folder is None or not tensors or not _says_the_same(folder, network.model, network.config):
+    if folder is None or not tensors or not _says_the_same(folder, network):
         return None
     try:
         found = read_weights(folder)
@@ -87,8 +87,9 @@ def _folder_of(config: Any) -> Path | None:
     return None if found is None else Path(found).parent
 
 
-def _says_the_same(folder: Path, model: nn.Module, config: Any) -> bool:
+def _says_the_same(folder: Path, network: Network) -> bool:
     """Whether the folder's config is that of the model, as far as keys and values depend on it."""
+    config, modules = network.config, network.modules
     try:
         raw = json.loads((folder / "config.json").read_bytes())
         if raw.get("model_type") != type(config).model_type:
@@ -97,7 +98,7 @@ def _says_the_same(folder: Path, model: nn.Module, config: Any) -> bool:
     except Exception as error:  # noqa: BLE001 - whatever a config's own code raises: not proven
         _log.debug("config of %s not usable: %s", folder, error)
         return False
-    return config_meaning(model, theirs) == config_meaning(model, config)
+    return config_meaning(modules, theirs) == config_meaning(modules, config)
 
 
 def _prefixes(files: Mapping[str, FileTensor], name: str) -> list[str]:

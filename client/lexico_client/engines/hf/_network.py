@@ -75,24 +75,18 @@ def network_of(model: nn.Module) -> Network:
 
 def _passive_layers(decoder: nn.Module) -> dict[str, str]:
     """Adapter layers that do nothing: their name, and the name within of what they stand before."""
-    found: dict[str, str] = {}
-    for name, module in decoder.named_modules():
-        if any(name.startswith(f"{layer}.") for layer in found):
-            continue
-        within = passive_layer(module)
-        if within is not None:
-            found[name] = within
-    return found
+    layers = ((name, passive_layer(module)) for name, module in decoder.named_modules())
+    return {name: within for name, within in layers if within is not None}
 
 
 def _moved(name: str, renamed: dict[str, str]) -> str | None:
     """The name without adapter layers that do nothing; None for what belongs to them alone."""
-    for layer, within in renamed.items():
-        if name == layer or name.startswith(f"{layer}."):
-            inner = f"{layer}.{within}"
-            if name != inner and not name.startswith(f"{inner}."):
-                return None
-            return layer + name.removeprefix(inner)
+    steps = name.split(".")
+    for end in range(1, len(steps) + 1):
+        within = renamed.get(".".join(steps[:end]))
+        if within is not None:
+            behind = steps[end:]
+            return ".".join(steps[:end] + behind[1:]) if behind[:1] == [within] else None
     return name
 
 
@@ -105,10 +99,11 @@ def _decoder_of(model: nn.Module) -> nn.Module:
         model, PreTrainedModel
     ):
         return model
-    decoder = plain_model(model.get_decoder())
+    whole: Any = model
+    decoder = plain_model(whole.get_decoder())
     if decoder is model or not isinstance(decoder, PreTrainedModel) or other_inputs(model):
         return model
-    head: Any = model.get_output_embeddings()
+    head: Any = whole.get_output_embeddings()
     heads = {id(tensor) for tensor in (head.parameters() if head is not None else ())}
     inside = {id(tensor) for tensor in decoder.parameters()}
     beside = {id(tensor) for tensor in model.parameters()} - inside - heads

@@ -74,7 +74,7 @@ def _fingerprint(network: Network) -> bytes:
         if fingerprint is not None:
             return fingerprint
     digest = hashlib.blake2b(digest_size=DIGEST_BYTES, person=b"lexico-weights")
-    config = config_meaning(network.model, network.config)
+    config = config_meaning(network.modules, network.config)
     digest.update(json.dumps([type(network.model).__name__, config], sort_keys=True).encode())
     for name, tensor in tensors.items():
         entry = [name, str(tensor.dtype), list(tensor.shape), contents[name]]
