@@ -14,8 +14,9 @@ import torch
 from torch import nn
 from transformers import LlamaForCausalLM, LlamaModel
 
-from lexico_client import fingerprint_files
-from lexico_client.hf import weights_fingerprint
+from lexico_client import Client, InMemoryTransport, fingerprint_files
+from lexico_client.hf import HuggingFaceCache, weights_fingerprint
+from lexico_proto.errors import ConfigurationError
 from tests.support.coded_models import llama
 
 pytestmark = pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning")  # torch.compile
@@ -140,6 +141,17 @@ def test_other_keys_and_values(folder: Path, name: str) -> None:
     assert weights_fingerprint(loaded) == fingerprint_files(folder)
     OTHER[name](loaded)
     assert weights_fingerprint(loaded) not in (before, fingerprint_files(folder))
+
+
+@pytest.mark.parametrize("name", ["inv-freq", "rotary-scaling", "dropout-in-training"])
+def test_a_given_fingerprint_notices_too(tmp_path: Path, name: str) -> None:
+    model = model_of()
+    with Client(transport=InMemoryTransport(), dictionaries_dir=tmp_path) as client:
+        shared = HuggingFaceCache(client, model, codec="raw", weights=bytes(32))
+        assert shared.spec.weights == bytes(32)
+        OTHER[name](model)
+        with pytest.raises(ConfigurationError, match="weights or adapters changed"):
+            shared.load([1, 2, 3])
 
 
 def test_files_are_the_identity_of_every_class_that_loads_them(

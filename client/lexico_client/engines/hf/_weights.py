@@ -88,20 +88,18 @@ def stamp(model: nn.Module) -> int:
     """Another number once a model's keys and values may be others; cheap enough for every call.
 
     It covers where each parameter and buffer lies, how often it was written to, what the config
-    and numbers such as the scaling of rotary embeddings say, whether dropout is at work, and
-    `sample`.
+    says, and `sample`.
     """
     modules = list(plain_model(model).named_modules())
     places = tuple((tensor.data_ptr(), _version(tensor)) for tensor in _memory_of(modules))
     config = getattr(plain_model(model), "config", None)
     said = repr(sorted(vars(config).items())) if config is not None else ""
-    others = said, str(numbers_of(modules)), drops(plain_model(model), config)
-    return hash((places, *others, _sample(model, modules)))
+    return hash((places, said, _sample(model, modules)))
 
 
 def sample(model: nn.Module) -> int:
-    """A number of what a model's state says, wherever it lies: `added_state`, and 64 elements of
-    each parameter and buffer.
+    """A number of what a model's state says, wherever it lies: `added_state`, the scaling of rotary
+    embeddings, whether dropout is at work, and 64 elements of each parameter and buffer.
 
     It notices writes that PyTorch does not count: those through `Tensor.data`, and those to weights
     made under `inference_mode`. A write to a few elements alone may escape it.
@@ -110,7 +108,10 @@ def sample(model: nn.Module) -> int:
 
 
 def _sample(model: nn.Module, modules: Modules) -> int:
-    found = xxhash.xxh3_128(json.dumps(added_state(model, modules)).encode())
+    plain = plain_model(model)
+    dropping = drops(plain, getattr(plain, "config", None))
+    said = [added_state(model, modules), numbers_of(modules), dropping]
+    found = xxhash.xxh3_128(json.dumps(said).encode())
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     with torch.inference_mode():
         for tensor in _memory_of(modules):
