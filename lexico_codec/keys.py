@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import TokenCountMismatch
 from lexico_proto.limits import DIGEST_BYTES
@@ -34,27 +35,37 @@ def token_array(token_ids: TokenIds) -> npt.NDArray[np.uint32]:
     return ids.astype("<u4")
 
 
-def page_keys(spec: CacheSpec, token_ids: TokenIds) -> list[bytes]:
+def page_keys(spec: CacheSpec, token_ids: TokenIds, inputs: PageDigests = ()) -> list[bytes]:
     """Keys of every full page of a sequence.
 
-    A page's key is BLAKE2b-256(parent key, token ids of the page as little-endian uint32); the
-    first parent is the namespace. The chain makes a key stand for the whole prefix, and for all
+    A page's key is BLAKE2b-256(parent key, token ids of the page as little-endian uint32), and
+    where something else reached the model in it, its digest behind, under another personalisation.
+    The first parent is the namespace. The chain makes a key stand for the whole prefix, and for all
     that the namespace binds.
 
     Args:
         spec: what the pages belong to.
         token_ids: the sequence from position 0; tokens after the last full page count for nothing.
+        inputs: what reached the model beside token ids, see `lexico_codec.inputs.input_digests`.
 
     Returns:
         `len(token_ids) // spec.page_tokens` keys of 32 bytes.
+
+    Raises:
+        TokenCountMismatch: `token_ids` is no flat sequence of token ids.
+        InvalidInput: a digest that is neither empty nor 32 bytes.
     """
     ids = token_array(token_ids)
+    pages = len(ids) // spec.page_tokens
+    digests = checked_inputs(inputs, pages)
     parent = spec.namespace
     keys: list[bytes] = []
-    for page in range(len(ids) // spec.page_tokens):
+    for page in range(pages):
         tokens = ids[page * spec.page_tokens : (page + 1) * spec.page_tokens]
-        digest = hashlib.blake2b(parent, digest_size=DIGEST_BYTES, person=b"lexico-page")
-        digest.update(tokens.tobytes())
+        others = digests[page] if page < len(digests) else b""
+        person = b"lexico-page-in" if others else b"lexico-page"
+        digest = hashlib.blake2b(parent, digest_size=DIGEST_BYTES, person=person)
+        digest.update(tokens.tobytes() + others)
         parent = digest.digest()
         keys.append(parent)
     return keys

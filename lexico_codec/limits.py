@@ -19,6 +19,8 @@ MAX_HEAD_DIM: Final = 1024
 MAX_PAGE_TOKENS: Final = 4096
 MAX_LORA_BYTES: Final = 256
 """UTF-8 of an adapter's identity."""
+MAX_SALT_BYTES: Final = 256
+"""What a caller keeps its pages apart by."""
 MAX_CONFIG_BYTES: Final = 4096
 """JSON of a codec's parameters."""
 MAX_PARSED_FRAME_BYTES: Final = 256 << 20

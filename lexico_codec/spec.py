@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
-import struct
-from dataclasses import dataclass, field, replace
+from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
 from lexico_codec.codecs import Codec, codec_from_config
 from lexico_codec.geometry import Geometry
-from lexico_codec.limits import MAX_KV_HEADS, MAX_LAYERS, MAX_LORA_BYTES, MAX_PAGE_TOKENS
+from lexico_codec.identity import Identity
+from lexico_codec.limits import (
+    MAX_KV_HEADS,
+    MAX_LAYERS,
+    MAX_LORA_BYTES,
+    MAX_PAGE_TOKENS,
+    MAX_SALT_BYTES,
+)
 from lexico_proto.errors import InvalidInput, ShapeMismatch, TokenCountMismatch
 from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 
@@ -57,8 +62,11 @@ class CacheSpec:
     lora: str = ""
     """Identity of the adapter; empty for none."""
     shard: Shard = field(default=None)  # type: ignore[assignment]
+    salt: bytes | str = b""
+    """Whatever else the caller's pages shall be kept apart by; kept as bytes, text as UTF-8."""
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "salt", salt_bytes(self.salt))
         if self.shard is None:
             object.__setattr__(self, "shard", Shard.whole(self.geometry))
         if len(self.weights) != DIGEST_BYTES:
@@ -110,22 +118,24 @@ class CacheSpec:
 
     @cached_property
     def namespace(self) -> bytes:
-        """BLAKE2b-256 of all of it, 32 bytes: the parent of the first page's key."""
-        parts = (
-            self.weights,
-            self.lora.encode(),
-            self.geometry.canonical(),
-            struct.pack("<IIII", *vars(self.shard).values()),
-            self.codec.name.encode(),
-            self.codec.config_json().encode(),
-            self.dictionary,
-            struct.pack("<II", self.page_tokens, self.group_layers),
+        """Digest of the identity, 32 bytes: the parent of the first page's key."""
+        return self.identity.namespace
+
+    @cached_property
+    def identity(self) -> Identity:
+        """What the namespace is made of, part by part."""
+        return Identity(
+            weights=self.weights,
+            lora=self.lora,
+            geometry=self.geometry,
+            shard=astuple(self.shard),
+            codec=self.codec.name,
+            codec_config=self.codec.config_json(),
+            dictionary=self.dictionary,
+            page_tokens=self.page_tokens,
+            group_layers=self.group_layers,
+            salt=salt_bytes(self.salt),
         )
-        digest = hashlib.blake2b(digest_size=DIGEST_BYTES, person=b"lexico-namespace")
-        for part in parts:  # length-prefixed, so that no two specs run together to the same bytes
-            digest.update(struct.pack("<Q", len(part)))
-            digest.update(part)
-        return digest.digest()
 
     @cached_property
     def whole_geometry(self) -> Geometry:
@@ -179,6 +189,21 @@ class CacheSpec:
         return self.page_tokens * self.geometry.token_bytes
 
 
+def salt_bytes(salt: bytes | str) -> bytes:
+    """A salt as it is hashed.
+
+    Raises:
+        InvalidInput: neither bytes nor text, or longer than `MAX_SALT_BYTES`.
+    """
+    try:
+        salted = salt.encode() if isinstance(salt, str) else salt
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"spec: the salt is no UTF-8: {error}") from error
+    if not isinstance(salted, bytes) or len(salted) > MAX_SALT_BYTES:
+        raise InvalidInput(f"spec: a salt is bytes or text of at most {MAX_SALT_BYTES} bytes")
+    return salted
+
+
 def reloadable_tokens(prompt: int, page_tokens: int, recent: int) -> int:
     """Tokens of a prompt's full pages that are not among its newest `recent` ones.
 
@@ -201,6 +226,7 @@ def make_spec(
     group_layers: int = 0,
     lora: str = "",
     shard: Shard | None = None,
+    salt: bytes | str = b"",
 ) -> CacheSpec:
     """A `CacheSpec` from the plain values that travel.
 
@@ -217,4 +243,5 @@ def make_spec(
         group_layers=group_layers,
         lora=lora,
         shard=shard or Shard.whole(geometry),
+        salt=salt,
     )

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Final
 
+from google.protobuf.json_format import MessageToJson, Parse, ParseError
+
 from lexico_codec.geometry import Geometry, Pairing, Rope
 from lexico_codec.spec import CacheSpec, Shard, make_spec
 from lexico_proto.errors import InvalidInput
@@ -43,6 +45,7 @@ def spec_to_wire(spec: CacheSpec) -> pb.CacheSpec:
         dictionary=spec.dictionary,
         page_tokens=spec.page_tokens,
         group_layers=spec.group_layers,
+        salt=spec.identity.salt,
     )
 
 
@@ -75,4 +78,24 @@ def spec_from_wire(message: pb.CacheSpec) -> CacheSpec:
         group_layers=message.group_layers,
         lora=message.lora,
         shard=Shard(shard.first_layer, shard.total_layers, shard.first_head, shard.total_heads),
+        salt=message.salt,
     )
+
+
+def spec_to_json(spec: CacheSpec) -> str:
+    """A spec as text, for `lexico explain`: the message in protobuf's JSON."""
+    return MessageToJson(spec_to_wire(spec))
+
+
+def spec_from_json(text: str) -> CacheSpec:
+    """The spec that a text stands for.
+
+    Raises:
+        InvalidInput and its subclasses, UnknownCodec: no such text, or naming the field that cannot
+            be used.
+    """
+    try:
+        message = Parse(text, pb.CacheSpec(), max_recursion_depth=8)
+    except (ParseError, RecursionError, ValueError) as error:
+        raise InvalidInput(f"spec: no JSON of a spec: {error}") from error
+    return spec_from_wire(message)

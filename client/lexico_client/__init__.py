@@ -7,6 +7,7 @@ those of `lexico_proto.errors`.
 
 from lexico_client._async_client import AsyncClient, Wait
 from lexico_client._endpoint import Endpoint
+from lexico_client._explain import Explanation
 from lexico_client._grpc import GrpcTransport
 from lexico_client._load import CodesReceiver, PageView, Target
 from lexico_client._memory import InMemoryTransport
@@ -24,6 +25,8 @@ from lexico_client._results import (
 from lexico_client._settings import Timeouts
 from lexico_client._sync_client import Client
 from lexico_client._transport import Transport
+from lexico_client._weights_files import fingerprint_files
+from lexico_codec.inputs import PageInputs, input_digests
 from lexico_codec.memory import CacheMemory
 from lexico_proto.errors import LexicoError
 
@@ -35,12 +38,14 @@ __all__ = [
     "Described",
     "DictionaryEntry",
     "Endpoint",
+    "Explanation",
     "GrpcTransport",
     "InMemoryTransport",
     "LexicoError",
     "LoadSeconds",
     "Loaded",
     "Match",
+    "PageInputs",
     "PageOutcome",
     "PageSource",
     "PageView",
@@ -50,4 +55,6 @@ __all__ = [
     "Timeouts",
     "Transport",
     "Wait",
+    "fingerprint_files",
+    "input_digests",
 ]

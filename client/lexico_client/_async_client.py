@@ -15,6 +15,7 @@ from lexico_client._crew import Crew
 from lexico_client._deadline import Budget, Clock, may_retry, pause, settled, with_retry
 from lexico_client._dictionaries import DictionaryShelf, register_messages
 from lexico_client._endpoint import Endpoint
+from lexico_client._explain import Explanation
 from lexico_client._grpc import GrpcTransport
 from lexico_client._load import PrefixLoader, Target
 from lexico_client._match import match_pages
@@ -31,6 +32,7 @@ from lexico_client._results import (
 from lexico_client._settings import Timeouts, check_seconds
 from lexico_client._transport import Server, Transport
 from lexico_codec.formats import Formats, formats_from_wire, formats_to_wire, own_formats
+from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.keys import TokenIds, page_keys, token_array
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -141,22 +143,62 @@ class AsyncClient:
         self._crew.close()
 
     async def match(
-        self, spec: CacheSpec, token_ids: TokenIds, *, timeout: float | None = None
+        self,
+        spec: CacheSpec,
+        token_ids: TokenIds,
+        *,
+        inputs: PageDigests = (),
+        timeout: float | None = None,
     ) -> Match:
         """Asks which full pages of a sequence are stored.
 
         Args:
             spec: what the pages belong to.
             token_ids: the sequence from position 0.
+            inputs: what reached the model beside token ids: a digest for each page that had such,
+                see `input_digests`. Pages without stand for token ids alone.
             timeout: seconds, in place of `Timeouts.match`.
 
         Raises:
             TokenCountMismatch: `token_ids` is no flat sequence of token ids.
+            InvalidInput: `inputs` holds what is no digest.
             LexicoError: the service could not answer.
         """
         budget = self._budget("match", timeout, self._timeouts.match)
         async with budget.bound():
-            return await match_pages(self._transport, spec, page_keys(spec, token_ids), budget)
+            keys = page_keys(spec, token_ids, inputs)
+            return await match_pages(self._transport, spec, keys, budget)
+
+    async def explain(
+        self,
+        spec: CacheSpec,
+        token_ids: TokenIds,
+        *,
+        inputs: PageDigests = (),
+        against: CacheSpec | None = None,
+        timeout: float | None = None,
+    ) -> Explanation:
+        """Why a prompt is found, or not: what its pages belong to, and which of them are stored.
+
+        Args:
+            spec: what the pages belong to.
+            token_ids: the sequence from position 0.
+            inputs: as for `match`.
+            against: another spec, to name the parts in which it differs.
+            timeout: seconds, in place of `Timeouts.match`.
+
+        Raises:
+            TokenCountMismatch, InvalidInput, LexicoError: as `match`.
+        """
+        matched = await self.match(spec, token_ids, inputs=inputs, timeout=timeout)
+        digests = checked_inputs(inputs, len(matched.present))
+        return Explanation(
+            identity=spec.identity,
+            match=matched,
+            prompt_tokens=len(token_array(token_ids)),
+            page_inputs=tuple(page for page, digest in enumerate(digests) if digest),
+            against=None if against is None else against.identity,
+        )
 
     async def offload(
         self,
@@ -164,6 +206,7 @@ class AsyncClient:
         token_ids: TokenIds,
         source: PageSource,
         *,
+        inputs: PageDigests = (),
         pages: int | None = None,
         wait: Wait = "committed",
         timeout: float | None = None,
@@ -176,6 +219,7 @@ class AsyncClient:
             source: gives the cache of one layer group of one page at a time, as a tensor or as the
                 `CacheMemory` of all its layers and heads; called in a worker thread, perhaps twice
                 for the same group. What it returns must not change until this call has ended.
+            inputs: as for `match`.
             pages: leading pages that the source holds; by default every full page of the sequence.
             wait: "committed" for an answer when the pages are stored, "received" when they are
                 received.
@@ -183,18 +227,19 @@ class AsyncClient:
 
         Raises:
             TokenCountMismatch: `token_ids` is no flat sequence, or too short for `pages`.
+            InvalidInput: `inputs` holds what is no digest, or `wait` is none of the two.
             ShapeMismatch, NonFiniteCache: what the source gave cannot be offloaded.
             UnknownDictionary: the spec's set is not registered: register it and call again.
             LexicoError: the service refused, or could not take the pages.
         """
         if wait not in _DURABILITY:
             raise InvalidInput(f"wait={wait!r}: {' or '.join(_DURABILITY)}")
-        ids, keys = token_array(token_ids), page_keys(spec, token_ids)
+        ids, keys = token_array(token_ids), page_keys(spec, token_ids, inputs)
         if pages is not None and not 0 <= pages <= len(keys):
             raise TokenCountMismatch(
                 f"pages={pages}: {len(ids)} token ids make {len(keys)} pages of {spec.page_tokens}"
             )
-        offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait])
+        offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait], inputs)
         budget = self._budget("offload", timeout, self._timeouts.offload)
         with self._crew.one() as thread:
             put = partial(put_missing, self._transport, thread, offer, budget, self._timeouts.match)
@@ -214,6 +259,7 @@ class AsyncClient:
         token_ids: TokenIds,
         target: Target,
         *,
+        inputs: PageDigests = (),
         timeout: float | None = None,
     ) -> Loaded:
         """Brings as much of the sequence's prefix as the service can give.
@@ -234,15 +280,17 @@ class AsyncClient:
                 own memory, paged or not; or a `CodesReceiver`, which gets the group's codes as they
                 are stored, if the codec has codes; what it got of pages that were not loaded is to
                 be dropped.
+            inputs: as for `match`.
             timeout: seconds, in place of `Timeouts.load`.
 
         Raises:
             TokenCountMismatch: `token_ids` is no flat sequence of token ids.
-            ShapeMismatch, InvalidInput: a tensor or memory of the target's does not fit the spec.
+            ShapeMismatch, InvalidInput: a tensor or memory of the target's does not fit the spec,
+                or `inputs` holds what is no digest.
             Unsupported: a `CodesReceiver`, and a codec without codes.
             Exception: whatever else the target, or a receiver of its, raised.
         """
-        loaded = await self._load(spec, token_ids, target, timeout)
+        loaded = await self._load(spec, page_keys(spec, token_ids, inputs), target, timeout)
         self._received.add(loaded.bytes_received)
         if loaded.reason is not None:
             self._metrics.counter(CLIENT_MISSES, reason_of(loaded.reason)).add()
@@ -251,9 +299,8 @@ class AsyncClient:
         return loaded
 
     async def _load(
-        self, spec: CacheSpec, token_ids: TokenIds, target: Target, timeout: float | None
+        self, spec: CacheSpec, keys: list[bytes], target: Target, timeout: float | None
     ) -> Loaded:
-        keys = page_keys(spec, token_ids)
         budget = self._budget("load", timeout, self._timeouts.load)
         clock = Clock()
         matched, dictionary = Match(0, 0, (), ()), None

@@ -200,9 +200,12 @@ class _ByteStream:
 
 def _checked_spec(header: offload.PutHeader) -> CacheSpec:
     spec = spec_from_wire(header.spec)
-    pages, keys = list(header.pages), page_keys(spec, list(header.token_ids))
+    pages = list(header.pages)
+    keys = page_keys(spec, list(header.token_ids), header.page_inputs)
     if not pages or pages != sorted(set(pages)) or len(pages) != len(header.page_keys):
         raise TokenCountMismatch("put: pages must be ascending, one key for each")
+    if len(header.page_inputs) > len(keys):
+        raise InvalidInput("put: more input digests than pages")
     if pages[-1] != len(keys) - 1 or len(header.token_ids) != len(keys) * spec.page_tokens:
         raise TokenCountMismatch("put: the token ids must end with the last page")
     if [keys[page] for page in pages] != list(header.page_keys):

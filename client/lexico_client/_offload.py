@@ -16,6 +16,7 @@ from lexico_client._match import match_pages
 from lexico_client._results import PageOutcome, PutReport, PutSeconds
 from lexico_client._transport import Transport
 from lexico_codec.checksum import Checksum
+from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.put_messages import PageEnd, header_message, page_end_message
 from lexico_codec.spec import CacheSpec
 from lexico_codec.wire import spec_to_wire
@@ -44,6 +45,8 @@ class PageOffer:
     """Of the pages offered."""
     source: PageSource
     durability: offload.Durability
+    inputs: PageDigests = ()
+    """What reached the model beside token ids."""
 
     def header(self, pages: Sequence[int]) -> offload.PutHeader:
         """The header of a Put of some of them, ascending."""
@@ -54,6 +57,7 @@ class PageOffer:
             pages=pages,
             page_keys=[self.page_keys[page] for page in pages],
             durability=self.durability,
+            page_inputs=checked_inputs(self.inputs, pages[-1] + 1),
         )
 
 

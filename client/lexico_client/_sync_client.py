@@ -11,12 +11,14 @@ from typing import Any, Self, TypeVar
 from lexico_client._async_client import AsyncClient, Wait
 from lexico_client._deadline import Clock
 from lexico_client._endpoint import Endpoint
+from lexico_client._explain import Explanation
 from lexico_client._load import Target
 from lexico_client._offload import PageSource
 from lexico_client._results import Described, DictionaryEntry, Loaded, LoadSeconds, Match, PutReport
 from lexico_client._runner import Runner
 from lexico_client._settings import Timeouts, check_seconds
 from lexico_client._transport import Transport
+from lexico_codec.inputs import PageDigests
 from lexico_codec.keys import TokenIds
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -74,9 +76,31 @@ class Client:
         fine."""
         self._runner.close(self._shut_down)
 
-    def match(self, spec: CacheSpec, token_ids: TokenIds, *, timeout: float | None = None) -> Match:
+    def match(
+        self,
+        spec: CacheSpec,
+        token_ids: TokenIds,
+        *,
+        inputs: PageDigests = (),
+        timeout: float | None = None,
+    ) -> Match:
         """As `AsyncClient.match`."""
-        work = self._client.match(spec, token_ids, timeout=timeout)
+        work = self._client.match(spec, token_ids, inputs=inputs, timeout=timeout)
+        return self._run(work, self._timeouts.match, timeout)
+
+    def explain(
+        self,
+        spec: CacheSpec,
+        token_ids: TokenIds,
+        *,
+        inputs: PageDigests = (),
+        against: CacheSpec | None = None,
+        timeout: float | None = None,
+    ) -> Explanation:
+        """As `AsyncClient.explain`."""
+        work = self._client.explain(
+            spec, token_ids, inputs=inputs, against=against, timeout=timeout
+        )
         return self._run(work, self._timeouts.match, timeout)
 
     def offload(
@@ -85,13 +109,14 @@ class Client:
         token_ids: TokenIds,
         source: PageSource,
         *,
+        inputs: PageDigests = (),
         pages: int | None = None,
         wait: Wait = "committed",
         timeout: float | None = None,
     ) -> PutReport:
         """As `AsyncClient.offload`."""
         work = self._client.offload(
-            spec, token_ids, source, pages=pages, wait=wait, timeout=timeout
+            spec, token_ids, source, inputs=inputs, pages=pages, wait=wait, timeout=timeout
         )
         return self._run(work, self._timeouts.offload, timeout)
 
@@ -101,6 +126,7 @@ class Client:
         token_ids: TokenIds,
         target: Target,
         *,
+        inputs: PageDigests = (),
         timeout: float | None = None,
     ) -> Loaded:
         """As `AsyncClient.load`."""
@@ -109,7 +135,7 @@ class Client:
         def missed(error: LexicoError) -> Loaded:
             return Loaded(0, 0, 0, error, 0, LoadSeconds(total=clock.total()))
 
-        work = self._client.load(spec, token_ids, target, timeout=timeout)
+        work = self._client.load(spec, token_ids, target, inputs=inputs, timeout=timeout)
         return self._run(work, self._timeouts.load, timeout, missed)
 
     def register_dictionary(

@@ -66,8 +66,8 @@ def _needs(extra: str) -> Iterator[None]:
 def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     """
     Args:
-        command: the first argument, if there is one: `train` and `eval` bring their own options,
-            which are slow to import.
+        command: the first argument, if there is one: `explain`, `train` and `eval` bring their own
+            options, which are slow to import.
     """
     parser = argparse.ArgumentParser(
         prog="lexico", description="Share prefilled KV caches between inference nodes."
@@ -96,6 +96,13 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     settings = commands.add_parser("config", help="show the settings that are in force")
     settings.set_defaults(command=_config, extra="reload")
     _config_option(settings)
+
+    explaining = commands.add_parser("explain", help="say why a prompt is found, or not")
+    explaining.set_defaults(command=_explain, extra="hf")
+    if command == ["explain"]:
+        with _needs("client"):
+            from lexico_client.explain_command import add_arguments as add_explain_arguments
+        add_explain_arguments(explaining)
 
     training = commands.add_parser("train", help="learn a dictionary set for a model")
     training.set_defaults(command=_train, extra="train")
@@ -214,6 +221,13 @@ def _config(options: argparse.Namespace) -> int:
     settings = _settings(options, DEFAULT_STORE)
     settings.check()
     sys.stdout.write(settings.as_toml(secrets=False, sources=True))
+    return 0
+
+
+def _explain(options: argparse.Namespace) -> int:
+    from lexico_client.explain_command import run as explain
+
+    sys.stdout.write(explain(options) + "\n")
     return 0
 
 

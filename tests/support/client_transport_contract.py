@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
-from lexico_client import AsyncClient, PageOutcome, Transport
+from lexico_client import AsyncClient, PageOutcome, Transport, input_digests
 from lexico_codec.checksum import Checksum
 from lexico_codec.codecs.lexico.codec import LexicoCodec
 from lexico_codec.keys import page_keys
@@ -109,6 +110,21 @@ class TransportContract:
                 decode_group(spec, keys[page], page, group, frame, out, dictionary)
         assert isinstance(spec.codec, LexicoCodec)
         assert torch.equal(landing.cache, expected)
+        await client.close()
+
+    async def test_inputs_and_salt_are_part_of_a_key(self, client: AsyncClient) -> None:
+        spec = replace(small_spec(), salt="mine")
+        cache, landing = random_cache(spec, 4), Landing(spec)
+        spans = [(PAGE_TOKENS + 1, 2, torch.ones(3))]
+        inputs = input_digests(spans, PAGE_TOKENS, len(TOKENS))
+        report = await client.offload(spec, TOKENS, views_of(spec, cache), inputs=inputs)
+        assert report.pages == (PageOutcome.STORED,) * 4
+        assert (await client.match(small_spec(), TOKENS, inputs=inputs)).pages == 0
+        assert (await client.match(spec, TOKENS)).pages == 1
+        assert (await client.load(spec, TOKENS, landing, inputs=inputs)).pages == 4
+        assert torch.equal(landing.cache, cache)
+        explained = await client.explain(spec, TOKENS, inputs=inputs, against=small_spec())
+        assert (explained.first_absent, explained.differs) == (None, ("salt",))
         await client.close()
 
     async def test_match_says_which_pages_are_there(self, client: AsyncClient) -> None:

@@ -17,12 +17,14 @@ def test_public_names() -> None:
         "CodesReceiver",
         "DictionaryEntry",
         "Endpoint",
+        "Explanation",
         "GrpcTransport",
         "InMemoryTransport",
         "LexicoError",
         "LoadSeconds",
         "Loaded",
         "Match",
+        "PageInputs",
         "PageOutcome",
         "PageSource",
         "PageView",
@@ -32,6 +34,8 @@ def test_public_names() -> None:
         "Timeouts",
         "Transport",
         "Wait",
+        "fingerprint_files",
+        "input_digests",
     ]
     assert all(hasattr(lexico_client, name) for name in lexico_client.__all__)
 

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 from transformers import DynamicCache
 
-from lexico_client import Client, InMemoryTransport
+from lexico_client import Client, InMemoryTransport, fingerprint_files
 from lexico_client.hf import HuggingFaceCache, weights_fingerprint
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto.errors import ConfigurationError, InvalidInput
@@ -22,8 +22,14 @@ peft = pytest.importorskip("peft")
 BaseTunerLayer = pytest.importorskip("peft.tuners.tuners_utils").BaseTunerLayer
 pytestmark = [  # of peft
     pytest.mark.filterwarnings("ignore:.*gradient_checkpointing:FutureWarning"),
+    pytest.mark.filterwarnings("ignore:.*torch.jit:DeprecationWarning"),  # of torch.compile
     pytest.mark.filterwarnings("ignore:Already found a `peft_config`:UserWarning"),
 ]
+
+
+@pytest.fixture(autouse=True)
+def no_kept_hashes(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lexico_client._weights_files.default_folder", lambda: None)
 
 
 @pytest.fixture
@@ -101,6 +107,9 @@ def test_the_fingerprint_differs_where_keys_and_values_do() -> None:
     assert len({fingerprint for _, fingerprint in found.values()}) == len(WAYS)
     pairs = itertools.combinations([made for made, _ in found.values()], 2)
     assert not any(torch.equal(one, other) for one, other in pairs), "as it should"
+    plain = found.pop("none")
+    assert torch.equal(states(base()), plain[0])
+    assert weights_fingerprint(base()) == plain[1], "adapters that do nothing are no difference"
     assert weights_fingerprint(base()) not in {each for _, each in found.values()}
 
 
@@ -167,7 +176,8 @@ def test_adapters_without_a_wrapper(client: Client) -> None:
     switch(lambda layer: layer.set_adapter("blue"))
     switch(lambda layer: layer.set_adapter(["red", "blue"]))
     switch(lambda layer: layer.enable_adapters(False))
-    assert len(set(seen)) == 5
+    assert len(set(seen)) == 4
+    assert seen[-1] == seen[0], "disabled, they are no difference"
     assert shared.load(ids).tokens == 0
     assert raw(client, model, weights=bytes(32)).spec.weights == bytes(32), "none is active"
     switch(lambda layer: layer.enable_adapters(True))
@@ -223,6 +233,63 @@ class Steered(nn.Module):
 
     def forward(self, hidden: Tensor) -> Tensor:
         return self.inner(hidden) * (1 + self.strength["calm"])
+
+
+@pytest.mark.parametrize("kind", KINDS)
+def test_without_its_adapter_it_is_the_model_that_it_was(kind: str) -> None:
+    model = peft.get_peft_model(base(), KINDS[kind](), adapter_name="red").eval()
+    drawn(model, "red", 1)
+    plain = weights_fingerprint(base())
+    assert weights_fingerprint(model) != plain
+    with model.disable_adapter():
+        assert torch.equal(states(model), states(base()))
+        assert weights_fingerprint(model) == weights_fingerprint(torch.compile(model)) == plain
+    assert weights_fingerprint(model) != plain
+    if kind != "modules-to-save":  # unloaded, PEFT keeps the module that was trained
+        assert weights_fingerprint(model.unload()) == plain
+
+
+def test_what_only_seems_to_do_nothing() -> None:
+    plain = weights_fingerprint(base())
+    merged = adapted()
+    merged.merge_adapter(["red"])
+    disabled(merged)
+    assert weights_fingerprint(merged) != plain, "merged: the base's weights are others"
+    patched = adapted()
+    disabled(patched)
+    layer = patched.base_model.model.model.layers[0].self_attn.k_proj
+    layer.forward = lambda hidden: layer.base_layer(hidden) * 2
+    assert weights_fingerprint(patched) != plain
+    partly = adapted()
+    disabled(partly)
+    partly.base_model.model.model.layers[0].self_attn.k_proj.enable_adapters(True)
+    assert weights_fingerprint(partly) != plain
+
+
+def test_a_merge_in_place_and_a_name_used_again() -> None:
+    model = adapted()
+    seen = [weights_fingerprint(model)]
+    model.merge_adapter(["red"])
+    seen.append(weights_fingerprint(model))
+    model.unmerge_adapter()
+    model.set_adapter("blue")
+    model.delete_adapter("red")
+    model.add_adapter("red", lora())
+    model.set_adapter("red")
+    drawn(model, "red", 11)
+    seen.append(weights_fingerprint(model))
+    assert len(set(seen)) == 3
+
+
+def test_files_below_an_adapter(tmp_path: Path) -> None:
+    base().save_pretrained(tmp_path)
+    files = fingerprint_files(tmp_path)
+    loaded = type(base()).from_pretrained(tmp_path, attn_implementation="sdpa")
+    model = peft.get_peft_model(loaded, lora(), adapter_name="red").eval()
+    drawn(model, "red", 1)
+    assert weights_fingerprint(model) != files
+    with model.disable_adapter():
+        assert weights_fingerprint(model) == files
 
 
 def test_adapters_of_an_unknown_library() -> None:

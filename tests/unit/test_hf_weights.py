@@ -211,7 +211,7 @@ def test_weights_are_hashed_once(client: Client, monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(xxhash, "xxh3_128_hexdigest", counted)
     shared = raw(client, model)
     tensors = len(hashed)
-    assert tensors == len(model.state_dict())
+    assert tensors == len(model.get_decoder().state_dict())
     shared.load(IDS)
     raw(client, model).offload(IDS, prefilled(model))
     assert len(hashed) == tensors

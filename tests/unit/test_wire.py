@@ -64,6 +64,7 @@ def specs(draw: st.DrawFn) -> CacheSpec:
             st.just(0) | st.integers(math.ceil(geometry.layers / MAX_GROUPS), geometry.layers)
         ),
         lora=draw(st.text(max_size=64)),
+        salt=draw(st.binary(max_size=256)),
         shard=Shard(
             draw(st.integers(0, total_layers - geometry.layers)),
             total_layers,

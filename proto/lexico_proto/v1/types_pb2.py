@@ -24,17 +24,17 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blexico_proto/v1/types.proto\x12\x0flexico_proto.v1\"V\n\x04Rope\x12\x10\n\x08inv_freq\x18\x01 \x03(\x02\x12-\n\x07pairing\x18\x02 \x01(\x0e\x32\x1c.lexico_proto.v1.RopePairing\x12\r\n\x05scale\x18\x03 \x01(\x02\"\x8a\x01\n\x08Geometry\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x10\n\x08kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12%\n\x05\x64type\x18\x04 \x01(\x0e\x32\x16.lexico_proto.v1.DType\x12#\n\x04rope\x18\x05 \x01(\x0b\x32\x15.lexico_proto.v1.Rope\"[\n\x05Shard\x12\x13\n\x0b\x66irst_layer\x18\x01 \x01(\r\x12\x14\n\x0ctotal_layers\x18\x02 \x01(\r\x12\x12\n\nfirst_head\x18\x03 \x01(\r\x12\x13\n\x0btotal_heads\x18\x04 \x01(\r\"\xe2\x01\n\tCacheSpec\x12\x0f\n\x07weights\x18\x01 \x01(\x0c\x12\x0c\n\x04lora\x18\x02 \x01(\t\x12+\n\x08geometry\x18\x03 \x01(\x0b\x32\x19.lexico_proto.v1.Geometry\x12%\n\x05shard\x18\x04 \x01(\x0b\x32\x16.lexico_proto.v1.Shard\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12\x14\n\x0c\x63odec_config\x18\x06 \x01(\t\x12\x12\n\ndictionary\x18\x07 \x01(\x0c\x12\x13\n\x0bpage_tokens\x18\x08 \x01(\r\x12\x14\n\x0cgroup_layers\x18\t \x01(\r*X\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03*`\n\x0bRopePairing\x12\x1c\n\x18ROPE_PAIRING_UNSPECIFIED\x10\x00\x12\x15\n\x11ROPE_PAIRING_HALF\x10\x01\x12\x1c\n\x18ROPE_PAIRING_INTERLEAVED\x10\x02\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blexico_proto/v1/types.proto\x12\x0flexico_proto.v1\"V\n\x04Rope\x12\x10\n\x08inv_freq\x18\x01 \x03(\x02\x12-\n\x07pairing\x18\x02 \x01(\x0e\x32\x1c.lexico_proto.v1.RopePairing\x12\r\n\x05scale\x18\x03 \x01(\x02\"\x8a\x01\n\x08Geometry\x12\x0e\n\x06layers\x18\x01 \x01(\r\x12\x10\n\x08kv_heads\x18\x02 \x01(\r\x12\x10\n\x08head_dim\x18\x03 \x01(\r\x12%\n\x05\x64type\x18\x04 \x01(\x0e\x32\x16.lexico_proto.v1.DType\x12#\n\x04rope\x18\x05 \x01(\x0b\x32\x15.lexico_proto.v1.Rope\"[\n\x05Shard\x12\x13\n\x0b\x66irst_layer\x18\x01 \x01(\r\x12\x14\n\x0ctotal_layers\x18\x02 \x01(\r\x12\x12\n\nfirst_head\x18\x03 \x01(\r\x12\x13\n\x0btotal_heads\x18\x04 \x01(\r\"\xf0\x01\n\tCacheSpec\x12\x0f\n\x07weights\x18\x01 \x01(\x0c\x12\x0c\n\x04lora\x18\x02 \x01(\t\x12+\n\x08geometry\x18\x03 \x01(\x0b\x32\x19.lexico_proto.v1.Geometry\x12%\n\x05shard\x18\x04 \x01(\x0b\x32\x16.lexico_proto.v1.Shard\x12\r\n\x05\x63odec\x18\x05 \x01(\t\x12\x14\n\x0c\x63odec_config\x18\x06 \x01(\t\x12\x12\n\ndictionary\x18\x07 \x01(\x0c\x12\x13\n\x0bpage_tokens\x18\x08 \x01(\r\x12\x14\n\x0cgroup_layers\x18\t \x01(\r\x12\x0c\n\x04salt\x18\n \x01(\x0c*X\n\x05\x44Type\x12\x15\n\x11\x44TYPE_UNSPECIFIED\x10\x00\x12\x11\n\rDTYPE_FLOAT32\x10\x01\x12\x11\n\rDTYPE_FLOAT16\x10\x02\x12\x12\n\x0e\x44TYPE_BFLOAT16\x10\x03*`\n\x0bRopePairing\x12\x1c\n\x18ROPE_PAIRING_UNSPECIFIED\x10\x00\x12\x15\n\x11ROPE_PAIRING_HALF\x10\x01\x12\x1c\n\x18ROPE_PAIRING_INTERLEAVED\x10\x02\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lexico_proto.v1.types_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DTYPE']._serialized_start=599
-  _globals['_DTYPE']._serialized_end=687
-  _globals['_ROPEPAIRING']._serialized_start=689
-  _globals['_ROPEPAIRING']._serialized_end=785
+  _globals['_DTYPE']._serialized_start=613
+  _globals['_DTYPE']._serialized_end=701
+  _globals['_ROPEPAIRING']._serialized_start=703
+  _globals['_ROPEPAIRING']._serialized_end=799
   _globals['_ROPE']._serialized_start=48
   _globals['_ROPE']._serialized_end=134
   _globals['_GEOMETRY']._serialized_start=137
@@ -42,5 +42,5 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SHARD']._serialized_start=277
   _globals['_SHARD']._serialized_end=368
   _globals['_CACHESPEC']._serialized_start=371
-  _globals['_CACHESPEC']._serialized_end=597
+  _globals['_CACHESPEC']._serialized_end=611
 # @@protoc_insertion_point(module_scope)

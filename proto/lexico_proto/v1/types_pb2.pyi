@@ -64,7 +64,7 @@ class Shard(_message.Message):
     def __init__(self, first_layer: _Optional[int] = ..., total_layers: _Optional[int] = ..., first_head: _Optional[int] = ..., total_heads: _Optional[int] = ...) -> None: ...
 
 class CacheSpec(_message.Message):
-    __slots__ = ("weights", "lora", "geometry", "shard", "codec", "codec_config", "dictionary", "page_tokens", "group_layers")
+    __slots__ = ("weights", "lora", "geometry", "shard", "codec", "codec_config", "dictionary", "page_tokens", "group_layers", "salt")
     WEIGHTS_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
     GEOMETRY_FIELD_NUMBER: _ClassVar[int]
@@ -74,6 +74,7 @@ class CacheSpec(_message.Message):
     DICTIONARY_FIELD_NUMBER: _ClassVar[int]
     PAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
     GROUP_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    SALT_FIELD_NUMBER: _ClassVar[int]
     weights: bytes
     lora: str
     geometry: Geometry
@@ -83,4 +84,5 @@ class CacheSpec(_message.Message):
     dictionary: bytes
     page_tokens: int
     group_layers: int
-    def __init__(self, weights: _Optional[bytes] = ..., lora: _Optional[str] = ..., geometry: _Optional[_Union[Geometry, _Mapping]] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., codec: _Optional[str] = ..., codec_config: _Optional[str] = ..., dictionary: _Optional[bytes] = ..., page_tokens: _Optional[int] = ..., group_layers: _Optional[int] = ...) -> None: ...
+    salt: bytes
+    def __init__(self, weights: _Optional[bytes] = ..., lora: _Optional[str] = ..., geometry: _Optional[_Union[Geometry, _Mapping]] = ..., shard: _Optional[_Union[Shard, _Mapping]] = ..., codec: _Optional[str] = ..., codec_config: _Optional[str] = ..., dictionary: _Optional[bytes] = ..., page_tokens: _Optional[int] = ..., group_layers: _Optional[int] = ..., salt: _Optional[bytes] = ...) -> None: ...

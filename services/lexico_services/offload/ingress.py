@@ -72,6 +72,8 @@ class Upload:
     """Key of each of those pages."""
     trace: Trace = field(default=(), repr=False)
     """What the call is part of; goes along with each page."""
+    inputs: Sequence[bytes] = ()
+    """What reached the model beside token ids: a digest for each page from the first, or none."""
 
     def check(self) -> None:
         """Whether tokens, pages and keys fit together.
@@ -96,11 +98,14 @@ class Upload:
                 f"{len(self.token_ids)} token ids; pages up to {pages[-1]} of {spec.page_tokens} "
                 f"tokens need {needed}"
             )
-        known = page_keys(spec, self.token_ids)
+        if len(self.inputs) > pages[-1] + 1:
+            raise InvalidInput(f"{len(self.inputs)} input digests; pages end at {pages[-1]}")
+        known = page_keys(spec, self.token_ids, self.inputs)
         for page, key in zip(pages, self.keys, strict=True):
             if len(key) != DIGEST_BYTES or known[page] != key:
                 raise PageKeyMismatch(
-                    f"the key of page {page} is not the one that its namespace and tokens give"
+                    f"the key of page {page} is not the one that its namespace, tokens and inputs "
+                    "give"
                 )
 
 

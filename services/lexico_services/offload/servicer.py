@@ -81,6 +81,7 @@ class OffloadServicer:
                 tuple(header.pages),
                 tuple(header.page_keys),
                 trace_of(metadata),
+                header.page_inputs,
             )
             if header.durability not in pb.Durability.values():
                 raise InvalidInput(f"durability {header.durability} is unknown")

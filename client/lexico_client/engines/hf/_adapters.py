@@ -46,12 +46,46 @@ def added_state(model: nn.Module, modules: Modules) -> list[Any]:
         model: the model, in its wrappers.
         modules: all of its modules, from below the wrapper of `torch.compile`.
     """
-    own = ("torch", "transformers", _package(base_model(model)))
     return [
         [plain_name(name), type(module).__name__, dict(_plain_items(_attributes(module)))]
-        for name, module in modules
-        if _package(module) not in own
+        for name, module in foreign(model, modules)
     ]
+
+
+def foreign(model: nn.Module, modules: Modules) -> Modules:
+    """Those of the modules that did not come with the model, but were put into it."""
+    own = ("torch", "transformers", _package(base_model(model)))
+    return [(name, module) for name, module in modules if _package(module) not in own]
+
+
+def passive_layer(module: nn.Module) -> str | None:
+    """Name within an adapter layer of the module that it stands before, if the layer hands
+    everything on to it; duck-typed after PEFT's layers.
+
+    A layer does so once its adapters are disabled, unless one of them is merged.
+    """
+    kept = vars(module)
+    if kept.get("_disable_adapters") is not True or kept.get("merged_adapters"):
+        return None
+    if _package(module) != "peft" or "forward" in kept:
+        return None
+    inner = ("base_layer", "original_module")
+    return next((name for name in inner if name in module._modules), None)
+
+
+def passive_base(model: nn.Module) -> nn.Module:
+    """The model that PEFT wraps where none of its adapters does anything, else the model itself."""
+    if _package(model) != "peft" or not callable(getattr(model, "get_base_model", None)):
+        return model
+    base, passive = base_model(model), ""
+    for name, module in base.named_modules():  # a layer comes before all that is within it
+        if passive and name.startswith(passive):
+            continue
+        if passive_layer(module) is not None:
+            passive = f"{name}."
+        elif _package(module) == "peft":
+            return model
+    return base
 
 
 def active_adapters(model: nn.Module) -> list[str]:

@@ -2,34 +2,56 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Any, Final
 
+import numpy as np
+import numpy.typing as npt
 from torch import nn
 
 from lexico_client.engines.hf._adapters import active_adapters
 from lexico_client.engines.hf._plain_models import refuse_other_inputs
 from lexico_client.engines.hf._weights import sample, weights_fingerprint
+from lexico_codec.inputs import PageDigests, checked_inputs
+from lexico_codec.keys import token_array
 from lexico_proto.errors import ConfigurationError, InvalidInput
 
 _MARK: Final = "_lexico_identity"
 """Attribute of a cache that a load made; copies of the cache have it too."""
 
 
+@dataclass(frozen=True)
+class _MadeFor:
+    """What a cache that a load made is for."""
+
+    weights: bytes
+    lora: str
+    ids: npt.NDArray[np.uint32]
+    """The prompt."""
+    inputs: tuple[bytes, ...]
+    """What reached the model beside it, for each page."""
+    page_tokens: int
+
+
 class ModelIdentity:
     """The weights fingerprint of a model that may be written to, or have its adapter changed."""
 
-    def __init__(self, model: nn.Module, weights: bytes | None, lora: str) -> None:
+    def __init__(
+        self, model: nn.Module, weights: bytes | None, lora: str, *, digests: bool = False
+    ) -> None:
         """
         Args:
             model: the model.
             weights: fingerprint in place of hashing; then the model must stay as it is.
             lora: identity of the adapter; empty for none.
+            digests: what the model takes beside token ids is given as digests.
 
         Raises:
-            Unsupported: the model takes more than token ids.
+            Unsupported: the model takes more than token ids, and no digests are given.
             ConfigurationError: adapters that neither `weights` nor `lora` speaks of.
         """
-        refuse_other_inputs(model)
+        refuse_other_inputs(model, digests=digests)
         self._model = model
         self._given = weights
         self._lora = lora
@@ -57,19 +79,42 @@ class ModelIdentity:
             )
         return self._given
 
-    def mark(self, cache: Any, weights: bytes) -> None:
-        """Writes on a cache whose keys and values it was made for."""
-        setattr(cache, _MARK, (weights, self._lora))
+    def mark(
+        self, cache: Any, weights: bytes, ids: Sequence[int], inputs: PageDigests, page_tokens: int
+    ) -> None:
+        """Writes on a cache whose keys and values it was made for, and of which prompt."""
+        pages = len(ids) // page_tokens
+        made_for = _MadeFor(
+            weights, self._lora, token_array(ids), checked_inputs(inputs, pages), page_tokens
+        )
+        setattr(cache, _MARK, made_for)
 
-    def check(self, cache: Any, weights: bytes) -> None:
-        """Raises where a cache says that it was made for another model.
+    def check(self, cache: Any, weights: bytes, ids: Sequence[int], inputs: PageDigests) -> None:
+        """Raises where a cache says that it was made for another model, or another prompt.
 
         Raises:
-            InvalidInput: a load made it for other weights or another adapter.
+            InvalidInput: a load made it for other weights, another adapter, other token ids or
+                other inputs than those that are said to be in it now.
         """
-        made_for = getattr(cache, _MARK, None)
-        if made_for is not None and made_for != (weights, self._lora):
+        made_for: _MadeFor | None = getattr(cache, _MARK, None)
+        if made_for is None:
+            return
+        if (made_for.weights, made_for.lora) != (weights, self._lora):
             raise InvalidInput(
                 "this cache was loaded for other weights, or another adapter, than the model has "
                 "now: prefill the prompt again before it is offloaded"
+            )
+        known = min(len(ids), len(made_for.ids))
+        others = np.flatnonzero(token_array(ids[:known]) != made_for.ids[:known])
+        if len(others):
+            raise InvalidInput(
+                f"this cache was loaded for a prompt that has another token {others[0]} than the "
+                "ids given: offload it with the ids that it was made from, or prefill these into a "
+                "new cache"
+            )
+        pages = known // made_for.page_tokens
+        if checked_inputs(inputs, pages) != checked_inputs(made_for.inputs, pages):
+            raise InvalidInput(
+                "this cache was loaded for other inputs beside its token ids than those given: "
+                "give the digests that it was loaded with"
             )

@@ -37,15 +37,29 @@ _OF_TEXT: Final = frozenset(
 _CROSS_ATTENTION: Final = frozenset(("encoder_hidden_states", "encoder_attention_mask"))
 """In the signatures of decoders that have no cross-attention unless their config says so."""
 
+_OF_ENCODERS: Final = frozenset(
+    (
+        "decoder_input_ids",
+        "decoder_inputs_embeds",
+        "encoder_hidden_states",
+        "encoder_outputs",
+    )
+)
+"""Inputs of models whose cache holds another model's output too."""
+
 _NO_TENSOR: Final = frozenset(("bool", "int", "float", "str", "None", "Optional", "Union"))
 """Words of the annotations of settings, such as `output_attentions`."""
 
 
 def plain_model(model: nn.Module) -> nn.Module:
-    """The model that `torch.compile` wraps, or the model itself."""
-    while isinstance(inner := getattr(model, "_orig_mod", None), nn.Module):
+    """The model within `torch.compile` or a parallel wrapper of PyTorch, or the model itself."""
+    while True:
+        inner = getattr(model, "_orig_mod", None)
+        if isinstance(model, nn.DataParallel | nn.parallel.DistributedDataParallel):
+            inner = model.module
+        if not isinstance(inner, nn.Module):
+            return model
         model = inner
-    return model
 
 
 def plain_name(name: str) -> str:
@@ -60,16 +74,23 @@ def base_model(model: nn.Module) -> nn.Module:
     return plain_model(below()) if callable(below) else model
 
 
-def refuse_other_inputs(model: nn.Module) -> None:
+def refuse_other_inputs(model: nn.Module, *, digests: bool = False) -> None:
     """Raises on a model to which something else than token ids may be given.
+
+    Args:
+        model: the model.
+        digests: the caller gives digests of what else the model is given.
 
     Raises:
         Unsupported: `forward` takes images, sound or another model's output; a model within takes
-            them; or soft prompts stand before the tokens.
+            them; or soft prompts stand before the tokens. With digests: it has an encoder whose
+            output its cache would hold too, or such soft prompts.
     """
     base = base_model(model)
-    others = _other_inputs(base)
-    if others:
+    others = other_inputs(base)
+    if digests and _OF_ENCODERS & set(others):
+        raise Unsupported(f"{type(base).__name__} has an encoder: its cache is not covered")
+    if others and not digests:
         raise Unsupported(
             f"{type(base).__name__} takes {', '.join(others)} beside token ids, which page keys "
             f"do not cover{_way_out(base)}"
@@ -83,7 +104,7 @@ def refuse_other_inputs(model: nn.Module) -> None:
             )
 
 
-def _other_inputs(model: nn.Module) -> list[str]:
+def other_inputs(model: nn.Module) -> list[str]:
     """Names of inputs beside those of text."""
     config = getattr(model, "config", None)
     known = _OF_TEXT
@@ -112,9 +133,10 @@ def _is_setting(parameter: inspect.Parameter) -> bool:
 
 def _way_out(model: Any) -> str:
     decoder = model.get_decoder() if hasattr(model, "get_decoder") else model
-    if decoder is model or not isinstance(decoder, PreTrainedModel) or _other_inputs(decoder):
+    if decoder is model or not isinstance(decoder, PreTrainedModel) or other_inputs(decoder):
         return ""
     return (
         ": for prompts of text alone, give its text decoder, "
-        "HuggingFaceCache(client, model.get_decoder())"
+        "HuggingFaceCache(client, model.get_decoder()), else HuggingFaceCache(client, model, "
+        "digests=True) and inputs= with each call"
     )

@@ -20,6 +20,7 @@ from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._coded_layer import ATTENTION
 from lexico_client.engines.hf._coded_load import PrefixCodes
 from lexico_client.engines.hf._identity import ModelIdentity
+from lexico_client.engines.hf._plain_models import plain_model
 from lexico_client.engines.hf._prefix import CachedPrefix, PrefixMemory
 from lexico_client.engines.hf._recoding import (
     DEFAULT_BUFFER_TOKENS,
@@ -29,12 +30,14 @@ from lexico_client.engines.hf._recoding import (
 from lexico_codec.codecs import LexicoCodec
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.hf_inputs import cache_inputs
+from lexico_codec.inputs import PageDigests, PageInputs
 from lexico_codec.presets import codec_named, spoken
 from lexico_codec.sets.choose import choose
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, CacheSpec
 from lexico_proto.errors import (
     ConfigurationError,
+    InvalidInput,
     LexicoError,
     ShapeMismatch,
     UnknownDictionary,
@@ -82,7 +85,8 @@ class HuggingFaceCache:
     """Loads and offloads the prompt caches of one model. Sequences are single and unpadded.
 
     The model may change: every call looks at it anew, in milliseconds, and pages belong to the
-    weights and adapters that it has then. It must be given token ids alone: `inputs_embeds`,
+    weights and adapters that it has then. What reaches it beside token ids is told by `inputs`,
+    digests for each page. Without them it must be given token ids alone: `inputs_embeds`,
     `token_type_ids` or `position_ids` of one's own, adapters chosen for one call and hooks are not
     seen, and what they change must not be offloaded.
 
@@ -103,6 +107,8 @@ class HuggingFaceCache:
         recent_tokens: int = DEFAULT_RECENT_TOKENS,
         weights: bytes | None = None,
         lora: str = "",
+        salt: bytes | str = b"",
+        digests: bool = False,
     ) -> None:
         """Reads the model's geometry and hashes its weights, unless told their fingerprint.
 
@@ -124,16 +130,21 @@ class HuggingFaceCache:
                 stay as it is.
             lora: identity of the adapter that is merged or active, in addition to `weights`. Not
                 needed where weights are hashed, as adapters are then too.
+            salt: whatever else the pages shall be kept apart by, at most 256 bytes.
+            digests: for a model that takes images or sound beside token ids: each call brings
+                `inputs`, the digests of what the model is given.
 
         Raises:
-            Unsupported: a model whose cache this version does not cover, one that takes images,
-                sound or soft prompts beside token ids, or one on several devices.
+            Unsupported: a model whose cache this version does not cover, one that takes images or
+                sound beside token ids without `digests`, one with soft prompts, or one on several
+                devices.
             UnknownCodec: no preset and no codec of that name.
             ConfigurationError: no built-in dictionary set serves, or a parameter that cannot be
                 used, such as recent_tokens below 1, or adapters with `weights` and no `lora`.
             DictionaryMismatch: the set given was made from a model of another shape or another
                 rotary embedding, or for another codec.
         """
+        model = plain_model(model)  # type: ignore[assignment]
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) > 1:
             raise Unsupported(f"{type(model).__name__} lies on {len(devices)} devices: only one")
@@ -143,12 +154,13 @@ class HuggingFaceCache:
                 f"recent_tokens={recent_tokens!r}: an integer of 1 or more is needed, as the last "
                 "token predicts the next one"
             )
-        self._identity = ModelIdentity(model, weights, lora)
+        self._identity = ModelIdentity(model, weights, lora, digests=digests)
         geometry = geometry_of(model.config, model.dtype)
         asked = codec_named(codec, codec_config)
         chosen, dictionary = choose(asked, dictionary, geometry, spoken(codec))
         self._client = client
         self._model = model
+        self._digests = digests
         self._recent_tokens = recent_tokens
         self._dictionary: DictionarySet | None = None
         if isinstance(dictionary, DictionarySet):
@@ -162,6 +174,7 @@ class HuggingFaceCache:
             dictionary=dictionary or b"",
             page_tokens=page_tokens,
             lora=lora,
+            salt=salt,
         )
 
     @property
@@ -178,27 +191,38 @@ class HuggingFaceCache:
             self._spec = replace(self._spec, weights=weights, geometry=geometry, group_layers=0)
         return self._spec
 
-    def load(self, input_ids: Tensor | Sequence[int], *, timeout: float | None = None) -> Hit:
+    def load(
+        self,
+        input_ids: Tensor | Sequence[int],
+        *,
+        inputs: PageDigests | None = None,
+        timeout: float | None = None,
+    ) -> Hit:
         """A cache of as much of the prompt's prefix as the service can give.
 
         The newest tokens of the prompt are left for the model, see `recent_tokens`.
 
         Args:
             input_ids: `[1, tokens]` or `[tokens]`: the whole prompt, as it goes to `generate`.
+            inputs: what else goes to the model, as `lexico_client.input_digests` makes it; such a
+                hit never ends within a span. Empty for token ids alone, which must be said where
+                the model takes more.
             timeout: seconds, in place of `Timeouts.load`.
 
         Raises:
             ShapeMismatch: a batch of prompts.
+            InvalidInput: `inputs` is missing, or holds what is no digest.
             ConfigurationError, Unsupported: as of `spec`.
         """
         spec = self.spec
         memory = PrefixMemory(spec, self._model.device)
-        loaded, tokens = self._load(spec, input_ids, memory.allocate, timeout)
+        ids, digests = _flat(input_ids), self._given(inputs)
+        loaded, tokens = self._load(spec, ids, digests, memory.allocate, timeout)
         cache = DynamicCache(config=self._model.config)
         memory.fill(cache, tokens)
-        self._identity.mark(cache, spec.weights)
-        inputs = cache_inputs(self._model, cache)
-        return Hit(tokens=tokens, loaded=loaded, inputs=inputs, cache=cache)
+        self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
+        arguments = cache_inputs(self._model, cache)
+        return Hit(tokens=tokens, loaded=loaded, inputs=arguments, cache=cache)
 
     def load_codes(
         self,
@@ -206,6 +230,7 @@ class HuggingFaceCache:
         *,
         buffer_tokens: int = DEFAULT_BUFFER_TOKENS,
         window_tokens: int = DEFAULT_WINDOW_TOKENS,
+        inputs: PageDigests | None = None,
         timeout: float | None = None,
     ) -> CodedHit:
         """As `load`, but the prefix stays compressed in memory, and attention is over its codes.
@@ -244,30 +269,41 @@ class HuggingFaceCache:
             )
         recoding = Recoding(codec, buffer_tokens, window_tokens)
         codes = PrefixCodes(spec, self._model.device)
-        loaded, tokens = self._load(spec, input_ids, codes.allocate, timeout)
+        ids, digests = _flat(input_ids), self._given(inputs)
+        loaded, tokens = self._load(spec, ids, digests, codes.allocate, timeout)
         cache = CodedCache(codes.layers(tokens, recoding, self._dictionary))
-        inputs = cache_inputs(self._model, cache)
-        return CodedHit(tokens=tokens, loaded=loaded, inputs=inputs, cache=cache)
+        arguments = cache_inputs(self._model, cache)
+        return CodedHit(tokens=tokens, loaded=loaded, inputs=arguments, cache=cache)
+
+    def _given(self, inputs: PageDigests | None) -> PageDigests:
+        if inputs is None and self._digests:
+            raise InvalidInput(
+                f"{type(self._model).__name__} takes more than token ids: give inputs=, the "
+                "digests of what it is given, or inputs=() for a prompt of token ids alone"
+            )
+        return inputs or ()
 
     def _load(
         self,
         spec: CacheSpec,
-        input_ids: Tensor | Sequence[int],
+        ids: list[int],
+        inputs: PageDigests,
         target: Target,
         timeout: float | None,
     ) -> tuple[Loaded, int]:
         """Brings whole pages; how many of their tokens are to be used."""
-        ids = _flat(input_ids)
         tokens = spec.reloadable_tokens(len(ids), self._recent_tokens)
         stored = ids[: spec.pages_of(tokens) * spec.page_tokens]
-        loaded = self._client.load(spec, stored, target, timeout=timeout)
-        return loaded, min(tokens, loaded.tokens)
+        loaded = self._client.load(spec, stored, target, inputs=inputs, timeout=timeout)
+        tokens = min(tokens, loaded.tokens)
+        return loaded, inputs.uncut(tokens) if isinstance(inputs, PageInputs) else tokens
 
     def offload(
         self,
         input_ids: Tensor | Sequence[int],
         past_key_values: DynamicCache,
         *,
+        inputs: PageDigests | None = None,
         wait: Wait = "committed",
         timeout: float | None = None,
     ) -> PutReport:
@@ -276,9 +312,12 @@ class HuggingFaceCache:
         Args:
             input_ids: `[1, tokens]` or `[tokens]`: what the cache was made from, or more:
                 `generate` returns one token that its cache does not hold.
-            past_key_values: the cache, made from these ids alone with the weights and adapters that
-                the model has now: only caches that come from a load can tell. It may grow while
-                this runs, in another thread.
+            past_key_values: the cache, made from these ids with the weights and adapters that the
+                model has now. Of a cache that comes from a load it is checked: the model, the ids
+                of its prompt, and `inputs`. Of what was computed behind the prompt, and of any
+                other cache, it cannot be known: that the ids are those that the cache was made from
+                is then the caller's duty. It may grow while this runs, in another thread.
+            inputs: what else the cache was made from, as for `load`.
             wait: "committed" for an answer when the pages are stored, "received" when they are
                 received.
             timeout: seconds, in place of `Timeouts.offload`.
@@ -286,7 +325,8 @@ class HuggingFaceCache:
         Raises:
             ShapeMismatch: a batch, or a cache of another model.
             Unsupported: a cache of another kind, as is the one of `load_codes`; or as of `spec`.
-            InvalidInput: a load brought the cache, and the model has changed since.
+            InvalidInput: a load brought the cache, and the model has changed since, or the ids or
+                inputs are others; or `inputs` is missing, or holds what is no digest.
             ConfigurationError: as of `spec`.
             NonFiniteCache: NaN or infinity in it.
             LexicoError: the service refused, or could not take the pages.
@@ -296,8 +336,8 @@ class HuggingFaceCache:
                 "a CodedCache has codes in place of most keys and values, and codes of codes would "
                 "be worse: offload a cache that was prefilled, or that load() brought"
             )
-        ids, spec = _flat(input_ids), self.spec
-        self._identity.check(past_key_values, spec.weights)
+        ids, spec, digests = _flat(input_ids), self.spec, self._given(inputs)
+        self._identity.check(past_key_values, spec.weights, ids, digests)
         prefix = CachedPrefix.of(past_key_values, spec.geometry)
         pages = min(len(ids), prefix.tokens) // spec.page_tokens
         prefix.settle()
@@ -306,6 +346,7 @@ class HuggingFaceCache:
             spec,
             ids[: pages * spec.page_tokens],
             partial(prefix.read, spec),
+            inputs=digests,
             wait=wait,
             timeout=timeout,
         )

@@ -7,7 +7,7 @@ import hashlib
 import itertools
 import json
 from collections.abc import Iterator
-from typing import Any, Final
+from typing import Final
 from weakref import WeakKeyDictionary
 
 import torch
@@ -15,31 +15,13 @@ import xxhash
 from torch import Tensor, nn
 
 from lexico_client.engines.hf._adapters import Modules, added_state
-from lexico_client.engines.hf._plain_models import plain_model, plain_name
+from lexico_client.engines.hf._buffers import made_buffers, numbers_of
+from lexico_client.engines.hf._model_config import config_meaning, drops
+from lexico_client.engines.hf._model_files import files_fingerprint
+from lexico_client.engines.hf._network import Network, network_of
+from lexico_client.engines.hf._plain_models import plain_model
 from lexico_codec.tensors import bytes_of
-from lexico_proto.errors import Unsupported
 from lexico_proto.limits import DIGEST_BYTES
-
-_KEEPS_MEANING: Final = frozenset(
-    (
-        "architectures",
-        "dtype",  # each tensor brings its own
-        "id2label",
-        "initializer_range",
-        "label2id",
-        "model_type",  # the model's class says it
-        "name_or_path",
-        "output_attentions",
-        "output_hidden_states",
-        "quantization_config",  # what it made of the weights is hashed
-        "return_dict",
-        "torch_dtype",
-        "transformers_version",
-        "use_cache",
-    )
-)
-"""Config entries that keys and values do not depend on. Those that begin with _ or end with
-_token_id too."""
 
 _SAMPLES: Final = 64
 """Elements of each tensor that a stamp reads."""
@@ -50,11 +32,17 @@ _known: WeakKeyDictionary[nn.Module, tuple[int, bytes]] = WeakKeyDictionary()
 def weights_fingerprint(model: nn.Module) -> bytes:
     """BLAKE2b-256 over a model's weights and the config they run under, 32 bytes.
 
-    Hashed are the model's class, its config as far as it differs from the class's defaults, and for
-    every parameter and persistent buffer its name, dtype, shape and the XXH3-128 of its bytes. Of
-    modules that were put into the model, as adapters are, every plain attribute is hashed too:
-    which are active, merged, disabled, and how they are scaled. `torch.compile` changes nothing.
-    Of other buffers, such as rotary frequencies, only a dtype below float32 is hashed.
+    For a model that was loaded from a folder of safetensors, or from such a snapshot of a hub, and
+    whose tensors and config prove to be those of the files, it is `fingerprint_files` of it: every
+    engine that loads the folder has the same.
+
+    Else hashed are the class of the decoder, its config as far as keys and values depend on it and
+    it differs from the class's defaults, and for every parameter and persistent buffer its name,
+    dtype, shape and the XXH3-128 of its bytes. Of modules that were put into the model, as adapters
+    are, every plain attribute is hashed too: which are active, merged, and how they are scaled.
+    Other buffers, such as rotary frequencies, count as far as they are not what the config makes.
+    A head that makes logits, `torch.compile`, parallel wrappers and adapters that are disabled
+    change nothing. Nor does dropout, unless the model is in training.
 
     It is kept for each model until its `stamp` changes.
 
@@ -67,39 +55,51 @@ def weights_fingerprint(model: nn.Module) -> bytes:
     known = _known.get(model)
     if known is not None and known[0] == now:
         return known[1]
-    digest = hashlib.blake2b(digest_size=DIGEST_BYTES, person=b"lexico-weights")
-    digest.update(json.dumps([type(model).__name__, _config_of(model)], sort_keys=True).encode())
-    tensors = dict(_tensors_of(model))
-    for name, tensor in sorted(tensors.items()):
-        content = xxhash.xxh3_128_hexdigest(bytes_of(tensor.reshape(-1)))
-        entry = [name, str(tensor.dtype), list(tensor.shape), content]
-        digest.update(json.dumps(entry).encode())
-    for name, buffer in model.named_buffers():
-        # Made from the config, to the last bit of the machine's powers: only a rounding is hashed,
-        # as `model.to(torch.bfloat16)` does to rotary frequencies and `from_pretrained` does not.
-        rounded = buffer.is_floating_point() and buffer.dtype != torch.float32
-        if rounded and plain_name(name) not in tensors:
-            digest.update(json.dumps([plain_name(name), str(buffer.dtype)]).encode())
-    for entry in added_state(model, list(model.named_modules())):
-        digest.update(json.dumps(entry).encode())
-    fingerprint = digest.digest()
+    fingerprint = _fingerprint(network_of(model))
     _known[model] = (now, fingerprint)
     return fingerprint
+
+
+def _fingerprint(network: Network) -> bytes:
+    tensors = dict(sorted(network.tensors()))
+    contents = {
+        name: xxhash.xxh3_128_hexdigest(bytes_of(tensor.reshape(-1)))
+        for name, tensor in tensors.items()
+    }
+    others = made_buffers(network.modules)
+    if drops(network.model, network.config):
+        others.append(["dropout"])
+    if network.is_plain and not others:
+        fingerprint = files_fingerprint(network, tensors, contents)
+        if fingerprint is not None:
+            return fingerprint
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES, person=b"lexico-weights")
+    config = config_meaning(network.modules, network.config)
+    digest.update(json.dumps([type(network.model).__name__, config], sort_keys=True).encode())
+    for name, tensor in tensors.items():
+        entry = [name, str(tensor.dtype), list(tensor.shape), contents[name]]
+        digest.update(json.dumps(entry).encode())
+    for entry in [*others, *network.added]:
+        digest.update(json.dumps(entry).encode())
+    return digest.digest()
 
 
 def stamp(model: nn.Module) -> int:
     """Another number once a model's keys and values may be others; cheap enough for every call.
 
-    It covers where each parameter and buffer lies, how often it was written to, and `sample`.
+    It covers where each parameter and buffer lies, how often it was written to, what the config
+    says, and `sample`.
     """
     modules = list(plain_model(model).named_modules())
     places = tuple((tensor.data_ptr(), _version(tensor)) for tensor in _memory_of(modules))
-    return hash((places, _sample(model, modules)))
+    config = getattr(plain_model(model), "config", None)
+    said = repr(sorted(vars(config).items())) if config is not None else ""
+    return hash((places, said, _sample(model, modules)))
 
 
 def sample(model: nn.Module) -> int:
-    """A number of what a model's state says, wherever it lies: `added_state`, and 64 elements of
-    each parameter and buffer.
+    """A number of what a model's state says, wherever it lies: `added_state`, the scaling of rotary
+    embeddings, whether dropout is at work, and 64 elements of each parameter and buffer.
 
     It notices writes that PyTorch does not count: those through `Tensor.data`, and those to weights
     made under `inference_mode`. A write to a few elements alone may escape it.
@@ -108,7 +108,10 @@ def sample(model: nn.Module) -> int:
 
 
 def _sample(model: nn.Module, modules: Modules) -> int:
-    found = xxhash.xxh3_128(json.dumps(added_state(model, modules)).encode())
+    plain = plain_model(model)
+    dropping = drops(plain, getattr(plain, "config", None))
+    said = [added_state(model, modules), numbers_of(modules), dropping]
+    found = xxhash.xxh3_128(json.dumps(said).encode())
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     with torch.inference_mode():
         for tensor in _memory_of(modules):
@@ -139,25 +142,5 @@ def _memory_of(modules: Modules) -> Iterator[Tensor]:
                 yield tensor
 
 
-def _tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    for name, value in model.state_dict(keep_vars=True).items():
-        if not isinstance(value, Tensor) or value.is_meta:
-            what = "is not in memory" if isinstance(value, Tensor) else "is no tensor"
-            raise Unsupported(f"{name} {what}: give the fingerprint as `weights`, 32 bytes")
-        yield plain_name(name), value.detach()
-
-
 def _version(tensor: Tensor) -> int:
     return 0 if tensor.is_inference() else tensor._version
-
-
-def _config_of(model: nn.Module) -> dict[str, Any]:
-    config = getattr(model, "config", None)
-    if config is None:
-        return {}
-    entries: dict[str, Any] = json.loads(config.to_json_string(use_diff=True))
-    return {
-        name: value
-        for name, value in entries.items()
-        if name not in _KEEPS_MEANING and not name.startswith("_") and "_token_id" not in name
-    }

@@ -1,0 +1,108 @@
+"""Hashes of weights files that were read before, one small file for each.
+
+A file counts as the same while device, inode, size and both of its times are. Whatever is wrong
+with the cache costs a reading of the weights, no more.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import logging
+import os
+import time
+from pathlib import Path
+from typing import Any, Final
+
+import platformdirs
+
+from lexico_codec.canonical import canonical_json
+from lexico_codec.files import write_atomically
+from lexico_proto.errors import LexicoError
+
+_log = logging.getLogger(__name__)
+
+MAX_FILES: Final = 512
+"""Files kept; the oldest go first."""
+MAX_BYTES: Final = 64 << 20
+"""Of one file that is read."""
+SETTLED_NS: Final = 2_000_000_000
+"""A file that changed this recently may change again within the same tick of its clock."""
+
+
+def default_folder() -> Path | None:
+    """The folder of the user's cache; None for a user who has none."""
+    folder = Path(platformdirs.user_cache_dir("lexico-offload")) / "fingerprints"
+    return folder if folder.is_absolute() else None  # no home: "~" stays as it is
+
+
+class FingerprintCache:
+    """What was found in weights files. Safe for any number of processes."""
+
+    def __init__(self, folder: Path | None) -> None:
+        """
+        Args:
+            folder: where to keep it; None keeps nothing.
+        """
+        self._folder = folder
+
+    def get(self, status: os.stat_result) -> Any:
+        """What was put for a file in this state; None for nothing, or nothing sound."""
+        if self._folder is None:
+            return None
+        place = _place_of(status)
+        try:
+            with (self._folder / _name_of(place)).open("rb") as file:
+                if os.fstat(file.fileno()).st_uid not in (os.geteuid(), 0):
+                    return None  # someone else's word
+                kept = json.loads(file.read(MAX_BYTES))
+            found = kept["found"]
+            return found if kept["place"] == place and kept["sum"] == _sum(found) else None
+        except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
+            if not isinstance(error, FileNotFoundError):
+                _log.debug("fingerprint not usable: %s", error)
+            return None
+
+    def put(self, status: os.stat_result, found: Any) -> None:
+        """Keeps what was found in a file, unless the file has only just changed."""
+        changed = max(status.st_mtime_ns, status.st_ctime_ns)
+        if self._folder is None or time.time_ns() - changed < SETTLED_NS:
+            return
+        place = _place_of(status)
+        document = {"place": place, "found": found, "sum": _sum(found)}
+        try:
+            self._folder.mkdir(parents=True, exist_ok=True)
+            write_atomically(self._folder / _name_of(place), json.dumps(document).encode())
+            self._prune(self._folder)
+        except (OSError, LexicoError) as error:
+            _log.debug("fingerprint not kept: %s", error)
+
+    def _prune(self, folder: Path) -> None:
+        kept = list(folder.glob("*.json"))
+        if len(kept) <= MAX_FILES:
+            return
+        ages = {}
+        for path in kept:
+            with contextlib.suppress(OSError):  # another process prunes as well
+                ages[path] = path.stat().st_mtime_ns
+        for path in sorted(ages, key=ages.__getitem__)[: len(ages) - MAX_FILES]:
+            path.unlink(missing_ok=True)
+
+
+def _place_of(status: os.stat_result) -> list[int]:
+    return [
+        status.st_dev,
+        status.st_ino,
+        status.st_size,
+        status.st_mtime_ns,
+        status.st_ctime_ns,  # a time of writing can be set back, this one cannot
+    ]
+
+
+def _name_of(place: list[int]) -> str:
+    return hashlib.blake2b(repr(place).encode(), digest_size=20).hexdigest() + ".json"
+
+
+def _sum(found: Any) -> str:
+    return hashlib.blake2b(canonical_json(found).encode(), digest_size=16).hexdigest()
