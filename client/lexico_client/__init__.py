@@ -22,6 +22,7 @@ from lexico_client._results import (
 )
 from lexico_client._settings import Timeouts
 from lexico_client._sync_client import Client
+from lexico_client._tls import Tls
 from lexico_client._transport import Transport
 from lexico_codec.memory import CacheMemory
 from lexico_proto.errors import LexicoError
@@ -46,6 +47,7 @@ __all__ = [
     "PutSeconds",
     "Target",
     "Timeouts",
+    "Tls",
     "Transport",
     "Wait",
 ]

@@ -10,6 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lexico_proto.errors import Busy, ConfigurationError, Unavailable
+from lexico_services.doors import check_doors, warn_of_doors
 from lexico_services.offload.server import OffloadServer
 from lexico_services.process import address, announce, stop_event, take_port
 from lexico_services.reload.child import ReloadChild
@@ -32,6 +33,8 @@ def run_offload(settings: Settings, address_file: Path | None) -> int:
         Unavailable: Ray or the ingress is gone for good.
     """
     server = offload_server(settings, settings.store_url)
+    check_doors(settings.listen_offload)
+    warn_of_doors(settings.listen_offload)
     stopped = stop_event()
     with ExitStack() as stack:
         stack.callback(server.stop)
@@ -96,6 +99,7 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
     """
     settings.check()
     listen = settings.listen_offload
+    check_doors(listen)  # the reload server warns, in the same log
     ports = listen.port, settings.listen_reload.port
     if ports[0] and ports[0] == ports[1]:
         raise ConfigurationError(f"port {ports[0]} is given twice")

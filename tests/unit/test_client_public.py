@@ -30,6 +30,7 @@ def test_public_names() -> None:
         "PutSeconds",
         "Target",
         "Timeouts",
+        "Tls",
         "Transport",
         "Wait",
     ]

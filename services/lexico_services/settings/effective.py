@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 
 from lexico_proto.errors import ConfigurationError
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
+from lexico_services.door_config import JwtConfig, TlsConfig
 from lexico_services.settings.schema import (
     LOG_LEVEL,
     OFFLOAD_PORT,
@@ -99,12 +100,12 @@ class Settings:
     @property
     def listen_offload(self) -> ListenConfig:
         """Where the ingress listens."""
-        return self._built("listen", ListenConfig, port=self.value(OFFLOAD_PORT))
+        return self._listen(OFFLOAD_PORT)
 
     @property
     def listen_reload(self) -> ListenConfig:
         """Where the reload server listens."""
-        return self._built("listen", ListenConfig, port=self.value(RELOAD_PORT))
+        return self._listen(RELOAD_PORT)
 
     def encoder(self, store_url: str) -> EncoderConfig:
         """The encoders of a store that other processes reach by this URL."""
@@ -150,6 +151,10 @@ class Settings:
             line = f"{setting.name} = {to_toml('***' if hidden else given.value)}"
             lines.append(f"{line}  # {given.source}" if sources else line)
         return "\n".join(lines[1:]) + "\n"
+
+    def _listen(self, port: str) -> ListenConfig:
+        tls, jwt = self._built("tls", TlsConfig), self._built("jwt", JwtConfig)
+        return self._built("listen", ListenConfig, port=self.value(port), tls=tls, jwt=jwt)
 
     def _built(self, table: str, cls: type[T], **others: Any) -> T:
         _, elsewhere = TABLES[table]
