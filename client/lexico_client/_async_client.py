@@ -107,7 +107,7 @@ class AsyncClient:
             if reload is None:
                 raise ConfigurationError("reload=None: where are pages matched and loaded?")
             transport = GrpcTransport(reload, offload, token, metrics=metrics, tls=tls)
-        elif not (reload is offload is token is tls is None):
+        elif not (reload is offload is token is None and tls is None):
             raise ConfigurationError("give addresses, token and TLS, or a transport, not both")
         if threads < 1:
             raise ConfigurationError(f"threads={threads}: at least 1")

@@ -12,8 +12,8 @@ import grpc.aio
 
 from lexico_client._channels import Channels
 from lexico_client._endpoint import Endpoint, endpoint_of
-from lexico_client._tls import Tls
 from lexico_client._errors import translated
+from lexico_client._tls import Tls
 from lexico_client._transport import check_size
 from lexico_client._upload_end import UploadEnd
 from lexico_proto.errors import ConfigurationError

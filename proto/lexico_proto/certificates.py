@@ -51,7 +51,7 @@ def read_pair(chain_file: Path, key_file: Path, chain: bytes, key: bytes) -> Pai
         private = load_pem_private_key(key, password=None)
     except TypeError as error:
         raise ConfigurationError(f"key {key_file}: needs a passphrase: give one without") from error
-    except Exception as error:  # noqa: BLE001 - what it raises is not told in its documents
+    except Exception as error:
         raise ConfigurationError(f"key {key_file}: is no private key in PEM") from error
     if private.public_key() != certificate.public_key():
         raise ConfigurationError(f"key {key_file}: is not the key of {chain_file}")
@@ -113,7 +113,7 @@ def _certificates(file: Path, data: bytes) -> Sequence[x509.Certificate]:
         found = x509.load_pem_x509_certificates(data)
         for each in found:  # read when asked for
             _ = each.public_key(), each.not_valid_after_utc
-    except Exception as error:  # noqa: BLE001 - what it raises is not told in its documents
+    except Exception as error:
         raise ConfigurationError(f"certificate {file}: is no certificate in PEM") from error
     return found
 

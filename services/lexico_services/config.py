@@ -121,10 +121,10 @@ class ReloadConfig:
     """Bytes of the dictionary sets that one tenant may register."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if not (math.isfinite(value) and value > 0):
-                raise ConfigurationError(f"{field.name} is {value}: give a positive number")
+                raise ConfigurationError(f"{each.name} is {value}: give a positive number")
         needed = max(MAX_FRAME_BYTES, self.max_dictionary_bytes)
         if self.max_buffered_bytes < needed:
             raise ConfigurationError(

@@ -25,9 +25,7 @@ from lexico_services.roles import USUAL, read_roles
 try:
     import jwt
 except ImportError as missing:
-    raise ConfigurationError(
-        "[jwt] needs PyJWT: pip install 'lexico-offload[jwt]'"
-    ) from missing
+    raise ConfigurationError("[jwt] needs PyJWT: pip install 'lexico-offload[jwt]'") from missing
 
 ALGORITHMS: Final = ("RS256", "ES256", "EdDSA")
 MAX_TOKEN_CHARS: Final = 8192

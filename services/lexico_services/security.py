@@ -66,7 +66,9 @@ class Tls:
             return newest
 
         credentials = grpc.dynamic_ssl_server_credentials(
-            configuration, fetch, require_client_authentication=self.client_ca is not None
+            configuration,
+            fetch,  # type: ignore[arg-type]  # the stubs do not know that None is allowed
+            require_client_authentication=self.client_ca is not None,
         )
         return server.add_secure_port(target, credentials)
 

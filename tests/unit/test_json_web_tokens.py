@@ -58,7 +58,9 @@ def _claims(**changes: object) -> dict[str, Any]:
     return {name: value for name, value in {**claims, **changes}.items() if value is not None}
 
 
-def _signed(algorithm: str = "ES256", key: Any = None, header: Any = None, **changes: object) -> str:
+def _signed(
+    algorithm: str = "ES256", key: Any = None, header: Any = None, **changes: object
+) -> str:
     headers = {"kid": algorithm} if header is None else header
     token: str = jwt.encode(_claims(**changes), key or KEYS[algorithm], algorithm, headers)
     return token
@@ -155,7 +157,12 @@ def test_signatures_of_others(tmp_path: Path) -> None:
             tokens.caller(_signed(key=stranger, header=header))
     good = _signed()
     start, body, end = good.split(".")
-    for bent in (f"{start}.{body[:-2]}AA.{end}", f"{start}.{body}.", f".{body}.{end}", f"{good[:-4]}AAAA"):
+    for bent in (
+        f"{start}.{body[:-2]}AA.{end}",
+        f"{start}.{body}.",
+        f".{body}.{end}",
+        f"{good[:-4]}AAAA",
+    ):
         with pytest.raises(Unauthenticated):
             tokens.caller(bent)
 
