@@ -199,8 +199,8 @@ async def test_half_a_pair_and_one_that_ended_are_not_taken(
     assert served.certificate is not None
     async with running_services(tls=served) as services:
         for spoil, said in (
-            (lambda: served.key.write_bytes(authority.issue().key), "is not the key of"),  # type: ignore[union-attr]
-            (lambda: served.certificate.write_bytes(b"half"), "is no certificate in PEM"),  # type: ignore[union-attr]
+            (lambda: served.key.write_bytes(authority.issue().key), "is not the key of"),
+            (lambda: served.certificate.write_bytes(b"half"), "is no certificate in PEM"),
             (
                 lambda: _swap(
                     authority.issue(lasts=timedelta(hours=-1)), served.certificate, served.key
@@ -320,7 +320,7 @@ def test_tls_is_given_once(known: Path) -> None:
         AsyncClient(reload=Endpoint("localhost:1", None, tls), tls=Tls(ca=known))
     for wrong in ({"certificate": known}, {"key": known}, {"server_name": ""}):
         with pytest.raises(errors.ConfigurationError, match="Tls"):
-            Tls(**wrong)  # type: ignore[arg-type]
+            Tls(**wrong)
 
 
 def test_equal_tls_is_equal(known: Path) -> None:

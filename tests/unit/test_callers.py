@@ -236,4 +236,4 @@ def test_settings_that_need_each_other() -> None:
         {"tenant_claim": ""},
     ):
         with pytest.raises(ConfigurationError, match="jwt"):
-            JwtConfig(**also)  # type: ignore[arg-type]
+            JwtConfig(**also)

@@ -53,13 +53,13 @@ def _tokens(file: Path, **config: str) -> Any:
     return JsonWebTokens(JwtConfig(file, ISSUER, AUDIENCE, **config))
 
 
-def _claims(**changes: object) -> dict[str, Any]:
+def _claims(**changes: Any) -> dict[str, Any]:
     claims = {"iss": ISSUER, "aud": AUDIENCE, "exp": time.time() + 600, "tenant": "red"}
     return {name: value for name, value in {**claims, **changes}.items() if value is not None}
 
 
 def _signed(
-    algorithm: str = "ES256", key: Any = None, header: Any = None, **changes: object
+    algorithm: str = "ES256", key: Any = None, header: Any = None, **changes: Any
 ) -> str:
     headers = {"kid": algorithm} if header is None else header
     token: str = jwt.encode(_claims(**changes), key or KEYS[algorithm], algorithm, headers)
@@ -108,7 +108,7 @@ def test_what_is_no_such_token_is_left_to_others(tmp_path: Path) -> None:
         ({"roles": {"admin": True}}, "roles"),
     ],
 )
-def test_claims_that_do_not_do(tmp_path: Path, changes: dict[str, object], said: str) -> None:
+def test_claims_that_do_not_do(tmp_path: Path, changes: dict[str, Any], said: str) -> None:
     with pytest.raises(Unauthenticated, match=said):
         _tokens(_written(tmp_path)).caller(_signed(**changes))
 
@@ -196,7 +196,7 @@ def test_a_token_is_verified_once_until_it_ends(
         verified.append(1)
         return decode(*arguments, **more)
 
-    monkeypatch.setattr(module.jwt, "decode", counting)
+    monkeypatch.setattr(jwt, "decode", counting)
     monkeypatch.setattr(module, "_KEPT", 3)
     tokens = _tokens(_written(tmp_path))
     first = _signed("EdDSA", exp=int(time.time()) + 600)
@@ -208,7 +208,7 @@ def test_a_token_is_verified_once_until_it_ends(
     tokens.caller(first)
     assert len(verified) == 5
     now = time.time()
-    monkeypatch.setattr(module.time, "time", lambda: now + 600 + module.LEEWAY_S)
+    monkeypatch.setattr(time, "time", lambda: now + 600 + module.LEEWAY_S)
     assert tokens.caller(first).tenant == "red"  # asked again, of a library with another clock
     assert len(verified) == 6
 
