@@ -58,9 +58,7 @@ def _claims(**changes: Any) -> dict[str, Any]:
     return {name: value for name, value in {**claims, **changes}.items() if value is not None}
 
 
-def _signed(
-    algorithm: str = "ES256", key: Any = None, header: Any = None, **changes: Any
-) -> str:
+def _signed(algorithm: str = "ES256", key: Any = None, header: Any = None, **changes: Any) -> str:
     headers = {"kid": algorithm} if header is None else header
     token: str = jwt.encode(_claims(**changes), key or KEYS[algorithm], algorithm, headers)
     return token
