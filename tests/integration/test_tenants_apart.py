@@ -103,8 +103,7 @@ async def _seen(services: Services, steps: list[Step], who: str) -> list[object]
         try:
             got = await _answers(call)
         except grpc.aio.AioRpcError as error:
-            trailing = sorted((str(k), str(v)) for k, v in error.trailing_metadata() or ())  # type: ignore[misc]
-            got = (error.code(), error.details(), trailing)
+            got = (error.code(), error.details(), sorted(map(str, error.trailing_metadata())))
         if token == who:
             seen.append((name, got, sorted(map(str, await call.initial_metadata()))))
     return seen

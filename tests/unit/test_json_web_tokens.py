@@ -123,7 +123,8 @@ def test_roles(tmp_path: Path, roles: object) -> None:
 
 def test_a_claim_by_its_path(tmp_path: Path) -> None:
     tokens = _tokens(_written(tmp_path), tenant_claim="kubernetes.io/namespace")
-    assert tokens.caller(_signed(**{"kubernetes.io": {"namespace": "blue"}})).tenant == "blue"
+    inside: dict[str, Any] = {"kubernetes.io": {"namespace": "blue"}}
+    assert tokens.caller(_signed(**inside)).tenant == "blue"
     assert tokens.caller(_signed(**{"kubernetes.io/namespace": "green"})).tenant == "green"
     with pytest.raises(Unauthenticated):
         tokens.caller(_signed(**{"kubernetes.io": "blue"}))
