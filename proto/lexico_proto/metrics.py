@@ -101,7 +101,7 @@ FILE_READS: Final = Family(
 )
 CERTIFICATE_END: Final = Family(
     "lexico_certificate_end_timestamp_seconds",
-    "When the certificate that the port shows ends, in Unix time; 0 where it shows none.",
+    "When the certificate that the port shows ends, in Unix time.",
     gauge=True,
 )
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from dataclasses import dataclass, field
 from datetime import timedelta
 from pathlib import Path
@@ -14,7 +15,7 @@ from lexico_services.auth import Caller, Metadata, Peer, Tenants
 from lexico_services.certificate_names import CertificateNames
 from lexico_services.config import ListenConfig
 from lexico_services.door_config import JwtConfig, TlsConfig
-from lexico_services.doors import open_doors
+from lexico_services.doors import check_doors, open_doors
 from lexico_services.roles import ADMIN, OFFLOAD, RELOAD, ROLES, USUAL
 from lexico_services.token_file import TokenFile
 from tests.support.authorities import Authority
@@ -237,3 +238,12 @@ def test_settings_that_need_each_other() -> None:
     ):
         with pytest.raises(ConfigurationError, match="jwt"):
             JwtConfig(**also)
+
+
+def test_without_the_library_of_certificates_the_extra_is_named(
+    tmp_path: Path, authority: Authority, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tls = TlsConfig(*authority.issue().write(tmp_path, "server"))
+    monkeypatch.setitem(sys.modules, "cryptography", None)
+    with pytest.raises(ConfigurationError, match=r"lexico-offload\[tls\]"):
+        check_doors(ListenConfig(tls=tls))

@@ -6,6 +6,7 @@ import base64
 import hashlib
 import hmac
 import json
+import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -245,3 +246,13 @@ def test_beside_a_token_file(tmp_path: Path) -> None:
         assert tenants.caller_of((("authorization", f"Bearer {token}"),)).tenant == tenant
     with pytest.raises(Unauthenticated):
         tenants.caller_of((("authorization", "Bearer x.y.z"),))
+
+
+def test_without_the_library_the_extra_is_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "jwt", None)
+    monkeypatch.delitem(sys.modules, "lexico_services.json_web_tokens", raising=False)
+    config = JwtConfig(_written(tmp_path), ISSUER, AUDIENCE)
+    with pytest.raises(ConfigurationError, match=r"lexico-offload\[jwt\]"):
+        Tenants.of(ListenConfig(jwt=config))
