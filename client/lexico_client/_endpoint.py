@@ -102,7 +102,8 @@ def endpoint_of(
         raise ConfigurationError(f"give one token: in token=, or in the endpoint of {name}=")
     if security is not None and given.security != Plaintext():
         raise ConfigurationError(f"give TLS once: in tls=, or in the endpoint of {name}=")
-    return Endpoint(given.address, token or given.token, security or given.security)
+    token = given.token if token is None else token
+    return Endpoint(given.address, token, security or given.security)
 
 
 def check_address(name: str, address: str) -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 
@@ -126,6 +128,28 @@ async def test_another_name(tmp_path: Path, authority: Authority, known: Path) -
         _client(services, tmp_path, Tls(ca=known, server_name="elsewhere")) as client,
     ):
         await _asks(client)
+
+
+@dataclass(frozen=True)
+class _Unlooked:
+    """A port that shows what nobody has looked at, as one does whose certificate ends meanwhile."""
+
+    issued: Issued
+
+    def bind(self, server: grpc.aio.Server, target: str) -> int:
+        pair = (self.issued.key, self.issued.chain)
+        return server.add_secure_port(target, grpc.ssl_server_credentials([pair]))
+
+
+async def test_a_certificate_that_ended(tmp_path: Path, authority: Authority, known: Path) -> None:
+    ended = _Unlooked(authority.issue(lasts=timedelta(hours=-1)))
+    server = GrpcServer(ListenConfig(drain_s=0), lambda server: None, (), ended)
+    await server.start()
+    address = f"127.0.0.1:{server.port}"
+    async with AsyncClient(reload=address, tls=Tls(known), dictionaries_dir=tmp_path) as client:
+        with pytest.raises(errors.Unavailable, match="the server's certificate ended"):
+            await _asks(client)
+    await server.drain()
 
 
 async def test_no_certificate_or_a_strangers_where_one_is_asked_for(
