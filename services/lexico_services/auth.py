@@ -2,25 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final, Protocol
 
 from lexico_proto.errors import PermissionDenied, Unauthenticated
 from lexico_proto.metrics import PROCESS, Metrics
+from lexico_services.caller import Caller, Metadata, Peer
+from lexico_services.certificate_names import CertificateNames
 from lexico_services.config import ListenConfig
 from lexico_services.roles import ROLES, USUAL
-from lexico_store.scopes import tenant_scope
+from lexico_services.token_file import TokenFile
 
 DEFAULT_TENANT: Final = "default"
-
-_MAX_TENANT_CHARS: Final = 255
-
-Metadata = Iterable[tuple[str, str | bytes]] | None
-Peer = Mapping[str, Iterable[bytes]]
-"""What the connection says of the other end: `ServicerContext.auth_context()`."""
 
 
 class CallContext(Protocol):
@@ -29,19 +23,6 @@ class CallContext(Protocol):
     def invocation_metadata(self) -> Metadata: ...
 
     def auth_context(self) -> Peer: ...
-
-
-@dataclass(frozen=True)
-class Caller:
-    """Who is calling."""
-
-    tenant: str
-    roles: frozenset[str] = USUAL
-
-    @cached_property
-    def scope(self) -> bytes:
-        """Of the tenant's pages in the store."""
-        return tenant_scope(self.tenant)
 
 
 class OfToken(Protocol):
@@ -104,20 +85,15 @@ class Tenants:
         Raises:
             ConfigurationError: a file that cannot be read or used.
         """
-        # Imported here: these import what is above.
         tokens: list[OfToken] = []
         if listen.token_file is not None:
-            from lexico_services.token_file import TokenFile
-
             tokens.append(TokenFile(listen.token_file, metrics))
         if listen.jwt.keys is not None:
-            from lexico_services.json_web_tokens import JsonWebTokens
+            from lexico_services.json_web_tokens import JsonWebTokens  # needs an extra
 
             tokens.append(JsonWebTokens(listen.jwt, metrics))
         certificates: OfPeer | None = None
         if listen.tls.tenants_file is not None:
-            from lexico_services.certificate_names import CertificateNames
-
             certificates = CertificateNames(listen.tls.tenants_file, metrics)
         # Whoever is on the machine is its operator; whoever is on the network is not.
         roles = ROLES if listen.is_loopback else USUAL
@@ -169,11 +145,6 @@ class Tenants:
             Unauthenticated: a token is needed and there is none, or an unknown one.
         """
         return self.caller_of(metadata).scope
-
-
-def is_tenant(name: object) -> bool:
-    """Whether a name that was given from outside can be a tenant's."""
-    return isinstance(name, str) and 0 < len(name) <= _MAX_TENANT_CHARS and name.isprintable()
 
 
 def _unknown() -> Unauthenticated:

@@ -14,7 +14,7 @@ from lexico_proto.certificates import names_of
 from lexico_proto.errors import ConfigurationError, Unauthenticated
 from lexico_proto.metrics import Metrics
 from lexico_proto.watched import WatchedFiles
-from lexico_services.auth import Caller, Peer, is_tenant
+from lexico_services.caller import Caller, Peer, is_tenant
 from lexico_services.roles import USUAL, read_roles
 
 _CERTIFICATES_KEPT: Final = 1024

@@ -18,7 +18,7 @@ from typing import Any, Final
 from lexico_proto.errors import ConfigurationError, Unauthenticated
 from lexico_proto.metrics import Metrics
 from lexico_proto.watched import WatchedFiles
-from lexico_services.auth import Caller, is_tenant
+from lexico_services.caller import Caller, is_tenant
 from lexico_services.door_config import JwtConfig
 from lexico_services.roles import USUAL, read_roles
 

@@ -10,7 +10,7 @@ from typing import Final
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.metrics import Metrics
 from lexico_proto.watched import WatchedFiles
-from lexico_services.auth import Caller
+from lexico_services.caller import Caller
 from lexico_services.roles import USUAL, read_roles
 
 _MIN_TOKEN_LENGTH: Final = 16

@@ -11,7 +11,8 @@ import pytest
 
 from lexico_proto.errors import ConfigurationError, PermissionDenied, Unauthenticated
 from lexico_proto.watched import look_again
-from lexico_services.auth import Caller, Metadata, Peer, Tenants
+from lexico_services.auth import Tenants
+from lexico_services.caller import Caller, Metadata, Peer
 from lexico_services.certificate_names import CertificateNames
 from lexico_services.config import ListenConfig
 from lexico_services.door_config import JwtConfig, TlsConfig

@@ -17,7 +17,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 from lexico_proto.errors import ConfigurationError, Unauthenticated
 from lexico_proto.watched import look_again
-from lexico_services.auth import Caller, Tenants
+from lexico_services.auth import Tenants
+from lexico_services.caller import Caller
 from lexico_services.config import ListenConfig
 from lexico_services.door_config import JwtConfig
 from lexico_services.roles import ADMIN, RELOAD, USUAL
