@@ -24,6 +24,7 @@ from lexico_client._results import (
 )
 from lexico_client._settings import Timeouts
 from lexico_client._sync_client import Client
+from lexico_client._tls import Tls
 from lexico_client._transport import Transport
 from lexico_client._weights_files import fingerprint_files
 from lexico_codec.inputs import PageInputs, input_digests
@@ -53,6 +54,7 @@ __all__ = [
     "PutSeconds",
     "Target",
     "Timeouts",
+    "Tls",
     "Transport",
     "Wait",
     "fingerprint_files",

@@ -30,6 +30,7 @@ from lexico_client._results import (
     entry_of,
 )
 from lexico_client._settings import Timeouts, check_seconds
+from lexico_client._tls import Tls
 from lexico_client._transport import Server, Transport
 from lexico_codec.formats import Formats, formats_from_wire, formats_to_wire, own_formats
 from lexico_codec.inputs import PageDigests, checked_inputs
@@ -87,6 +88,7 @@ class AsyncClient:
         threads: int = 2,
         transport: Transport | None = None,
         metrics: Metrics = PROCESS,
+        tls: Tls | None = None,
     ) -> None:
         """Connects nothing yet.
 
@@ -100,17 +102,19 @@ class AsyncClient:
             transport: in place of gRPC and its addresses, for tests.
             metrics: where calls, bytes and misses are counted: by default with all else that this
                 process counts.
+            tls: how the service is known and this node is to it, for endpoints that are plaintext;
+                None for no encryption.
 
         Raises:
-            ConfigurationError: an address or number that cannot be used, a token in two places, or
-                neither address nor transport.
+            ConfigurationError: an address or number that cannot be used, a token or TLS in two
+                places, or neither address nor transport.
         """
         if transport is None:
             if reload is None:
                 raise ConfigurationError("reload=None: where are pages matched and loaded?")
-            transport = GrpcTransport(reload, offload, token, metrics=metrics)
-        elif not (reload is offload is token is None):
-            raise ConfigurationError("give addresses and token, or a transport, not both")
+            transport = GrpcTransport(reload, offload, token, metrics=metrics, tls=tls)
+        elif not (reload is offload is token is None and tls is None):
+            raise ConfigurationError("give addresses, token and TLS, or a transport, not both")
         if threads < 1:
             raise ConfigurationError(f"threads={threads}: at least 1")
         if dictionaries_dir is None:

@@ -81,25 +81,29 @@ class Endpoint:
         return () if self.token is None else (("authorization", f"Bearer {self.token}"),)
 
 
-def endpoint_of(name: str, given: str | Endpoint, token: str | None) -> Endpoint:
+def endpoint_of(
+    name: str, given: str | Endpoint, token: str | None, security: Security | None = None
+) -> Endpoint:
     """The endpoint that an argument stands for.
 
     Args:
         name: of the argument, for messages.
         given: an address, or the endpoint itself.
         token: what was given beside it, for every endpoint that has none of its own.
+        security: the same, for every endpoint that is plaintext.
 
     Raises:
-        ConfigurationError: an address that cannot be used, or a token in both places.
+        ConfigurationError: an address that cannot be used, or a token or security in both places.
     """
-    if isinstance(given, Endpoint):
-        if token is None:
-            return given
-        if given.token is not None:
-            raise ConfigurationError(f"give one token: in token=, or in the endpoint of {name}=")
-        return Endpoint(given.address, token, given.security)
-    check_address(name, given)
-    return Endpoint(given, token)
+    if not isinstance(given, Endpoint):
+        check_address(name, given)
+        return Endpoint(given, token, security or Plaintext())
+    if token is not None and given.token is not None:
+        raise ConfigurationError(f"give one token: in token=, or in the endpoint of {name}=")
+    if security is not None and given.security != Plaintext():
+        raise ConfigurationError(f"give TLS once: in tls=, or in the endpoint of {name}=")
+    token = given.token if token is None else token
+    return Endpoint(given.address, token, security or given.security)
 
 
 def check_address(name: str, address: str) -> None:

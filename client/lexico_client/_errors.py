@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import cast
+from typing import Final, cast
 
 import grpc
 import grpc.aio
@@ -31,7 +31,30 @@ def error_of(code: grpc.StatusCode, details: str | None, trailing: object) -> Le
     pairs = cast(Iterable[tuple[str, str | bytes]], trailing or ())
     reason = next((str(value) for key, value in pairs if key == REASON_METADATA_KEY), None)
     message = details or f"the call ended with {code.name} and said no more"
+    if reason is None:
+        message += _hint(message)
     return from_wire(int(code.value[0]), reason, message)
+
+
+_HINTS: Final = (
+    ("WRONG_VERSION_NUMBER", "the port speaks no TLS, so give no tls="),
+    ("Hostname Verification", "the server's certificate has not this name: Tls(server_name=)"),
+    ("certificate has expired", "the server's certificate ended"),
+    ("CERTIFICATE_VERIFY_FAILED", "no authority of Tls(ca=) made the server's certificate"),
+    (
+        "Socket closed",
+        "the server hung up before any call: does it want TLS, tls=Tls(), or a client "
+        "certificate, another one than was shown?",
+    ),
+)
+"""What gRPC says where a connection cannot be made → what is meant. The first that fits counts."""
+
+
+def _hint(details: str) -> str:
+    """What may have to be corrected, where gRPC itself ended the call before it was connected."""
+    if not details.startswith("failed to connect"):
+        return ""
+    return next((f" ({meant})" for said, meant in _HINTS if said in details), "")
 
 
 @contextmanager

@@ -13,6 +13,7 @@ import grpc.aio
 from lexico_client._channels import Channels
 from lexico_client._endpoint import Endpoint, endpoint_of
 from lexico_client._errors import translated
+from lexico_client._tls import Tls
 from lexico_client._transport import Server, check_size
 from lexico_client._upload_end import UploadEnd
 from lexico_proto.errors import ConfigurationError
@@ -40,6 +41,7 @@ class GrpcTransport:
         token: str | None = None,
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         metrics: Metrics = PROCESS,
+        tls: Tls | None = None,
     ) -> None:
         """
         Args:
@@ -50,16 +52,19 @@ class GrpcTransport:
                 kind of call alone: unary, server-stream (Get, Fetch) or client-stream (Put,
                 Register). What one raises of its own leaves the call as it is.
             metrics: where calls are counted.
+            tls: for endpoints that are plaintext.
 
         Raises:
-            ConfigurationError: an address or interceptor that cannot be used, or a token in two
-                places.
+            ConfigurationError: an address or interceptor that cannot be used, or a token or TLS in
+                two places.
         """
         for each in interceptors:
             if not isinstance(each, grpc.aio.ClientInterceptor):
                 raise ConfigurationError(f"{type(each).__name__} is no interceptor of grpc.aio")
-        self._reload = endpoint_of("reload", reload, token)
-        self._offload = None if offload is None else endpoint_of("offload", offload, token)
+        self._reload = endpoint_of("reload", reload, token, tls)
+        if offload is not None:
+            offload = endpoint_of("offload", offload, token, tls)
+        self._offload = offload
         self._channels = Channels(interceptors)
         self._calls = {method: Calls(metrics, CLIENT_CALLS, method) for method in METHODS}
 

@@ -17,6 +17,7 @@ from lexico_client._offload import PageSource
 from lexico_client._results import Described, DictionaryEntry, Loaded, LoadSeconds, Match, PutReport
 from lexico_client._runner import Runner
 from lexico_client._settings import Timeouts, check_seconds
+from lexico_client._tls import Tls
 from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests
 from lexico_codec.keys import TokenIds
@@ -45,6 +46,7 @@ class Client:
         threads: int = 2,
         transport: Transport | None = None,
         metrics: Metrics = PROCESS,
+        tls: Tls | None = None,
     ) -> None:
         """As `AsyncClient`; the first call starts a thread."""
         self._client = AsyncClient(
@@ -56,6 +58,7 @@ class Client:
             threads=threads,
             transport=transport,
             metrics=metrics,
+            tls=tls,
         )
         self._timeouts = timeouts or Timeouts()
         self._runner = Runner("lexico-client-loop")

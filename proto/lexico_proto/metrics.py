@@ -1,7 +1,8 @@
 """Counters of a process: what is counted, under which names, and the numbers. No library, no port.
 
 An exporter is one adapter over `Metrics.snapshot`: a `prometheus_client` collector yields a
-`CounterMetricFamily` for each family and adds a sample for each of its counters.
+`CounterMetricFamily` for each family, a `GaugeMetricFamily` where it is a gauge, and adds a sample
+for each of its numbers.
 
 Names and labels are a contract with whoever draws them, as the messages beside this file are one
 with clients. Label values come from fixed sets, so that no caller can make a counter more.
@@ -32,9 +33,11 @@ class Family:
     """Counters of one name: one for each combination of label values that occurs."""
 
     name: str
-    """As Prometheus wants it: the unit, then `_total`."""
+    """As Prometheus wants it: the unit, then `_total` for a counter."""
     help: str
     labels: tuple[Label, ...] = ()
+    gauge: bool = False
+    """A number that is set, and may become less."""
 
 
 def _label(name: str, values: Iterable[str]) -> Label:
@@ -91,6 +94,16 @@ CLIENT_MISSES: Final = Family(
     "Loads that brought nothing, or less than was matched: absent, or the reason of the error.",
     (_label("reason", (ABSENT, *ERRORS)),),
 )
+FILE_READS: Final = Family(
+    "lexico_file_reads_total",
+    "Files of tokens, certificates and keys that changed: taken, or refused for what was before.",
+    (_label("outcome", ("taken", "refused")),),
+)
+CERTIFICATE_END: Final = Family(
+    "lexico_certificate_end_timestamp_seconds",
+    "When the certificate that the port shows ends, in Unix time.",
+    gauge=True,
+)
 
 _lock: Final = threading.RLock()  # a signal handler may count as well
 if hasattr(os, "register_at_fork"):  # held over a fork: a child finds it free, and whole numbers
@@ -124,6 +137,17 @@ class Counter:
         return self._number
 
 
+class Gauge(Counter):
+    """A number that is set."""
+
+    __slots__ = ()
+
+    def set(self, number: int) -> None:
+        """Has `number` from now on."""
+        with _lock:
+            self._number = number
+
+
 class Metrics:
     """The counters of a process, or of a test."""
 
@@ -142,7 +166,19 @@ class Metrics:
         ):
             raise InternalError(f"{family.name} has no counter of {values}")
         with _lock:
-            return self._counters.setdefault(family, {}).setdefault(values, Counter())
+            made = Gauge() if family.gauge else Counter()
+            return self._counters.setdefault(family, {}).setdefault(values, made)
+
+    def gauge(self, family: Family, *values: str) -> Gauge:
+        """As `counter`, of a family of gauges.
+
+        Raises:
+            InternalError: as `counter`, or the family is none of gauges.
+        """
+        found = self.counter(family, *values)
+        if not isinstance(found, Gauge):
+            raise InternalError(f"{family.name} is no gauge")
+        return found
 
     def snapshot(self) -> dict[Family, dict[tuple[str, ...], int]]:
         """Every number, of one moment: family → label values, in the order of its labels →

@@ -142,7 +142,12 @@ def _service_options(parser: argparse.ArgumentParser) -> None:
         "--allow-anonymous",
         "listen.allow_anonymous",
         action="store_true",
-        help="listen beyond loopback without tokens",
+        help="listen beyond loopback without tokens: everybody there is one tenant",
+    )
+    _option(parser, "--tls-certificate", "tls.certificate", type=Path, help="PEM: speak TLS alone")
+    _option(parser, "--tls-key", "tls.key", type=Path, help="PEM: its private key")
+    _option(
+        parser, "--tls-client-ca", "tls.client_ca", type=Path, help="PEM: ask clients for theirs"
     )
     _option(parser, "--drain-seconds", "listen.drain_s", type=float, help="for running calls")
     _option(

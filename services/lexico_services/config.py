@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ipaddress
 import math
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.limits import MAX_FRAME_BYTES
+from lexico_services.door_config import JwtConfig, TlsConfig
 from lexico_services.process import address
 
 
@@ -20,13 +21,17 @@ class ListenConfig:
     port: int = 0
     """0 takes a free port."""
     token_file: Path | None = None
-    """Lines of `tenant:token`. Without it every caller is the tenant `default`."""
+    """Lines of `tenant:token` or `tenant:token:roles`. Read again when it changes."""
     allow_anonymous: bool = False
-    """Lets a server without a token file listen beyond loopback."""
+    """Lets a server that cannot tell callers apart listen beyond loopback: all are one tenant."""
     drain_s: float = 15.0
     """Seconds that running calls are given at shutdown."""
     start_s: float = 120.0
     """Seconds that ingress and encoders, and then the reload server, are given to start."""
+    tls: TlsConfig = field(default_factory=TlsConfig)
+    """How the port is secured."""
+    jwt: JwtConfig = field(default_factory=JwtConfig)
+    """Whose signed tokens count."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.port < 1 << 16:
@@ -35,11 +40,27 @@ class ListenConfig:
             raise ConfigurationError(f"drain time {self.drain_s}: give 0 or more seconds")
         if not 0 < self.start_s < math.inf:
             raise ConfigurationError(f"start time {self.start_s}: give more than 0 seconds")
-        if self.token_file is None and not self.allow_anonymous and not _is_loopback(self.host):
+        if not (self.knows_callers or self.allow_anonymous or self.is_loopback):
             raise ConfigurationError(
                 f"listening on {self.host} without tokens: anyone there could use the caches. "
-                "Give --token-file, or --allow-anonymous where a network policy keeps others out"
+                "Give --token-file, keys in [jwt] or tenants_file in [tls], or --allow-anonymous "
+                "where a network policy keeps others out"
             )
+
+    @property
+    def is_loopback(self) -> bool:
+        """Whether only this machine can connect."""
+        return _is_loopback(self.host)
+
+    @property
+    def sends_tokens(self) -> bool:
+        """Whether callers may show tokens."""
+        return self.token_file is not None or self.jwt.keys is not None
+
+    @property
+    def knows_callers(self) -> bool:
+        """Whether callers must say who they are; else each is the tenant `default`."""
+        return self.sends_tokens or self.tls.tenants_file is not None
 
     @property
     def target(self) -> str:
@@ -100,10 +121,10 @@ class ReloadConfig:
     """Bytes of the dictionary sets that one tenant may register."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            value = getattr(self, field.name)
+        for each in fields(self):
+            value = getattr(self, each.name)
             if not (math.isfinite(value) and value > 0):
-                raise ConfigurationError(f"{field.name} is {value}: give a positive number")
+                raise ConfigurationError(f"{each.name} is {value}: give a positive number")
         needed = max(MAX_FRAME_BYTES, self.max_dictionary_bytes)
         if self.max_buffered_bytes < needed:
             raise ConfigurationError(

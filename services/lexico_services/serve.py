@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lexico_proto.errors import Busy, ConfigurationError, Unavailable
-from lexico_services.auth import Tenants
+from lexico_services.doors import check_doors, warn_of_doors
 from lexico_services.offload.server import OffloadServer
 from lexico_services.process import address, announce, stop_event, take_port
 from lexico_services.reload.child import ReloadChild
@@ -32,8 +32,9 @@ def run_offload(settings: Settings, address_file: Path | None) -> int:
         ConfigurationError: a setting that cannot be used.
         Unavailable: Ray or the ingress is gone for good.
     """
-    Tenants.from_file(settings.listen_offload.token_file)  # Ray takes long to start
     server = offload_server(settings, settings.store_url)
+    check_doors(settings.listen_offload)
+    warn_of_doors(settings.listen_offload)
     stopped = stop_event()
     with ExitStack() as stack:
         stack.callback(server.stop)
@@ -98,7 +99,7 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
     """
     settings.check()
     listen = settings.listen_offload
-    Tenants.from_file(listen.token_file)
+    check_doors(listen)  # the reload server warns, in the same log
     ports = listen.port, settings.listen_reload.port
     if ports[0] and ports[0] == ports[1]:
         raise ConfigurationError(f"port {ports[0]} is given twice")

@@ -15,7 +15,7 @@ from lexico_proto.errors import ConfigurationError
 from lexico_proto.limits import MESSAGE_BYTES, PIECE_BYTES
 from lexico_services.config import ListenConfig
 from lexico_services.malformed import MalformedRequests
-from lexico_services.security import PLAINTEXT, Security
+from lexico_services.security import Security, security_of
 
 _log = logging.getLogger(__name__)
 
@@ -52,7 +52,7 @@ class GrpcServer:
         listen: ListenConfig,
         register: Callable[[grpc.aio.Server], None],
         services: Sequence[str],
-        security: Security = PLAINTEXT,
+        security: Security | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
     ) -> None:
         """
@@ -60,13 +60,13 @@ class GrpcServer:
             listen: where to listen.
             register: adds the servicers.
             services: full names of the services, for health and reflection.
-            security: binds the port.
+            security: binds the port; None for what `listen` says.
             interceptors: see every call, health and reflection too; the first one is the outermost.
         """
         self._listen = listen
         self._register = register
         self._services = services
-        self._security = security
+        self._security = security or security_of(listen.tls)
         self._interceptors = interceptors
         self._server: grpc.aio.Server | None = None
         self._health: Any = None

@@ -9,7 +9,7 @@ from __future__ import annotations
 import re
 from typing import Final
 
-from lexico_services.auth import Metadata
+from lexico_services.caller import Metadata
 from lexico_worker.page_encoder import Trace
 
 MAX_TRACEPARENT_CHARS: Final = 128

@@ -12,6 +12,7 @@ from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import versions_pb2 as pb
 from lexico_proto.v1 import versions_pb2_grpc
 from lexico_services.auth import Tenants
+from lexico_services.roles import OFFLOAD, RELOAD
 from lexico_services.status import translated
 
 _log = logging.getLogger(__name__)
@@ -39,7 +40,7 @@ class VersionsServicer(versions_pb2_grpc.VersionsServicer):
         """What this process reads and writes."""
         response = pb.DescribeResponse()
         async with translated(context, self._describes):
-            self._tenants.scope_of(context.invocation_metadata())
+            self._tenants.admit(context, OFFLOAD, RELOAD)
             caller, own = formats_from_wire(request.caller), own_formats()
             if (caller.frames, caller.codecs) != (own.frames, own.codecs):
                 _log.info("other formats release=%r frames=%s", caller.release, caller.frames)

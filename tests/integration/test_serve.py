@@ -17,11 +17,12 @@ import pytest
 import torch
 
 from examples.two_nodes.service import Service
-from lexico_client import Client, PageOutcome, PutReport
+from lexico_client import Client, PageOutcome, PutReport, Tls
 from lexico_codec.geometry import Geometry
 from lexico_codec.sets.builtin import load_builtin
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_proto import errors
+from tests.support.authorities import Authority
 from tests.support.client_fixtures import PATIENT
 from tests.support.servers import address_of, redis_server
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -278,13 +279,25 @@ def started(
 
 
 def test_the_parts_run_apart_and_survive_the_loss_of_redis(tmp_path: Path) -> None:
+    """Behind mutual TLS and tokens, as they would across machines."""
+    authority, token = Authority(), "token-of-tenant-one"
+    (tmp_path / "tokens").write_text(f"one:{token}\n")
+    ca, (certificate, key) = authority.write(tmp_path), authority.issue().write(tmp_path, "server")
+    tls = Tls(ca, *authority.issue().write(tmp_path, "node"))
+    doors = ["--tls-certificate", f"{certificate}", "--tls-key", f"{key}"]
+    doors += ["--tls-client-ca", f"{ca}", "--token-file", f"{tmp_path / 'tokens'}"]
     with redis_server(tmp_path) as redis:
-        store = ("--store", redis.url)
+        options = ("--store", redis.url, *doors)
         with (
-            started("reload-server", tmp_path, *store) as (_, reload),
-            started("offload-server", tmp_path, *store, *SLOW_START) as (_, offload),
+            started("reload-server", tmp_path, *options) as (_, reload),
+            started("offload-server", tmp_path, *options, *SLOW_START) as (_, offload),
             Client(
-                offload=offload, reload=reload, dictionaries_dir=tmp_path, timeouts=PATIENT
+                offload=offload,
+                reload=reload,
+                token=token,
+                dictionaries_dir=tmp_path,
+                timeouts=PATIENT,
+                tls=tls,
             ) as client,
         ):
             kept = Cache(spec_of("raw"), pages=1, seed=5)

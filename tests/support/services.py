@@ -22,6 +22,7 @@ from lexico_proto.metrics import Family, Metrics
 from lexico_proto.v1 import dictionaries_pb2_grpc, offload_pb2, offload_pb2_grpc, reload_pb2_grpc
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
+from lexico_services.door_config import JwtConfig, TlsConfig
 from lexico_services.offload.encoder_pools import LocalEncoders
 from lexico_services.offload.ingress import EncoderPool, Ingress
 from lexico_services.offload.servicer import SERVICES, OffloadServicer
@@ -62,6 +63,8 @@ async def running_services(
     store: PageStore | None = None,
     *,
     token_file: Path | None = None,
+    tls: TlsConfig | None = None,
+    jwt: JwtConfig | None = None,
     offload: OffloadConfig | None = None,
     reload: ReloadConfig | None = None,
     encoders: EncoderPool | None = None,
@@ -69,11 +72,13 @@ async def running_services(
 ) -> AsyncIterator[Services]:
     """Both servers on free loopback ports, for the block. A Match has all the time it needs."""
     store, metrics = store or MemoryStore(), Metrics()
-    listen = ListenConfig(token_file=token_file, drain_s=2.0)
+    listen = ListenConfig(
+        token_file=token_file, drain_s=2.0, tls=tls or TlsConfig(), jwt=jwt or JwtConfig()
+    )
     pages = PageEncoder(store, page_ttl_s=3600, lease_ttl_s=PATIENCE_S)
     local = LocalEncoders(pages, threads=2)
     ingress = Ingress(encoders or local, offload or OffloadConfig(idle_s=PATIENCE_S), metrics)
-    servicer = OffloadServicer(ingress, Tenants.from_file(token_file), metrics)
+    servicer = OffloadServicer(ingress, Tenants.of(listen, metrics), metrics)
     front = GrpcServer(
         listen,
         servicer.add_to,

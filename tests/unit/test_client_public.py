@@ -32,6 +32,7 @@ def test_public_names() -> None:
         "PutSeconds",
         "Target",
         "Timeouts",
+        "Tls",
         "Transport",
         "Wait",
         "fingerprint_files",

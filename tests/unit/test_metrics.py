@@ -19,7 +19,7 @@ FAMILIES = [value for value in vars(m).values() if isinstance(value, m.Family)]
 @pytest.mark.parametrize("family", FAMILIES, ids=lambda family: family.name)
 def test_families_are_what_prometheus_takes(family: m.Family) -> None:
     assert family.name.startswith("lexico_")
-    assert family.name.endswith("_total")
+    assert family.name.endswith("_total") is not family.gauge
     assert family.help.endswith(".")
     assert len(list(product(*(label.values for label in family.labels)))) <= 200
 
@@ -66,6 +66,17 @@ def test_counters_do_not_go_back() -> None:
     with pytest.raises(InternalError):
         counter.add(-1)
     assert counter.number == 0
+
+
+def test_a_gauge_is_set() -> None:
+    metrics = m.Metrics()
+    gauge = metrics.gauge(m.CERTIFICATE_END)
+    gauge.set(7)
+    gauge.set(3)
+    assert metrics.gauge(m.CERTIFICATE_END) is gauge
+    assert metrics.snapshot() == {m.CERTIFICATE_END: {(): 3}}
+    with pytest.raises(InternalError, match="no gauge"):
+        metrics.gauge(m.SENT_BYTES)
 
 
 def test_threads_lose_nothing() -> None:

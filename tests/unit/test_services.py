@@ -71,7 +71,7 @@ def test_tenants_come_from_tokens(tmp_path: Path) -> None:
             tenants.scope_of(metadata)
     scopes = {tenant_scope("red"), tenant_scope("blue"), SHARED_SCOPE}
     assert len(scopes) == 3
-    assert Tenants(None).scope_of(None) == tenant_scope(DEFAULT_TENANT)
+    assert Tenants().scope_of(None) == tenant_scope(DEFAULT_TENANT)
 
 
 @pytest.mark.parametrize(

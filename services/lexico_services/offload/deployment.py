@@ -15,7 +15,7 @@ from lexico_services.config import ListenConfig, OffloadConfig
 from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_services.offload.ingress import Ingress
 from lexico_services.offload.servicer import SERVICES, OffloadServicer
-from lexico_services.security import PLAINTEXT, Security
+from lexico_services.security import Security
 from lexico_services.server import GrpcServer
 from lexico_worker.config import EncoderConfig
 from lexico_worker.deployment import encoder_app
@@ -35,7 +35,8 @@ class IngressConfig:
 
     listen: ListenConfig
     offload: OffloadConfig
-    security: Security = PLAINTEXT
+    security: Security | None = None
+    """None for what `listen` says."""
 
 
 class IngressReplica:
@@ -48,7 +49,7 @@ class IngressReplica:
     def __init__(self, encoders: Any, config: IngressConfig) -> None:
         keep_freed_memory()
         self._ingress = Ingress(RayEncoders(encoders), config.offload)
-        servicer = OffloadServicer(self._ingress, Tenants.from_file(config.listen.token_file))
+        servicer = OffloadServicer(self._ingress, Tenants.of(config.listen))
         self._server = GrpcServer(
             config.listen,
             servicer.add_to,

@@ -17,6 +17,7 @@ from lexico_proto.v1 import versions_pb2_grpc
 from lexico_services import versions_servicer
 from lexico_services.auth import Tenants
 from lexico_services.offload.ingress import Ingress, Report, Upload
+from lexico_services.roles import OFFLOAD
 from lexico_services.server import add_handlers
 from lexico_services.status import translated
 from lexico_services.trace import trace_of
@@ -67,8 +68,7 @@ class OffloadServicer:
     async def put(self, parts: AsyncIterator[PutPart], context: Context) -> pb.PutResponse:
         """One header, then pages; see offload.proto."""
         async with translated(context, self._puts):
-            metadata = context.invocation_metadata()
-            scope = self._tenants.scope_of(metadata)
+            scope = self._tenants.admit(context, OFFLOAD).scope
             header = await anext(parts, None)
             if header is None:
                 raise StreamTruncated("the stream is empty: a Put begins with its header")
@@ -80,7 +80,7 @@ class OffloadServicer:
                 header.token_ids,
                 tuple(header.pages),
                 tuple(header.page_keys),
-                trace_of(metadata),
+                trace_of(context.invocation_metadata()),
                 header.page_inputs,
             )
             if header.durability not in pb.Durability.values():

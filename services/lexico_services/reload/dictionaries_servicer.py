@@ -29,6 +29,7 @@ from lexico_proto.v1 import dictionaries_pb2_grpc as pb_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, to_the_end, write_to
 from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
+from lexico_services.roles import OFFLOAD, RELOAD
 from lexico_services.status import translated
 from lexico_store import PageStore
 from lexico_store.scopes import SHARED_SCOPE
@@ -100,7 +101,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         """Takes a set, once it has proved to be the one that its digest names."""
         added = False
         async with translated(context, self._registers):
-            scope = self._tenants.scope_of(context.invocation_metadata())
+            scope = self._tenants.admit(context, OFFLOAD).scope
             with self._streams.held():
                 taking = self._take(scope, request_iterator)
                 added = await in_time(taking, self._config.max_stream_s)
@@ -113,7 +114,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
     ) -> None:
         """Sends a set in pieces. Writes by itself, as Get does and for the same reason."""
         async with translated(context, self._fetches):
-            scope = self._tenants.scope_of(context.invocation_metadata())
+            scope = self._tenants.admit(context, OFFLOAD, RELOAD).scope
             digest = _checked(request.digest)
             with self._streams.held():
                 sending = self._send(scope, digest, partial(write_to, context))
@@ -127,7 +128,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         """Names the sets that the caller may use."""
         response = pb.ListResponse()
         async with translated(context, self._lists):
-            scope = self._tenants.scope_of(context.invocation_metadata())
+            scope = self._tenants.admit(context, OFFLOAD, RELOAD).scope
             # The first List of a tenant reads its sets: it has a stream's time.
             infos = await self._calls.run(lambda: self._list(scope), self._config.max_stream_s)
             response.dictionaries.extend(infos)

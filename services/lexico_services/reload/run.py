@@ -9,6 +9,7 @@ from pathlib import Path
 
 from lexico_proto.errors import ConfigurationError, LexicoError
 from lexico_services.config import ListenConfig, ReloadConfig
+from lexico_services.doors import check_doors, reload_on_hangup, warn_of_doors
 from lexico_services.process import address, announce, end_with_parent, stop_event
 from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
@@ -40,8 +41,11 @@ def run_reload(settings: Settings, address_file: Path | None, parent: int = 0) -
             "memory:// lives in one process, so no page could get there: give a URL that encoders "
             "reach too, such as unix:///path or redis://host"
         )
+    check_doors(listen)
     end_with_parent(parent)
     stopped = stop_event()
+    reload_on_hangup()
+    warn_of_doors(listen)
     keep_freed_memory()
     with open_store(url, settings.store) as store:
         asyncio.run(_serve_reload(store, listen, config, address_file, stopped))

@@ -17,7 +17,7 @@ from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, ReloadConfig
 from lexico_services.reload import dictionaries_servicer
 from lexico_services.reload import servicer as reload_servicer
-from lexico_services.security import PLAINTEXT, Security
+from lexico_services.security import Security
 from lexico_services.server import GrpcServer
 from lexico_store import PageStore
 
@@ -32,20 +32,20 @@ class ReloadServer:
         store: PageStore,
         listen: ListenConfig,
         config: ReloadConfig,
-        security: Security = PLAINTEXT,
+        security: Security | None = None,
         interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
         metrics: Metrics = PROCESS,
     ) -> None:
         """
         Args:
             store: where pages and sets are.
-            listen: where to listen, and the token file.
+            listen: where to listen, and who may come in.
             config: bounds.
-            security: binds the port.
+            security: binds the port; None for what `listen` says.
             interceptors: as `GrpcServer`.
             metrics: where calls, bytes and misses are counted.
         """
-        tenants = Tenants.from_file(listen.token_file)
+        tenants = Tenants.of(listen, metrics)
         self._threads = ThreadPoolExecutor(config.store_threads, thread_name_prefix="store")
         streams = Slots(config.max_streams, "streams")
         calls = ThreadCalls(self._threads, config.max_calls)
@@ -71,7 +71,7 @@ class ReloadServer:
         """Binds and serves.
 
         Raises:
-            ConfigurationError: the address cannot be bound.
+            ConfigurationError: the address cannot be bound or secured.
         """
         await self._server.start()
 

@@ -30,6 +30,7 @@ from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, w
 from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
 from lexico_services.reload.frame_reader import Absence, Found, FrameBatch, FrameReader
+from lexico_services.roles import OFFLOAD, RELOAD
 from lexico_services.server import add_handlers
 from lexico_services.status import translated
 from lexico_store import PageStore
@@ -108,7 +109,7 @@ class ReloadServicer:
         """Which pages are stored."""
         response = pb.MatchResponse()
         async with translated(context, self._matches):
-            scope = self._tenants.scope_of(context.invocation_metadata())
+            scope = self._tenants.admit(context, OFFLOAD, RELOAD).scope  # an offload asks first
             keys = self._checked(request.page_keys)
             if keys:
                 present = await self._calls.run(
@@ -129,7 +130,7 @@ class ReloadServicer:
         `yield` that nothing here could end.
         """
         async with translated(context, self._gets):
-            scope = self._tenants.scope_of(context.invocation_metadata())
+            scope = self._tenants.admit(context, RELOAD).scope
             keys = self._checked(request.page_keys)
             if not keys or not 1 <= request.groups <= MAX_GROUPS:
                 raise InvalidInput(f"Get needs page keys, and groups in 1..{MAX_GROUPS}")

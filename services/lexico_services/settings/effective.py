@@ -11,6 +11,7 @@ from typing import Any, Final, TypeVar
 
 from lexico_proto.errors import ConfigurationError
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
+from lexico_services.door_config import JwtConfig, TlsConfig
 from lexico_services.settings.schema import (
     LOG_LEVEL,
     OFFLOAD_PORT,
@@ -102,12 +103,12 @@ class Settings:
     @property
     def listen_offload(self) -> ListenConfig:
         """Where the ingress listens."""
-        return self._built("listen", ListenConfig, {"port": OFFLOAD_PORT})
+        return self._listen({"port": OFFLOAD_PORT})
 
     @property
     def listen_reload(self) -> ListenConfig:
         """Where the reload server listens."""
-        return self._built("listen", ListenConfig, {"port": RELOAD_PORT})
+        return self._listen({"port": RELOAD_PORT})
 
     def encoder(self, store_url: str) -> EncoderConfig:
         """The encoders of a store that other processes reach by this URL."""
@@ -152,6 +153,10 @@ class Settings:
             line = f"{setting.name} = {to_toml('***' if hidden else given.value)}"
             lines.append(f"{line}  # {given.source}" if sources else line)
         return "\n".join(lines[1:]) + "\n"
+
+    def _listen(self, elsewhere: Mapping[str, str]) -> ListenConfig:
+        tls, jwt = self._built("tls", TlsConfig), self._built("jwt", JwtConfig)
+        return self._built("listen", ListenConfig, elsewhere, tls=tls, jwt=jwt)
 
     def _built(
         self, table: str, cls: type[T], elsewhere: Mapping[str, str] = NOWHERE, **others: Any

@@ -16,6 +16,7 @@ from dataclasses import MISSING, dataclass, fields
 from typing import Any, Final
 
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
+from lexico_services.door_config import JwtConfig, TlsConfig
 from lexico_store.settings import StoreSettings
 from lexico_worker.config import EncoderConfig
 from lexico_worker.ray_runtime import RayConfig
@@ -61,7 +62,9 @@ class Setting:
 
 
 TABLES: Final[Mapping[str, tuple[type, frozenset[str]]]] = {
-    "listen": (ListenConfig, frozenset({"port"})),
+    "listen": (ListenConfig, frozenset({"port", "tls", "jwt"})),
+    "tls": (TlsConfig, frozenset()),
+    "jwt": (JwtConfig, frozenset()),
     "offload": (OffloadConfig, frozenset()),
     "reload": (ReloadConfig, frozenset({"page_ttl_s"})),
     "encoder": (EncoderConfig, frozenset({"store_url", "store", "page_ttl_s", "log_level"})),

@@ -1,0 +1,68 @@
+"""Who may come in: looked at before anything starts, said in one line, and read again when asked.
+
+The files themselves are watched without this: see `lexico_proto.watched`.
+"""
+
+from __future__ import annotations
+
+import logging
+import signal
+
+from lexico_proto.metrics import Metrics
+from lexico_proto.watched import look_again
+from lexico_services.auth import DEFAULT_TENANT, Tenants
+from lexico_services.config import ListenConfig
+from lexico_services.security import check_files
+
+_log = logging.getLogger(__name__)
+
+
+def check_doors(listen: ListenConfig) -> None:
+    """Reads every file that says who may come in, once, so that what is wrong is said at once.
+
+    Raises:
+        ConfigurationError: one cannot be read or used; it is named, and so is what is wrong.
+    """
+    check_files(listen.tls)
+    Tenants.of(listen, Metrics())
+
+
+def warn_of_doors(listen: ListenConfig) -> None:
+    """Logs what an operator may not have meant, a line for each."""
+    for line in open_doors(listen):
+        _log.warning("%s", line)
+
+
+def open_doors(listen: ListenConfig) -> list[str]:
+    """What others than the tenants' own nodes can do at these doors."""
+    if listen.is_loopback:
+        return []
+    lines = []
+    encrypted = listen.tls.certificate is not None
+    if not listen.knows_callers:
+        known = listen.tls.client_ca is not None
+        whoever = "whoever has a certificate of client_ca and" if known else "whoever"
+        lines.append(
+            f"anonymous host={listen.host}: {whoever} reaches this port can read and write every "
+            f"page and dictionary set of the tenant {DEFAULT_TENANT}, and nothing of other tenants"
+        )
+    if not encrypted:
+        what = "tokens and caches" if listen.sends_tokens else "caches"
+        lines.append(
+            f"plaintext host={listen.host}: {what} travel in clear; give --tls-certificate and "
+            "--tls-key, or keep others out of this network"
+        )
+    return lines
+
+
+def reload_doors() -> None:
+    """Has tokens, certificates and keys read again by the next call that needs them. It only takes
+    a note: a signal handler may call it.
+    """
+    look_again()
+
+
+def reload_on_hangup() -> None:
+    """Has SIGHUP do `reload_doors`, unless it is handled already. From the main thread alone."""
+    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, lambda *_: reload_doors())
