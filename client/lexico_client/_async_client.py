@@ -13,6 +13,7 @@ import platformdirs
 
 from lexico_client._crew import Crew
 from lexico_client._deadline import Budget, Clock, may_retry, pause, settled, with_retry
+from lexico_client._describe import describe_servers
 from lexico_client._dictionaries import DictionaryShelf, register_messages
 from lexico_client._endpoint import Endpoint
 from lexico_client._explain import Explanation
@@ -31,8 +32,7 @@ from lexico_client._results import (
 )
 from lexico_client._settings import Timeouts, check_seconds
 from lexico_client._tls import Tls
-from lexico_client._transport import Server, Transport
-from lexico_codec.formats import Formats, formats_from_wire, formats_to_wire, own_formats
+from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.keys import TokenIds, page_keys, token_array
 from lexico_codec.sets.dictionary import DictionarySet
@@ -42,7 +42,6 @@ from lexico_proto.errors import (
     InvalidInput,
     LexicoError,
     TokenCountMismatch,
-    Unsupported,
 )
 from lexico_proto.metrics import (
     ABSENT,
@@ -53,7 +52,6 @@ from lexico_proto.metrics import (
     reason_of,
 )
 from lexico_proto.v1 import offload_pb2 as offload_pb
-from lexico_proto.v1 import versions_pb2 as versions
 
 Wait = Literal["committed", "received"]
 """When an offload answers: every page is in the store, or every byte is with the service."""
@@ -395,22 +393,7 @@ class AsyncClient:
         """
         budget = self._budget("describe", timeout, self._timeouts.match)
         async with budget.bound():
-            reload = await self._formats("reload", budget)
-            try:
-                offload = await self._formats("offload", budget)
-            except ConfigurationError:  # a client that only reloads
-                offload = None
-        return Described(reload, offload)
-
-    async def _formats(self, server: Server, budget: Budget) -> Formats | None:
-        request = versions.DescribeRequest(caller=formats_to_wire(own_formats()))
-        try:
-            response = await with_retry(
-                budget, lambda: self._transport.describe(server, request, budget.left())
-            )
-        except Unsupported:  # older than the exchange
-            return None
-        return formats_from_wire(response.server)
+            return await describe_servers(self._transport, budget)
 
     def _budget(self, what: str, timeout: float | None, usual: float) -> Budget:
         return Budget(what, usual if timeout is None else check_seconds("timeout", timeout))

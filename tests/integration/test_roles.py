@@ -11,7 +11,7 @@ from lexico_client import AsyncClient, GrpcTransport
 from lexico_client._dictionaries import register_messages
 from lexico_proto.errors import LexicoError, PermissionDenied, Unauthenticated
 from lexico_proto.metrics import METHODS
-from lexico_proto.v1 import dictionaries_pb2, reload_pb2
+from lexico_proto.v1 import dictionaries_pb2, reload_pb2, versions_pb2
 from lexico_proto.watched import look_again
 from tests.support.dictionaries import random_set
 from tests.support.services import prompt, running_services, serialised
@@ -24,6 +24,7 @@ ALLOWED = {
     "match": {"offload", "reload"},
     "fetch": {"offload", "reload"},
     "list": {"offload", "reload"},
+    "describe": {"offload", "reload"},
 }
 
 
@@ -38,7 +39,12 @@ def _calls(transport: GrpcTransport) -> dict[str, Callable[[], Awaitable[object]
         request = dictionaries_pb2.FetchRequest(digest=made.digest)
         return [each async for each in transport.fetch(request, PATIENCE_S)]
 
+    async def describe() -> object:
+        asked = versions_pb2.DescribeRequest()
+        return [await transport.describe(s, asked, PATIENCE_S) for s in ("reload", "offload")]
+
     return {
+        "describe": describe,
         "put": lambda: transport.put(serialised(sent.upload()), PATIENCE_S),
         "register": lambda: transport.register(register_messages(made), PATIENCE_S),
         "get": get,
