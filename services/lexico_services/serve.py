@@ -32,9 +32,9 @@ def run_offload(settings: Settings, address_file: Path | None) -> int:
         ConfigurationError: a setting that cannot be used.
         Unavailable: Ray or the ingress is gone for good.
     """
-    server = offload_server(settings, settings.store_url)
-    check_doors(settings.listen_offload)
+    check_doors(settings.listen_offload)  # Ray takes long to start
     warn_of_doors(settings.listen_offload)
+    server = offload_server(settings, settings.store_url)
     stopped = stop_event()
     with ExitStack() as stack:
         stack.callback(server.stop)
