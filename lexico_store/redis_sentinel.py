@@ -1,0 +1,69 @@
+"""The primary of a service that sentinels watch."""
+
+from __future__ import annotations
+
+from typing import Any, Final
+
+import redis
+from redis.connection import ConnectionPool
+from redis.sentinel import (
+    Sentinel,
+    SentinelConnectionPool,
+    SentinelManagedConnection,
+    SentinelManagedSSLConnection,
+)
+
+from lexico_store.address import Address
+from lexico_store.findings import Finding
+from lexico_store.redis_exchange import Unit
+from lexico_store.redis_look import look_at_server
+from lexico_store.redis_look_sentinel import look_at_sentinels
+from lexico_store.redis_pool import Remembering, connection_options, transport_options
+from lexico_store.redis_servers import Servers
+from lexico_store.settings import StoreSettings
+
+_SENTINEL_SHARE: Final = 0.2
+"""Of a call's time, what one sentinel gets to answer: a second one must still be able to."""
+
+
+class SentinelServers(Servers):
+    """The primary, whichever it is. Every new connection asks a sentinel for it."""
+
+    fails_over = True
+
+    def __init__(self, address: Address, settings: StoreSettings) -> None:
+        super().__init__(settings)
+        share = settings.timeout_s * _SENTINEL_SHARE
+        times = transport_options(address, share, min(settings.connect_timeout_s, share))
+        login = {
+            "username": address.options.get("sentinel_username"),
+            "password": address.options.get("sentinel_password"),
+        }
+        options: dict[str, Any] = {**times, **login, "protocol": 2, "ssl": address.tls}
+        self._service = address.service
+        self._sentinels = Sentinel(list(address.nodes), sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+        self._pool: ConnectionPool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
+            address.service,
+            self._sentinels,
+            connection_class=_TlsConnection if address.tls else _TcpConnection,
+            **connection_options(address, settings),
+        )
+
+    def pool_for(self, unit: Unit) -> redis.ConnectionPool:
+        return self._pool
+
+    def look(self) -> list[Finding]:
+        findings = look_at_sentinels(self._sentinels.sentinels, self._service)
+        return findings + look_at_server(self._pool, self._timeout_s, cluster=False)
+
+    def close(self) -> None:
+        self._pool.disconnect()
+        self._sentinels.close()
+
+
+class _TcpConnection(Remembering, SentinelManagedConnection):
+    pass
+
+
+class _TlsConnection(Remembering, SentinelManagedSSLConnection):
+    pass
