@@ -61,6 +61,29 @@ def is_lost(error: Exception) -> bool:
     )
 
 
+_CAUSES: Final[dict[str, type[redis_exceptions.ResponseError]]] = {
+    "NOPERM": redis_exceptions.NoPermissionError,
+    "OOM": redis_exceptions.OutOfMemoryError,
+    "READONLY": redis_exceptions.ReadOnlyError,
+    "CLUSTERDOWN": redis_exceptions.ClusterDownError,
+    "MASTERDOWN": redis_exceptions.MasterDownError,
+}
+
+
+def cause_of_abort(error: Exception) -> Exception:
+    """What was wrong when EXEC itself was refused; other errors as they are.
+
+    `EXECABORT Transaction discarded because of: OOM command not allowed` is a full store.
+    """
+    _, because, words = str(error).partition("because of: ")
+    if not because or not isinstance(error, redis_exceptions.ExecAbortError):
+        return error
+    first, _, rest = words.partition(" ")
+    if first in _CAUSES:
+        return _CAUSES[first](rest)
+    return redis_exceptions.ResponseError(words)
+
+
 def as_lexico(error: Exception, doing: str) -> LexicoError:
     """Our error for one of redis-py's. Raise it `from` the original.
 
@@ -86,6 +109,10 @@ def as_lexico(error: Exception, doing: str) -> LexicoError:
     if _NO_CLUSTER in reply:
         return ConfigurationError(
             f"the page store is not a cluster ({doing}): write redis:// in its URL"
+        )
+    if "unknown command 'SENTINEL'" in reply:
+        return ConfigurationError(
+            f"the URL names a server where it should name sentinels ({doing}): write redis://"
         )
     if isinstance(error, redis_exceptions.ResponseError) and "DB index" in reply:
         return ConfigurationError(f"the page store has no such database: {text}")

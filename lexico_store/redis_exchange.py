@@ -11,7 +11,7 @@ import redis
 from redis import exceptions as redis_exceptions
 
 from lexico_store.deadline import remaining_s
-from lexico_store.redis_errors import is_lost
+from lexico_store.redis_errors import cause_of_abort, is_lost
 from lexico_store.redis_pool import LongValue
 
 Argument = bytes | LongValue | str | int
@@ -56,7 +56,7 @@ class Unit:
         done = replies[-1]
         answers = [*replies[:-1], *done] if isinstance(done, list) else list(replies)
         error = next((each for each in answers if isinstance(each, Exception)), None)
-        return done if error is None else error
+        return done if error is None else cause_of_abort(error)
 
 
 class Exchange:

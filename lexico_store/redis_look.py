@@ -65,14 +65,15 @@ def _config(ask: Ask) -> dict[str, str]:
 
 
 def _rights(ask: Ask) -> list[Finding]:
-    (multi,) = ask([("MULTI",)])
+    # An EXEC without MULTI is an error of another kind where it is allowed.
+    exec_, multi = ask([("EXEC",), ("MULTI",)])
     if isinstance(multi, NoPermissionError):  # what follows would be carried out
         what = "the store's user may not use MULTI, so that no page can be stored"
         return [Finding(Level.REFUSED, what, f"give it the rights {RULE}")]
     if isinstance(multi, Exception):
         raise multi
     commands = trial()
-    names, keys_refused = lacking(commands, ask(commands))
+    names, keys_refused = lacking([("EXEC",), *commands], [exec_, *ask(commands)])
     findings = []
     if names:
         missing = " ".join(f"+{name}" for name in names)

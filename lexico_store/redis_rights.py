@@ -10,6 +10,7 @@ from typing import Any, Final
 from redis.exceptions import NoPermissionError, RedisError
 
 from lexico_store import keys
+from lexico_store.redis_errors import cause_of_abort
 from lexico_store.redis_exchange import Command
 
 KEYS: Final = f"~{keys.PREFIX}:*"
@@ -24,12 +25,11 @@ COMMANDS: Final = (
 )
 """Every command that the store gives, in a script too. One more here, and the look asks for it."""
 
-USEFUL: Final = ("info", "config|get", "cluster|slots", "asking", "select", "client|setinfo")
-"""What the look, a cluster, a database other than 0 and redis-py's handshake take beside them."""
+USEFUL: Final = ("info", "config|get", "cluster|slots", "asking", "select")
+"""What the look, a cluster and a database other than 0 take beside them."""
 
 RULE: Final = f"{KEYS} " + " ".join(f"+{name}" for name in (*COMMANDS, *USEFUL))
-"""The least that suffices, as `ACL SETUSER name on >password <rule>` takes it. Redis before 7 knows
-no `+config|get`: leave it out there."""
+"""The least that suffices, as `ACL SETUSER name on >password <rule>` takes it."""
 
 
 def trial() -> list[Command]:
@@ -58,8 +58,9 @@ def lacking(commands: Sequence[Command], replies: Sequence[Any]) -> tuple[list[s
     touch the store's names."""
     refused, names = [], False
     for command, reply in zip(commands, replies, strict=True):
-        if isinstance(reply, NoPermissionError):
-            if is_about_names(reply):
+        error = cause_of_abort(reply) if isinstance(reply, Exception) else None
+        if isinstance(error, NoPermissionError):
+            if is_about_names(error):
                 names = True
             else:
                 refused.append(str(command[0]).lower())

@@ -14,7 +14,7 @@ from redis.sentinel import (
 )
 
 from lexico_store.address import Address
-from lexico_store.findings import Finding
+from lexico_store.findings import Finding, Level
 from lexico_store.redis_exchange import Unit
 from lexico_store.redis_look import look_at_server
 from lexico_store.redis_look_sentinel import look_at_sentinels
@@ -54,6 +54,8 @@ class SentinelServers(Servers):
 
     def look(self) -> list[Finding]:
         findings = look_at_sentinels(self._sentinels.sentinels, self._service)
+        if any(each.level is Level.REFUSED for each in findings):
+            return findings  # none of them names the primary
         return findings + look_at_server(self._pool, self._timeout_s, cluster=False)
 
     def close(self) -> None:

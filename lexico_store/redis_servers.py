@@ -11,7 +11,7 @@ from itertools import count
 from typing import Any, ClassVar, Final
 
 import redis
-from redis.exceptions import ClusterDownError, ReadOnlyError, TryAgainError
+from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, TryAgainError
 
 from lexico_store.deadline import remaining_s, within
 from lexico_store.findings import Finding
@@ -117,6 +117,8 @@ class _Call:
             if error is None:
                 return self._outcomes
             if remaining_s() <= 0:
+                if isinstance(error, AskError):  # or MOVED: sent to and fro until the end
+                    raise ClusterDownError("the slot is on the move") from error
                 raise error
             if self._pause or round_ >= _FREE_ROUNDS:
                 pause = min(_MAX_PAUSE_S, _PAUSE_S * 2 ** min(round_, 8))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import os
-import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -43,22 +43,17 @@ def url_of(proxy: Proxy) -> str:
 
 def warm(store: PageStore, connections: int) -> None:
     """That many connections are made and idle."""
+
+    def enough() -> bool:
+        asked = threads.map(lambda _: store.present(SCOPE, [key_of(0)] * 500), range(9))
+        return len(list(asked)) == 9 and len(_idle(store)) >= connections
+
     with ThreadPoolExecutor(connections) as threads:
-        wait_until(
-            lambda: (
-                list(
-                    threads.map(
-                        lambda _: store.present(SCOPE, [key_of(0)] * 500), range(3 * connections)
-                    )
-                )
-                and len(_idle(store)) >= connections
-            ),
-            f"{connections} connections",
-        )
+        wait_until(enough, f"{connections} connections")
 
 
-def _idle(store: PageStore) -> list[object]:
-    return store._servers._pool._available_connections  # type: ignore[attr-defined,no-any-return]
+def _idle(store: PageStore) -> list[Any]:
+    return list(store._servers._pool._available_connections)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("call", ["present", "commit", "touch", "lease", "read_page", "dictionary"])
@@ -91,16 +86,13 @@ def test_a_forgotten_connection_is_no_miss_within_the_callers_time(proxy: Proxy)
             assert store.present(SCOPE, [key_of(5)]) == [True]
 
 
-def test_a_connection_that_rested_long_is_not_trusted(
-    proxy: Proxy, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_connection_that_rested_long_is_not_trusted(proxy: Proxy) -> None:
     with open_store(url_of(proxy), PATIENT) as store:
         store.ping()
         proxy.forget()
-        now = time.monotonic
-        with monkeypatch.context() as patch:
-            patch.setattr("lexico_store.redis_pool.time.monotonic", lambda: now() + IDLE_S + 1)
-            assert store.present(SCOPE, [key_of(6)]) == [False]  # else after two minutes
+        for connection in _idle(store):
+            connection.used_at -= IDLE_S + 1
+        assert store.present(SCOPE, [key_of(6)]) == [False]  # else after a fifth of the patience
         assert proxy.connections == 2
 
 

@@ -52,11 +52,14 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def redis_server(directory: Path, *options: str, below: int = 1 << 16) -> Iterator[RedisServer]:
+def redis_server(
+    directory: Path, *options: str, below: int = 1 << 16, tls: bool = False
+) -> Iterator[RedisServer]:
     """Starts redis-server in `directory` on a free port; `options`: `--name`, `value` pairs.
 
     Args:
         below: the port is lower than this.
+        tls: it is for TLS alone; `options` have the certificates.
     """
     binary = shutil.which("redis-server")
     if binary is None:
@@ -65,7 +68,8 @@ def redis_server(directory: Path, *options: str, below: int = 1 << 16) -> Iterat
         )
     for _ in range(5):  # another process may take the free port before the server does
         port = wait_until(lambda: free_port_below(below), f"a free port below {below}")
-        argv = [binary, "--port", str(port), "--bind", "127.0.0.1", "--requirepass", PASSWORD]
+        listen = ["--port", "0", "--tls-port", str(port)] if tls else ["--port", str(port)]
+        argv = [binary, *listen, "--bind", "127.0.0.1", "--requirepass", PASSWORD]
         argv += ["--save", "", "--appendonly", "no", *options]
         process = spawn_bound(argv, directory, directory / "redis.log")
         if _listens(port, process):
