@@ -65,7 +65,7 @@ def _config(ask: Ask) -> dict[str, str]:
 
 
 def _rights(ask: Ask) -> list[Finding]:
-    # An EXEC without MULTI is an error of another kind where it is allowed.
+    # An EXEC without a MULTI is an error of another kind where it is allowed.
     exec_, multi = ask([("EXEC",), ("MULTI",)])
     if isinstance(multi, NoPermissionError):  # what follows would be carried out
         what = "the store's user may not use MULTI, so that no page can be stored"

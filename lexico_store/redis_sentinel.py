@@ -7,6 +7,7 @@ from typing import Any, Final
 import redis
 from redis.connection import ConnectionPool
 from redis.sentinel import (
+    MasterNotFoundError,
     Sentinel,
     SentinelConnectionPool,
     SentinelManagedConnection,
@@ -41,7 +42,7 @@ class SentinelServers(Servers):
         }
         options: dict[str, Any] = {**times, **login, "protocol": 2, "ssl": address.tls}
         self._service = address.service
-        self._sentinels = Sentinel(list(address.nodes), sentinel_kwargs=options)  # type: ignore[no-untyped-call]
+        self._sentinels = _Sentinels(list(address.nodes), sentinel_kwargs=options)  # type: ignore[no-untyped-call]
         self._pool: ConnectionPool = SentinelConnectionPool(  # type: ignore[no-untyped-call]
             address.service,
             self._sentinels,
@@ -60,7 +61,19 @@ class SentinelServers(Servers):
 
     def close(self) -> None:
         self._pool.disconnect()
-        self._sentinels.close()
+        for each in self._sentinels.sentinels:
+            each.close()
+
+
+class _Sentinels(Sentinel):
+    def discover_master(self, service_name: str) -> tuple[str, int]:
+        try:
+            return super().discover_master(service_name)  # type: ignore[no-any-return,no-untyped-call]
+        except MasterNotFoundError:
+            # Not redis-py's text: before 8 it had the sentinels' password in it.
+            raise MasterNotFoundError(
+                f"no sentinel names a primary of {service_name!r} that is up"
+            ) from None
 
 
 class _TcpConnection(Remembering, SentinelManagedConnection):

@@ -58,15 +58,15 @@ class Watched:
     def primary(self) -> RedisServer:
         """Whom the first sentinel takes for it."""
         with self.sentinel() as sentinel:
-            _, port = sentinel.sentinel_get_master_addr_by_name(SERVICE)
-        return next(server for server in self.servers if server.port == int(port))
+            port = sentinel.sentinel_masters()[SERVICE]["port"]
+        return next(server for server in self.servers if server.port == port)
 
     def ready(self) -> bool:
         """Whether every sentinel knows the others and a replica that can take over."""
         with contextlib.suppress(redis.RedisError):
             for port in self.ports:
                 with redis.Redis(port=port, password=SENTINEL_PASSWORD) as sentinel:
-                    state = sentinel.sentinel_master(SERVICE)
+                    state = sentinel.sentinel_masters()[SERVICE]
                     replicas = sentinel.sentinel_slaves(SERVICE)
                 if state["num-other-sentinels"] != len(self.ports) - 1 or not state["is_master"]:
                     return False
