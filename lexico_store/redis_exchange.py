@@ -10,7 +10,7 @@ from typing import Any, Final
 import redis
 from redis import exceptions as redis_exceptions
 
-from lexico_store.deadline import remaining_s
+from lexico_store.deadline import remaining_s, within
 from lexico_store.redis_errors import cause_of_abort, is_lost
 from lexico_store.redis_pool import LongValue
 
@@ -21,9 +21,10 @@ _PLACE_OF_KEY: Final = {"EVAL": 3, "EVALSHA": 3}
 _CALLBACKS: Final[Mapping[str, Any]] = redis.Redis(protocol=2).response_callbacks
 """redis-py's reading of replies: HGETALL as a dict, and so on."""
 
-FIRST_SHARE: Final = 0.2
-"""Of the time for an answer, what a connection gets that has answered before. The rest is left for
-a second try on a new one, should the network have forgotten the first."""
+FIRST_SHARE = 0.5
+"""Of the time that is left, what a try gets that another one may follow. The rest is for that one,
+should the network have forgotten the connection, or another server take over. A smaller share would
+ask a busy server twice."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,7 +64,13 @@ class Exchange:
     """Units that go to one server on one connection. `send`, `receive`, and in any case `end`."""
 
     def __init__(
-        self, pool: redis.ConnectionPool, units: Mapping[int, Unit], timeout_s: float, *, anew: bool
+        self,
+        pool: redis.ConnectionPool,
+        units: Mapping[int, Unit],
+        timeout_s: float,
+        *,
+        anew: bool,
+        last: bool,
     ) -> None:
         """
         Args:
@@ -71,6 +78,7 @@ class Exchange:
             units: by their place in the call.
             timeout_s: longest wait for one send or receive.
             anew: on a connection that no one has used before.
+            last: no other try follows one on a new connection, so it has all the time that is left.
         """
         self.pool = pool
         self.units = units
@@ -82,16 +90,18 @@ class Exchange:
         """The connection had answered before."""
         self._timeout_s = timeout_s
         self._anew = anew
+        self._last = last
         self._connection: Any = None
 
     def send(self) -> None:
         """Sends everything; a failure is the outcome of every unit."""
         try:
-            connection: Any = self.pool.get_connection()
-            self._connection = connection
-            if connection.exchanges and (self._anew or connection.rested):
-                connection.disconnect()
-                connection.connect()
+            with within(remaining_s() * (1 if self._last else FIRST_SHARE)):
+                connection: Any = self.pool.get_connection()
+                self._connection = connection
+                if connection.exchanges and (self._anew or connection.rested):
+                    connection.disconnect()
+                    connection.connect()
             self.reused = connection.exchanges > 0
             connection.update_current_socket_timeout(self._first_wait_s())
             wire = [c for i, unit in self.units.items() for c in unit.wire(i in self.asking)]
@@ -126,8 +136,7 @@ class Exchange:
             self.pool.release(connection)
 
     def _first_wait_s(self) -> float:
-        left = remaining_s()
-        wait = min(self._timeout_s * FIRST_SHARE, left / 2) if self.reused else left
+        wait = remaining_s() * (1 if self._last and not self.reused else FIRST_SHARE)
         return min(self._timeout_s, max(0.01, wait))
 
     def _fail(self, error: Exception) -> None:

@@ -96,7 +96,7 @@ class Servers(ABC):
         self, pool: redis.ConnectionPool, units: dict[int, Unit], *, anew: bool = False
     ) -> Exchange:
         """An exchange with one server, not begun."""
-        return Exchange(pool, units, self._timeout_s, anew=anew)
+        return Exchange(pool, units, self._timeout_s, anew=anew, last=not self.fails_over)
 
 
 class _Call:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -20,8 +20,6 @@ from tests.support.servers import PASSWORD_IN_URL, PATIENT, RedisServer, redis_s
 from tests.support.topologies import client_of
 from tests.support.waiting import PATIENCE_S, wait_until
 
-FORGETFUL = StoreSettings(timeout_s=5.0, connect_timeout_s=PATIENCE_S)
-"""A first try of a second, and a second try that a busy machine may take its time for."""
 SCOPE = os.urandom(16)
 
 
@@ -57,20 +55,26 @@ def _idle(store: PageStore) -> list[Any]:
 
 
 @pytest.mark.parametrize("call", ["present", "commit", "touch", "lease", "read_page", "dictionary"])
-def test_forgotten_connections_cost_one_slow_call(proxy: Proxy, call: str) -> None:
-    calls = {
-        "present": lambda: store.present(SCOPE, [key_of(0)]) == [False],
-        "commit": lambda: store.commit(SCOPE, key_of(1), [bytes(9 << 20)], TTL_S) is None,
-        "touch": lambda: store.touch(SCOPE, [key_of(2)], TTL_S) == [False],
-        "lease": lambda: store.lease(os.urandom(16), key_of(3), TTL_S) is not None,
-        "read_page": lambda: store.read_page(SCOPE, key_of(4)) is None,
-        "dictionary": lambda: store.list_dictionaries(SCOPE) == [],
+def test_forgotten_connections_cost_one_slow_call(
+    proxy: Proxy, call: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    calls: dict[str, Callable[[PageStore], object]] = {
+        "present": lambda store: store.present(SCOPE, [key_of(0)]),
+        "commit": lambda store: store.commit(SCOPE, key_of(1), [bytes(9 << 20)], TTL_S),
+        "touch": lambda store: store.touch(SCOPE, [key_of(2)], TTL_S),
+        "lease": lambda store: store.lease(SCOPE, key_of(3), TTL_S, b"me"),
+        "read_page": lambda store: store.read_page(SCOPE, key_of(4)),
+        "dictionary": lambda store: store.list_dictionaries(SCOPE),
     }
-    with open_store(url_of(proxy), FORGETFUL) as store:
+    with open_store(url_of(proxy), PATIENT) as store:
         warm(store, 3)
+        answer = calls[call](store)
         made = proxy.connections
         proxy.forget()
-        assert calls[call]()
+        with monkeypatch.context() as patch:  # a second for the first try, patience for the next
+            patch.setattr("lexico_store.redis_exchange.FIRST_SHARE", 1 / PATIENCE_S)
+            again = calls[call](store)
+        assert again == answer or (call == "lease" and again)
         assert proxy.connections == made + 1
         for _ in range(3):  # the other two were closed with the first
             store.ping()
@@ -78,11 +82,11 @@ def test_forgotten_connections_cost_one_slow_call(proxy: Proxy, call: str) -> No
 
 
 def test_a_forgotten_connection_is_no_miss_within_the_callers_time(proxy: Proxy) -> None:
-    """A Match has 2 s, less than the store's own 5."""
-    with open_store(url_of(proxy), FORGETFUL) as store:
+    """A Match has less time than the store. Half of it is enough to see that nothing comes."""
+    with open_store(url_of(proxy), PATIENT) as store:
         store.commit(SCOPE, key_of(5), [b"x"], TTL_S)
         proxy.forget()
-        with within(PATIENCE_S):
+        with within(PATIENCE_S / 60):
             assert store.present(SCOPE, [key_of(5)]) == [True]
 
 
@@ -92,13 +96,13 @@ def test_a_connection_that_rested_long_is_not_trusted(proxy: Proxy) -> None:
         proxy.forget()
         for connection in _idle(store):
             connection.used_at -= IDLE_S + 1
-        assert store.present(SCOPE, [key_of(6)]) == [False]  # else after a fifth of the patience
+        assert store.present(SCOPE, [key_of(6)]) == [False]  # else after half of the patience
         assert proxy.connections == 2
 
 
 def test_a_slow_store_is_waited_for(proxy: Proxy) -> None:
     """100 ms an answer: one round trip is one delay, and nothing is sent twice."""
-    with open_store(url_of(proxy), FORGETFUL) as store:
+    with open_store(url_of(proxy), PATIENT) as store:
         store.commit(SCOPE, key_of(7), [b"x"], TTL_S)
         proxy.delay_s = 0.1
         made = proxy.connections
@@ -113,9 +117,10 @@ def test_a_hung_server_ends_the_call_within_its_time(server: RedisServer) -> Non
         store.ping()
         patient.ping()
         with stopped(server.pid):
-            for call in (store.ping, lambda: store.lease(SCOPE, key_of(8), TTL_S, b"me")):
-                with pytest.raises(StoreUnavailable):
-                    call()
+            with pytest.raises(StoreUnavailable):
+                store.ping()
+            with pytest.raises(StoreUnavailable):
+                store.lease(SCOPE, key_of(8), TTL_S, b"me")
             with within(0.2), pytest.raises(StoreUnavailable):
                 patient.ping()
         # What it was asked meanwhile it does when it wakes; nobody else has the lease then.
@@ -142,7 +147,7 @@ def test_a_restart_costs_no_error(tmp_path: Path) -> None:
 
 
 def test_a_loading_server_is_unavailable_and_then_well(tmp_path: Path) -> None:
-    options = ("--enable-debug-command", "yes", "--key-load-delay", "2000")
+    options: tuple[str, ...] = ("--enable-debug-command", "yes", "--key-load-delay", "2000")
     options += ("--loading-process-events-interval-bytes", "1024")
     with redis_server(tmp_path, *options) as server, open_store(server.url, PATIENT) as store:
         for n in range(300):

@@ -143,7 +143,7 @@ def test_sentinels(server: RedisServer, certificates: Certificates, tmp_path: Pa
 
             def knows() -> bool:
                 with contextlib.suppress(redis.RedisError):
-                    return bool(raw.sentinel_masters()["pages"]["is_master"])  # type: ignore[no-untyped-call]
+                    return bool(raw.sentinel_masters()["pages"]["is_master"])
                 return False
 
             wait_until(knows, "a sentinel that knows the primary")
