@@ -14,6 +14,8 @@ from lexico_store.redis_exchange import Command, interview
 from lexico_store.redis_rights import KEYS, RULE, lacking, trial
 
 LEAST_VERSION: Final = (6, 0)
+POLICY: Final = "volatile-lru"
+"""What is named to those who have no volatile- policy; any of them will do."""
 REPLICA_BUFFER_BYTES: Final = 1 << 30
 """What a replica's output buffer should bear: the writes during one full copy, in pages."""
 _MIB: Final = 1 << 20
@@ -91,7 +93,11 @@ def _version(info: dict[str, str]) -> list[Finding]:
     if not version or version >= LEAST_VERSION:
         return []
     return [
-        Finding(Level.REFUSED, f"the store runs Redis {text}", "use Redis 6 or later, or Valkey")
+        Finding(
+            Level.REFUSED,
+            f"the store runs Redis {text}",
+            f"use Redis {LEAST_VERSION[0]} or later, or Valkey",
+        )
     ]
 
 
@@ -121,10 +127,10 @@ def _memory(info: dict[str, str]) -> list[Finding]:
         findings.append(Finding(Level.WARNING, what, remedy))
     if policy.startswith("allkeys-"):
         what = f"the store's maxmemory-policy is {policy}, which evicts dictionary sets too"
-        findings.append(Finding(Level.WARNING, what, "set maxmemory-policy volatile-lru"))
+        findings.append(Finding(Level.WARNING, what, f"set maxmemory-policy {POLICY}"))
     elif policy == "noeviction":
         what = "the store's maxmemory-policy is noeviction, so a full store takes no page"
-        findings.append(Finding(Level.WARNING, what, "set maxmemory-policy volatile-lru"))
+        findings.append(Finding(Level.WARNING, what, f"set maxmemory-policy {POLICY}"))
     return findings
 
 

@@ -306,3 +306,8 @@ def test_one_server_is_no_cluster(server: RedisServer) -> None:
     with open_store(url, PATIENT) as store:
         with pytest.raises(ConfigurationError, match="not a cluster"):
             store.look()
+
+
+def test_the_rule_stands_in_the_documentation() -> None:
+    text = Path(__file__).parents[2].joinpath("docs", "operations.md").read_text()
+    assert RULE in " ".join(text.split())
