@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Any, Final, NamedTuple
 
 import redis
 from redis import exceptions as redis_exceptions
@@ -18,7 +17,7 @@ Argument = bytes | LongValue | str | int
 Command = tuple[Argument, ...]
 
 _PLACE_OF_KEY: Final = {"EVAL": 3, "EVALSHA": 3}
-_CALLBACKS: Final[Mapping[str, Any]] = redis.Redis(protocol=2).response_callbacks
+_CALLBACKS: Final[dict[str, Any]] = dict(redis.Redis(protocol=2).response_callbacks)
 """redis-py's reading of replies: HGETALL as a dict, and so on."""
 
 FIRST_SHARE = 0.5
@@ -27,8 +26,7 @@ should the network have forgotten the connection, or another server take over. A
 ask a busy server twice."""
 
 
-@dataclass(frozen=True, slots=True)
-class Unit:
+class Unit(NamedTuple):
     """What one server carries out in one go: a command, or several within MULTI."""
 
     commands: tuple[Command, ...]
@@ -116,12 +114,13 @@ class Exchange:
         connection, first = self._connection, True
         try:
             for i, unit in self.units.items():
-                replies = []
-                for _ in unit.wire(i in self.asking):
-                    replies.append(_reply(connection))
-                    if first:
-                        connection.update_current_socket_timeout(self._timeout_s)
-                        first = False
+                replies = [_reply(connection)]
+                if first:
+                    connection.update_current_socket_timeout(self._timeout_s)
+                    first = False
+                if unit.atomic or self.asking:
+                    rest = len(unit.wire(i in self.asking)) - 1
+                    replies += [_reply(connection) for _ in range(rest)]
                 self.outcomes[i] = unit.outcome(replies)
             connection.answered()
         except (redis.RedisError, OSError) as error:
