@@ -7,6 +7,7 @@ Use:
 """
 
 from lexico_store.embedded import EmbeddedServer
+from lexico_store.findings import Finding, Level
 from lexico_store.lease import Lease
 from lexico_store.memory import MemoryStore
 from lexico_store.opening import open_store
@@ -16,7 +17,9 @@ from lexico_store.store import PageStore
 
 __all__ = [
     "EmbeddedServer",
+    "Finding",
     "Lease",
+    "Level",
     "MemoryStore",
     "PageStore",
     "StoreSettings",

@@ -24,6 +24,15 @@ def open_store(url: str, settings: StoreSettings | None = None) -> PageStore:
         redis://user:password@host:6379/0   Redis or Valkey
         rediss://...                the same over TLS; ?ssl_ca_certs= &ssl_certfile= &ssl_keyfile=
         unix:///path.sock?db=0      Redis or Valkey on a unix socket; unix://:password@/path.sock
+        redis+sentinel://user:password@host:26379,host2/service/0
+                                    the primary of a service; ?sentinel_username=
+                                    &sentinel_password=
+        redis+cluster://user:password@host:6379,host2
+                                    Redis Cluster; the others are found by the nodes that are named
+        rediss+sentinel://..., rediss+cluster://...
+                                    the same over TLS, sentinels too
+
+    Every scheme with a password takes ?password_file= instead, read for each new connection.
 
     Raises:
         ConfigurationError: the URL cannot be used, or a package or binary that it needs is not
@@ -76,33 +85,61 @@ def _open_embedded(address: Address, settings: StoreSettings) -> PageStore:
 def _open_redis(
     address: Address, settings: StoreSettings, on_close: Callable[[], None] | None = None
 ) -> PageStore:
-    if address.scheme == "unix":
-        if address.host or not address.path.strip("/"):
-            raise ConfigurationError(
-                "a unix store's URL has the form unix:///path.sock, with three slashes"
-            )
-    elif not address.host:
-        raise ConfigurationError(f"store URL ({address.scheme}): no host; write redis://host:6379")
+    _check_place(address)
     try:
         # Here and not above: memory:// must work without redis-py, and redis-py takes a while to
         # import.
-        from lexico_store.redis_pool import build_pool
+        from lexico_store.redis_opening import servers_at
         from lexico_store.redis_store import RedisStore
     except ModuleNotFoundError as error:
         raise ConfigurationError(
             f"{address.scheme}:// needs {error.name}: pip install 'lexico-offload[store]'"
         ) from error
-    return RedisStore(build_pool(address, settings), settings, on_close)
+    return RedisStore(servers_at(address, settings), settings, on_close)
 
 
+def _check_place(address: Address) -> None:
+    """Raises ConfigurationError if the URL does not say where the servers are."""
+    scheme = address.scheme
+    if scheme == "unix":
+        if address.host or not address.path.strip("/"):
+            raise ConfigurationError(
+                "a unix store's URL has the form unix:///path.sock, with three slashes"
+            )
+    elif not address.host:
+        raise ConfigurationError(f"store URL ({scheme}): no host; write {_FORMS[scheme]}")
+    elif scheme.endswith("+sentinel") and not address.service:
+        raise ConfigurationError(f"store URL ({scheme}): no service; write {_FORMS[scheme]}")
+    elif scheme.endswith("+cluster") and address.database:
+        raise ConfigurationError(f"store URL ({scheme}): a cluster has database 0 alone")
+    if address.password is not None and "password_file" in address.options:
+        raise ConfigurationError(
+            f"store URL ({scheme}): give a password or password_file, not both"
+        )
+
+
+_FORMS: Final = {
+    "redis": "redis://host:6379",
+    "rediss": "rediss://host:6379",
+    "redis+sentinel": "redis+sentinel://host:26379,host2:26379/service",
+    "rediss+sentinel": "rediss+sentinel://host:26379,host2:26379/service",
+    "redis+cluster": "redis+cluster://host:6379,host2:6379",
+    "rediss+cluster": "rediss+cluster://host:6379,host2:6379",
+}
 _TLS_OPTIONS: Final = frozenset({"ssl_ca_certs", "ssl_certfile", "ssl_keyfile"})
+_LOGIN_OPTIONS: Final = frozenset({"password_file"})
+_SENTINEL_OPTIONS: Final = frozenset({"db", "sentinel_username", "sentinel_password"})
 
 SCHEMES: Final[dict[str, tuple[Callable[[Address, StoreSettings], PageStore], frozenset[str]]]] = {
     "memory": (_open_memory, frozenset({"maxmemory"})),
     "embedded": (_open_embedded, frozenset({"maxmemory", "server"})),
-    "redis": (_open_redis, frozenset({"db"})),
-    "rediss": (_open_redis, frozenset({"db"}) | _TLS_OPTIONS),
-    "unix": (_open_redis, frozenset({"db"})),
+    "redis": (_open_redis, frozenset({"db"}) | _LOGIN_OPTIONS),
+    "rediss": (_open_redis, frozenset({"db"}) | _LOGIN_OPTIONS | _TLS_OPTIONS),
+    "unix": (_open_redis, frozenset({"db"}) | _LOGIN_OPTIONS),
+    "redis+sentinel": (_open_redis, _SENTINEL_OPTIONS | _LOGIN_OPTIONS),
+    "rediss+sentinel": (_open_redis, _SENTINEL_OPTIONS | _LOGIN_OPTIONS | _TLS_OPTIONS),
+    "redis+cluster": (_open_redis, _LOGIN_OPTIONS),
+    "rediss+cluster": (_open_redis, _LOGIN_OPTIONS | _TLS_OPTIONS),
 }
 """Every scheme: what builds its store, and the query parameters that it takes."""
 

@@ -40,8 +40,48 @@ UNAVAILABLE_PREFIXES: Final = (
 )
 """First words of replies that redis-py has no class for."""
 
-_COMMAND_PREFIX: Final = "caused error: "
-"""redis-py puts the failed command of a pipeline, and this, in front of the server's words."""
+_CLUSTER: Final = (redis_exceptions.MovedError, redis_exceptions.ClusterCrossSlotError)
+"""What a cluster says to someone who does not know that it is one."""
+
+_NO_CLUSTER: Final = "cluster support disabled"
+
+
+def is_lost(error: Exception) -> bool:
+    """Whether no reply came: the connection could not be made, broke or was silent."""
+    return (
+        isinstance(
+            error,
+            redis_exceptions.ConnectionError
+            | redis_exceptions.TimeoutError
+            | redis_exceptions.InvalidResponse
+            | OSError,
+        )
+        and not isinstance(error, REFUSED)
+        and not isinstance(error, redis_exceptions.MaxConnectionsError)
+    )
+
+
+_CAUSES: Final[dict[str, type[redis_exceptions.ResponseError]]] = {
+    "NOPERM": redis_exceptions.NoPermissionError,
+    "OOM": redis_exceptions.OutOfMemoryError,
+    "READONLY": redis_exceptions.ReadOnlyError,
+    "CLUSTERDOWN": redis_exceptions.ClusterDownError,
+    "MASTERDOWN": redis_exceptions.MasterDownError,
+}
+
+
+def cause_of_abort(error: Exception) -> Exception:
+    """What was wrong when EXEC itself was refused; other errors as they are.
+
+    `EXECABORT Transaction discarded because of: OOM command not allowed` is a full store.
+    """
+    _, because, words = str(error).partition("because of: ")
+    if not because or not isinstance(error, redis_exceptions.ExecAbortError):
+        return error
+    first, _, rest = words.partition(" ")
+    if first in _CAUSES:
+        return _CAUSES[first](rest)
+    return redis_exceptions.ResponseError(words)
 
 
 def as_lexico(error: Exception, doing: str) -> LexicoError:
@@ -58,10 +98,22 @@ def as_lexico(error: Exception, doing: str) -> LexicoError:
         return Busy(
             f"the page store is full ({doing}): raise maxmemory, or set the policy volatile-lru"
         )
-    reply = str(error).rpartition(_COMMAND_PREFIX)[2][:200]
+    reply = str(error)[:200]
     text = f"{type(error).__name__}: {reply}"
     if isinstance(error, UNAVAILABLE) or reply.partition(" ")[0] in UNAVAILABLE_PREFIXES:
         return StoreUnavailable(f"the page store does not answer ({doing}): {text}")
+    if isinstance(error, _CLUSTER):
+        return ConfigurationError(
+            f"the page store is a cluster ({doing}): write redis+cluster:// in its URL"
+        )
+    if _NO_CLUSTER in reply:
+        return ConfigurationError(
+            f"the page store is not a cluster ({doing}): write redis:// in its URL"
+        )
+    if "unknown command 'SENTINEL'" in reply:
+        return ConfigurationError(
+            f"the URL names a server where it should name sentinels ({doing}): write redis://"
+        )
     if isinstance(error, redis_exceptions.ResponseError) and "DB index" in reply:
         return ConfigurationError(f"the page store has no such database: {text}")
     return InternalError(f"the page store answered with an error ({doing}): {text}")

@@ -14,18 +14,18 @@ from importlib import resources
 from typing import Any, Final
 
 import redis
-from redis.commands.core import Script
 
 from lexico_proto.errors import Busy, StoreUnavailable
 from lexico_store import keys
 from lexico_store.checks import Parts
+from lexico_store.findings import Finding
 from lexico_store.redis_errors import as_lexico
+from lexico_store.redis_exchange import Argument, Command
 from lexico_store.redis_pool import PACK_CUTOFF_BYTES, LongValue
+from lexico_store.redis_script import Script
+from lexico_store.redis_servers import Servers
 from lexico_store.settings import StoreSettings
 from lexico_store.store import PageStore
-
-Argument = bytes | LongValue | str | int
-Command = tuple[Argument, ...]
 
 READ_WINDOW: Final = 64
 """Most frames asked for in one go. Replies that wait for us count against the server's maxmemory,
@@ -39,18 +39,17 @@ class RedisStore(PageStore):
     """Pages as Redis hashes. Opened by `open_store`.
 
     Args:
-        pool: connections, of which this store becomes the owner.
+        servers: how commands reach Redis; this store closes it.
         on_close: called once, after the connections are closed: ends a server that is ours.
     """
 
     def __init__(
         self,
-        pool: redis.ConnectionPool,
+        servers: Servers,
         settings: StoreSettings,
         on_close: Callable[[], None] | None = None,
     ) -> None:
-        self._pool = pool
-        self._client = redis.Redis(connection_pool=pool)
+        self._servers = servers
         self._max_calls = settings.max_connections
         self._slots = threading.BoundedSemaphore(self._max_calls)
         self._slot_wait_s = settings.timeout_s
@@ -62,10 +61,14 @@ class RedisStore(PageStore):
 
     def _script(self, name: str) -> Script:
         text = resources.files("lexico_store").joinpath("lua", name).read_text()
-        return self._client.register_script(text)
+        return Script(self._servers, text)
 
     def ping(self) -> None:
         self._run("ping", [("PING",)])
+
+    def look(self) -> list[Finding]:
+        with self._guard("look"):
+            return self._servers.look()
 
     def close(self) -> None:
         with self._close_lock:
@@ -73,7 +76,7 @@ class RedisStore(PageStore):
                 return
             self._closed = True
         self._wait_for_calls()
-        self._pool.disconnect()
+        self._servers.close()
         if self._on_close is not None:
             self._on_close()
 
@@ -170,10 +173,8 @@ class RedisStore(PageStore):
 
     def _run(self, doing: str, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
         """The replies to `commands`, in one round trip; within one MULTI if `atomic`."""
-        with self._guard(doing), self._client.pipeline(transaction=atomic) as pipeline:
-            for command in commands:
-                pipeline.execute_command(*command)  # type: ignore[no-untyped-call]
-            return pipeline.execute()
+        with self._guard(doing):
+            return self._servers.run(commands, atomic=atomic)
 
     @contextmanager
     def _guard(self, doing: str) -> Iterator[None]:

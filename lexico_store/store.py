@@ -16,6 +16,7 @@ from lexico_store.lease import Lease
 
 if TYPE_CHECKING:
     from lexico_store.checks import BytesLike, FrameLike
+    from lexico_store.findings import Finding
 
 CHUNK_BYTES: Final = 1 << 20
 """Bytes of one stored piece of a dictionary set: where Redis and the sockets are fastest."""
@@ -152,6 +153,13 @@ class PageStore(ABC):
     @abstractmethod
     def close(self) -> None:
         """Lets go of connections and our server. Idempotent; later calls raise StoreUnavailable."""
+
+    def look(self) -> list[Finding]:
+        """One look at what is there: what will not work, what will disappoint, and what to do.
+
+        Changes nothing. A store in this process has nothing to say.
+        """
+        return []
 
     def __enter__(self) -> Self:
         return self

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Iterator
 from concurrent.futures import Executor
@@ -13,6 +14,7 @@ from typing import Any, TypeVar
 import grpc
 
 from lexico_proto.errors import Busy, DeadlineExpired, InvalidInput
+from lexico_store.deadline import within
 
 T = TypeVar("T")
 
@@ -152,18 +154,21 @@ class ThreadCalls:
         """What `work` returns or raises.
 
         A thread cannot be stopped: its slot is taken until it is done, so that what waits for
-        threads stays bounded however often callers give up. Work that did not begin never does.
+        threads stays bounded however often callers give up. Work that did not begin never does, and
+        the store calls of work that did are over with the caller's time.
 
         Raises:
             Busy: too many calls are under way.
             DeadlineExpired: it took over `timeout_s` seconds.
         """
         given_up = threading.Event()
+        until = time.monotonic() + timeout_s
 
         def unless_given_up() -> T:
             if given_up.is_set():
                 raise DeadlineExpired("nobody waits for this call any more")
-            return work()
+            with within(until - time.monotonic()):
+                return work()
 
         self._slots.take()
         try:

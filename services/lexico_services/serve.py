@@ -15,6 +15,7 @@ from lexico_services.offload.server import OffloadServer
 from lexico_services.process import address, announce, stop_event, take_port
 from lexico_services.reload.child import ReloadChild
 from lexico_services.settings import Settings
+from lexico_services.store_look import look_before_start
 from lexico_store import PageStore, StoreSettings, open_store, reachable_store
 
 _log = logging.getLogger(__name__)
@@ -29,11 +30,12 @@ def run_offload(settings: Settings, address_file: Path | None) -> int:
     """Serves Offload until a signal; exit code 0.
 
     Raises:
-        ConfigurationError: a setting that cannot be used.
+        ConfigurationError: a setting that cannot be used, or a store that cannot work.
         Unavailable: Ray or the ingress is gone for good.
     """
     check_doors(settings.listen_offload)  # Ray takes long to start
     warn_of_doors(settings.listen_offload)
+    look_before_start(settings.store_url)
     server = offload_server(settings, settings.store_url)
     stopped = stop_event()
     with ExitStack() as stack:
@@ -94,7 +96,7 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
         address_file: where to write the addresses, or None.
 
     Raises:
-        ConfigurationError: a setting that cannot be used; nothing was started then.
+        ConfigurationError: a setting or a store that cannot be used; nothing was started then.
         Unavailable: the reload server, the embedded store, Ray or the ingress is gone for good.
     """
     settings.check()
@@ -108,6 +110,7 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
     stopped = stop_event()
     with ExitStack() as stack:
         url = stack.enter_context(reachable_store(settings.store_url, settings.store))
+        look_before_start(url, log=False)  # the reload server says what it finds
         server = offload_server(settings, url)
         child = ReloadChild(settings.with_store(url))
         # Unwound in reverse: ingress and encoders first, then reload, then the store.

@@ -298,13 +298,18 @@ class StoreSuite:
         store.put_dictionary(scope, b"d", b"y")
         assert store.get_dictionary(scope, b"d") == b"y"
 
+    @pytest.fixture
+    def crowd(self, scope: bytes) -> list[bytes]:
+        """Keys of 16 pages that compete for the same memory."""
+        return [key_of(n) for n in range(16)]
+
     def test_eviction_takes_whole_pages_and_no_dictionary(
-        self, small_store: PageStore, scope: bytes
+        self, small_store: PageStore, scope: bytes, crowd: list[bytes]
     ) -> None:
         dictionary = os.urandom(2 * CHUNK_BYTES + 1)
         small_store.put_dictionary(scope, b"d", dictionary)
         frames = [os.urandom(1 << 20) for _ in range(3)]
-        keys = [key_of(n) for n in range(16)]
+        keys = crowd
         for key in keys:
             small_store.commit(scope, key, frames, TTL_S)
         present = small_store.present(scope, keys)

@@ -52,16 +52,24 @@ class RedisServer:
 
 
 @contextlib.contextmanager
-def redis_server(directory: Path, *options: str) -> Iterator[RedisServer]:
-    """Starts redis-server in `directory` on a free port; `options`: `--name`, `value` pairs."""
+def redis_server(
+    directory: Path, *options: str, below: int = 1 << 16, tls: bool = False
+) -> Iterator[RedisServer]:
+    """Starts redis-server in `directory` on a free port; `options`: `--name`, `value` pairs.
+
+    Args:
+        below: the port is lower than this.
+        tls: it is for TLS alone; `options` have the certificates.
+    """
     binary = shutil.which("redis-server")
     if binary is None:
         raise RuntimeError(
             "redis-server is not on PATH: run `make test`, or apt install redis-server"
         )
     for _ in range(5):  # another process may take the free port before the server does
-        port = free_port()
-        argv = [binary, "--port", str(port), "--bind", "127.0.0.1", "--requirepass", PASSWORD]
+        port = wait_until(lambda: free_port_below(below), f"a free port below {below}")
+        listen = ["--port", "0", "--tls-port", str(port)] if tls else ["--port", str(port)]
+        argv = [binary, *listen, "--bind", "127.0.0.1", "--requirepass", PASSWORD]
         argv += ["--save", "", "--appendonly", "no", *options]
         process = spawn_bound(argv, directory, directory / "redis.log")
         if _listens(port, process):
@@ -111,6 +119,12 @@ def free_port() -> int:
         probe.bind(("127.0.0.1", 0))
         port: int = probe.getsockname()[1]
         return port
+
+
+def free_port_below(bound: int) -> int:
+    """As `free_port`; 0 if the system gave a higher one."""
+    port = free_port()
+    return port if port < bound else 0
 
 
 def _listens(port: int, process: Popen[bytes]) -> bool:

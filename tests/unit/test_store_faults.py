@@ -129,6 +129,28 @@ def test_refused_write_in_a_transaction(serve: Serve) -> None:
             store.commit(SCOPE, KEY, [b"x" * 10_000], 1)
 
 
+@pytest.mark.parametrize(
+    ("cause", "error"),
+    [
+        (b"OOM command not allowed when used memory > 'maxmemory'.", Busy),
+        (b"NOPERM this user has no permissions to run the 'exec' command", ConfigurationError),
+        (b"READONLY You can't write against a read only replica.", StoreUnavailable),
+        (b"NOREPLICAS Not enough good replicas to write.", StoreUnavailable),
+        (b"previous errors", InternalError),
+    ],
+)
+def test_what_refuses_an_exec_is_its_error(
+    serve: Serve, cause: bytes, error: type[LexicoError]
+) -> None:
+    """Memory, rights and roles may change between the commands of a MULTI and its end."""
+    abort = b"-EXECABORT Transaction discarded because of: " + cause + b"\r\n"
+    replies = {b"MULTI": b"+OK\r\n", b"EXEC": abort}
+    store = serve(lambda _, command: replies.get(command[0], b"+QUEUED\r\n"))
+    with pytest.raises(error) as caught:
+        store.commit(SCOPE, KEY, [b"x"], 1)
+    assert type(caught.value) is error
+
+
 def test_connection_that_is_in_use_too_long_is_busy(
     serve: Serve, monkeypatch: pytest.MonkeyPatch
 ) -> None:

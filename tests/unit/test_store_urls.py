@@ -14,7 +14,9 @@ OPTIONS = {scheme: options for scheme, (_, options) in SCHEMES.items()}
 
 
 def test_schemes_are_pinned() -> None:
-    assert sorted(SCHEMES) == ["embedded", "memory", "redis", "rediss", "unix"]
+    redis = ["redis", "redis+cluster", "redis+sentinel"]
+    tls = ["rediss", "rediss+cluster", "rediss+sentinel"]
+    assert sorted(SCHEMES) == ["embedded", "memory", *redis, *tls, "unix"]
 
 
 def test_every_part_of_a_url() -> None:
@@ -41,6 +43,17 @@ def test_defaults(url: str, host: str, port: int, path: str, database: int) -> N
     assert address.database == database
 
 
+def test_every_node_of_a_url() -> None:
+    address = parse_address("rediss+sentinel://u:p%2C@h1,[::1]:7,h3:9/pages/2", OPTIONS)
+    assert address.nodes == (("h1", 26379), ("::1", 7), ("h3", 9))
+    assert (address.service, address.database, address.password) == ("pages", 2, "p,")
+    assert address.tls
+    address = parse_address("redis+cluster://h1,h2:7000", OPTIONS)
+    assert address.nodes == (("h1", 6379), ("h2", 7000))
+    assert not address.tls
+    assert parse_address("redis+sentinel://h/pages?db=3", OPTIONS).database == 3
+
+
 @pytest.mark.parametrize(
     ("url", "says"),
     [
@@ -48,11 +61,18 @@ def test_defaults(url: str, host: str, port: int, path: str, database: int) -> N
         ("localhost:6379", "no scheme"),
         ("http://hunter2@h", "redis://"),
         ("REDIS://h", "redis://"),
-        ("redis+sentinel://h:26379/mymaster", "unknown scheme 'redis[+]sentinel'.*embedded://"),
-        (
-            "redis+cluster://h:7000",
-            "unknown scheme 'redis[+]cluster'.*redis://, rediss://, unix://",
-        ),
+        ("redis+proxy://h:1", "unknown scheme 'redis[+]proxy'.*redis[+]cluster://"),
+        ("redis+sentinel://h:26379", "no service; write redis[+]sentinel://host:26379,host2"),
+        ("redis+sentinel:///pages", "no host"),
+        ("redis+sentinel://:hunter2@h,/pages", "percent-encode"),
+        ("redis+sentinel://h/pages/one", "database"),
+        ("redis+sentinel://h/pages/1?db=2", "database"),
+        ("redis+sentinel://h/pages?ssl_ca_certs=/x", "unknown parameter"),
+        ("redis+cluster://", "no host"),
+        ("redis+cluster://:hunter2@h/1", "database 0"),
+        ("redis+cluster://:hunter2@h?password_file=/x", "not both"),
+        ("redis+cluster://h?sentinel_password=x", "unknown parameter"),
+        ("redis://:hunter2@h1,h2/0", "several are written redis[+]sentinel"),
         ("redis://:hunter2@h:port", "percent-encode"),
         ("redis://:hunter2@h:99999", "percent-encode"),
         ("redis://:hunter2@[::1", "percent-encode"),
@@ -62,7 +82,10 @@ def test_defaults(url: str, host: str, port: int, path: str, database: int) -> N
         ("redis://h/one", "database"),
         ("redis://h/-1", "database"),
         ("redis://h/1?db=2", "database"),
-        ("redis://h?decode_responses=true", "unknown parameter 'decode_responses'; it takes: db"),
+        (
+            "redis://h?decode_responses=true",
+            "'decode_responses'; it takes: db, pass",
+        ),
         ("redis://h?db=", "no value"),
         ("redis://h?db=1&db=2", "twice"),
         ("redis://h?db", "parameters"),

@@ -14,6 +14,7 @@ from lexico_services.process import address, announce, end_with_parent, stop_eve
 from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
 from lexico_services.settings import Settings
+from lexico_services.store_look import look_at_start
 from lexico_store import PageStore, open_store
 from lexico_worker.malloc import keep_freed_memory
 
@@ -78,17 +79,22 @@ async def _serve_reload(
 
 
 async def _register_when_possible(store: PageStore, tried: asyncio.Event) -> None:
-    """Registers the built-in sets, again and again while the store is away.
+    """Looks at the store, then registers the built-in sets; again and again while it is away.
 
     Args:
         store: where they go.
         tried: set once the first try is over.
 
     Raises:
-        ConfigurationError: the store refuses us; waiting does not change that.
+        ConfigurationError: the store refuses us, or cannot work as it is; waiting does not change
+            that.
     """
+    looked = False
     while True:
         try:
+            if not looked:
+                await asyncio.to_thread(look_at_start, store)
+                looked = True
             await asyncio.to_thread(register_builtin_sets, store)
             return
         except ConfigurationError:

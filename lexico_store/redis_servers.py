@@ -1,0 +1,204 @@
+"""How commands reach a server, and what is tried again when one does not answer."""
+
+from __future__ import annotations
+
+import time
+from abc import ABC, abstractmethod
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from typing import Any, ClassVar, Final
+
+import redis
+from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, TryAgainError
+
+from lexico_store.deadline import remaining_s, within
+from lexico_store.findings import Finding
+from lexico_store.redis_errors import is_lost
+from lexico_store.redis_exchange import Command, Exchange, Unit
+from lexico_store.redis_look import look_at_server
+from lexico_store.settings import StoreSettings
+
+_PASSING: Final = (
+    TryAgainError,  # a slot on the move, with a part of the keys on either side
+    ClusterDownError,  # a failover in progress; MASTERDOWN
+    ReadOnlyError,  # a primary that has just become a replica
+)
+"""Replies that mean: not now, and elsewhere before long."""
+_PAUSE_S: Final = 0.05
+_MAX_PAUSE_S: Final = 0.5
+_FREE_ROUNDS: Final = 4
+"""Rounds without a pause: redirections of a cluster, which come to rest sooner."""
+
+
+@dataclass(frozen=True, slots=True)
+class Redirection:
+    """Where a unit goes next."""
+
+    asking: redis.ConnectionPool | None = None
+    """The server that its slot is moving to, which wants ASKING first; None: the slot's owner."""
+
+
+class Servers(ABC):
+    """One server, the primary that sentinels name, or the nodes of a cluster.
+
+    A call lasts `timeout_s` of the settings, or its caller's `within` if that is shorter. Within
+    it, what was lost on a connection that had answered before is tried again on a new one, and
+    where another server may take over, everything until one has. Every unit may be carried out
+    twice, so it must do the same then.
+    """
+
+    fails_over: ClassVar[bool]
+    """Whether another server may take over."""
+
+    def __init__(self, settings: StoreSettings) -> None:
+        self._timeout_s = settings.timeout_s
+
+    def run(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
+        """The replies to `commands`, in one round trip a server; within one MULTI if `atomic`.
+
+        Raises:
+            redis.RedisError, OSError: the first failure that trying again did not mend.
+        """
+        if atomic:
+            units = [Unit(tuple(commands), atomic=True)]
+        else:
+            units = [Unit((command,)) for command in commands]
+        with within(self._timeout_s):
+            outcomes = _Call(self, units).outcomes()
+        return outcomes[0] if atomic else outcomes
+
+    @abstractmethod
+    def pool_for(self, unit: Unit) -> redis.ConnectionPool:
+        """Connections to the server that `unit` goes to."""
+
+    def redirect(self, error: Exception, asked: redis.ConnectionPool) -> Redirection | None:
+        """Where a server of a cluster sends us, if `error` says so."""
+        return None
+
+    def doubt(self) -> None:  # noqa: B027  (nothing to do where there is one server)
+        """A server was lost, so another may have taken over."""
+
+    @abstractmethod
+    def look(self) -> list[Finding]:
+        """See `PageStore.look`.
+
+        Raises:
+            redis.RedisError, OSError: a server cannot be asked.
+        """
+
+    @abstractmethod
+    def close(self) -> None:
+        """Closes every connection."""
+
+    def exchange(
+        self, pool: redis.ConnectionPool, units: dict[int, Unit], *, anew: bool = False
+    ) -> Exchange:
+        """An exchange with one server, not begun."""
+        return Exchange(pool, units, self._timeout_s, anew=anew, last=not self.fails_over)
+
+
+class _Call:
+    """One call's units, from the first try to their outcomes."""
+
+    def __init__(self, servers: Servers, units: Sequence[Unit]) -> None:
+        self._servers = servers
+        self._units = units
+        self._outcomes: list[Any] = [None] * len(units)
+        self._asking: dict[int, redis.ConnectionPool] = {}
+        self._anew: set[redis.ConnectionPool] = set()
+        self._pause = False
+
+    def outcomes(self) -> list[Any]:
+        pending = list(range(len(self._units)))
+        for round_ in count():
+            pending, error = self._try(pending)
+            if error is None:
+                return self._outcomes
+            if remaining_s() <= 0:
+                if isinstance(error, AskError):  # or MOVED: sent to and fro until the end
+                    raise ClusterDownError("the slot is on the move") from error
+                raise error
+            if self._pause or round_ >= _FREE_ROUNDS:
+                pause = min(_MAX_PAUSE_S, _PAUSE_S * 2 ** min(round_, 8))
+                time.sleep(max(0.0, min(pause, remaining_s())))
+                self._pause = False
+        return self._outcomes  # never: `count` does not end
+
+    def _try(self, pending: list[int]) -> tuple[list[int], Exception | None]:
+        """One round. What is to be tried again, and the last error among it."""
+        exchanges: list[Exchange] = []
+        try:
+            for pool, places in self._parts(pending).items():
+                units = {i: self._units[i] for i in places}
+                each = self._servers.exchange(pool, units, anew=pool in self._anew)
+                each.asking = frozenset(i for i in places if i in self._asking)
+                exchanges.append(each)
+                each.send()
+            for each in exchanges:
+                each.receive()
+        except (redis.RedisError, OSError) as error:  # no map of the cluster
+            if not self._mends(error, None):
+                raise
+            return pending, error
+        finally:
+            for each in exchanges:
+                each.end()
+        again: list[int] = []
+        last: Exception | None = None
+        self._asking.clear()
+        for each in exchanges:
+            for i, outcome in each.outcomes.items():
+                if not isinstance(outcome, Exception):
+                    self._outcomes[i] = outcome
+                elif self._redirected(i, outcome, each) or self._mends(outcome, each):
+                    again.append(i)
+                    last = outcome
+                else:
+                    raise outcome
+        return again, last
+
+    def _parts(self, pending: list[int]) -> dict[redis.ConnectionPool, list[int]]:
+        parts: dict[redis.ConnectionPool, list[int]] = defaultdict(list)
+        for i in pending:
+            pool = self._asking.get(i) or self._servers.pool_for(self._units[i])
+            parts[pool].append(i)
+        return parts
+
+    def _redirected(self, place: int, error: Exception, exchange: Exchange) -> bool:
+        found = self._servers.redirect(error, exchange.pool)
+        if found is not None and found.asking is not None:
+            self._asking[place] = found.asking
+        return found is not None
+
+    def _mends(self, error: Exception, exchange: Exchange | None) -> bool:
+        """Whether trying again may mend it: at once on a new connection, or after a pause."""
+        lost = is_lost(error)
+        if lost and exchange is not None and exchange.reused:
+            self._anew.add(exchange.pool)
+        elif self._servers.fails_over and (lost or isinstance(error, _PASSING)):
+            self._pause = True
+        else:
+            return False
+        self._servers.doubt()
+        return True
+
+
+class OneServer(Servers):
+    """A server that nothing takes over from: where it is not there, its callers hear it now."""
+
+    fails_over = False
+
+    def __init__(self, pool: redis.ConnectionPool, settings: StoreSettings) -> None:
+        super().__init__(settings)
+        self._pool = pool
+
+    def pool_for(self, unit: Unit) -> redis.ConnectionPool:
+        return self._pool
+
+    def look(self) -> list[Finding]:
+        return look_at_server(self._pool, self._timeout_s, cluster=False)
+
+    def close(self) -> None:
+        self._pool.disconnect()
