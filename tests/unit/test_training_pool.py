@@ -106,7 +106,7 @@ def test_a_cluster_on_loopback_alone_is_joined_there(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray_runtime, "_ANSWER_S", 0.2)
     monkeypatch.setenv(ray_runtime._ON_LOOPBACK, "")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        ray_runtime._check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+        ray_runtime.check_answers(f"127.0.0.1:{server.getsockname()[1]}")
     assert ray_runtime.os.environ[ray_runtime._ON_LOOPBACK] == "0"
 
 
