@@ -66,7 +66,7 @@ def _folders(proc: Path, controller: str) -> Iterator[Path]:
     paths: dict[str, str] = {}
     with suppress(OSError):
         for line in (proc / "self/cgroup").read_text().splitlines():
-            _, controllers, path = line.split(":", 2)
+            controllers, _, path = line.partition(":")[2].partition(":")
             paths |= dict.fromkeys(controllers.split(","), path)  # "" is v2
     with suppress(OSError):
         for line in (proc / "self/mountinfo").read_text().splitlines():
