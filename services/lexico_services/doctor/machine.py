@@ -134,11 +134,8 @@ def user() -> Finding:
     home = os.environ.get("HOME", "")
     if supervisor.folder() is not None or (home and os.access(home, os.W_OK | os.X_OK)):
         return ok("user", f"uid {os.getuid()}, home {home or 'none'}")
-    return ok(
-        "user",
-        f"uid {os.getuid()}, home {home or 'not set'} cannot be written: libraries get a temporary "
-        "one",
-    )
+    text = f"home {home} cannot be written" if home else "HOME is not set"
+    return ok("user", f"uid {os.getuid()}, {text}: libraries get a temporary one")
 
 
 def raise_file_limit() -> None:

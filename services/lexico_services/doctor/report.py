@@ -26,11 +26,11 @@ def examine(settings: Settings, part: str, default_store: str) -> Iterator[Findi
     """
     with_ray = part != "reload-server"
     yield from packages.packages("service" if with_ray else "reload")
-    yield packages.kernels()
     yield packages.sets()
     yield from _said("settings", lambda: _of_settings(settings, part, default_store))
     if with_ray:
         yield packages.gpu()
+    yield packages.kernels()  # last: it imports torch
 
 
 def _of_settings(settings: Settings, part: str, default_store: str) -> Iterator[Finding]:
