@@ -228,37 +228,34 @@ def _end_descendants() -> None:
     """
     asked: set[int] = set()
     began = time.monotonic()
-    while (living := _descendants()) and (took_s := time.monotonic() - began) < 3 * CLEARING_S:
+    while (found := _descendants()) and (took_s := time.monotonic() - began) < 3 * CLEARING_S:
         late = took_s > CLEARING_S / 2
-        for pid in living:
-            if late or pid not in asked:
+        for pid, dead in found.items():
+            if not dead and (late or pid not in asked):
                 with suppress(ProcessLookupError):
                     os.kill(pid, signal.SIGKILL if late else signal.SIGTERM)
                 asked.add(pid)
-        _collect_dead()
         time.sleep(_POLL_S)
-    _collect_dead()
+        with suppress(ChildProcessError):
+            while os.waitpid(-1, os.WNOHANG)[0]:
+                pass
 
 
-def _collect_dead() -> None:
-    with suppress(ChildProcessError):
-        while os.waitpid(-1, os.WNOHANG)[0]:
-            pass
-
-
-def _descendants() -> set[int]:
-    """Living processes below this one, from /proc."""
+def _descendants() -> dict[int, bool]:
+    """Processes below this one, from /proc, and whether each is dead. The dead count: while the
+    threads of one are ending, its children are still its own, and not handed to us.
+    """
     parents: dict[int, int] = {}
+    dead: dict[int, bool] = {}
     for entry in Path("/proc").glob("[0-9]*"):
         with suppress(OSError):  # it is gone meanwhile
             state, parent = (entry / "stat").read_text().rpartition(")")[2].split()[:2]
             parents[int(entry.name)] = int(parent)
-            if state in "ZX":
-                parents.pop(int(entry.name))
+            dead[int(entry.name)] = state in "ZX"
     found = {os.getpid()}
     while more := {pid for pid, parent in parents.items() if parent in found} - found:
         found |= more
-    return found - {os.getpid()}
+    return {pid: dead[pid] for pid in found - {os.getpid()}}
 
 
 def folder() -> Path | None:

@@ -161,6 +161,26 @@ def test_the_end_of_a_terminal_ends_nothing(start: Callable[[str], Run]) -> None
     assert run.end() == (0, "")
 
 
+def test_what_a_service_started_ends_with_it_however_slowly_it_dies(
+    start: Callable[[str], Run],
+) -> None:
+    # Threads that are ending keep the service a zombie, and its children its own, for a moment.
+    threads = """
+    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(9e9)"])
+    for _ in range(200):
+        threading.Thread(target=time.sleep, args=(9e9,), daemon=True).start()
+    note(f"child {child.pid}")
+"""
+    run = start(threads + UNTIL_STOPPED)
+    run.wait_until_up()
+    child = int(run.wait_for("child")[1])
+    os.kill(run.service, signal.SIGKILL)
+    assert run.end()[0] == 1
+    assert is_gone(run.service)
+    assert is_gone(child)
+    assert run.left() == []
+
+
 def test_a_service_that_is_killed_leaves_nothing(start: Callable[[str], Run]) -> None:
     run = start(
         """
