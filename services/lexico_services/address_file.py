@@ -72,7 +72,8 @@ def claimed(path: Path | None) -> Iterator[AddressFile]:
             if isinstance(error, BlockingIOError):
                 raise _in_use(path) from None
             raise ConfigurationError(f"address file {path}: {error}") from error
-        supervisor.leaves(path)
+        for name in (_scratch_of(path), path):
+            supervisor.leaves(name)
         try:
             yield AddressFile(path, scratch)
         finally:

@@ -96,6 +96,8 @@ def run(work: Callable[[], int]) -> int:
             _remove_unlocked(file)
         if folder is not None:
             _remove(folder)
+        if above.last_words:
+            _say(above.last_words)
 
 
 def ends_within(seconds: float) -> None:
@@ -159,6 +161,7 @@ class _Supervisor:
         self._by_signal = False
         self.files: list[Path] = []
         """What the child would remove at its end."""
+        self.last_words = ""
 
     def wait(self) -> int:
         """Until the child has ended, or is ended."""
@@ -212,11 +215,13 @@ class _Supervisor:
         code = os.waitstatus_to_exitcode(status)
         if code >= 0:
             return code
-        _say(f"the service was killed by {signal.Signals(-code).name}; the rest was ended")
+        name = signal.Signals(-code).name
+        self.last_words = f"the service was killed by {name}; the rest was ended"
         return 1
 
     def _cut_off(self) -> int:
-        _say(f"the end took over {self._within_s - CLEARING_S:g} s: what still ran was killed")
+        seconds = self._within_s - CLEARING_S
+        self.last_words = f"the end took over {seconds:g} s: what still ran was killed"
         with suppress(ProcessLookupError):
             os.kill(self._child, signal.SIGKILL)
         return 0 if self._by_signal else 1

@@ -10,13 +10,14 @@ import socket
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from lexico_proto import errors
+from lexico_proto import cgroup, errors
 from lexico_services import beginning, supervisor
 from lexico_services.cli import main
 from lexico_services.doctor import machine, neighbours, packages, report
@@ -53,8 +54,8 @@ def test_too_little_shared_memory_is_a_warning(monkeypatch: pytest.MonkeyPatch) 
     ("total", "state"), [(16 * GIB, State.OK), (3 * GIB, State.WARN), (GIB // 2, State.FAIL)]
 )
 def test_a_limit_of_memory(monkeypatch: pytest.MonkeyPatch, total: int, state: State) -> None:
-    monkeypatch.setattr(machine.cgroup, "memory", lambda: total)
-    monkeypatch.setattr(machine.cgroup, "memory_limit", lambda: total)
+    monkeypatch.setattr(cgroup, "memory", lambda: total)
+    monkeypatch.setattr(cgroup, "memory_limit", lambda: total)
     found = machine.memory(NEEDS)
     assert found.state is state
     assert "the cgroup allows" in found.text
@@ -74,14 +75,14 @@ def test_a_disk_that_is_full(
 ) -> None:
     disk = SimpleNamespace(f_bavail=free >> 12, f_frsize=4096, f_files=20_000, f_favail=files)
     monkeypatch.setattr(machine, "shared_bytes", lambda: 2 * GIB)
-    monkeypatch.setattr(machine.os, "statvfs", lambda _: disk)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
     assert machine.temporary(NEEDS).state is state
 
 
 def test_pages_that_go_to_a_file_need_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = SimpleNamespace(f_bavail=GIB // 2 >> 12, f_frsize=4096, f_files=0, f_favail=0)
     monkeypatch.setattr(machine, "shared_bytes", lambda: 0)
-    monkeypatch.setattr(machine.os, "statvfs", lambda _: disk)
+    monkeypatch.setattr(os, "statvfs", lambda _: disk)
     assert machine.temporary(NEEDS).state is State.FAIL
 
 
@@ -119,8 +120,8 @@ def test_a_start_warns_in_one_line_each_and_goes_on(
 def test_threads_are_counted_by_quota(
     monkeypatch: pytest.MonkeyPatch, quota: float | None, there: int, threads: int, state: State
 ) -> None:
-    monkeypatch.setattr(machine.cgroup, "cpu_quota", lambda: quota)
-    monkeypatch.setattr(machine.cgroup, "cores", lambda: there)
+    monkeypatch.setattr(cgroup, "cpu_quota", lambda: quota)
+    monkeypatch.setattr(cgroup, "cores", lambda: there)
     monkeypatch.setenv("OMP_NUM_THREADS", "1,1")
     assert machine.cores(Needs(0, 0, threads)).state is state
 
@@ -212,11 +213,11 @@ def test_versions_outside_their_ranges(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def version(name: str) -> str:
         if name not in there:
-            raise packages.metadata.PackageNotFoundError(name)
+            raise metadata.PackageNotFoundError(name)
         return there[name]
 
-    monkeypatch.setattr(packages.metadata, "requires", lambda _: wanted)
-    monkeypatch.setattr(packages.metadata, "version", version)
+    monkeypatch.setattr(metadata, "requires", lambda _: wanted)
+    monkeypatch.setattr(metadata, "version", version)
     python, redis, wheel = packages.packages("reload")
     assert python.state is State.OK
     assert "redis 6.4 is not <9,>=7" in redis.text

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 
 from lexico_proto import errors
-from lexico_services import ending as ending_module
 from lexico_services.ending import BEYOND_DRAIN_S, Ending
 from lexico_services.supervisor import CLEARING_S
 from lexico_worker import deployment
@@ -19,7 +18,7 @@ from tests.support.waiting import PATIENCE_S, lingering, until
 
 def test_one_deadline_is_shared_out(monkeypatch: pytest.MonkeyPatch) -> None:
     now = 1000.0
-    monkeypatch.setattr(ending_module.time, "monotonic", lambda: now)
+    monkeypatch.setattr("lexico_services.ending.time.monotonic", lambda: now)
     ending = Ending(drain_s=15)
     whole = ending.left()
     assert 15 < whole <= 15 + BEYOND_DRAIN_S - CLEARING_S
