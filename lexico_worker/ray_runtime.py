@@ -19,6 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from lexico_proto.cgroup import cores
 from lexico_proto.errors import ConfigurationError
 from lexico_worker.ray_patience import patient_start, set_limits
 
@@ -47,7 +48,7 @@ class RayConfig:
     """Address of a running cluster, which brings its own token; empty starts Ray here, on loopback.
     """
     num_cpus: int = 0
-    """CPUs that a Ray started here may hand out; 0 takes all."""
+    """CPUs that a Ray started here may hand out; 0 takes all that this process may use."""
     object_store_bytes: int = 1 << 30
     """Shared memory for pages in flight: at least 2.5 times what the ingress admits, or Ray spills
     to disk.
@@ -153,7 +154,7 @@ class RayRuntime:
                 _temp_dir=f"{self._folder}/r",
                 include_dashboard=False,
                 object_store_memory=self._config.object_store_bytes,
-                num_cpus=self._config.num_cpus or None,
+                num_cpus=self._config.num_cpus or cores(),
             )
         try:
             own = not self._config.address
@@ -196,8 +197,10 @@ def _plasma_folder(object_store_bytes: int) -> str | None:
 
 
 def shared_bytes() -> int:
-    """Free bytes of the memory that processes share; 0 where there is none."""
+    """Free bytes of the memory that processes share; 0 where this user may not write there."""
     try:
+        if not os.access(SHARED, os.W_OK | os.X_OK):
+            return 0
         found = os.statvfs(SHARED)
     except OSError:
         return 0
