@@ -59,6 +59,8 @@ class _Above:
     told: int
     """File descriptor that it reads."""
     folder: Path | None
+    tmpdir: str
+    """TMPDIR as it was given."""
 
 
 _above: _Above | None = None
@@ -84,7 +86,7 @@ def run(work: Callable[[], int]) -> int:
     supervisor, child = os.getpid(), os.fork()
     if child == 0:
         os.close(reader)
-        return _serve(work, _Above(supervisor, writer, folder))
+        return _serve(work, _Above(supervisor, writer, folder, given_tmpdir()))
     os.close(writer)
     os.set_blocking(reader, False)
     above = _Supervisor(child, reader)
@@ -266,6 +268,11 @@ def _descendants() -> dict[int, bool]:
 def folder() -> Path | None:
     """The folder for temporary files of this run, known to the service; None where none is."""
     return None if _above is None else _above.folder
+
+
+def given_tmpdir() -> str:
+    """TMPDIR as the user gave it; empty where it is not set."""
+    return os.environ.get("TMPDIR", "") if _above is None else _above.tmpdir
 
 
 def place() -> Path | None:

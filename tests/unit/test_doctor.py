@@ -79,6 +79,25 @@ def test_a_disk_that_is_full(
     assert machine.temporary(NEEDS).state is state
 
 
+def test_a_tmpdir_that_is_not_used_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", None)
+    monkeypatch.setenv("TMPDIR", "/absent")
+    found = machine.temporary(NEEDS)
+    assert found.state is State.WARN
+    assert "TMPDIR=/absent cannot be written" in found.text
+    monkeypatch.setenv("TMPDIR", f"/absent/{'and-long' * 3}")
+    assert "TMPDIR" not in machine.temporary(NEEDS).text
+
+
+def test_a_reload_server_without_its_port_is_one_line(capfd: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = str(holder.getsockname()[1])
+        line = ["reload-server", "--store", "redis://127.0.0.1:1", "--port", port]
+        assert main(line) == 2
+    (said,) = capfd.readouterr().err.splitlines()
+    assert said == f"lexico: port {port} is taken on 127.0.0.1"
+
+
 def test_pages_that_go_to_a_file_need_a_disk(monkeypatch: pytest.MonkeyPatch) -> None:
     disk = SimpleNamespace(f_bavail=GIB // 2 >> 12, f_frsize=4096, f_files=0, f_favail=0)
     monkeypatch.setattr(machine, "shared_bytes", lambda: 0)

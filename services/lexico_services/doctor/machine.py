@@ -37,8 +37,9 @@ def machine(needs: Needs) -> Iterator[Finding]:
 
 def temporary(needs: Needs) -> Finding:
     """Where sockets, logs and, without shared memory, pages go."""
-    name, given = "tmp", os.environ.get("TMPDIR", "")
-    where = supervisor.folder() or supervisor.place()
+    name, given = "tmp", supervisor.given_tmpdir()
+    own = supervisor.folder()
+    where = supervisor.place() if own is None else own.parent
     if where is None:
         return fail(
             name,
@@ -48,7 +49,7 @@ def temporary(needs: Needs) -> Finding:
         )
     found = os.statvfs(where)
     free = found.f_bavail * found.f_frsize
-    text = f"{where.parent if where == supervisor.folder() else where} has {size(free)} free"
+    text = f"{where} has {size(free)} free"
     least = LEAST_FREE
     if needs.shared_bytes > shared_bytes():
         least += needs.shared_bytes
@@ -57,6 +58,8 @@ def temporary(needs: Needs) -> Finding:
         return fail(name, f"{text}, {size(least)} are needed", mend)
     if found.f_files and found.f_favail < 1000:
         return fail(name, f"{text}, but only {found.f_favail} inodes", mend)
+    if given and len(os.fsencode(given)) <= supervisor.LONGEST_PLACE and where != Path(given):
+        return warn(name, f"{text}, TMPDIR={given} cannot be written", "make it, or free some")
     if free < ENOUGH_FREE:
         return warn(name, f"{text}: Ray's logs may fill it", mend)
     return ok(name, text)

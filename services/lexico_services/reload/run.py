@@ -11,7 +11,7 @@ from lexico_proto.errors import ConfigurationError, LexicoError
 from lexico_services import beginning
 from lexico_services.address_file import AddressFile, claimed
 from lexico_services.config import ListenConfig, ReloadConfig
-from lexico_services.process import address, announce, end_with_parent, stop_event
+from lexico_services.process import address, announce, end_with_parent, stop_event, take_port
 from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
 from lexico_services.settings import Settings
@@ -45,6 +45,7 @@ def run_reload(settings: Settings, address_file: Path | None, parent: int = 0) -
     end_with_parent(parent)
     if not parent:  # which has looked
         beginning.check(settings, ray=False)
+        take_port(listen.host, listen.port)  # in one line; gRPC says more
     stopped = stop_event()
     keep_freed_memory()
     with claimed(address_file) as file, open_store(url, settings.store) as store:
