@@ -12,6 +12,8 @@ from typing import Any
 
 import torch
 
+from lexico_proto import cgroup
+
 
 def describe(packages: Iterable[str]) -> dict[str, Any]:
     """Hardware, versions of those of the packages that are installed, and today's date."""
@@ -26,13 +28,13 @@ def describe(packages: Iterable[str]) -> dict[str, Any]:
 
 
 def cores() -> int:
-    """Cores that this process may use; 0 where the system does not tell."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    """Cores that this process may use: by affinity, and by the quota of its cgroup."""
+    return cgroup.cores()
 
 
 def threads() -> int:
     """As many as OMP_NUM_THREADS says, or as there are cores."""
-    return int(os.environ.get("OMP_NUM_THREADS", "0")) or cores() or 1
+    return int(os.environ.get("OMP_NUM_THREADS", "0")) or cores()
 
 
 def _cpu() -> str:

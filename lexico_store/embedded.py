@@ -19,6 +19,7 @@ from types import TracebackType
 from typing import Final, Self
 from urllib.parse import quote
 
+from lexico_proto import cgroup
 from lexico_proto.errors import ConfigurationError, StoreUnavailable
 from lexico_store.child import spawn_bound
 
@@ -36,6 +37,14 @@ _MAX_SOCKET_PATH: Final = 107  # sun_path, less its final zero
 _POLL_S: Final = 0.002
 _GRACE_S: Final = 3.0
 _TAIL_BYTES: Final = 2000
+
+
+def default_maxmemory() -> int:
+    """Bytes of a store that is given no bound: 2 GiB, and no more than two fifths of the memory of
+    the machine, or of what its cgroup allows: pages in flight need as much.
+    """
+    there = cgroup.memory()
+    return DEFAULT_MAXMEMORY if there is None else min(DEFAULT_MAXMEMORY, there * 2 // 5)
 
 
 def find_server(choice: str = "auto") -> Path:
@@ -89,7 +98,7 @@ class EmbeddedServer:
     Args:
         directory: where its socket, log and lock lie; made with mode 700 if it is not there. None:
             a new directory among the temporary ones, removed by `close`.
-        maxmemory: bytes.
+        maxmemory: bytes; None for `default_maxmemory`.
         server: see `find_server`.
         start_timeout_s: longest wait for its first answer.
 
@@ -103,7 +112,7 @@ class EmbeddedServer:
         self,
         directory: Path | None = None,
         *,
-        maxmemory: int = DEFAULT_MAXMEMORY,
+        maxmemory: int | None = None,
         server: str = "auto",
         start_timeout_s: float = 10.0,
     ) -> None:
@@ -123,7 +132,7 @@ class EmbeddedServer:
                 )
             self._lock_fd = _lock(self.directory / LOCK_NAME)
             self.socket_path.unlink(missing_ok=True)
-            self._process = self._start(maxmemory)
+            self._process = self._start(maxmemory or default_maxmemory())
             self._wait_until_answering(self._process, start_timeout_s)
         except BaseException:
             self.close()
@@ -220,7 +229,13 @@ class EmbeddedServer:
 def _make_directory(directory: Path | None) -> Path:
     """The server's directory, ours alone to write to: its socket asks for no password."""
     if directory is None:
-        return Path(tempfile.mkdtemp(prefix="lexico-store-"))
+        try:
+            return Path(tempfile.mkdtemp(prefix="lexico-store-"))
+        except OSError as error:
+            raise ConfigurationError(
+                f"embedded store: no folder for temporary files ({error.strerror}): set TMPDIR to "
+                "one that can be written, or give embedded:///dir"
+            ) from error
     try:
         directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         found = directory.stat()
@@ -233,7 +248,12 @@ def _make_directory(directory: Path | None) -> Path:
 
 def _lock(path: Path) -> int:
     """A lock on the directory while we live: a second server would take the first one's socket."""
-    fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise ConfigurationError(
+            f"embedded store: cannot write {path}: {error.strerror}"
+        ) from error
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:

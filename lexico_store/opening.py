@@ -8,7 +8,7 @@ from typing import Final
 
 from lexico_proto.errors import ConfigurationError
 from lexico_store.address import Address, parse_address, parse_bytes
-from lexico_store.embedded import DEFAULT_MAXMEMORY, EmbeddedServer
+from lexico_store.embedded import EmbeddedServer, default_maxmemory
 from lexico_store.memory import DEFAULT_MAX_BYTES, MemoryStore
 from lexico_store.settings import StoreSettings
 from lexico_store.store import PageStore
@@ -58,15 +58,37 @@ def start_embedded(url: str, settings: StoreSettings) -> EmbeddedServer:
     return _start(parse_address(url, _OPTIONS), settings)
 
 
+def embedded_maxmemory(url: str) -> int:
+    """Bytes that the server of an `embedded://` URL may grow to.
+
+    Raises:
+        ConfigurationError: the URL cannot be used.
+    """
+    return _maxmemory(parse_address(url, _OPTIONS))
+
+
+def embedded_server_choice(url: str) -> str:
+    """What `find_server` is asked for by an `embedded://` URL.
+
+    Raises:
+        ConfigurationError: the URL cannot be used.
+    """
+    return parse_address(url, _OPTIONS).options.get("server", "auto")
+
+
+def _maxmemory(address: Address) -> int:
+    bound = address.options.get("maxmemory")
+    return parse_bytes(bound, "maxmemory") if bound else default_maxmemory()
+
+
 def _start(address: Address, settings: StoreSettings) -> EmbeddedServer:
     if address.host or address.username or address.password:
         raise ConfigurationError(
             "an embedded store's URL is embedded:// or, with three slashes, embedded:///dir"
         )
-    bound = address.options.get("maxmemory")
     return EmbeddedServer(
         Path(address.path) if address.path.strip("/") else None,
-        maxmemory=parse_bytes(bound, "maxmemory") if bound else DEFAULT_MAXMEMORY,
+        maxmemory=_maxmemory(address),
         server=address.options.get("server", "auto"),
         start_timeout_s=settings.start_timeout_s,
     )

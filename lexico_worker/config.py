@@ -40,7 +40,7 @@ class EncoderConfig:
     the CPU.
     """
     threads: int = 0
-    """Torch threads of one encoder; 0 shares the node's cores among `max_replicas`."""
+    """Torch threads of one encoder; 0 shares the cores, by CPU quota, among `max_replicas`."""
     dictionary_cache_bytes: int = 1 << 30
     """Dictionary sets that one encoder keeps in memory."""
     log_level: str = "warning"

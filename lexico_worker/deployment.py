@@ -18,6 +18,7 @@ import torch
 from ray import serve
 
 from lexico_codec.pieces import Piece
+from lexico_proto.cgroup import cores
 from lexico_proto.errors import InternalError, LexicoError
 from lexico_store import open_store
 from lexico_worker.config import EncoderConfig
@@ -52,8 +53,8 @@ class Encoder:
     def __init__(self, config: EncoderConfig) -> None:
         keep_freed_memory()
         _log_to_stderr(config.log_level)
-        cores = len(os.sched_getaffinity(0))
-        torch.set_num_threads(config.threads or max(1, cores // config.max_replicas))
+        threads = config.threads or max(1, cores() // config.max_replicas)
+        torch.set_num_threads(threads)
         device = "cuda" if config.num_gpus and torch.cuda.is_available() else "cpu"
         self._store = open_store(config.store_url, config.store)
         self._pages = PageEncoder(
@@ -65,6 +66,7 @@ class Encoder:
         )
         self._pool = ThreadPoolExecutor(config.ongoing_per_replica, thread_name_prefix="encode")
         self._running: dict[int, float] = {}
+        self._cancels: set[threading.Event] = set()
         _log.info("encoder=up device=%s threads=%d", device, torch.get_num_threads())
 
     async def encode(self, job: PageJob, page: list[Piece]) -> PageDone | Failure:
@@ -79,8 +81,10 @@ class Encoder:
             What was done, or reason and message of an error of our tree.
         """
         cancelled = threading.Event()
+        self._cancels.add(cancelled)
         loop = asyncio.get_running_loop()
         work = loop.run_in_executor(self._pool, self._encode, job, page, cancelled)
+        work.add_done_callback(lambda _: self._cancels.discard(cancelled))
         try:
             return await asyncio.shield(work)
         except asyncio.CancelledError:
@@ -121,7 +125,12 @@ class Encoder:
         return os.getpid()
 
     async def __del__(self) -> None:
-        self._pool.shutdown(wait=False, cancel_futures=True)
+        """Pages in work end after their layer group, and give their leases back: only then does the
+        store's handle go.
+        """
+        for cancelled in list(self._cancels):
+            cancelled.set()
+        await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
         self._store.close()
 
 

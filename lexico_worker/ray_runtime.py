@@ -19,17 +19,19 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
+from lexico_proto.cgroup import cores
 from lexico_proto.errors import ConfigurationError
 from lexico_worker.ray_patience import patient_start, set_limits
 
 _log = logging.getLogger(__name__)
 
-_PREFIX: Final = "lx-ray-"
+_PREFIX: Final = "ray-"
 _MAX_SOCKET_PATH: Final = 107  # sun_path, less its final zero
+SHARED: Final = Path("/dev/shm")
 _LONGEST_SOCKET: Final = (
     f"/{_PREFIX}12345678/r/session_2026-01-31_23-59-59_123456_4194304/sockets/plasma_store"
 )
-_REMOVE_S: Final = 5.0
+_END_S: Final = 8.0
 _LEFTOVER_GRACE_S: Final = 3.0
 _PR_SET_CHILD_SUBREAPER: Final = 36
 _ANSWER_S: Final = 5.0
@@ -46,7 +48,7 @@ class RayConfig:
     """Address of a running cluster, which brings its own token; empty starts Ray here, on loopback.
     """
     num_cpus: int = 0
-    """CPUs that a Ray started here may hand out; 0 takes all."""
+    """CPUs that a Ray started here may hand out; 0 takes all that this process may use."""
     object_store_bytes: int = 1 << 30
     """Shared memory for pages in flight: at least 2.5 times what the ingress admits, or Ray spills
     to disk.
@@ -96,7 +98,7 @@ class RayRuntime:
         # Below Python, Ray answers SIGTERM with a stack trace and the end of the process.
         os.environ.setdefault("RAY_DISABLE_FAILURE_SIGNAL_HANDLER", "1")
         if self._config.address:
-            _check_answers(self._config.address)
+            check_answers(self._config.address)
         else:
             self._keep_to_ourselves()
         try:
@@ -117,16 +119,21 @@ class RayRuntime:
         dead: set[str] = {name for name, _ in node.dead_processes()} if node is not None else set()
         return " and ".join(name for name in _VITAL if name in dead)
 
-    def stop(self) -> None:
-        """Leaves Ray; ends it where it was started here. Idempotent."""
+    def stop(self, within_s: float = _END_S) -> None:
+        """Leaves Ray; ends it where it was started here. Idempotent.
+
+        Args:
+            within_s: seconds until what is left of Ray is killed. Ray's own end takes one or two.
+        """
+        until = time.monotonic() + within_s
         if self._started:
             self._started = False
             import ray
 
             ray.shutdown()
             if self._folder is not None:
-                _end_leftovers()
-        self._remove_folder()
+                _end_leftovers(min(_LEFTOVER_GRACE_S, until - time.monotonic()))
+        self._remove_folder(max(1.0, until - time.monotonic()))
 
     def _init(self) -> None:
         import ray
@@ -141,14 +148,17 @@ class RayRuntime:
         if self._config.address:
             options["address"] = self._config.address
         else:
+            shared = _plasma_folder(self._config.object_store_bytes)
             options.update(
                 address="local",
+                # Named, or Ray warns in five lines of its own, or refuses to start.
+                _plasma_directory=shared or str(self._folder),
                 _node_ip_address="127.0.0.1",
                 # A folder in ours: Ray lets everyone into the one that it is given.
                 _temp_dir=f"{self._folder}/r",
                 include_dashboard=False,
                 object_store_memory=self._config.object_store_bytes,
-                num_cpus=self._config.num_cpus or None,
+                num_cpus=self._config.num_cpus or cores(),
             )
         try:
             own = not self._config.address
@@ -172,18 +182,36 @@ class RayRuntime:
             file.write(secrets.token_hex(32))
         os.environ["RAY_AUTH_TOKEN_PATH"] = str(path)
 
-    def _remove_folder(self) -> None:
+    def _remove_folder(self, within_s: float = _END_S) -> None:
         if self._folder is None:
             return
         folder, self._folder = self._folder, None
         # Ray's agents outlive `ray.shutdown` by a moment, in which they write their logs again.
-        deadline = time.monotonic() + _REMOVE_S
+        deadline = time.monotonic() + within_s
         while folder.exists() and time.monotonic() < deadline:
             shutil.rmtree(folder, ignore_errors=True)
             time.sleep(0.05)
 
 
-def _check_answers(address: str) -> None:
+def _plasma_folder(object_store_bytes: int) -> str | None:
+    """Where pages in flight are shared; None where only the folder of temporary files is left,
+    which is a disk as a rule.
+    """
+    return str(SHARED) if shared_bytes() >= object_store_bytes else None
+
+
+def shared_bytes() -> int:
+    """Free bytes of the memory that processes share; 0 where this user may not write there."""
+    try:
+        if not os.access(SHARED, os.W_OK | os.X_OK):
+            return 0
+        found = os.statvfs(SHARED)
+    except OSError:
+        return 0
+    return found.f_bavail * found.f_frsize
+
+
+def check_answers(address: str) -> None:
     """Finds out at once that there is no cluster: Ray itself would try for minutes.
 
     Ray takes 127.0.0.1 for the machine's own address, where a cluster that keeps to loopback does
@@ -257,11 +285,11 @@ def _adopt_orphans() -> None:
         ctypes.CDLL(None).prctl(_PR_SET_CHILD_SUBREAPER, 1, 0, 0, 0)
 
 
-def _end_leftovers() -> None:
+def _end_leftovers(grace_s: float = _LEFTOVER_GRACE_S) -> None:
     """Ends Ray's processes that outlive its orderly end: agents whose raylet was killed stay for a
     minute. `_adopt_orphans` made them children of this process, which tells them from another's.
     """
-    deadline = time.monotonic() + _LEFTOVER_GRACE_S
+    deadline = time.monotonic() + grace_s
     while living := _living_ray_children():
         if time.monotonic() > deadline:
             for pid in living:

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import argparse
 import logging
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
+from lexico_lab.machine import cores
 from lexico_lab.run_state import RunState
 from lexico_lab.training.device import device_for
 from lexico_lab.training.fit_settings import FitSettings
@@ -225,4 +225,4 @@ def _workers(args: argparse.Namespace, device: str) -> int:
     if args.workers is not None:
         workers: int = args.workers
         return workers
-    return 1 if device != "cpu" else os.cpu_count() or 1
+    return 1 if device != "cpu" else cores()

@@ -8,6 +8,9 @@ state folder, so a run resumes in the same way whoever worked.
 from __future__ import annotations
 
 import multiprocessing
+import multiprocessing.connection
+import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
@@ -116,6 +119,10 @@ class LocalPool:
                 "--workers, and it goes on where it was"
             ) from e
         finally:
+            # Whoever does not wait for the last result is interrupted, or has no use for the rest.
+            if running:
+                for worker in list((executor._processes or {}).values()):
+                    worker.kill()
             executor.shutdown(cancel_futures=True)
 
 
@@ -134,8 +141,19 @@ _doing: Callable[[Any], Any] | None = None
 
 def _set_up(work: Work[Any, Any], device: str) -> None:
     global _doing
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(work.threads)
     _doing = work.begin(device)
+
+
+def _end_with_parent() -> None:
+    """Or a worker whose parent was killed would wait for work for ever: it holds the other end of
+    its queue itself.
+    """
+    parent = multiprocessing.parent_process()
+    if parent is not None:
+        multiprocessing.connection.wait([parent.sentinel])
+        os._exit(1)
 
 
 def _do(item: Any) -> Any:

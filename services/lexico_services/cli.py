@@ -9,6 +9,7 @@ import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from lexico_services.settings import Settings
 
 DEFAULT_STORE = "embedded://"
+PARTS: Final = ("serve", "offload-server", "reload-server")
+"""Commands that a start can be looked at of."""
 OFFLOAD_PORT: Final = "offload.port"
 RELOAD_PORT: Final = "reload.port"
 STORE_URL: Final = "store.url"
@@ -39,7 +42,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with _needs(options.extra):
             return command(options)
     except LexicoError as error:
-        sys.stderr.write(f"lexico: {error.message}\n")
+        process.say(sys.stderr, f"lexico: {error.message}\n")
         return 2 if error.status == 3 else 1
     except KeyboardInterrupt:
         return 130
@@ -92,6 +95,15 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     _service_options(reload)
     _option(reload, "--port", RELOAD_PORT, type=int, help="0 takes a free one")
     reload.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
+
+    doctor = commands.add_parser("doctor", help="look at what a start needs, and start nothing")
+    doctor.set_defaults(command=_doctor, extra="reload")
+    doctor.add_argument("--part", choices=PARTS, default=PARTS[0], help="whose start")
+    doctor.add_argument("--json", action="store_true", help="one document in place of lines")
+    _service_options(doctor)
+    _option(doctor, "--offload-port", OFFLOAD_PORT, type=int, help="of the ingress")
+    _option(doctor, "--reload-port", RELOAD_PORT, type=int, help="of the reload server")
+    _offload_options(doctor)
 
     settings = commands.add_parser("config", help="show the settings that are in force")
     settings.set_defaults(command=_config, extra="reload")
@@ -222,10 +234,18 @@ def _reload_server(options: argparse.Namespace) -> int:
     return run_reload(settings, options.address_file, options.parent)
 
 
+def _doctor(options: argparse.Namespace) -> int:
+    settings = _settings(options)
+    from lexico_services.doctor import report
+
+    found = report.examine(settings, options.part, DEFAULT_STORE)
+    return report.told(found, as_json=options.json, write=partial(process.say, sys.stdout))
+
+
 def _config(options: argparse.Namespace) -> int:
     settings = _settings(options, DEFAULT_STORE)
     settings.check()
-    sys.stdout.write(settings.as_toml(secrets=False, sources=True))
+    process.say(sys.stdout, settings.as_toml(secrets=False, sources=True))
     return 0
 
 
@@ -237,11 +257,12 @@ def _explain(options: argparse.Namespace) -> int:
 
 
 def _train(options: argparse.Namespace) -> int:
+    process.end_by_interrupt()
     process.log_to_stderr(options.log_level)
     from lexico_lab.training.options import run as train
 
     with _training_pool(options) as pool:
-        sys.stdout.write(train(options, pool) + "\n")
+        process.say(sys.stdout, train(options, pool) + "\n")
     return 0
 
 
@@ -264,8 +285,9 @@ def _training_pool(options: argparse.Namespace) -> Iterator[Pool | None]:
 
 
 def _eval(options: argparse.Namespace) -> int:
+    process.end_by_interrupt()
     process.log_to_stderr(options.log_level)
     from lexico_lab.evaluation.options import run as evaluate
 
-    sys.stdout.write(evaluate(options) + "\n")
+    process.say(sys.stdout, evaluate(options) + "\n")
     return 0

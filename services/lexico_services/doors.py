@@ -6,7 +6,6 @@ The files themselves are watched without this: see `lexico_proto.watched`.
 from __future__ import annotations
 
 import logging
-import signal
 
 from lexico_proto.metrics import Metrics
 from lexico_proto.watched import look_again
@@ -60,9 +59,3 @@ def reload_doors() -> None:
     a note: a signal handler may call it.
     """
     look_again()
-
-
-def reload_on_hangup() -> None:
-    """Has SIGHUP do `reload_doors`, unless it is handled already. From the main thread alone."""
-    if signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
-        signal.signal(signal.SIGHUP, lambda *_: reload_doors())

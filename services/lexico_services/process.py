@@ -5,24 +5,30 @@ from __future__ import annotations
 import _thread
 import ctypes
 import errno
-import json
 import logging
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from typing import TextIO
 
-from lexico_proto.errors import ConfigurationError
+from lexico_proto.errors import ConfigurationError, LexicoError
+
+_log = logging.getLogger(__name__)
 
 _PR_SET_PDEATHSIG = 1
+
+_reload_hooks: dict[str, Callable[[], None]] = {}
+_reloading = threading.Lock()
 
 
 def stop_event() -> threading.Event:
     """An event that SIGTERM and SIGINT set. To be called from the main thread, before anything that
     must end in order is started.
+
+    SIGHUP, which a terminal sends that is closed, ends nothing from here on: it calls `reload`.
     """
     event = threading.Event()
 
@@ -32,7 +38,40 @@ def stop_event() -> threading.Event:
 
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, ask)
+    # The same is true of whatever the hooks lock.
+    signal.signal(signal.SIGHUP, lambda *_: _thread.start_new_thread(reload, ()))
     return event
+
+
+def end_by_interrupt() -> None:
+    """Has SIGINT raise KeyboardInterrupt, unless this process was started with SIGINT ignored."""
+    if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+def on_reload(what: str, read_again: Callable[[], None]) -> None:
+    """Has SIGHUP call a function that reads something again, in a thread of its own.
+
+    Args:
+        what: is read, for the log, such as `tokens`; a second hook of this name takes the place of
+            the first.
+        read_again: keeps what it had where it raises. It may block; the next hook waits for it.
+    """
+    _reload_hooks[what] = read_again
+
+
+def reload() -> None:
+    """Calls every hook, one after another. One that fails is logged, and the rest is called too."""
+    with _reloading:
+        for what, read_again in list(_reload_hooks.items()):
+            try:
+                read_again()
+            except LexicoError as error:
+                _log.error("reload=%s kept what it had: %s", what, error.message)
+            except Exception:  # noqa: BLE001 - SIGHUP ends nothing, whatever a hook does
+                _log.exception("reload=%s kept what it had", what)
+            else:
+                _log.info("reload=%s done", what)
 
 
 def end_with_parent(parent: int) -> None:
@@ -78,26 +117,31 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
-def announce(addresses: Mapping[str, str], file: Path | None) -> None:
-    """Tells people and programs where the servers listen.
+def announce(addresses: Mapping[str, str]) -> None:
+    """Tells people where the servers listen.
 
     Args:
         addresses: service → `host:port`.
-        file: also written as JSON, whole or not at all; None for no file.
-
-    Raises:
-        ConfigurationError: the file cannot be written.
     """
-    for service, address in addresses.items():
-        sys.stdout.write(f"{service:8} {address}\n")
-    sys.stdout.flush()
-    if file is not None:
-        scratch = file.with_name(file.name + ".part")
-        try:
-            scratch.write_text(json.dumps(dict(addresses)))
-            scratch.replace(file)
-        except OSError as error:
-            raise ConfigurationError(f"address file {file}: {error}") from error
+    say(sys.stdout, "".join(f"{service:8} {address}\n" for service, address in addresses.items()))
+
+
+def say(stream: TextIO | None, text: str) -> None:
+    """Writes to standard output or error, which may lead nowhere: to a terminal that was closed, or
+    a program that has ended. What cannot be written is lost, and so is what follows: left in the
+    buffer, it would make Python end with an exit code of its own.
+    """
+    if stream is None:
+        return
+    try:
+        stream.write(text)
+        stream.flush()
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, stream.fileno())
+        os.close(nowhere)
+    except ValueError:  # it is closed
+        pass
 
 
 def log_to_stderr(level: str) -> None:

@@ -10,9 +10,12 @@ from contextlib import ExitStack
 from pathlib import Path
 
 from lexico_proto.errors import Busy, ConfigurationError, Unavailable
+from lexico_services import beginning
+from lexico_services.address_file import claimed
 from lexico_services.doors import check_doors, warn_of_doors
+from lexico_services.ending import Ending
 from lexico_services.offload.server import OffloadServer
-from lexico_services.process import address, announce, stop_event, take_port
+from lexico_services.process import address, announce, on_reload, stop_event, take_port
 from lexico_services.reload.child import ReloadChild
 from lexico_services.settings import Settings
 from lexico_services.store_look import look_before_start
@@ -30,20 +33,27 @@ def run_offload(settings: Settings, address_file: Path | None) -> int:
     """Serves Offload until a signal; exit code 0.
 
     Raises:
-        ConfigurationError: a setting that cannot be used, or a store that cannot work.
+        ConfigurationError: a setting that cannot be used, a store that cannot work, or something
+            that the machine lacks.
         Unavailable: Ray or the ingress is gone for good.
     """
     check_doors(settings.listen_offload)  # Ray takes long to start
     warn_of_doors(settings.listen_offload)
     look_before_start(settings.store_url)
     server = offload_server(settings, settings.store_url)
+    beginning.check(settings)
     stopped = stop_event()
+    ending = Ending(settings.listen_offload.drain_s)
     with ExitStack() as stack:
-        stack.callback(server.stop)
+        file = stack.enter_context(claimed(address_file))
+        stack.callback(server.stop, ending)
+        stack.callback(ending.begin)
         if not server.start(stopped):
             return 0
-        host = settings.listen_offload.host
-        announce({"offload": address(host, server.port)}, address_file)
+        addresses = {"offload": address(settings.listen_offload.host, server.port)}
+        on_reload("ingress", server.read_again)
+        file.write(addresses)
+        announce(addresses)
         _watch([server.check], stopped)
     return 0
 
@@ -96,7 +106,8 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
         address_file: where to write the addresses, or None.
 
     Raises:
-        ConfigurationError: a setting or a store that cannot be used; nothing was started then.
+        ConfigurationError: a setting or a store that cannot be used, or something that the machine
+            lacks; nothing was started then.
         Unavailable: the reload server, the embedded store, Ray or the ingress is gone for good.
     """
     settings.check()
@@ -107,15 +118,20 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
         raise ConfigurationError(f"port {ports[0]} is given twice")
     for port in ports:  # what cannot be used is said before anything is started
         take_port(listen.host, port)
+    beginning.check(settings, store=True)
     stopped = stop_event()
+    ending = Ending(listen.drain_s)
     with ExitStack() as stack:
+        file = stack.enter_context(claimed(address_file))
         url = stack.enter_context(reachable_store(settings.store_url, settings.store))
         look_before_start(url, log=False)  # the reload server says what it finds
         server = offload_server(settings, url)
         child = ReloadChild(settings.with_store(url))
-        # Unwound in reverse: ingress and encoders first, then reload, then the store.
-        stack.callback(child.stop, listen.drain_s + 5)
-        stack.callback(server.stop)
+        # Unwound in reverse: reload drains while ingress and encoders do, the store goes last.
+        stack.callback(child.stop, ending)
+        stack.callback(server.stop, ending)
+        stack.callback(child.drain)
+        stack.callback(ending.begin)
         checks = [child.check, server.check]
         if settings.store_url.startswith("embedded:"):
             quick = StoreSettings(timeout_s=1.0, connect_timeout_s=1.0, max_connections=1)
@@ -125,7 +141,11 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
         reload = child.address(stopped, listen.start_s)
         if reload is None:
             return 0
-        announce({"offload": address(listen.host, server.port), "reload": reload}, address_file)
+        on_reload("ingress", server.read_again)
+        on_reload("reload server", child.read_again)
+        addresses = {"offload": address(listen.host, server.port), "reload": reload}
+        file.write(addresses)
+        announce(addresses)
         _watch(checks, stopped)
     return 0
 

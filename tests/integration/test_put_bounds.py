@@ -119,6 +119,16 @@ async def test_a_caller_whose_deadline_comes_frees_everything() -> None:
         pytest.fail("no page came to an encoder before the deadline")
 
 
+async def test_an_end_does_not_wait_for_pages_that_take_too_long() -> None:
+    made, stuck = prompt(), StuckEncoders()
+    async with running_services(encoders=stuck) as services:
+        upload = [made.header(durability=pb.DURABILITY_RECEIVED), *made.body()]
+        await put(services, upload)
+        await until(lambda: stuck.running == 2, "pages in encoders")
+        await services.ingress.close(within_s=0.0)
+        await _everything_free(services, stuck)
+
+
 async def _everything_free(services: Services, stuck: StuckEncoders | None = None) -> None:
     def held() -> tuple[int, int]:
         return (stuck.running if stuck else 0), services.ingress.budget.used

@@ -134,7 +134,7 @@ def test_rays_session_is_private_and_the_loss_of_the_store_ends_all(
 ) -> None:
     run = start("--log-level", "info")
     run.wait_until_up()
-    (folder,) = run.folder.glob("lx-ray-*")
+    (folder,) = run.folder.glob("lx-*/ray-*")
     assert folder.stat().st_mode & 0o777 == 0o700
     (session,) = folder.glob("r/session_2*")
     assert (session / "sockets" / "plasma_store").is_socket()
@@ -156,3 +156,35 @@ def test_the_loss_of_ray_ends_all(start: Callable[..., Run]) -> None:
     assert run.said().strip().splitlines()[-1] == "lexico: Ray's gcs_server ended by itself"
     # Where the kernel cannot hand them to us, Ray's agents go by themselves within a minute.
     assert run.left() == []
+
+
+def test_a_closed_terminal_harms_nothing_and_a_service_that_is_killed_leaves_nothing(
+    start: Callable[..., Run],
+) -> None:
+    run = start("--log-level", "info")
+    run.wait_until_up()
+    (service,) = psutil.Process(run.process.pid).children()
+    run.process.send_signal(signal.SIGHUP)
+    done = ["reload=ingress done", "reload=reload server done"]
+    wait_until(lambda: all(line in run.said() for line in done), "files read again", run.said)
+    second = start("--address-file", str(run.address))
+    assert second.end_of() == 2
+    assert second.said().splitlines()[-1].startswith("lexico: address file")
+    assert run.address.exists()
+    run.family()
+    service.kill()
+    assert run.end_of() == 1
+    assert run.said().splitlines()[-1].startswith("lexico: the service was killed by SIGKILL")
+    assert not run.address.exists()
+    assert run.left() == []
+
+
+def test_the_loss_of_the_supervisor_ends_all_in_order(start: Callable[..., Run]) -> None:
+    run = start("--log-level", "info")
+    run.wait_until_up()
+    run.family()
+    run.process.kill()
+    run.end_of()
+    assert run.left() == []
+    assert "logger=lexico_services.serve stopping" in run.said()
+    assert not run.address.exists()

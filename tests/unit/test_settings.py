@@ -16,6 +16,7 @@ from hypothesis import strategies as st
 from lexico_proto.errors import ConfigurationError
 from lexico_services import serve as serve_module
 from lexico_services.cli import main
+from lexico_services.ending import Ending
 from lexico_services.reload import child as child_module
 from lexico_services.settings import Settings
 from lexico_services.settings.schema import SETTINGS, TABLES
@@ -251,7 +252,7 @@ def test_a_child_gets_every_setting_by_a_file_of_its_own(
         "[reload]\nmax_pages = 11\nmax_buffered_bytes = '1 GiB'\n[store]\ntimeout_s = 1.5\n"
     )
     parent = Settings.of({}, file).with_store("redis://:pass@127.0.0.1/1")
-    child_module.ReloadChild(parent).stop(1)
+    child_module.ReloadChild(parent).stop(Ending(drain_s=1))
     child: Settings = started["settings"]
     assert started["mode"] == 0o600
     assert not any("pass" in word for word in started["command"])

@@ -302,8 +302,7 @@ sys.stdin.read()
 """
 
 
-def test_what_outlives_ray_is_ended_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ray_runtime, "_LEFTOVER_GRACE_S", 0.1)
+def test_what_outlives_ray_is_ended_and_nothing_else() -> None:
     children = {}
     for name in ("ray::agent", "ray::other", "rays"):
         child = subprocess.Popen(
@@ -313,7 +312,7 @@ def test_what_outlives_ray_is_ended_and_nothing_else(monkeypatch: pytest.MonkeyP
         child.stdout.readline()
         children[name] = child
     try:
-        ray_runtime._end_leftovers()
+        ray_runtime._end_leftovers(grace_s=0.1)
         alive = {name for name, child in children.items() if child.poll() is None}
         assert alive == {"rays"}
     finally:

@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import os
+import signal
 import socket
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 
+import psutil
 import pytest
 import torch
 
@@ -18,6 +23,7 @@ from lexico_proto.errors import ConfigurationError, InternalError, InvalidInput,
 from lexico_worker import ray_runtime
 from lexico_worker.ray_runtime import RayConfig, RayRuntime
 from tests.support.training_work import Chores
+from tests.support.waiting import PATIENCE_S, wait_until
 
 
 @pytest.mark.parametrize("workers", [1, 2])
@@ -106,7 +112,7 @@ def test_a_cluster_on_loopback_alone_is_joined_there(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(ray_runtime, "_ANSWER_S", 0.2)
     monkeypatch.setenv(ray_runtime._ON_LOOPBACK, "")
     with socket.create_server(("127.0.0.1", 0)) as server:
-        ray_runtime._check_answers(f"127.0.0.1:{server.getsockname()[1]}")
+        ray_runtime.check_answers(f"127.0.0.1:{server.getsockname()[1]}")
     assert ray_runtime.os.environ[ray_runtime._ON_LOOPBACK] == "0"
 
 
@@ -230,3 +236,35 @@ def test_workers_end_when_the_consumer_fails(
         list(work_through([], Watched()))
     assert ended == [True]
     assert kept.tb is not None, "the traceback, which holds the iterator, is still there"
+
+
+PARENT = """
+import sys
+from pathlib import Path
+from lexico_lab.training.pool import LocalPool
+from tests.support.training_work import Chores
+
+if __name__ == "__main__":
+    list(LocalPool(2).map(Chores(Path(sys.argv[1])), ["slow", "slow"]))
+"""
+
+
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
+def test_workers_end_with_a_run_that_is_killed(tmp_path: Path, number: signal.Signals) -> None:
+    program, folder = tmp_path / "parent.py", tmp_path / "began"
+    program.write_text(PARENT)
+    folder.mkdir()
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    parent = subprocess.Popen(
+        [sys.executable, str(program), str(folder)], stderr=subprocess.DEVNULL, env=environment
+    )
+    try:
+        wait_until(lambda: (folder / "slow").exists(), "an item at work")
+        workers = psutil.Process(parent.pid).children(recursive=True)
+        parent.send_signal(number)
+        assert parent.wait(PATIENCE_S) != 0
+        _, alive = psutil.wait_procs(workers, timeout=PATIENCE_S)
+        assert alive == []
+    finally:
+        parent.kill()
+        parent.wait()

@@ -10,8 +10,10 @@ from typing import Any
 
 from ray import serve
 
+from lexico_services import process
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig
+from lexico_services.doors import reload_doors
 from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_services.offload.ingress import Ingress
 from lexico_services.offload.servicer import SERVICES, OffloadServicer
@@ -48,6 +50,7 @@ class IngressReplica:
 
     def __init__(self, encoders: Any, config: IngressConfig) -> None:
         keep_freed_memory()
+        self._drain_s = config.listen.drain_s
         self._ingress = Ingress(RayEncoders(encoders), config.offload)
         servicer = OffloadServicer(self._ingress, Tenants.of(config.listen))
         self._server = GrpcServer(
@@ -56,6 +59,7 @@ class IngressReplica:
             SERVICES,
             config.security,
         )
+        process.on_reload("doors", reload_doors)
         self._ready = asyncio.get_running_loop().create_task(self._server.start())
 
     async def check_health(self) -> None:
@@ -72,10 +76,18 @@ class IngressReplica:
         budget = self._ingress.budget
         return {"pid": os.getpid(), "used": budget.used, "peak": budget.peak, "limit": budget.limit}
 
+    async def read_again(self) -> None:
+        """Reads tokens and certificates again: calls what `on_reload` was given."""
+        await asyncio.to_thread(process.reload)
+
     async def drain(self) -> None:
-        """Stops taking calls, lets running ones end and pages in encoders be committed."""
+        """Stops taking calls, lets running ones end and pages in encoders be committed. All of them
+        together have `drain_s`; then encoders are told to leave the rest.
+        """
+        loop = asyncio.get_running_loop()
+        until = loop.time() + self._drain_s
         await self._server.drain()
-        await self._ingress.close()
+        await self._ingress.close(max(0.0, until - loop.time()))
 
     async def __del__(self) -> None:
         await self.drain()

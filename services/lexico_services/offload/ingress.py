@@ -204,9 +204,15 @@ class Ingress:
                 await _cancel(tasks)
                 self.budget.give_back(units * spec.page_bytes)
 
-    async def close(self) -> None:
-        """Waits for pages that nobody waits for."""
-        await asyncio.gather(*self._background, return_exceptions=True)
+    async def close(self, within_s: float | None = None) -> None:
+        """Waits for pages that nobody waits for.
+
+        Args:
+            within_s: seconds after which encoders are told to leave the rest; None waits for all.
+        """
+        if self._background:
+            _, late = await asyncio.wait(self._background, timeout=within_s)
+            await _cancel(list(late))
 
     async def _counted(self, job: PageJob, pieces: list[Piece], report: Report) -> PageDone:
         outcome = "failed"
@@ -297,7 +303,7 @@ async def _all_but(tasks: Sequence[asyncio.Task[PageDone]], running: int) -> Non
         await asyncio.wait(pending, return_when=asyncio.FIRST_COMPLETED)
 
 
-async def _cancel(tasks: Sequence[asyncio.Task[PageDone]]) -> None:
+async def _cancel(tasks: Sequence[asyncio.Task[Any]]) -> None:
     for task in tasks:
         task.cancel()
     await asyncio.gather(*tasks, return_exceptions=True)

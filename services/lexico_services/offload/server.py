@@ -11,18 +11,22 @@ from typing import Any
 
 from lexico_proto.errors import ConfigurationError, Unavailable
 from lexico_services.config import ListenConfig, OffloadConfig
+from lexico_services.doctor.needs import PLASMA_FACTOR
+from lexico_services.ending import Ending
 from lexico_services.process import take_port
 from lexico_worker.config import EncoderConfig
 from lexico_worker.ray_runtime import RayConfig, RayRuntime
 
 _log = logging.getLogger(__name__)
 
-PLASMA_FACTOR = 2.5
-"""Shared memory over admitted bytes: pages being freed still lie there, and Ray would spill to disk
-in silence.
-"""
 PROBE_EVERY_S = 5.0
 """Seconds between two questions to the ingress."""
+READ_AGAIN_S = 30.0
+"""Longest wait, in seconds, for the ingress to read files again."""
+SERVE_S = 4.0
+"""Seconds of a shutdown that are kept for encoders to end: a layer group, and its lease."""
+RAY_S = 2.5
+"""Seconds of a shutdown that are kept for Ray's own processes, and what comes after them."""
 RECOVERY_S = 30.0
 """Seconds beyond the drain that Serve is given to replace an ingress."""
 
@@ -158,21 +162,51 @@ class OffloadServer:
         if now - self._answered > self._listen.drain_s + RECOVERY_S:
             raise Unavailable(f"the ingress has not answered for {now - self._answered:.0f} s")
 
-    def stop(self) -> None:
-        """Ingress first, encoders after it, Ray last: pages under way are committed. Idempotent."""
+    def read_again(self) -> None:
+        """Has the ingress read tokens and certificates again; returns once it has.
+
+        Raises:
+            Unavailable: it does not answer.
+        """
+        from ray.exceptions import RayError
+        from ray.serve.exceptions import RayServeException
+
+        try:
+            self._ingress.read_again.remote().result(timeout_s=READ_AGAIN_S)
+        except (RuntimeError, TimeoutError, RayError, RayServeException) as error:
+            raise Unavailable(f"the ingress does not answer: {type(error).__name__}") from error
+
+    def stop(self, ending: Ending | None = None) -> None:
+        """Ingress first, encoders after it, Ray last: pages under way are committed. Idempotent.
+
+        Args:
+            ending: what time there is for it; None where this is the whole end.
+        """
+        ending = ending or Ending(self._listen.drain_s)
+        ending.begin()
         ingress, self._ingress = self._ingress, None
         # Without Ray's own processes, calls into it wait for a minute, and then end the process.
         if self._runtime.started and not self._runtime.lost():
             import ray
-            from ray import serve
 
             if ingress is not None:
                 try:
-                    ingress.drain.remote().result(timeout_s=self._listen.drain_s + 10)
+                    ingress.drain.remote().result(timeout_s=ending.left(SERVE_S + RAY_S))
                 except (RuntimeError, TimeoutError, ray.exceptions.RayError) as error:
                     _log.warning("ingress did not drain: %s", type(error).__name__)
-            serve.shutdown()
-        self._runtime.stop()
+            self._end_serve(ending.left(RAY_S))
+        self._runtime.stop(ending.left())
+
+    def _end_serve(self, within_s: float) -> None:
+        """Ends Serve, which waits for its replicas; what takes longer is ended with Ray."""
+        from ray import serve
+
+        # Serve's own wait is 30 s, whatever is asked for.
+        done = threading.Thread(target=serve.shutdown, name="serve-shutdown", daemon=True)
+        done.start()
+        done.join(within_s)
+        if done.is_alive():
+            _log.warning("Serve did not end within %.1f s", within_s)
 
 
 def placed(

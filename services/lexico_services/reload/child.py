@@ -4,16 +4,22 @@ from __future__ import annotations
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 from pathlib import Path
+from typing import Final
 
 from lexico_proto.errors import ConfigurationError, Unavailable
+from lexico_services.ending import Ending
 from lexico_services.settings import Settings
 from lexico_services.settings.schema import SETTINGS
+
+STORE_S: Final = 1.0
+"""Seconds of a shutdown that the store is left, which ends after this server."""
 
 
 class ReloadChild:
@@ -59,11 +65,19 @@ class ReloadChild:
         if self._process.poll() is not None:
             raise Unavailable("the reload server ended by itself; its error is above")
 
-    def stop(self, grace_s: float) -> None:
-        """SIGTERM, then SIGKILL after `grace_s` seconds. Idempotent."""
+    def read_again(self) -> None:
+        """Has it read tokens and certificates again."""
+        self._process.send_signal(signal.SIGHUP)
+
+    def drain(self) -> None:
+        """Has it refuse new calls, let running ones end, and end. Returns at once. Idempotent."""
         self._process.terminate()
+
+    def stop(self, ending: Ending) -> None:
+        """Drains it, and ends it by SIGKILL where it takes too long. Idempotent."""
+        self.drain()
         try:
-            self._process.wait(grace_s)
+            self._process.wait(ending.left(reserve_s=STORE_S))
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

@@ -8,9 +8,18 @@ import threading
 from pathlib import Path
 
 from lexico_proto.errors import ConfigurationError, LexicoError
+from lexico_services import beginning
+from lexico_services.address_file import AddressFile, claimed
 from lexico_services.config import ListenConfig, ReloadConfig
-from lexico_services.doors import check_doors, reload_on_hangup, warn_of_doors
-from lexico_services.process import address, announce, end_with_parent, stop_event
+from lexico_services.doors import check_doors, reload_doors, warn_of_doors
+from lexico_services.process import (
+    address,
+    announce,
+    end_with_parent,
+    on_reload,
+    stop_event,
+    take_port,
+)
 from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
 from lexico_services.settings import Settings
@@ -44,12 +53,15 @@ def run_reload(settings: Settings, address_file: Path | None, parent: int = 0) -
         )
     check_doors(listen)
     end_with_parent(parent)
+    if not parent:  # which has looked
+        beginning.check(settings, ray=False)
+        take_port(listen.host, listen.port)  # in one line; gRPC says more
     stopped = stop_event()
-    reload_on_hangup()
+    on_reload("doors", reload_doors)
     warn_of_doors(listen)
     keep_freed_memory()
-    with open_store(url, settings.store) as store:
-        asyncio.run(_serve_reload(store, listen, config, address_file, stopped))
+    with claimed(address_file) as file, open_store(url, settings.store) as store:
+        asyncio.run(_serve_reload(store, listen, config, file, stopped))
     return 0
 
 
@@ -57,7 +69,7 @@ async def _serve_reload(
     store: PageStore,
     listen: ListenConfig,
     config: ReloadConfig,
-    address_file: Path | None,
+    address_file: AddressFile,
     stopped: threading.Event,
 ) -> None:
     server = ReloadServer(store, listen, config)
@@ -68,7 +80,9 @@ async def _serve_reload(
         # Whoever reads the address finds the sets there, if the store is well.
         await asyncio.wait([asyncio.create_task(tried.wait())], timeout=FIRST_TRY_S)
         if not registering.done() or registering.exception() is None:
-            announce({"reload": address(listen.host, server.port)}, address_file)
+            addresses = {"reload": address(listen.host, server.port)}
+            address_file.write(addresses)
+            announce(addresses)
         while not stopped.is_set():  # a signal handler may only set an event
             if registering.done():
                 registering.result()

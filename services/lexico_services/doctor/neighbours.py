@@ -1,0 +1,122 @@
+"""Whether a start would find its ports free, its store and its Ray there, its secrets readable."""
+
+from __future__ import annotations
+
+import os
+import socket
+from collections.abc import Iterator
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from lexico_proto.errors import LexicoError
+from lexico_services.auth import Tenants
+from lexico_services.doctor.finding import Finding, fail, ok, warn
+from lexico_services.doctor.machine import readable_by_others
+from lexico_services.process import take_port
+from lexico_services.settings import Settings
+from lexico_services.settings.schema import SETTINGS
+from lexico_store.embedded import find_server
+from lexico_store.opening import embedded_server_choice
+
+
+def ports(host: str, wanted: dict[str, int]) -> Iterator[Finding]:
+    """
+    Args:
+        host: to listen on.
+        wanted: option → port; 0 is always free.
+    """
+    given = [port for port in wanted.values() if port]
+    if len(set(given)) < len(given):
+        yield fail("ports", f"port {given[0]} is given twice", "give each part its own")
+    for option, port in wanted.items():
+        try:
+            take_port(host, port)
+        except LexicoError as error:
+            yield fail("ports", error.message, f"end what listens there, or give {option}")
+        else:
+            yield ok("ports", f"{host} {port or 'any'} for {option}")
+    if not _speaks_ipv6() and ":" in host:
+        yield fail("ports", "this machine has no IPv6", "give an IPv4 --host")
+
+
+def _speaks_ipv6() -> bool:
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        return False
+    return True
+
+
+def secrets(settings: Settings) -> Iterator[Finding]:
+    """The token file, and whatever other files the servers listen with."""
+    for key, setting in SETTINGS.items():
+        path = settings.value(key)
+        if setting.table != "listen" or "Path" not in setting.kind or path is None:
+            continue
+        name = setting.name.removesuffix("_file")
+        path = Path(path)
+        if not os.access(path, os.R_OK) or not path.is_file():
+            yield fail(name, f"{path} cannot be read by uid {os.getuid()}", "chown or chmod it")
+            continue
+        try:
+            if name == "token":
+                Tenants.from_file(path)
+        except LexicoError as error:
+            yield fail(name, error.message, "correct the line")
+            continue
+        if name in ("token", "key") and readable_by_others(path):
+            yield warn(name, f"{path} can be read by other users", f"chmod 600 {path}")
+        else:
+            yield ok(name, f"{path}")
+
+
+def store(settings: Settings) -> Iterator[Finding]:
+    """The page store: that it answers, or that one can be started here."""
+    name, url = "store", settings.value("store.url")
+    if url is None:
+        yield fail(name, "none is given", "--store URL, LEXICO_STORE, or url in [store] of a file")
+        return
+    scheme = url.partition(":")[0]
+    try:
+        if scheme == "embedded":
+            yield ok(name, f"embedded, {find_server(embedded_server_choice(url))}")
+            return
+        from lexico_store import open_store
+
+        with open_store(url, settings.store) as opened:
+            opened.ping()
+            looked = list(_look(opened))
+    except LexicoError as error:
+        yield fail(name, error.message, "start it, or correct the URL, its password and rights")
+    except ModuleNotFoundError as error:
+        yield fail(name, f"needs {error.name}", "pip install 'lexico-offload[store]'")
+    else:
+        yield from looked or [ok(name, f"{scheme}:// answers")]
+
+
+def _look(opened: Any) -> Iterator[Finding]:
+    """What a store says of itself, where it says anything."""
+    look = getattr(opened, "look", None)
+    for each in look() if look is not None else ():
+        text = str(getattr(each, "message", None) or getattr(each, "text", None) or each)
+        yield warn("store", text, str(getattr(each, "mend", "") or "see docs/operations.md, Store"))
+
+
+def ray(settings: Settings) -> Finding:
+    """Ray: installed, and the cluster that is joined answers."""
+    from lexico_worker.ray_runtime import check_answers
+
+    try:
+        version = metadata.version("ray")
+    except metadata.PackageNotFoundError:
+        return fail("ray", "not installed", "pip install 'lexico-offload[service]'")
+    address = settings.ray.address
+    if not address:
+        return ok("ray", f"{version}, one is started here")
+    try:
+        check_answers(address)
+    except LexicoError as error:
+        return fail("ray", error.message, "start the cluster, or correct --ray-address")
+    return ok("ray", f"{version}, {address} answers")

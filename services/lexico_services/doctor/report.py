@@ -1,0 +1,78 @@
+"""`lexico doctor`: everything that a start needs, a line each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from typing import Final
+
+from lexico_proto.errors import LexicoError
+from lexico_services.doctor import neighbours, packages
+from lexico_services.doctor.finding import Finding, State, fail
+from lexico_services.doctor.machine import machine
+from lexico_services.doctor.needs import Needs
+from lexico_services.settings import Settings
+
+EXIT_CODES: Final = {State.OK: 0, State.WARN: 1, State.FAIL: 2}
+
+
+def examine(settings: Settings, part: str, default_store: str) -> Iterator[Finding]:
+    """Looks at one thing after another; starts nothing.
+
+    Args:
+        settings: as they would be given to the command.
+        part: the command: serve, offload-server or reload-server.
+        default_store: URL of the store that `serve` takes where none is given.
+    """
+    with_ray = part != "reload-server"
+    yield from packages.packages("service" if with_ray else "reload")
+    yield packages.sets()
+    yield from _said("settings", lambda: _of_settings(settings, part, default_store))
+    if with_ray:
+        yield packages.gpu()
+    yield packages.kernels()  # last: it imports torch
+
+
+def _of_settings(settings: Settings, part: str, default_store: str) -> Iterator[Finding]:
+    settings.check()
+    alone, with_ray = part == "serve", part != "reload-server"
+    if alone and settings.value("store.url") is None:
+        settings = settings.with_store(default_store)
+    yield from machine(Needs.of(settings, ray=with_ray, store=alone))
+    wanted = {}
+    if with_ray:
+        option = "--offload-port" if alone else "--port"
+        wanted[option] = settings.listen_offload.port
+    if not with_ray or alone:
+        wanted["--reload-port" if alone else "--port"] = settings.listen_reload.port
+    yield from neighbours.ports(settings.listen_offload.host, wanted)
+    yield from neighbours.secrets(settings)
+    yield from neighbours.store(settings)
+    if with_ray:
+        yield neighbours.ray(settings)
+
+
+def _said(name: str, look: Callable[[], Iterable[Finding]]) -> Iterator[Finding]:
+    """What is found, and last the setting that cannot be used, if there is one."""
+    try:
+        yield from look()
+    except LexicoError as error:
+        yield fail(name, error.message, "correct it")
+
+
+def told(found: Iterable[Finding], *, as_json: bool, write: Callable[[str], None]) -> int:
+    """Writes what was found, each thing as soon as it is; returns the exit code.
+
+    Args:
+        found: things.
+        as_json: one document in place of lines.
+        write: takes text.
+    """
+    kept = []
+    for each in found:
+        kept.append(each)
+        if not as_json:
+            write(each.line() + "\n")
+    if as_json:
+        write(json.dumps([each.as_json() for each in kept], indent=2) + "\n")
+    return max((EXIT_CODES[each.state] for each in kept), default=0)
