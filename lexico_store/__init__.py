@@ -8,6 +8,7 @@ Use:
 
 from lexico_store.embedded import EmbeddedServer
 from lexico_store.lease import Lease
+from lexico_store.ledger import Ledger
 from lexico_store.memory import MemoryStore
 from lexico_store.opening import open_store
 from lexico_store.settings import StoreSettings
@@ -17,6 +18,7 @@ from lexico_store.store import PageStore
 __all__ = [
     "EmbeddedServer",
     "Lease",
+    "Ledger",
     "MemoryStore",
     "PageStore",
     "StoreSettings",
