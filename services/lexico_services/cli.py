@@ -97,6 +97,8 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     settings.set_defaults(command=_config, extra="reload")
     _config_option(settings)
 
+    _pages_parser(commands)
+
     training = commands.add_parser("train", help="learn a dictionary set for a model")
     training.set_defaults(command=_train, extra="train")
     training.add_argument("--log-level", **_LEVEL, default="warning")
@@ -116,6 +118,33 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _pages_parser(commands: Any) -> None:
+    pages = commands.add_parser("pages", help="count, pin and forget what is stored")
+    actions = pages.add_subparsers(required=True, metavar="ACTION", dest="action")
+    usage = actions.add_parser("usage", help="what is stored and allowed, and what goes first")
+    usage.add_argument("--json", action="store_true", help="for programs")
+    pin = actions.add_parser("pin", help="keep the pages of a prompt")
+    unpin = actions.add_parser("unpin", help="let them expire as others do")
+    unpin.add_argument("--pin", required=True, metavar="HEX", help="as `usage` lists it")
+    forget = actions.add_parser("forget", help="remove pages, for good")
+    what = forget.add_mutually_exclusive_group(required=True)
+    what.add_argument("--namespace", metavar="HEX", help="all of a model and codec")
+    what.add_argument("--everything", action="store_true", help="all of the tenant")
+    _prompt_option(what)
+    _prompt_option(pin, required=True)
+    pin.add_argument("--label", default="", help="for people to read, in `usage`")
+    for action in (usage, pin, unpin, forget):
+        action.add_argument("--server", required=True, help="HOST:PORT of a reload server")
+        action.add_argument("--seconds", type=float, default=120.0, help="longest wait")
+        action.set_defaults(command=_pages, extra="reload")
+
+
+def _prompt_option(parser: Any, **kind: Any) -> None:
+    parser.add_argument(
+        "--prompt", type=Path, metavar="FILE", help="JSON with its namespace and page_keys", **kind
+    )
+
+
 def _option(parser: argparse.ArgumentParser, name: str, key: str, **kind: Any) -> None:
     """An option that gives a setting. One that is left out leaves it to the other sources."""
     parser.add_argument(name, dest=key, default=argparse.SUPPRESS, **kind)
@@ -130,6 +159,9 @@ def _service_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address-file", type=Path, help="write the addresses here as JSON")
     _option(parser, "--host", "listen.host", help="address to listen on")
     _option(parser, "--token-file", "listen.token_file", type=Path, help="lines of tenant:token")
+    _option(
+        parser, "--policy-file", "listen.policy_file", type=Path, help="lifetimes and quotas, TOML"
+    )
     _option(
         parser,
         "--allow-anonymous",
@@ -214,6 +246,13 @@ def _config(options: argparse.Namespace) -> int:
     settings = _settings(options, DEFAULT_STORE)
     settings.check()
     sys.stdout.write(settings.as_toml(secrets=False, sources=True))
+    return 0
+
+
+def _pages(options: argparse.Namespace) -> int:
+    from lexico_services import pages_command
+
+    sys.stdout.write(pages_command.run(options) + "\n")
     return 0
 
 

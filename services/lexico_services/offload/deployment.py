@@ -15,6 +15,7 @@ from lexico_services.config import ListenConfig, OffloadConfig
 from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_services.offload.ingress import Ingress
 from lexico_services.offload.servicer import SERVICE, OffloadServicer
+from lexico_services.policies import Policies
 from lexico_services.security import PLAINTEXT, Security
 from lexico_services.server import GrpcServer
 from lexico_worker.config import EncoderConfig
@@ -47,8 +48,10 @@ class IngressReplica:
 
     def __init__(self, encoders: Any, config: IngressConfig) -> None:
         keep_freed_memory()
-        self._ingress = Ingress(RayEncoders(encoders), config.offload)
-        servicer = OffloadServicer(self._ingress, Tenants.from_file(config.listen.token_file))
+        policies = Policies(config.listen.policy_file)
+        self._ingress = Ingress(RayEncoders(encoders), config.offload, policies=policies)
+        tenants = Tenants.from_file(config.listen.token_file)
+        servicer = OffloadServicer(self._ingress, tenants, policies=policies)
         self._server = GrpcServer(
             config.listen,
             servicer.add_to,

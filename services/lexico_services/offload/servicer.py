@@ -15,6 +15,8 @@ from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_services.auth import Tenants
 from lexico_services.offload.ingress import Ingress, Report, Upload
+from lexico_services.policies import Policies
+from lexico_services.quotas import CallRates
 from lexico_services.server import add_handlers
 from lexico_services.status import translated
 from lexico_services.trace import trace_of
@@ -38,13 +40,21 @@ Context = grpc.aio.ServicerContext[bytes, pb.PutResponse]
 class OffloadServicer:
     """Serves lexico_proto.v1.Offload."""
 
-    def __init__(self, ingress: Ingress, tenants: Tenants, metrics: Metrics = PROCESS) -> None:
+    def __init__(
+        self,
+        ingress: Ingress,
+        tenants: Tenants,
+        metrics: Metrics = PROCESS,
+        policies: Policies | None = None,
+    ) -> None:
         """
         Args:
             ingress: what receives the pages.
             tenants: who is calling.
             metrics: where calls are counted.
+            policies: what each tenant may have.
         """
+        self._rates = CallRates(policies or Policies())
         self._ingress = ingress
         self._tenants = tenants
         self._puts = Calls(metrics, CALLS, "put")
@@ -63,6 +73,7 @@ class OffloadServicer:
         async with translated(context, self._puts):
             metadata = context.invocation_metadata()
             scope = self._tenants.scope_of(metadata)
+            self._rates.count(scope)
             header = await anext(parts, None)
             if header is None:
                 raise StreamTruncated("the stream is empty: a Put begins with its header")
