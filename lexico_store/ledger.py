@@ -129,6 +129,8 @@ class Ledger:
         Returns:
             Pages that were removed at once. Whatever is not, is never found again.
         """
+        over = [pin for pin in self.pins(tenant) if namespace in (None, pin.namespace)]
+        scopes = [self._store.match(tenant, pin.namespace, []).scope for pin in over]
         self._store.forget(tenant, namespace)
         removed = 0
         for each in self._namespaces(tenant) if namespace is None else [namespace]:
@@ -137,13 +139,14 @@ class Ledger:
                 removed += sum(self._store.remaining(some))
                 self._store.drop(some)
                 self._store.remove_fields(index, some)
-        over = [pin.pin for pin in self.pins(tenant) if namespace in (None, pin.namespace)]
-        if over:
-            self._store.remove_fields(keyspace.pins(tenant), over)
+        for pin, scope in zip(over, scopes, strict=True):
+            # Whether they were noted or not: nothing else would ever remove them.
+            self._store.discard(scope, pin.keys)
+            self._store.remove_fields(keyspace.pins(tenant), [pin.pin])
         return removed
 
     def forget_prompt(self, tenant: bytes, namespace: bytes, keys: Sequence[bytes]) -> int:
-        """Forgets pages of one prompt, and the pins that hold one of them.
+        """Forgets pages of one prompt. Pins that hold one of them end before it.
 
         Returns:
             How many of them were there.
@@ -155,8 +158,20 @@ class Ledger:
         gone = set(keys)
         for pin in self.pins(tenant):
             if pin.namespace == namespace and not gone.isdisjoint(pin.keys):
-                self._store.remove_fields(keyspace.pins(tenant), [pin.pin])
+                end = next(at for at, key in enumerate(pin.keys) if key in gone)
+                self._store.discard(scope, pin.keys[end:])
+                self._shorten(tenant, pin, scope, end)
         return removed
+
+    def _shorten(self, tenant: bytes, pin: Pin, scope: bytes, end: int) -> None:
+        """Keeps the first `end` pages of a pin."""
+        kept = pin.keys[:end]
+        if kept:
+            size = self._bytes_of(tenant, pin.namespace, scope, kept)
+            shorter = Pin(pin.pin, pin.namespace, pin.label, size, kept)
+            self._store.write_record(keyspace.pins(tenant), {pin.pin: _packed(shorter)})
+        else:
+            self._store.remove_fields(keyspace.pins(tenant), [pin.pin])
 
     def pin(
         self, tenant: bytes, namespace: bytes, keys: Sequence[bytes], label: str, most: int | None
@@ -178,10 +193,13 @@ class Ledger:
             raise InvalidInput(f"a pin's label has at most {MAX_LABEL_BYTES} bytes")
         found = self._store.match(tenant, namespace, keys)
         leading = [*found.present, False].index(False)
-        held = tuple(keys[:leading])
         name = hashlib.blake2b(namespace + keys[-1], digest_size=_PIN_BYTES).digest()
+        pins = self.pins(tenant)
+        # What it held before it holds on: pages behind one that was lost would stay unlisted.
+        former = max((len(pin.keys) for pin in pins if pin.pin == name), default=0)
+        held = tuple(keys[: max(leading, former)])
         size = self._bytes_of(tenant, namespace, found.scope, held)
-        others = [pin for pin in self.pins(tenant) if pin.pin != name]
+        others = [pin for pin in pins if pin.pin != name]
         if len(others) >= MAX_PINS:
             raise QuotaExceeded(f"the tenant has {MAX_PINS} pins: unpin another prompt first")
         if most is not None and size + sum(pin.size for pin in others) > most:

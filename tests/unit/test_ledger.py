@@ -72,9 +72,12 @@ def test_forgetting_a_namespace_frees_its_pages_and_no_others() -> None:
     put(store, ledger, KEYS)
     put(store, ledger, KEYS[:2], tenant=OTHER)
     ledger.pin(TENANT, NAMESPACE, KEYS[:2], "", None)
+    store.remove_fields(
+        keys.index(TENANT, NAMESPACE), [keys.page_digest(keys.page(TENANT, KEYS[0]))]
+    )
     assert ledger.forget(TENANT, LATER) == 0
     assert there(store) == [True] * 5
-    assert ledger.forget(TENANT, NAMESPACE) == 5
+    assert ledger.forget(TENANT, NAMESPACE) == 4, "those that are noted"
     assert there(store) == [False] * 5
     assert store.present(TENANT, KEYS) == [False] * 5, "under the former name neither"
     assert ledger.pins(TENANT) == []
@@ -94,7 +97,13 @@ def test_forgetting_a_prompt() -> None:
     ledger.pin(TENANT, NAMESPACE, KEYS[:1], "short", None)
     assert ledger.forget_prompt(TENANT, NAMESPACE, [*KEYS[2:], key_of(99)]) == 3
     assert there(store) == [True, True, False, False, False]
-    assert [pin.label for pin in ledger.pins(TENANT)] == ["short"]
+    assert {pin.label: pin.keys for pin in ledger.pins(TENANT)} == {
+        "long": tuple(KEYS[:2]),
+        "short": tuple(KEYS[:1]),
+    }
+    ledger.forget_prompt(TENANT, NAMESPACE, KEYS[:1])
+    assert ledger.pins(TENANT) == []
+    assert store.present(TENANT, KEYS) == [False] * 5, "no pinned page is left without its pin"
 
 
 def test_pins_hold_leading_pages_within_a_bound() -> None:
