@@ -9,6 +9,7 @@ Use:
 from lexico_store.embedded import EmbeddedServer
 from lexico_store.findings import Finding, Level
 from lexico_store.lease import Lease
+from lexico_store.ledger import Ledger
 from lexico_store.memory import MemoryStore
 from lexico_store.opening import open_store
 from lexico_store.settings import StoreSettings
@@ -19,6 +20,7 @@ __all__ = [
     "EmbeddedServer",
     "Finding",
     "Lease",
+    "Ledger",
     "Level",
     "MemoryStore",
     "PageStore",

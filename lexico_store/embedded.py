@@ -28,6 +28,10 @@ SOCKET_NAME: Final = "store.sock"
 LOG_NAME: Final = "store.log"
 LOCK_NAME: Final = "store.lock"
 
+EVICTION_SAMPLES: Final = 64
+"""Keys that the server draws for each that it evicts, the most that it takes: of few it would often
+pick a page in the middle of a sequence, and leave those behind it unreachable."""
+
 _ALLOCATOR: Final = "MALLOC_CONF", "dirty_decay_ms:-1,muzzy_decay_ms:-1"
 """Has jemalloc, which Debian's Redis and Valkey use, keep freed memory: a full store frees a page
 for each that it takes, and to take fresh memory from the kernel costs several times what storing
@@ -92,7 +96,7 @@ def _wheel_server() -> Path | None:
 class EmbeddedServer:
     """A running server. It ends with `close`, and with this process, also when this is killed.
 
-    It listens on no TCP port, keeps nothing on disk, and evicts whole pages (volatile-lru) at
+    It listens on no TCP port, keeps nothing on disk, and evicts whole pages (volatile-ttl) at
     `maxmemory`. Any process of the same user may use `url`.
 
     Args:
@@ -187,7 +191,8 @@ class EmbeddedServer:
             "save": "",
             "appendonly": "no",
             "maxmemory": str(maxmemory),
-            "maxmemory-policy": "volatile-lru",
+            "maxmemory-policy": "volatile-ttl",
+            "maxmemory-samples": str(EVICTION_SAMPLES),
             # A page is tens of MiB: let its memory go in the background, not while everyone waits.
             "lazyfree-lazy-eviction": "yes",
             "lazyfree-lazy-expire": "yes",

@@ -96,7 +96,7 @@ def as_lexico(error: Exception, doing: str) -> LexicoError:
         )
     if isinstance(error, redis_exceptions.OutOfMemoryError):
         return Busy(
-            f"the page store is full ({doing}): raise maxmemory, or set the policy volatile-lru"
+            f"the page store is full ({doing}): raise maxmemory, or set the policy volatile-ttl"
         )
     reply = str(error)[:200]
     text = f"{type(error).__name__}: {reply}"

@@ -13,9 +13,9 @@ from lexico_store.findings import Finding, Level
 from lexico_store.redis_exchange import Command, interview
 from lexico_store.redis_rights import KEYS, RULE, lacking, trial
 
-LEAST_VERSION: Final = (6, 0)
-POLICY: Final = "volatile-lru"
-"""What is named to those who have no volatile- policy; any of them will do."""
+LEAST_VERSION: Final = (7, 0)
+POLICY: Final = "volatile-ttl"
+"""What is named to those who have no volatile- policy; any of them will do, but see `RedisStore`."""
 REPLICA_BUFFER_BYTES: Final = 1 << 30
 """What a replica's output buffer should bear: the writes during one full copy, in pages."""
 _MIB: Final = 1 << 20

@@ -18,8 +18,9 @@ KEYS: Final = f"~{keys.PREFIX}:*"
 
 COMMANDS: Final = (
     *("multi", "exec", "evalsha", "eval"),
-    *("exists", "hset", "hget", "hgetall", "hstrlen", "pexpire", "del", "unlink"),
-    *("get", "set"),  # in scripts
+    *("exists", "hset", "hget", "hgetall", "hstrlen", "pexpire", "persist", "del", "unlink"),
+    *("hmget", "hvals", "hdel", "hlen", "hrandfield", "set"),
+    *("get", "hexists", "time"),  # in scripts
     *("sadd", "smembers"),
     "ping",
 )
@@ -46,6 +47,10 @@ def trial() -> list[Command]:
         "hget": ("HGET", name, "g0"),
         "hstrlen": ("HSTRLEN", name, "g0"),
         "pexpire": ("PEXPIRE", name, 1),
+        "hmget": ("HMGET", name, "g0"),
+        "hdel": ("HDEL", name, "g0"),
+        "hexists": ("HEXISTS", name, "g0"),
+        "time": ("TIME",),
         "set": ("SET", name, b"x"),
         "sadd": ("SADD", name, b"x"),
     }

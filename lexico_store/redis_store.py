@@ -1,14 +1,14 @@
-"""The store in a Redis or Valkey server (Redis 6 and later).
+"""The store in a Redis or Valkey server (Redis 7 and later).
 
-The server should have `maxmemory` set, with a volatile- policy: pages and leases expire and may be
-evicted, dictionary sets do not and may not.
+The server should have `maxmemory` set, and the policy volatile-ttl with 64 samples: pages expire,
+and may be evicted in that order; dictionary sets, records and pinned pages do not and may not.
 """
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from importlib import resources
 from typing import Any, Final
@@ -19,6 +19,7 @@ from lexico_proto.errors import Busy, StoreUnavailable
 from lexico_store import keys
 from lexico_store.checks import Parts
 from lexico_store.findings import Finding
+from lexico_store.lifetimes import LINGER_MS, MAX_FORGOTTEN
 from lexico_store.redis_errors import as_lexico
 from lexico_store.redis_exchange import Argument, Command
 from lexico_store.redis_pool import PACK_CUTOFF_BYTES, LongValue
@@ -49,6 +50,7 @@ class RedisStore(PageStore):
         settings: StoreSettings,
         on_close: Callable[[], None] | None = None,
     ) -> None:
+        super().__init__()
         self._servers = servers
         self._max_calls = settings.max_connections
         self._slots = threading.BoundedSemaphore(self._max_calls)
@@ -58,10 +60,11 @@ class RedisStore(PageStore):
         self._closed = False
         self._acquire_script = self._script("acquire.lua")
         self._release_script = self._script("release.lua")
+        self._forget_script = self._script("forget.lua")
+        self._fence = _lua("fence.lua")
 
     def _script(self, name: str) -> Script:
-        text = resources.files("lexico_store").joinpath("lua", name).read_text()
-        return Script(self._servers, text)
+        return Script(self._servers, _lua(name))
 
     def ping(self) -> None:
         self._run("ping", [("PING",)])
@@ -94,15 +97,36 @@ class RedisStore(PageStore):
     def _present(self, names: Sequence[str]) -> list[bool]:
         return [bool(n) for n in self._run("present", [("EXISTS", name) for name in names])]
 
-    def _commit(self, name: str, frames: list[Parts], ttl_ms: int) -> None:
+    def _match(
+        self, record: str, fields: Sequence[bytes], names: Sequence[str], lives: list[int] | None
+    ) -> tuple[Sequence[bytes | None], list[bool]]:
+        generations: Command = ("HMGET", record, *fields) if fields else ("HVALS", record)
+        renewals = _renewals(names, lives) if lives is not None else []
+        asked: list[Command] = [("EXISTS", name) for name in names]
+        numbers, *replies = self._run("match", [generations, *renewals, *asked])
+        return numbers, [bool(n) for n in replies[len(renewals) :]]
+
+    def _commit(
+        self,
+        name: str,
+        frames: list[Parts],
+        life_ms: int,
+        mark: str,
+        began_us: int | None,
+    ) -> bool:
         fields: list[Argument] = []
         for group, frame in enumerate(frames):
             fields += [keys.group_field(group), _value(frame)]
-        self._run(
-            "commit",
-            [("DEL", name), ("HSET", name, *fields), ("PEXPIRE", name, ttl_ms)],
-            atomic=True,
-        )
+        commands: list[Command] = [
+            ("DEL", name),
+            ("HSET", name, *fields),
+            ("PEXPIRE", name, life_ms),
+        ]
+        if began_us is not None:
+            # By its text: a script that the server has lost would fail within the MULTI.
+            commands.append(("EVAL", self._fence, 2, name, mark, began_us))
+        replies = self._run("commit", commands, atomic=True)
+        return began_us is None or bool(replies[-1])
 
     def _read(self, names: Sequence[str], group: int) -> list[bytes | None]:
         field = keys.group_field(group)
@@ -129,15 +153,58 @@ class RedisStore(PageStore):
         whole = [frame for frame in frames if frame is not None]
         return whole if whole and len(whole) == len(frames) else None
 
-    def _touch(self, names: Sequence[str], ttl_ms: int) -> list[bool]:
-        return [bool(n) for n in self._run("touch", [("PEXPIRE", n, ttl_ms) for n in names])]
+    def _touch(self, names: Sequence[str], lives: list[int]) -> list[bool]:
+        # A pinned page and one that is not there answer XX alike.
+        asked: list[Command] = [("EXISTS", name) for name in names]
+        replies = self._run("touch", [*_renewals(names, lives), *asked])
+        return [bool(n) for n in replies[len(names) :]]
+
+    def _persist(self, names: Sequence[str]) -> list[bool]:
+        commands: list[Command] = [("PERSIST", name) for name in names]
+        asked: list[Command] = [("EXISTS", name) for name in names]
+        return [bool(n) for n in self._run("persist", [*commands, *asked])[len(names) :]]
+
+    def _expire(self, names: Sequence[str], lives: list[int]) -> list[bool]:
+        pairs = list(zip(names, lives, strict=True))
+        commands: list[Command] = [("PEXPIRE", name, life) for name, life in reversed(pairs)]
+        return [bool(n) for n in reversed(self._run("expire", commands))]
+
+    def _forget(self, record: str, field: bytes, when_us: int) -> int | None:
+        with self._guard("forget"):
+            found = self._forget_script(keys=[record], args=[field, when_us, MAX_FORGOTTEN])
+        return None if found is None else int(found)
+
+    def _forget_pages(self, names: Sequence[str], marks: Sequence[str], when_us: int) -> list[bool]:
+        # Marks first: a page that is committed in between is refused, or removed after it.
+        commands: list[Command] = [("SET", mark, when_us, "PX", LINGER_MS) for mark in marks]
+        commands += [("UNLINK", name) for name in names]
+        return [bool(n) for n in self._run("forget", commands)[len(marks) :]]
+
+    def read_record(self, name: str, fields: Sequence[bytes] | None = None) -> dict[bytes, bytes]:
+        if fields is None:
+            found: dict[bytes, bytes] = self._run("record", [("HGETALL", name)])[0]
+            return found
+        values = self._run("record", [("HMGET", name, *fields)])[0]
+        return {f: value for f, value in zip(fields, values, strict=True) if value is not None}
+
+    def write_record(self, name: str, values: Mapping[bytes, bytes]) -> None:
+        pairs = [part for pair in values.items() for part in pair]
+        self._run("record", [("HSET", name, *pairs)])
+
+    def remove_fields(self, name: str, fields: Sequence[bytes]) -> None:
+        self._run("record", [("HDEL", name, *fields)])
+
+    def sample_record(self, name: str, count: int) -> tuple[int, dict[bytes, bytes]]:
+        commands = [("HLEN", name), ("HRANDFIELD", name, count, "WITHVALUES")]
+        fields, drawn = self._run("record", commands)
+        return int(fields), dict(zip(drawn[::2], drawn[1::2], strict=True))
 
     def _discard(self, names: Sequence[str]) -> None:
         self._run("discard", [("UNLINK", name) for name in names])
 
     def _acquire(self, name: str, token: bytes, ttl_ms: int) -> bool:
         with self._guard("lease"):
-            return bool(self._acquire_script(keys=[name], args=[token, ttl_ms]))
+            return bool(self._acquire_script(keys=[name], args=[token, ttl_ms, LINGER_MS]))
 
     def _release(self, name: str, token: bytes) -> bool:
         with self._guard("release"):
@@ -189,6 +256,16 @@ class RedisStore(PageStore):
             raise as_lexico(error, doing) from error
         finally:
             self._slots.release()
+
+
+def _renewals(names: Sequence[str], lives: list[int]) -> list[Command]:
+    """The last page first, so that whoever looks in between finds none that outlives one ahead."""
+    pairs = list(zip(names, lives, strict=True))
+    return [("PEXPIRE", name, life, "XX") for name, life in reversed(pairs)]
+
+
+def _lua(name: str) -> str:
+    return resources.files("lexico_store").joinpath("lua", name).read_text()
 
 
 def _value(parts: Parts) -> bytes | LongValue:

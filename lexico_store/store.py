@@ -4,15 +4,25 @@ from __future__ import annotations
 
 import secrets
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
-from lexico_proto.errors import InvalidInput
+from lexico_proto.errors import InvalidInput, QuotaExceeded
 from lexico_proto.limits import MAX_DICTIONARY_BYTES
 from lexico_store import checks
 from lexico_store import keys as keyspace
 from lexico_store.lease import Lease
+from lexico_store.lifetimes import (
+    ALL_NAMESPACES,
+    MAX_FORGOTTEN,
+    Found,
+    newest,
+    now_us,
+    page_life_ms,
+    prefix_lives_ms,
+)
+from lexico_store.scopes import generation_scope
 
 if TYPE_CHECKING:
     from lexico_store.checks import BytesLike, FrameLike
@@ -22,6 +32,8 @@ CHUNK_BYTES: Final = 1 << 20
 """Bytes of one stored piece of a dictionary set: where Redis and the sockets are fastest."""
 _TOKEN_BYTES: Final = 16
 MAX_OWNER_BYTES: Final = 64
+_SEEN: Final = 4096
+"""Generations that a handle remembers."""
 
 
 class PageStore(ABC):
@@ -44,12 +56,80 @@ class PageStore(ABC):
     may trust both.
     """
 
+    def __init__(self) -> None:
+        self._seen: dict[tuple[bytes, bytes], int] = {}
+
+    def match(
+        self,
+        scope: bytes,
+        namespace: bytes,
+        keys: Sequence[bytes],
+        *,
+        renew_s: float | None = None,
+        first: int = 0,
+    ) -> Found:
+        """Which pages of a sequence are there, in the generation that is in force now. One round
+        trip, and a second after something was forgotten.
+
+        Args:
+            scope: of the tenant.
+            namespace: that the keys are of; empty where the caller does not know it. It finds
+                nothing then that is older than the last time that any namespace was forgotten.
+            keys: of consecutive pages, or none.
+            renew_s: what is there lives so long from now, as after `touch`.
+            first: index of the first of them.
+        """
+        ttl_ms = None if renew_s is None else checks.checked_ttl_ms(renew_s)
+        record = keyspace.generations(scope)
+        fields = [ALL_NAMESPACES, namespace] if namespace else []
+        seen = self._seen.get((scope, namespace), 0)
+        while True:
+            names = _page_names(generation_scope(scope, seen), keys)
+            lives = None if ttl_ms is None else prefix_lives_ms(ttl_ms, first, len(names))
+            numbers, present = self._match(record, fields, names, lives)
+            generation = newest(numbers)
+            if generation == seen:
+                return Found(generation_scope(scope, seen), seen, present)
+            if len(self._seen) >= _SEEN:
+                self._seen.clear()
+            seen = self._seen[scope, namespace] = generation
+
+    def forget(self, scope: bytes, namespace: bytes | None = None) -> int:
+        """Begins a new generation of a tenant's namespace, or of all of them: `match` finds no page
+        of an earlier one, whoever still commits it. Their memory is freed when they expire, or by
+        `Ledger.forget`.
+
+        Returns:
+            The generation: microseconds since 1970.
+
+        Raises:
+            QuotaExceeded: `MAX_FORGOTTEN` namespaces were forgotten one by one.
+        """
+        checks.check_scope(scope)
+        field = ALL_NAMESPACES if namespace is None else namespace
+        generation = self._forget(keyspace.generations(scope), field, now_us())
+        if generation is None:
+            raise QuotaExceeded(
+                f"{MAX_FORGOTTEN} namespaces of the tenant were forgotten one by one: forget "
+                "everything, which begins anew"
+            )
+        return generation
+
     def present(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
         """For each key, whether its page is there now. One round trip."""
         names = _page_names(scope, keys)
         return self._present(names) if names else []
 
-    def commit(self, scope: bytes, key: bytes, frames: Sequence[FrameLike], ttl_s: float) -> None:
+    def commit(
+        self,
+        scope: bytes,
+        key: bytes,
+        frames: Sequence[FrameLike],
+        ttl_s: float,
+        *,
+        page: int = 0,
+        began_us: int | None = None,
+    ) -> bool:
         """Stores a page whole: until this is done readers see the former page, or none.
 
         Idempotent: the same page may be committed again, also after an error that left its fate
@@ -60,12 +140,18 @@ class PageStore(ABC):
                 tuple of those that are stored as one run. They are not copied on the way to Redis,
                 so they must not change until the call returns.
             ttl_s: the page expires whole after this time; it may be evicted, whole, before.
+            page: its index in its sequence: later ones live a little shorter, see `lifetimes`.
+            began_us: when the page set out, in microseconds since 1970.
+
+        Returns:
+            False where the page was forgotten since it set out: it is not stored then.
         """
         checks.check_scope(scope)
         checks.check_key(key)
         views = checks.checked_frames(frames)
-        ttl_ms = checks.checked_ttl_ms(ttl_s)
-        self._commit(keyspace.page(scope, key), views, ttl_ms)
+        life_ms = page_life_ms(checks.checked_ttl_ms(ttl_s), page)
+        mark = keyspace.mark(scope, key)
+        return self._commit(keyspace.page(scope, key), views, life_ms, mark, began_us)
 
     def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
         """Layer group `group` of many pages, in order; None for a page or group that is not there.
@@ -95,11 +181,42 @@ class PageStore(ABC):
         checks.check_key(key)
         return self._read_page(keyspace.page(scope, key))
 
-    def touch(self, scope: bytes, keys: Sequence[bytes], ttl_s: float) -> list[bool]:
-        """Lets pages expire `ttl_s` from now; False for those not there (it never revives)."""
+    def touch(
+        self, scope: bytes, keys: Sequence[bytes], ttl_s: float, first: int = 0
+    ) -> list[bool]:
+        """Lets consecutive pages expire `ttl_s` from now, the last one first and each a little
+        before the one ahead of it; False for those not there (it never revives). Pinned pages stay.
+        One round trip.
+
+        Args:
+            first: index of the first of them in their sequence.
+        """
         ttl_ms = checks.checked_ttl_ms(ttl_s)
         names = _page_names(scope, keys)
-        return self._touch(names, ttl_ms) if names else []
+        return self._touch(names, prefix_lives_ms(ttl_ms, first, len(names))) if names else []
+
+    def persist(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
+        """Lets pages neither expire nor be evicted; False for those not there."""
+        names = _page_names(scope, keys)
+        return self._persist(names) if names else []
+
+    def expire(
+        self, scope: bytes, keys: Sequence[bytes], ttl_s: float, first: int = 0
+    ) -> list[bool]:
+        """As `touch`, for pinned pages too: they are no longer."""
+        ttl_ms = checks.checked_ttl_ms(ttl_s)
+        names = _page_names(scope, keys)
+        return self._expire(names, prefix_lives_ms(ttl_ms, first, len(names))) if names else []
+
+    def forget_pages(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
+        """Removes pages, and refuses those that set out before now: `commit` with `began_us`.
+
+        Returns:
+            Which of them were there.
+        """
+        names = _page_names(scope, keys)
+        marks = [keyspace.mark(scope, key) for key in keys]
+        return self._forget_pages(names, marks, now_us()) if names else []
 
     def discard(self, scope: bytes, keys: Sequence[bytes]) -> None:
         """Removes pages; those not there are passed over."""
@@ -146,6 +263,32 @@ class PageStore(ABC):
         checks.check_scope(scope)
         return sorted(self._list_dictionaries(keyspace.dictionary_listing(scope)))
 
+    def remaining(self, digests: Sequence[bytes]) -> list[bool]:
+        """Whether the pages with these `keys.page_digest`s are there."""
+        return self._present([keyspace.page_of(digest) for digest in digests]) if digests else []
+
+    def drop(self, digests: Sequence[bytes]) -> None:
+        """Removes pages by their `keys.page_digest`s."""
+        if digests:
+            self._discard([keyspace.page_of(digest) for digest in digests])
+
+    @abstractmethod
+    def read_record(self, name: str, fields: Sequence[bytes] | None = None) -> dict[bytes, bytes]:
+        """Fields of a record, those of them that are there; None for all. For this package: records
+        are small, are named in `keys`, never expire and are not evicted."""
+
+    @abstractmethod
+    def write_record(self, name: str, values: Mapping[bytes, bytes]) -> None:
+        """Sets fields of a record, at least one."""
+
+    @abstractmethod
+    def remove_fields(self, name: str, fields: Sequence[bytes]) -> None:
+        """Removes fields of a record, at least one; a record without any is gone."""
+
+    @abstractmethod
+    def sample_record(self, name: str, count: int) -> tuple[int, dict[bytes, bytes]]:
+        """How many fields a record has, and up to `count` of them, drawn by chance."""
+
     @abstractmethod
     def ping(self) -> None:
         """Returns if the store answers, else raises."""
@@ -176,7 +319,27 @@ class PageStore(ABC):
     def _present(self, names: Sequence[str]) -> list[bool]: ...
 
     @abstractmethod
-    def _commit(self, name: str, frames: list[checks.Parts], ttl_ms: int) -> None: ...
+    def _match(
+        self, record: str, fields: Sequence[bytes], names: Sequence[str], lives: list[int] | None
+    ) -> tuple[Sequence[bytes | None], list[bool]]:
+        """These fields of a record, all of them for none, and which pages are there. `lives`: what
+        is there lives so many milliseconds, the last set first."""
+
+    @abstractmethod
+    def _forget(self, record: str, field: bytes, when_us: int) -> int | None:
+        """Sets a field to this time, or to one after all of the record's, in one atomic step; that
+        of all namespaces replaces the others. None where it would be one more than
+        `MAX_FORGOTTEN`."""
+
+    @abstractmethod
+    def _commit(
+        self,
+        name: str,
+        frames: list[checks.Parts],
+        life_ms: int,
+        mark: str,
+        began_us: int | None,
+    ) -> bool: ...
 
     @abstractmethod
     def _read(self, names: Sequence[str], group: int) -> list[bytes | None]: ...
@@ -188,7 +351,18 @@ class PageStore(ABC):
     def _read_page(self, name: str) -> list[bytes] | None: ...
 
     @abstractmethod
-    def _touch(self, names: Sequence[str], ttl_ms: int) -> list[bool]: ...
+    def _touch(self, names: Sequence[str], lives: list[int]) -> list[bool]: ...
+
+    @abstractmethod
+    def _persist(self, names: Sequence[str]) -> list[bool]: ...
+
+    @abstractmethod
+    def _expire(self, names: Sequence[str], lives: list[int]) -> list[bool]: ...
+
+    @abstractmethod
+    def _forget_pages(
+        self, names: Sequence[str], marks: Sequence[str], when_us: int
+    ) -> list[bool]: ...
 
     @abstractmethod
     def _discard(self, names: Sequence[str]) -> None: ...

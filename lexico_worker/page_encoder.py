@@ -21,12 +21,21 @@ from lexico_codec.sets.choose import check_model
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
-from lexico_proto.errors import Cancelled, ShapeMismatch, UnknownDictionary
-from lexico_store import PageStore
+from lexico_proto.errors import (
+    Cancelled,
+    Forgotten,
+    QuotaExceeded,
+    ShapeMismatch,
+    UnknownDictionary,
+)
+from lexico_store import Ledger, PageStore
+from lexico_store.lifetimes import now_us
 from lexico_store.scopes import SHARED_SCOPE
 
 _log = logging.getLogger(__name__)
 
+_ESTIMATED_FOR_S: Final = 5.0
+"""How long an estimate of a tenant's bytes counts."""
 _RENEW_AT: Final = 0.1
 """Part of a lease's time after which it is renewed, before the next layer group."""
 
@@ -49,6 +58,18 @@ class PageJob:
     """Who holds the page's lease: the job, so that a second attempt takes over from a dead one."""
     trace: Trace = field(default=(), repr=False)
     """What the caller's call is part of, for whoever makes spans; it is never logged."""
+    began_us: int = field(default_factory=now_us)
+    """When its upload began, in microseconds since 1970: pages live from then on, and what was
+    forgotten since is not stored."""
+    sequence: Sequence[bytes] = ()
+    """Keys of pages of its sequence, this one among them, for the first page of an upload: those
+    that are there are renewed, so that none expires before what the upload adds."""
+    sequence_first: int = 0
+    """Index of the first of them."""
+    ttl_s: float | None = None
+    """Seconds the tenant's pages live; None for the encoder's own setting."""
+    max_stored_bytes: int | None = None
+    """Bytes that the tenant may have stored, about; None for no bound."""
 
 
 class Outcome(Enum):
@@ -86,7 +107,7 @@ class PageEncoder:
         """
         Args:
             store: where pages go and dictionary sets come from.
-            page_ttl_s: seconds a page lives.
+            page_ttl_s: seconds a page lives, unless its job says otherwise.
             lease_ttl_s: seconds after which another encoder may take a page over.
             device: where vectors are coded.
             dictionary_cache_bytes: dictionary sets kept in memory.
@@ -96,6 +117,8 @@ class PageEncoder:
         self._lease_ttl_s = lease_ttl_s
         self._device = torch.device(device)
         self._dictionaries = _DictionaryCache(store, dictionary_cache_bytes)
+        self._ledger = Ledger(store)
+        self._estimates: dict[bytes, tuple[float, int]] = {}
 
     def encode_page(
         self,
@@ -120,23 +143,28 @@ class PageEncoder:
             ShapeMismatch, NonFiniteCache, UnknownDictionary, DictionaryMismatch: the page cannot be
                 encoded.
             StoreUnavailable, Busy: the store does not take it.
+            Forgotten: it was forgotten since its upload began.
+            QuotaExceeded: the tenant has stored what it may.
             Cancelled: the caller went away.
         """
         spec, pieces = job.spec, Pieces(raw)
         if len(pieces) != spec.page_bytes:
             raise ShapeMismatch(f"page {job.page}: {len(pieces)} bytes, needs {spec.page_bytes}")
-        if self._store.present(job.scope, [job.page_key])[0]:
+        ttl_s = job.ttl_s or self._page_ttl_s
+        scope, present = self._look(job, ttl_s)
+        if present:
             return PageDone(Outcome.PRESENT)
+        self._check_quota(job)
         dictionary = None
         if spec.codec.needs_dictionary:
             dictionary = self._dictionaries.get(job.scope, spec.dictionary)
             check_model(dictionary, spec.whole_geometry)
         leased = time.monotonic()
-        lease = self._store.lease(job.scope, job.page_key, self._lease_ttl_s, job.owner)
+        lease = self._store.lease(scope, job.page_key, self._lease_ttl_s, job.owner)
         if lease is None:
             return PageDone(Outcome.IN_PROGRESS)
         with lease:
-            if self._store.present(job.scope, [job.page_key])[0]:  # another was faster
+            if self._store.present(scope, [job.page_key])[0]:  # another was faster
                 return PageDone(Outcome.PRESENT)
             started = time.perf_counter()
             frames, start = list[tuple[bytes, memoryview]](), 0
@@ -150,7 +178,7 @@ class PageEncoder:
                     # A slow encoder must not lose the page in the middle of it; a quick one need
                     # not ask the store before each of its groups.
                     leased = time.monotonic()
-                    self._store.lease(job.scope, job.page_key, self._lease_ttl_s, job.owner)
+                    self._store.lease(scope, job.page_key, self._lease_ttl_s, job.owner)
                 end = start + spec.group_bytes(group)
                 tensor = tensor_from(
                     pieces.cut(start, end), spec.geometry.torch_dtype, spec.group_shape(group)
@@ -160,14 +188,68 @@ class PageEncoder:
                 )
                 start = end
             encoded = time.perf_counter()
-            self._store.commit(job.scope, job.page_key, frames, self._page_ttl_s)
+            size = sum(len(part) for frame in frames for part in frame)
+            self._commit(job, scope, frames, size, ttl_s)
             committed = time.perf_counter()
         return PageDone(
             Outcome.STORED,
-            stored_bytes=sum(len(part) for frame in frames for part in frame),
+            stored_bytes=size,
             encode_s=encoded - started,
             commit_s=committed - encoded,
         )
+
+    def _look(self, job: PageJob, ttl_s: float) -> tuple[bytes, bool]:
+        """The scope of the generation in force, and whether the page is there. Renews the job's
+        sequence on the way, in the same round trip."""
+        keys, renew_s = job.sequence or [job.page_key], ttl_s if job.sequence else None
+        first = job.sequence_first if job.sequence else job.page
+        namespace = job.spec.namespace
+        found = self._store.match(job.scope, namespace, keys, renew_s=renew_s, first=first)
+        if job.began_us <= found.generation:
+            raise _forgotten(job)
+        return found.scope, found.present[job.page - first]
+
+    def _commit(
+        self,
+        job: PageJob,
+        scope: bytes,
+        frames: list[tuple[bytes, memoryview]],
+        size: int,
+        ttl_s: float,
+    ) -> None:
+        """Stores a page, to live as if it had been stored when its upload began: the pages of an
+        upload are committed in any order, and none may outlive the one before it."""
+        late_s = max(0.0, (now_us() - job.began_us) / 1e6)
+        left_s = max(ttl_s / 2, ttl_s - late_s)
+        key, began_us = job.page_key, job.began_us
+        if not self._store.commit(scope, key, frames, left_s, page=job.page, began_us=began_us):
+            raise _forgotten(job)
+        about = _about(job.spec)
+        self._ledger.note(job.scope, job.spec.namespace, scope, key, size, about)
+
+    def _check_quota(self, job: PageJob) -> None:
+        most = job.max_stored_bytes
+        if most is None:
+            return
+        due, stored = self._estimates.get(job.scope, (0.0, 0))
+        if time.monotonic() >= due:
+            stored = self._ledger.estimate(job.scope)
+            self._estimates[job.scope] = (time.monotonic() + _ESTIMATED_FOR_S, stored)
+        if stored >= most:
+            raise QuotaExceeded(
+                f"about {stored} of the tenant's {most} bytes are stored: pages that nobody uses "
+                "expire; forget some with `lexico pages forget`, or have max_stored_bytes raised"
+            )
+
+
+def _forgotten(job: PageJob) -> Forgotten:
+    return Forgotten(f"page {job.page} was forgotten while it was on its way: it is not stored")
+
+
+def _about(spec: CacheSpec) -> str:
+    shape = f"{spec.geometry.layers} layers x {spec.geometry.kv_heads} KV heads"
+    weights = spec.weights.hex()[:16]
+    return f"codec {spec.codec.name}, weights {weights}, {shape}, pages of {spec.page_tokens}"
 
 
 class _DictionaryCache:

@@ -126,7 +126,7 @@ def fill_redis(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
         client.config_set("maxmemory", "1mb")
         _sleep(dice)
         client.config_set("maxmemory", str(before))
-        client.config_set("maxmemory-policy", "volatile-lru")
+        client.config_set("maxmemory-policy", "volatile-ttl")
 
 
 def refuse_writes(stack: Stack, nodes: Nodes, dice: random.Random) -> None:

@@ -112,7 +112,8 @@ class Stack:
     def _start_redis(self) -> subprocess.Popen[bytes]:
         argv = ["redis-server", "--port", str(self._port), "--bind", "127.0.0.1"]
         argv += ["--requirepass", PASSWORD, "--save", "", "--appendonly", "no"]
-        argv += ["--maxmemory", self._maxmemory, "--maxmemory-policy", "volatile-lru"]
+        argv += ["--maxmemory", self._maxmemory, "--maxmemory-policy", "volatile-ttl"]
+        argv += ["--maxmemory-samples", "64"]
         started = spawn_bound(argv, self.folder, self.folder / "redis.log")
         deadline = time.monotonic() + START_S
         while True:

@@ -128,7 +128,11 @@ class PrefixLoader:
         if self._wanted == 0:
             return
         assembler = FrameAssembler(self._spec, self._wanted)
-        request = reload.GetRequest(page_keys=self._keys[: self._wanted], groups=self._spec.groups)
+        request = reload.GetRequest(
+            page_keys=self._keys[: self._wanted],
+            groups=self._spec.groups,
+            namespace=self._spec.namespace,
+        )
         async with aclosing(transport.get(request, budget.left())) as stream:
             while self._wanted > 0 and not assembler.complete:
                 message = await self._next(stream)

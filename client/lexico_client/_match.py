@@ -19,6 +19,8 @@ async def match_pages(
     page_keys: Sequence[bytes],
     budget: Budget,
     most: float = math.inf,
+    *,
+    renew: bool = False,
 ) -> Match:
     """Asks for all pages at once; nobody is asked about none.
 
@@ -28,13 +30,14 @@ async def match_pages(
         page_keys: of consecutive pages from the start of a sequence.
         budget: of the operation that wants to know.
         most: seconds for one answer, where the budget has more.
+        renew: the missing ones will be sent, so those that are there must not expire before.
 
     Raises:
         LexicoError: the service could not answer.
     """
     if not page_keys:
         return Match(0, 0, (), ())
-    request = reload.MatchRequest(page_keys=page_keys)
+    request = reload.MatchRequest(page_keys=page_keys, namespace=spec.namespace, renew=renew)
     response = await with_retry(budget, lambda: transport.match(request, min(most, budget.left())))
     present = tuple(response.present)
     leading = (*present, False).index(False)

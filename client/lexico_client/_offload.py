@@ -78,7 +78,7 @@ async def put_missing(
         LexicoError: the service refused, or could not take the pages.
     """
     clock, spec = Clock(), offer.spec
-    matched = await match_pages(transport, spec, offer.page_keys, budget, match_most)
+    matched = await match_pages(transport, spec, offer.page_keys, budget, match_most, renew=True)
     match_seconds = clock.lap()
     outcomes = dict.fromkeys(range(len(matched.present)), PageOutcome.PRESENT)
     missing = [page for page, present in enumerate(matched.present) if not present]

@@ -1,12 +1,18 @@
--- Takes a lease, or prolongs it for the one who holds it already.
+-- Takes a lease, or prolongs it for the one who holds it already. The value says until when it is held: the name's
+-- own expiry is later than that of pages, so that a full server does not let leases go first.
 -- KEYS[1]  name of the lease
 -- ARGV[1]  the caller's token
 -- ARGV[2]  life in milliseconds
+-- ARGV[3]  milliseconds after which nobody asks for it any more
 -- returns  1 if the lease is the caller's now, 0 if another holds it
-if redis.call("SET", KEYS[1], ARGV[1], "NX", "PX", ARGV[2]) then
-  return 1
+local time = redis.call("TIME")
+local now = time[1] * 1000 + math.floor(time[2] / 1000)
+local held = redis.call("GET", KEYS[1])
+if held then
+  local colon = string.find(held, ":", 1, true)
+  if string.sub(held, colon + 1) ~= ARGV[1] and tonumber(string.sub(held, 1, colon - 1)) > now then
+    return 0
+  end
 end
-if redis.call("GET", KEYS[1]) == ARGV[1] then
-  return redis.call("PEXPIRE", KEYS[1], ARGV[2])
-end
-return 0
+redis.call("SET", KEYS[1], string.format("%.0f:", now + ARGV[2]) .. ARGV[1], "PX", math.max(ARGV[2], ARGV[3]))
+return 1

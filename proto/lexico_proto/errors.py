@@ -18,12 +18,14 @@
     ├── DamagedFrame            DATA_LOSS            stored bytes that fail a check: a miss
     │   └── FrameMismatch       DATA_LOSS            a sound frame that belongs elsewhere
     ├── Busy                    RESOURCE_EXHAUSTED   a bound is reached: retry later or recompute
-    │   └── MessageTooLarge     RESOURCE_EXHAUSTED   one message over the size limit
+    │   ├── MessageTooLarge     RESOURCE_EXHAUSTED   one message over the size limit
+    │   └── QuotaExceeded       RESOURCE_EXHAUSTED   the tenant has what it may have
     ├── Unavailable             UNAVAILABLE          a part of the service is not there
     │   ├── StoreUnavailable    UNAVAILABLE          the page store does not answer
     │   └── EncoderLost         UNAVAILABLE          an encoder died twice with the same page
     ├── DeadlineExpired         DEADLINE_EXCEEDED    no answer within the caller's deadline
     ├── Cancelled               CANCELLED            the caller went away
+    │   └── Forgotten           CANCELLED            the page was forgotten on its way
     ├── Unauthenticated         UNAUTHENTICATED      no tenant for this token
     ├── PermissionDenied        PERMISSION_DENIED    the tenant may not do this
     └── InternalError           INTERNAL             a defect of ours
@@ -170,6 +172,13 @@ class MessageTooLarge(Busy):
     reason = "message-too-large"
 
 
+class QuotaExceeded(Busy):
+    """The tenant has what the operator's policy allows it: the message says of what, and until
+    when."""
+
+    reason = "quota-exceeded"
+
+
 class Unavailable(LexicoError):
     """A part of the service is not there."""
 
@@ -201,6 +210,12 @@ class Cancelled(LexicoError):
 
     status = 1
     reason = "cancelled"
+
+
+class Forgotten(Cancelled):
+    """The page was forgotten while it was on its way, so it is not stored."""
+
+    reason = "forgotten"
 
 
 class Unauthenticated(LexicoError):

@@ -45,7 +45,10 @@ def _label(name: str, values: Iterable[str]) -> Label:
 
 
 OK: Final = "ok"
-METHODS: Final = ("put", "match", "get", "register", "fetch", "list", "describe")
+METHODS: Final = (
+    *("put", "match", "get", "register", "fetch", "list", "describe"),
+    *("usage", "pin", "unpin", "forget"),
+)
 """Every RPC, in lower case."""
 PAGE_OUTCOMES: Final = ("stored", "present", "in-progress", "failed", "cancelled")
 """The outcomes of an encoder that answers, and two of one that does not."""

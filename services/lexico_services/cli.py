@@ -115,6 +115,7 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
         with _needs("client"):
             from lexico_client.explain_command import add_arguments as add_explain_arguments
         add_explain_arguments(explaining)
+    _pages_parser(commands)
 
     training = commands.add_parser("train", help="learn a dictionary set for a model")
     training.set_defaults(command=_train, extra="train")
@@ -135,6 +136,35 @@ def _parser(command: Sequence[str]) -> argparse.ArgumentParser:
     return parser
 
 
+def _pages_parser(commands: Any) -> None:
+    pages = commands.add_parser("pages", help="count, pin and forget what is stored")
+    actions = pages.add_subparsers(required=True, metavar="ACTION", dest="action")
+    usage = actions.add_parser("usage", help="what is stored and allowed, and what goes first")
+    usage.add_argument("--json", action="store_true", help="for programs")
+    pin = actions.add_parser("pin", help="keep the pages of a prompt")
+    unpin = actions.add_parser("unpin", help="let them expire as others do")
+    unpin.add_argument("--pin", required=True, metavar="HEX", help="as `usage` lists it")
+    forget = actions.add_parser("forget", help="remove pages, for good")
+    what = forget.add_mutually_exclusive_group(required=True)
+    what.add_argument("--namespace", metavar="HEX", help="all of a model and codec")
+    what.add_argument("--everything", action="store_true", help="all of the tenant")
+    _prompt_option(what)
+    _prompt_option(pin, required=True)
+    pin.add_argument("--label", default="", help="for people to read, in `usage`")
+    for action in (usage, pin, unpin, forget):
+        action.add_argument("--server", required=True, help="HOST:PORT of a reload server")
+        action.add_argument("--seconds", type=float, default=120.0, help="longest wait")
+        for name in ("ca", "certificate", "key"):
+            action.add_argument(f"--tls-{name}", type=Path, metavar="FILE", help="PEM, for TLS")
+        action.set_defaults(command=_pages, extra="reload")
+
+
+def _prompt_option(parser: Any, **kind: Any) -> None:
+    parser.add_argument(
+        "--prompt", type=Path, metavar="FILE", help="JSON with its namespace and page_keys", **kind
+    )
+
+
 def _option(parser: argparse.ArgumentParser, name: str, key: str, **kind: Any) -> None:
     """An option that gives a setting. One that is left out leaves it to the other sources."""
     parser.add_argument(name, dest=key, default=argparse.SUPPRESS, **kind)
@@ -149,6 +179,9 @@ def _service_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--address-file", type=Path, help="write the addresses here as JSON")
     _option(parser, "--host", "listen.host", help="address to listen on")
     _option(parser, "--token-file", "listen.token_file", type=Path, help="lines of tenant:token")
+    _option(
+        parser, "--policy-file", "listen.policy_file", type=Path, help="lifetimes and quotas, TOML"
+    )
     _option(
         parser,
         "--allow-anonymous",
@@ -253,6 +286,13 @@ def _explain(options: argparse.Namespace) -> int:
     from lexico_client.explain_command import run as explain
 
     sys.stdout.write(explain(options) + "\n")
+    return 0
+
+
+def _pages(options: argparse.Namespace) -> int:
+    from lexico_services import pages_command
+
+    sys.stdout.write(pages_command.run(options) + "\n")
     return 0
 
 

@@ -24,6 +24,8 @@ class ListenConfig:
     """Lines of `tenant:token` or `tenant:token:roles`. Read again when it changes."""
     allow_anonymous: bool = False
     """Lets a server that cannot tell callers apart listen beyond loopback: all are one tenant."""
+    policy_file: Path | None = None
+    """Lifetimes and quotas by tenant, read again when it changes. Without it all have the same."""
     drain_s: float = 15.0
     """Seconds that running calls are given at shutdown."""
     start_s: float = 120.0
@@ -79,10 +81,14 @@ class OffloadConfig:
     """Pages of one Put that wait for an encoder while the next is received."""
     idle_s: float = 20.0
     """Seconds without a byte after which an upload is given up."""
+    max_encoding: int = 16
+    """Pages with encoders at a time; the others wait at the ingress, tenants in turn."""
 
     def __post_init__(self) -> None:
         if self.max_inflight_bytes < 1 or self.pages_ahead < 1 or not self.idle_s > 0:
             raise ConfigurationError("max_inflight_bytes, pages_ahead and idle_s must be positive")
+        if self.max_encoding < 1:
+            raise ConfigurationError(f"max_encoding is {self.max_encoding}: give 1 or more")
 
 
 @dataclass(frozen=True)

@@ -34,8 +34,8 @@ def test_page_used_last_stays() -> None:
     with MemoryStore(30) as store:
         for n in range(3):
             store.commit(scope, key_of(n), [b"x" * 10], TTL_S)
-        store.read(scope, [key_of(0)], 0)
-        store.present(scope, [key_of(1)])  # no use of it
+        store.touch(scope, [key_of(0)], TTL_S)
+        store.read(scope, [key_of(1)], 0)  # no use of it: who reads a prefix touches it
         store.commit(scope, key_of(3), [b"x" * 10], TTL_S)
         assert store.present(scope, [key_of(n) for n in range(4)]) == [True, False, True, True]
 

@@ -30,7 +30,7 @@ class TestRedis7Store(RedisSuite):
 
     @pytest.fixture
     def small_store(self, tmp_path: Path) -> Iterator[PageStore]:
-        bound = ("--maxmemory", str(SMALL_BYTES), "--maxmemory-policy", "volatile-lru")
+        bound = ("--maxmemory", str(SMALL_BYTES), "--maxmemory-policy", "volatile-ttl")
         with redis_server(tmp_path, *bound) as server, open_store(server.url, PATIENT) as store:
             yield store
 

@@ -295,7 +295,7 @@ async def test_health_and_reflection() -> None:
             (services.offload_address, ["lexico_proto.v1.Offload"]),
             (
                 services.reload_address,
-                ["lexico_proto.v1.Dictionaries", "lexico_proto.v1.Reload"],
+                ["lexico_proto.v1.Admin", "lexico_proto.v1.Dictionaries", "lexico_proto.v1.Reload"],
             ),
         ):
             async with grpc.aio.insecure_channel(address) as channel:

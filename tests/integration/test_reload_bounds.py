@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from hashlib import blake2b
+from typing import Any
 
 import grpc
 import pytest
@@ -15,6 +16,7 @@ from lexico_proto.v1 import dictionaries_pb2 as dict_pb
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_proto.v1 import reload_pb2_grpc
 from lexico_store import MemoryStore
+from lexico_store.lifetimes import Found
 from lexico_store.scopes import SHARED_SCOPE
 from tests.support.dictionaries import random_set
 from tests.support.reload_pages import (
@@ -131,17 +133,17 @@ async def test_a_register_holds_its_slot_to_the_end() -> None:
 
 
 class Hanging(MemoryStore):
-    """Answers `present` once it is told to."""
+    """Answers `match` once it is told to."""
 
     def __init__(self) -> None:
         super().__init__()
         self.calls = 0
         self.go = threading.Event()
 
-    def present(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
+    def match(self, *arguments: Any, **more: Any) -> Found:
         self.calls += 1
         self.go.wait(PATIENCE_S)
-        return super().present(scope, keys)
+        return super().match(*arguments, **more)
 
 
 async def test_every_match_is_answered_in_time_by_a_store_that_hangs() -> None:

@@ -26,6 +26,7 @@ from lexico_services.door_config import JwtConfig, TlsConfig
 from lexico_services.offload.encoder_pools import LocalEncoders
 from lexico_services.offload.ingress import EncoderPool, Ingress
 from lexico_services.offload.servicer import SERVICES, OffloadServicer
+from lexico_services.policies import Policies
 from lexico_services.reload.server import ReloadServer
 from lexico_services.server import GrpcServer
 from lexico_store import MemoryStore, PageStore
@@ -68,17 +69,24 @@ async def running_services(
     offload: OffloadConfig | None = None,
     reload: ReloadConfig | None = None,
     encoders: EncoderPool | None = None,
+    policy_file: Path | None = None,
     interceptors: Sequence[grpc.aio.ServerInterceptor[Any, Any]] = (),
 ) -> AsyncIterator[Services]:
     """Both servers on free loopback ports, for the block. A Match has all the time it needs."""
     store, metrics = store or MemoryStore(), Metrics()
     listen = ListenConfig(
-        token_file=token_file, drain_s=2.0, tls=tls or TlsConfig(), jwt=jwt or JwtConfig()
+        token_file=token_file,
+        policy_file=policy_file,
+        drain_s=2.0,
+        tls=tls or TlsConfig(),
+        jwt=jwt or JwtConfig(),
     )
+    policies = Policies(policy_file)
     pages = PageEncoder(store, page_ttl_s=3600, lease_ttl_s=PATIENCE_S)
     local = LocalEncoders(pages, threads=2)
-    ingress = Ingress(encoders or local, offload or OffloadConfig(idle_s=PATIENCE_S), metrics)
-    servicer = OffloadServicer(ingress, Tenants.of(listen, metrics), metrics)
+    bounds_up = offload or OffloadConfig(idle_s=PATIENCE_S)
+    ingress = Ingress(encoders or local, bounds_up, metrics, policies)
+    servicer = OffloadServicer(ingress, Tenants.of(listen, metrics), metrics, policies)
     front = GrpcServer(
         listen,
         servicer.add_to,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import threading
 from collections.abc import Sequence
 from dataclasses import replace
@@ -17,6 +18,7 @@ from lexico_codec.pieces import Piece
 from lexico_codec.sets.builtin import load_builtin
 from lexico_proto import errors
 from lexico_store import MemoryStore
+from lexico_store.lifetimes import now_us
 from lexico_store.scopes import SHARED_SCOPE
 from lexico_worker.page_encoder import Outcome, PageEncoder, PageJob
 from tests.support.dictionaries import random_set
@@ -128,7 +130,10 @@ def test_a_failed_commit_lets_the_lease_go() -> None:
             key: bytes,
             frames: Sequence[Any],
             ttl_s: float,
-        ) -> None:
+            *,
+            page: int = 0,
+            began_us: int | None = None,
+        ) -> bool:
             raise errors.Busy("full")
 
     made, store = prompt(), Full()
@@ -171,3 +176,47 @@ def test_slow_work_shows_progress_and_keeps_its_lease() -> None:
     store.leases = 0
     encoder(store).encode_page(job(made, 1), raw(made, 1))
     assert store.leases == 1  # quick work need not ask again
+
+
+def test_forgotten_on_its_way() -> None:
+    """Whether the model, the tenant or the prompt is forgotten, and whether before or while its
+    encoder is at work."""
+    made = prompt(group_layers=1)
+    for forget in (
+        lambda store: store.forget(SCOPE, made.spec.namespace),
+        lambda store: store.forget(SCOPE),
+        lambda store: store.forget_pages(SCOPE, made.keys[:1]),
+    ):
+        store = MemoryStore()
+        waiting = job(made)
+        forget(store)
+        with pytest.raises(errors.Forgotten):
+            encoder(store).encode_page(waiting, raw(made))
+        at_work = replace(job(made), began_us=now_us() + 1_000_000)
+        assert encoder(store).encode_page(at_work, raw(made)).outcome is Outcome.STORED
+
+        store = MemoryStore()
+        calls: list[int] = []
+
+        def once(
+            store: MemoryStore = store, calls: list[int] = calls, forget: Any = forget
+        ) -> None:
+            if not calls:
+                forget(store)
+            calls.append(1)
+
+        with contextlib.suppress(errors.Forgotten):
+            encoder(store).encode_page(job(made), raw(made), None, once)
+        assert len(calls) == 3
+        assert store.match(SCOPE, made.spec.namespace, made.keys).present == [False, False]
+
+
+def test_a_quota_of_bytes() -> None:
+    made, store = prompt(), MemoryStore()
+    few = replace(job(made), max_stored_bytes=1)
+    assert encoder(store).encode_page(few, raw(made)).outcome is Outcome.STORED
+    with pytest.raises(errors.QuotaExceeded, match="max_stored_bytes"):
+        encoder(store).encode_page(replace(job(made, 1), max_stored_bytes=1), raw(made, 1))
+    store.discard(SCOPE, made.keys)  # as if it had expired
+    again = replace(job(made, 1), max_stored_bytes=1)
+    assert encoder(store).encode_page(again, raw(made, 1)).outcome is Outcome.STORED

@@ -19,10 +19,16 @@ MISS_REASON_DAMAGED: MissReason
 MISS_REASON_NEWER: MissReason
 
 class MatchRequest(_message.Message):
-    __slots__ = ("page_keys",)
+    __slots__ = ("page_keys", "namespace", "first_page", "renew")
     PAGE_KEYS_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_PAGE_FIELD_NUMBER: _ClassVar[int]
+    RENEW_FIELD_NUMBER: _ClassVar[int]
     page_keys: _containers.RepeatedScalarFieldContainer[bytes]
-    def __init__(self, page_keys: _Optional[_Iterable[bytes]] = ...) -> None: ...
+    namespace: bytes
+    first_page: int
+    renew: bool
+    def __init__(self, page_keys: _Optional[_Iterable[bytes]] = ..., namespace: _Optional[bytes] = ..., first_page: _Optional[int] = ..., renew: bool = ...) -> None: ...
 
 class MatchResponse(_message.Message):
     __slots__ = ("leading", "present")
@@ -33,12 +39,16 @@ class MatchResponse(_message.Message):
     def __init__(self, leading: _Optional[int] = ..., present: _Optional[_Iterable[bool]] = ...) -> None: ...
 
 class GetRequest(_message.Message):
-    __slots__ = ("page_keys", "groups")
+    __slots__ = ("page_keys", "groups", "namespace", "first_page")
     PAGE_KEYS_FIELD_NUMBER: _ClassVar[int]
     GROUPS_FIELD_NUMBER: _ClassVar[int]
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    FIRST_PAGE_FIELD_NUMBER: _ClassVar[int]
     page_keys: _containers.RepeatedScalarFieldContainer[bytes]
     groups: int
-    def __init__(self, page_keys: _Optional[_Iterable[bytes]] = ..., groups: _Optional[int] = ...) -> None: ...
+    namespace: bytes
+    first_page: int
+    def __init__(self, page_keys: _Optional[_Iterable[bytes]] = ..., groups: _Optional[int] = ..., namespace: _Optional[bytes] = ..., first_page: _Optional[int] = ...) -> None: ...
 
 class GetResponse(_message.Message):
     __slots__ = ("frame", "miss")

@@ -17,6 +17,7 @@ from lexico_services.doors import reload_doors
 from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_services.offload.ingress import Ingress
 from lexico_services.offload.servicer import SERVICES, OffloadServicer
+from lexico_services.policies import Policies
 from lexico_services.security import Security
 from lexico_services.server import GrpcServer
 from lexico_worker.config import EncoderConfig
@@ -51,8 +52,9 @@ class IngressReplica:
     def __init__(self, encoders: Any, config: IngressConfig) -> None:
         keep_freed_memory()
         self._drain_s = config.listen.drain_s
-        self._ingress = Ingress(RayEncoders(encoders), config.offload)
-        servicer = OffloadServicer(self._ingress, Tenants.of(config.listen))
+        policies = Policies(config.listen.policy_file)
+        self._ingress = Ingress(RayEncoders(encoders), config.offload, policies=policies)
+        servicer = OffloadServicer(self._ingress, Tenants.of(config.listen), policies=policies)
         self._server = GrpcServer(
             config.listen,
             servicer.add_to,

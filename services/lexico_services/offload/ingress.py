@@ -36,6 +36,9 @@ from lexico_proto.metrics import (
 )
 from lexico_services.admission import ByteBudget
 from lexico_services.config import OffloadConfig
+from lexico_services.policies import Policies
+from lexico_services.quotas import FairTurns, TenantBytes
+from lexico_store.lifetimes import now_us
 from lexico_worker.page_encoder import PageDone, PageJob, Trace
 
 _log = logging.getLogger(__name__)
@@ -75,8 +78,11 @@ class Upload:
     inputs: Sequence[bytes] = ()
     """What reached the model beside token ids: a digest for each page from the first, or none."""
 
-    def check(self) -> None:
+    def check(self) -> list[bytes]:
         """Whether tokens, pages and keys fit together.
+
+        Returns:
+            The keys of the sequence, from its first page to the last one sent.
 
         Raises:
             InvalidInput, TokenCountMismatch, PageKeyMismatch: naming what does not.
@@ -107,6 +113,7 @@ class Upload:
                     f"the key of page {page} is not the one that its namespace, tokens and inputs "
                     "give"
                 )
+        return known
 
 
 @dataclass
@@ -133,14 +140,22 @@ class Ingress:
     """Receives pages within a budget of bytes. For one event loop."""
 
     def __init__(
-        self, encoders: EncoderPool, config: OffloadConfig, metrics: Metrics = PROCESS
+        self,
+        encoders: EncoderPool,
+        config: OffloadConfig,
+        metrics: Metrics = PROCESS,
+        policies: Policies | None = None,
     ) -> None:
         """
         Args:
             encoders: where pages go.
             config: bounds.
             metrics: where pages and bytes are counted; what encoders answer is counted here.
+            policies: what each tenant may have.
         """
+        self._policies = policies or Policies()
+        self._tenant_bytes = TenantBytes(self._policies)
+        self._turns = FairTurns(config.max_encoding)
         self._encoders = encoders
         self._config = config
         self.budget = ByteBudget(config.max_inflight_bytes)
@@ -170,12 +185,16 @@ class Ingress:
             StreamTruncated, StreamTooLong, StreamDamaged: the bytes are not those announced.
             DeadlineExpired: the caller sent nothing for `idle_s`.
             Busy: over the budget, or no encoder takes more.
+            QuotaExceeded: the tenant has in flight, or has stored, what it may.
             LexicoError: as `PageEncoder.encode_page`.
         """
-        await asyncio.to_thread(upload.check)  # hashing a long sequence would hold up every caller
+        began_us = now_us()
+        # In a thread: hashing a long sequence would hold up every caller.
+        sequence = await asyncio.to_thread(upload.check)
         spec, report = upload.spec, Report()
+        policy = self._policies.of(upload.scope)
         want = min(len(upload.pages), self._config.pages_ahead + 1)
-        units = self.budget.take(spec.page_bytes, want)
+        units = self._take(upload.scope, spec.page_bytes, want)
         tasks: list[asyncio.Task[PageDone]] = []
         handed_over = False
         try:
@@ -187,7 +206,17 @@ class Ingress:
                 pieces = await stream.page(page, spec.page_bytes)
                 report.seconds.receive += time.perf_counter() - started
                 self._received.add(spec.page_bytes)
-                job = PageJob(upload.scope, spec, page, key, trace=upload.trace)
+                job = PageJob(
+                    upload.scope,
+                    spec,
+                    page,
+                    key,
+                    trace=upload.trace,
+                    began_us=began_us,
+                    sequence=() if tasks else sequence,
+                    ttl_s=policy.page_ttl_s,
+                    max_stored_bytes=policy.max_stored_bytes,
+                )
                 tasks.append(asyncio.create_task(self._counted(job, pieces, report)))
                 del pieces
             await stream.expect_end()
@@ -197,12 +226,12 @@ class Ingress:
             else:
                 report.pages = dict.fromkeys(upload.pages)
                 handed_over = True
-                self._finish_later(tasks, units * spec.page_bytes)
+                self._finish_later(tasks, upload.scope, units * spec.page_bytes)
             return report
         finally:
             if not handed_over:
                 await _cancel(tasks)
-                self.budget.give_back(units * spec.page_bytes)
+                self._give_back(upload.scope, units * spec.page_bytes)
 
     async def close(self, within_s: float | None = None) -> None:
         """Waits for pages that nobody waits for.
@@ -235,7 +264,8 @@ class Ingress:
             pieces.clear()  # a task's exception would keep the page alive
         called = time.perf_counter()
         try:
-            done = await self._encoders.encode(job, placed[0])
+            async with self._turns.turn(job.scope):
+                done = await self._encoders.encode(job, placed[0])
         finally:
             placed.clear()  # and in shared memory as well
         report.seconds.place += called - started
@@ -244,7 +274,21 @@ class Ingress:
         report.seconds.commit += done.commit_s
         return done
 
-    def _finish_later(self, tasks: list[asyncio.Task[PageDone]], size: int) -> None:
+    def _take(self, scope: bytes, unit: int, most: int) -> int:
+        """Pages that may be held, of those wanted: what the tenant may have, and what is free.
+
+        Raises:
+            QuotaExceeded, Busy, InvalidInput: not even one.
+        """
+        units = self.budget.take(unit, self._tenant_bytes.room(scope, unit, most))
+        self._tenant_bytes.take(scope, units * unit)
+        return units
+
+    def _give_back(self, scope: bytes, size: int) -> None:
+        self.budget.give_back(size)
+        self._tenant_bytes.give_back(scope, size)
+
+    def _finish_later(self, tasks: list[asyncio.Task[PageDone]], scope: bytes, size: int) -> None:
         async def finish() -> None:
             try:
                 for result in await asyncio.gather(*tasks, return_exceptions=True):
@@ -253,7 +297,7 @@ class Ingress:
                     elif isinstance(result, BaseException):
                         _log.error("page lost", exc_info=result)
             finally:
-                self.budget.give_back(size)
+                self._give_back(scope, size)
 
         task = asyncio.create_task(finish())
         self._background.add(task)

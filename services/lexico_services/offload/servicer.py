@@ -17,6 +17,8 @@ from lexico_proto.v1 import versions_pb2_grpc
 from lexico_services import versions_servicer
 from lexico_services.auth import Tenants
 from lexico_services.offload.ingress import Ingress, Report, Upload
+from lexico_services.policies import Policies
+from lexico_services.quotas import CallRates
 from lexico_services.roles import OFFLOAD
 from lexico_services.server import add_handlers
 from lexico_services.status import translated
@@ -43,13 +45,21 @@ Context = grpc.aio.ServicerContext[bytes, pb.PutResponse]
 class OffloadServicer:
     """Serves lexico_proto.v1.Offload, and Versions beside it."""
 
-    def __init__(self, ingress: Ingress, tenants: Tenants, metrics: Metrics = PROCESS) -> None:
+    def __init__(
+        self,
+        ingress: Ingress,
+        tenants: Tenants,
+        metrics: Metrics = PROCESS,
+        policies: Policies | None = None,
+    ) -> None:
         """
         Args:
             ingress: what receives the pages.
             tenants: who is calling.
             metrics: where calls are counted.
+            policies: what each tenant may have.
         """
+        self._rates = CallRates(policies or Policies())
         self._ingress = ingress
         self._tenants = tenants
         self._puts = Calls(metrics, CALLS, "put")
@@ -69,6 +79,7 @@ class OffloadServicer:
         """One header, then pages; see offload.proto."""
         async with translated(context, self._puts):
             scope = self._tenants.admit(context, OFFLOAD).scope
+            self._rates.count(scope)
             header = await anext(parts, None)
             if header is None:
                 raise StreamTruncated("the stream is empty: a Put begins with its header")

@@ -1,4 +1,4 @@
-"""The reload process: Reload and Dictionaries over one store, without Ray."""
+"""The reload process: Reload, Dictionaries and Admin over one store, without Ray."""
 
 from __future__ import annotations
 
@@ -10,12 +10,13 @@ from typing import Any
 import grpc
 
 from lexico_proto.metrics import PROCESS, Metrics
-from lexico_proto.v1 import dictionaries_pb2_grpc, versions_pb2_grpc
+from lexico_proto.v1 import admin_pb2_grpc, dictionaries_pb2_grpc, versions_pb2_grpc
 from lexico_services import versions_servicer
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, ReloadConfig
-from lexico_services.reload import dictionaries_servicer
+from lexico_services.policies import Policies
+from lexico_services.reload import admin_servicer, dictionaries_servicer
 from lexico_services.reload import servicer as reload_servicer
 from lexico_services.security import Security
 from lexico_services.server import GrpcServer
@@ -25,7 +26,7 @@ _log = logging.getLogger(__name__)
 
 
 class ReloadServer:
-    """Serves Reload, Dictionaries and Versions from a store. The store stays the caller's."""
+    """Serves Reload, Dictionaries, Admin and Versions from a store, which stays the caller's."""
 
     def __init__(
         self,
@@ -50,14 +51,21 @@ class ReloadServer:
         streams = Slots(config.max_streams, "streams")
         calls = ThreadCalls(self._threads, config.max_calls)
         self.buffers = ByteBudget(config.max_buffered_bytes)
+        policies = Policies(listen.policy_file)
         parts = (store, tenants, config, self._threads, streams, calls, self.buffers, metrics)
-        self._reload = reload_servicer.ReloadServicer(*parts)
+        self._reload = reload_servicer.ReloadServicer(*parts, policies=policies)
         self._dictionaries = dictionaries_servicer.DictionariesServicer(*parts)
+        self._admin = admin_servicer.AdminServicer(store, tenants, policies, config, calls, metrics)
         self._versions = versions_servicer.VersionsServicer(tenants, metrics)
         self._server = GrpcServer(
             listen,
             self._add_to,
-            (reload_servicer.SERVICE, dictionaries_servicer.SERVICE, versions_servicer.SERVICE),
+            (
+                reload_servicer.SERVICE,
+                dictionaries_servicer.SERVICE,
+                admin_servicer.SERVICE,
+                versions_servicer.SERVICE,
+            ),
             security,
             interceptors,
         )
@@ -83,4 +91,5 @@ class ReloadServer:
     def _add_to(self, server: grpc.aio.Server) -> None:
         self._reload.add_to(server)
         dictionaries_pb2_grpc.add_DictionariesServicer_to_server(self._dictionaries, server)
+        admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
         versions_pb2_grpc.add_VersionsServicer_to_server(self._versions, server)

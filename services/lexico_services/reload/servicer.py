@@ -6,6 +6,7 @@ import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
+from dataclasses import dataclass
 from functools import partial
 from typing import Final
 
@@ -29,11 +30,14 @@ from lexico_proto.v1 import reload_pb2 as pb
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, write_to
 from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
+from lexico_services.policies import Policies
+from lexico_services.quotas import CallRates
 from lexico_services.reload.frame_reader import Absence, Found, FrameBatch, FrameReader
 from lexico_services.roles import OFFLOAD, RELOAD
 from lexico_services.server import add_handlers
 from lexico_services.status import translated
 from lexico_store import PageStore
+from lexico_store.lifetimes import MAX_PAGE
 
 _log = logging.getLogger(__name__)
 
@@ -63,6 +67,7 @@ class ReloadServicer:
         calls: ThreadCalls,
         buffers: ByteBudget,
         metrics: Metrics = PROCESS,
+        policies: Policies | None = None,
     ) -> None:
         """
         Args:
@@ -74,9 +79,12 @@ class ReloadServicer:
             calls: where store calls of a Match block.
             buffers: bound on frames that are held.
             metrics: where calls, bytes and misses are counted.
+            policies: what each tenant may have.
         """
         self._store = store
         self._tenants = tenants
+        self._policies = policies or Policies()
+        self._rates = CallRates(self._policies)
         self._config = config
         self._threads = threads
         self._streams = streams
@@ -110,11 +118,19 @@ class ReloadServicer:
         response = pb.MatchResponse()
         async with translated(context, self._matches):
             scope = self._tenants.admit(context, OFFLOAD, RELOAD).scope  # an offload asks first
-            keys = self._checked(request.page_keys)
+            self._rates.count(scope)
+            keys = self._checked(request.page_keys, request.first_page)
+            looking = partial(
+                self._store.match,
+                scope,
+                _namespace(request.namespace),
+                keys,
+                renew_s=self._ttl_s(scope) if request.renew else None,
+                first=request.first_page,
+            )
             if keys:
-                present = await self._calls.run(
-                    lambda: self._store.present(scope, keys), self._config.match_timeout_s
-                )
+                found = await self._calls.run(looking, self._config.match_timeout_s)
+                present = found.present
                 response.present.extend(present)
                 response.leading = present.index(False) if False in present else len(present)
         return response
@@ -131,25 +147,25 @@ class ReloadServicer:
         """
         async with translated(context, self._gets):
             scope = self._tenants.admit(context, RELOAD).scope
-            keys = self._checked(request.page_keys)
+            self._rates.count(scope)
+            keys = self._checked(request.page_keys, request.first_page)
             if not keys or not 1 <= request.groups <= MAX_GROUPS:
                 raise InvalidInput(f"Get needs page keys, and groups in 1..{MAX_GROUPS}")
             if len(set(keys)) != len(keys):
                 raise InvalidInput("Get: a page key is there twice")
+            namespace, first = _namespace(request.namespace), request.first_page
             with self._streams.held():
-                sending = self._send(scope, keys, request.groups, partial(write_to, context))
+                pages = _Pages(scope, namespace, keys, first, request.groups)
+                sending = self._send(pages, partial(write_to, context))
                 await in_time(sending, self._config.max_stream_s)
 
-    async def _send(
-        self,
-        scope: bytes,
-        keys: Sequence[bytes],
-        groups: int,
-        write: Write,
-    ) -> None:
+    async def _send(self, pages: _Pages, write: Write) -> None:
         """Reads one batch from the store while the one before it is sent."""
+        keys, loop = pages.keys, asyncio.get_running_loop()
+        look = partial(self._store.match, pages.scope, pages.namespace, ())
+        scope = (await loop.run_in_executor(self._threads, look)).scope
         source = _SoundFrames(self._store, scope, keys, self._misses)
-        reader = FrameReader(source, len(keys), groups, self._buffers, self._threads)
+        reader = FrameReader(source, len(keys), pages.groups, self._buffers, self._threads)
         batch = ahead = await reader.start()
         try:
             while batch is not None:
@@ -162,7 +178,7 @@ class ReloadServicer:
             for each in (batch, ahead):
                 if each is not None:
                     each.drop()
-        await self._touch(scope, keys[: reader.limit])
+        await self._touch(scope, keys[: reader.limit], self._ttl_s(pages.scope), pages.first)
 
     async def _write_batch(self, batch: FrameBatch, reader: FrameReader, write: Write) -> None:
         """Frames of the batch up to the end of the prefix, which may be here."""
@@ -177,23 +193,46 @@ class ReloadServicer:
                 await write(message)
             self._sent.add(len(frame))
 
-    async def _touch(self, scope: bytes, keys: Sequence[bytes]) -> None:
+    def _ttl_s(self, scope: bytes) -> float:
+        return self._policies.of(scope).page_ttl_s or self._config.page_ttl_s
+
+    async def _touch(self, scope: bytes, keys: Sequence[bytes], ttl_s: float, first: int) -> None:
         """Renews the expiry of pages that were read; the frames are out, so a failure is only
         logged.
         """
-        loop, ttl_s = asyncio.get_running_loop(), self._config.page_ttl_s
+        loop = asyncio.get_running_loop()
         try:
-            await loop.run_in_executor(self._threads, self._store.touch, scope, keys, ttl_s)
+            await loop.run_in_executor(self._threads, self._store.touch, scope, keys, ttl_s, first)
         except LexicoError as error:
             _log.warning("touch failed reason=%s", error.reason)
 
-    def _checked(self, keys: Sequence[bytes]) -> list[bytes]:
+    def _checked(self, keys: Sequence[bytes], first: int) -> list[bytes]:
+        if first + len(keys) > MAX_PAGE:
+            raise InvalidInput(f"page {first} of a sequence: none has over {MAX_PAGE}")
         if len(keys) > self._config.max_pages:
             raise InvalidInput(f"{len(keys)} pages in one call: at most {self._config.max_pages}")
         for key in keys:
             if len(key) != DIGEST_BYTES:
                 raise InvalidInput(f"a page key has {DIGEST_BYTES} bytes, not {len(key)}")
         return list(keys)
+
+
+@dataclass(frozen=True)
+class _Pages:
+    """What a Get asks for."""
+
+    scope: bytes
+    namespace: bytes
+    keys: Sequence[bytes]
+    first: int
+    """Index of the first of them in their sequence."""
+    groups: int
+
+
+def _namespace(given: bytes) -> bytes:
+    if len(given) not in (0, DIGEST_BYTES):
+        raise InvalidInput(f"a namespace has {DIGEST_BYTES} bytes, not {len(given)}")
+    return given
 
 
 class _SoundFrames:

@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 import math
-import re
 from pathlib import Path
 from typing import Any, Final
 
 from lexico_services.settings.schema import LOG_LEVEL, LOG_LEVELS, Setting
+from lexico_services.sizes import parse_size
 
-_UNITS: Final = {"KiB": 1 << 10, "MiB": 1 << 20, "GiB": 1 << 30}
-_SIZE: Final = re.compile(r"([0-9]{1,15}) ?(KiB|MiB|GiB)")
 _WORDS: Final = {"true": True, "1": True, "false": False, "0": False}
 
 
@@ -57,8 +55,9 @@ def from_environment(setting: Setting, text: str) -> Any:
             return _WORDS[text.lower()]
         raise NotAValue("must be true or false")
     if kind in ("int", "float"):
-        if setting.name.endswith("_bytes") and _SIZE.fullmatch(text):
-            return _size(text)
+        size = parse_size(text) if setting.name.endswith("_bytes") else None
+        if size is not None:
+            return size
         try:
             return int(text) if kind == "int" else _finite(float(text))
         except ValueError as error:
@@ -91,10 +90,10 @@ def _text(setting: Setting, text: str) -> Any:
 
 
 def _size(text: str) -> int:
-    found = _SIZE.fullmatch(text.strip())
-    if found is None:
+    size = parse_size(text)
+    if size is None:
         raise NotAValue('must be bytes, or a text such as "384 MiB"')
-    return int(found[1]) * _UNITS[found[2]]
+    return size
 
 
 def _finite(value: Any) -> float:

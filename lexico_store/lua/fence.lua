@@ -1,0 +1,11 @@
+-- Takes a page back, within the MULTI that stored it, if it was forgotten since it set out.
+-- KEYS[1]  name of the page
+-- KEYS[2]  its mark: when it was forgotten, in microseconds since 1970
+-- ARGV[1]  when it set out
+-- returns  1 if the page stays
+local mark = redis.call("GET", KEYS[2])
+if mark and tonumber(mark) >= tonumber(ARGV[1]) then
+  redis.call("UNLINK", KEYS[1])
+  return 0
+end
+return 1

@@ -1,0 +1,147 @@
+"""What a tenant has in the store, as the ledger counts, pins and forgets it."""
+
+from __future__ import annotations
+
+import pytest
+
+from lexico_proto.errors import InvalidInput
+from lexico_store import Ledger, MemoryStore, keys
+from tests.contract.store_suite import key_of
+
+TENANT, OTHER = b"tenant-of-a-test", b"another-tenant"
+NAMESPACE, LATER = b"n" * 32, b"l" * 32
+KEYS = [key_of(n) for n in range(5)]
+
+
+def put(
+    store: MemoryStore,
+    ledger: Ledger,
+    stored: list[bytes],
+    size: int = 10,
+    *,
+    tenant: bytes = TENANT,
+) -> None:
+    scope = store.match(tenant, NAMESPACE, []).scope
+    for page, key in enumerate(stored):
+        ledger.note(tenant, NAMESPACE, scope, key, size, "codec raw")
+        store.commit(scope, key, [b"x" * size], 60, page=page)
+
+
+def there(store: MemoryStore, asked: list[bytes] = KEYS, tenant: bytes = TENANT) -> list[bool]:
+    return store.match(tenant, NAMESPACE, asked).present
+
+
+def test_usage_heals_itself() -> None:
+    now = [0.0]
+    store = MemoryStore(clock=lambda: now[0])
+    ledger = Ledger(store)
+    assert ledger.usage(TENANT) == []
+    assert ledger.estimate(TENANT) == 0
+    put(store, ledger, KEYS)
+    assert ledger.estimate(TENANT) == 50
+    assert ledger.estimate(OTHER) == 0
+    store.discard(TENANT, KEYS[4:])
+    (use,) = ledger.usage(TENANT)
+    assert (use.namespace, use.about, use.pages, use.size, use.gone) == (
+        NAMESPACE,
+        "codec raw",
+        4,
+        40,
+        1,
+    )
+    now[0] = 61
+    assert ledger.estimate(TENANT) == 0
+    assert [(use.pages, use.gone) for use in ledger.usage(TENANT)] == [(0, 0)], "notes are gone"
+    assert ledger.usage(TENANT) == []
+
+
+def test_many_pages_are_estimated() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store)
+    many = [key_of(n) for n in range(1500)]
+    put(store, ledger, many)
+    assert ledger.estimate(TENANT) == 15_000
+    store.discard(TENANT, many[::2])
+    assert 5_000 < ledger.estimate(TENANT) < 10_000
+    assert ledger.usage(TENANT)[0].size == 7_500
+
+
+def test_forgetting_a_namespace_frees_its_pages_and_no_others() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store)
+    put(store, ledger, KEYS)
+    put(store, ledger, KEYS[:2], tenant=OTHER)
+    ledger.pin(TENANT, NAMESPACE, KEYS[:2], "", None)
+    store.remove_fields(
+        keys.index(TENANT, NAMESPACE), [keys.page_digest(keys.page(TENANT, KEYS[0]))]
+    )
+    assert ledger.forget(TENANT, LATER) == 0
+    assert there(store) == [True] * 5
+    assert ledger.forget(TENANT, NAMESPACE) == 4, "those that are noted"
+    assert there(store) == [False] * 5
+    assert store.present(TENANT, KEYS) == [False] * 5, "under the former name neither"
+    assert ledger.pins(TENANT) == []
+    assert there(store, KEYS[:2], OTHER) == [True] * 2
+    put(store, ledger, KEYS[:1])
+    assert there(store) == [True] + [False] * 4
+    assert ledger.forget(TENANT) == 1
+    assert there(store) == [False] * 5
+    assert ledger.usage(OTHER)[0].pages == 2
+
+
+def test_forgetting_a_prompt() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store)
+    put(store, ledger, KEYS)
+    ledger.pin(TENANT, NAMESPACE, KEYS[:4], "long", None)
+    ledger.pin(TENANT, NAMESPACE, KEYS[:1], "short", None)
+    assert ledger.forget_prompt(TENANT, NAMESPACE, [*KEYS[2:], key_of(99)]) == 3
+    assert there(store) == [True, True, False, False, False]
+    assert {pin.label: pin.keys for pin in ledger.pins(TENANT)} == {
+        "long": tuple(KEYS[:2]),
+        "short": tuple(KEYS[:1]),
+    }
+    ledger.forget_prompt(TENANT, NAMESPACE, KEYS[:1])
+    assert ledger.pins(TENANT) == []
+    assert store.present(TENANT, KEYS) == [False] * 5, "no pinned page is left without its pin"
+
+
+def test_pins_hold_leading_pages_within_a_bound() -> None:
+    now = [0.0]
+    store = MemoryStore(clock=lambda: now[0])
+    ledger = Ledger(store)
+    put(store, ledger, KEYS)
+    store.discard(TENANT, KEYS[3:4])
+    assert ledger.pin(TENANT, NAMESPACE, KEYS, "too much", 29) is None
+    long = ledger.pin(TENANT, NAMESPACE, KEYS, "system prompt", 30)
+    assert long is not None
+    assert (long.keys, long.size) == (tuple(KEYS[:3]), 30)
+    assert ledger.pin(TENANT, NAMESPACE, KEYS, "system prompt", 30) == long, "the same again"
+    assert ledger.pin(TENANT, NAMESPACE, KEYS[:2], "", 49) is None
+    short = ledger.pin(TENANT, NAMESPACE, KEYS[:2], "", 50)
+    assert short is not None
+    nothing = ledger.pin(TENANT, NAMESPACE, [key_of(7)], "", None)
+    assert nothing is not None
+    assert nothing.keys == ()
+    assert {pin.pin for pin in ledger.pins(TENANT)} == {long.pin, short.pin}
+    now[0] = 100
+    assert there(store) == [True, True, True, False, False]
+    assert ledger.unpin(TENANT, long.pin, 60) == 1, "the others are another pin's"
+    now[0] = 200
+    assert there(store) == [True, True, False, False, False]
+    assert ledger.unpin(TENANT, short.pin, 60) == 2
+    now[0] = 300
+    assert there(store) == [False] * 5
+    with pytest.raises(InvalidInput, match="usage"):
+        ledger.unpin(TENANT, short.pin, 60)
+    with pytest.raises(InvalidInput, match="label"):
+        ledger.pin(TENANT, NAMESPACE, KEYS, "x" * 201, None)
+
+
+def test_notes_stay_bounded_where_nobody_looks() -> None:
+    """In a store that holds 100 pages, after 3000."""
+    store = MemoryStore(max_bytes=1000)
+    ledger = Ledger(store)
+    put(store, ledger, [key_of(n) for n in range(3000)])
+    index = keys.index(TENANT, NAMESPACE)
+    assert store.sample_record(index, 1)[0] < 500
