@@ -15,7 +15,7 @@ from lexico_store.redis_rights import KEYS, RULE, lacking, trial
 
 LEAST_VERSION: Final = (7, 0)
 POLICY: Final = "volatile-ttl"
-"""What is named to those who have no volatile- policy; any of them will do, but see `RedisStore`."""
+"""Named to those who have no volatile- policy; any of them will do, this one best: ADR 0043."""
 REPLICA_BUFFER_BYTES: Final = 1 << 30
 """What a replica's output buffer should bear: the writes during one full copy, in pages."""
 _MIB: Final = 1 << 20

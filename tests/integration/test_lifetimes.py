@@ -37,7 +37,7 @@ RED, BLUE = "red-token-0123456789", "blue-token-0123456789"
 @pytest.fixture
 def tokens(tmp_path: Path) -> Path:
     file = tmp_path / "tokens"
-    file.write_text(f"red:{RED}\nblue:{BLUE}\n")
+    file.write_text(f"red:{RED}:offload,reload,admin\nblue:{BLUE}:offload,reload,admin\n")
     return file
 
 

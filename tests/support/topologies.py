@@ -200,7 +200,7 @@ def cluster(directory: Path, *options: str, replicas: bool = False) -> Iterator[
 @contextlib.contextmanager
 def bounded(servers: list[RedisServer], maxmemory: int) -> Iterator[None]:
     """The servers are empty and evict pages beyond `maxmemory` bytes each, while the block runs."""
-    settings = {"maxmemory": str(maxmemory), "maxmemory-policy": "volatile-lru"}
+    settings = {"maxmemory": str(maxmemory), "maxmemory-policy": "volatile-ttl"}
     former: list[tuple[RedisServer, dict[str, str]]] = []
     for server in servers:
         with client_of(server) as client:
