@@ -34,8 +34,8 @@ def token_array(token_ids: TokenIds) -> npt.NDArray[np.uint32]:
     return ids.astype("<u4")
 
 
-def page_keys(spec: CacheSpec, token_ids: TokenIds) -> list[bytes]:
-    """Keys of every full page of a sequence.
+def page_keys(spec: CacheSpec, token_ids: TokenIds, *, parent: bytes = b"") -> list[bytes]:
+    """Keys of every full page of a sequence, or of a part of one.
 
     A page's key is BLAKE2b-256(parent key, token ids of the page as little-endian uint32); the
     first parent is the namespace. The chain makes a key stand for the whole prefix, and for all
@@ -43,13 +43,15 @@ def page_keys(spec: CacheSpec, token_ids: TokenIds) -> list[bytes]:
 
     Args:
         spec: what the pages belong to.
-        token_ids: the sequence from position 0; tokens after the last full page count for nothing.
+        token_ids: the sequence from position 0, or from the page after `parent` on; tokens after
+            the last full page count for nothing.
+        parent: key of the page before the first one; empty where that is page 0.
 
     Returns:
         `len(token_ids) // spec.page_tokens` keys of 32 bytes.
     """
     ids = token_array(token_ids)
-    parent = spec.namespace
+    parent = parent or spec.namespace
     keys: list[bytes] = []
     for page in range(len(ids) // spec.page_tokens):
         tokens = ids[page * spec.page_tokens : (page + 1) * spec.page_tokens]

@@ -2,23 +2,23 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from functools import partial
+from contextlib import ExitStack
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
 import platformdirs
 
-from lexico_client._crew import Crew
-from lexico_client._deadline import Budget, Clock, may_retry, pause, settled, with_retry
+from lexico_client._crew import Access, Crew
+from lexico_client._deadline import Budget, Clock, with_retry
 from lexico_client._dictionaries import DictionaryShelf, register_messages
 from lexico_client._endpoint import Endpoint
 from lexico_client._grpc import GrpcTransport
-from lexico_client._load import PrefixLoader, Target
+from lexico_client._load import PageView, PrefixLoader, Target
 from lexico_client._match import match_pages
-from lexico_client._offload import PageOffer, PageSource, put_missing
+from lexico_client._offload import Offloading, PageOffer, PageSource
+from lexico_client._parts import keys_of
 from lexico_client._results import (
     DictionaryEntry,
     Loaded,
@@ -29,11 +29,13 @@ from lexico_client._results import (
 )
 from lexico_client._settings import Timeouts, check_seconds
 from lexico_client._transport import Transport
-from lexico_codec.keys import TokenIds, page_keys, token_array
+from lexico_codec.keys import TokenIds, token_array
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
+    Cancelled,
     ConfigurationError,
+    DeadlineExpired,
     InvalidInput,
     LexicoError,
     TokenCountMismatch,
@@ -61,8 +63,13 @@ class AsyncClient:
     """Shares the caches of one node. Use it as an async context manager, on one event loop; once
     that is closed, another may take its place.
 
+    Sequences may have any length: calls go out in parts, within one deadline.
+
     Caller's memory is read and written in worker threads, and never after the call has ended, not
-    even where the call was cancelled.
+    even where the call was cancelled. A thread that is stuck in it is waited for until a second
+    after the deadline, and then left behind; `Loaded.unfinished` says when it is out again.
+
+    Once closed, a load is a miss and other calls raise `Cancelled`, as do those that run then.
 
     In a forked child it works as if made there, unless the parent had gRPC channels open: those of
     any client of its that has made a call and is not closed. Then gRPC is not touched in the child:
@@ -115,6 +122,7 @@ class AsyncClient:
         self._timeouts = timeouts or Timeouts()
         self._transport = transport
         self._crew = Crew(threads)
+        self._closed = False
         self._shelf = DictionaryShelf(
             transport, Path(dictionaries_dir), self._crew, self._timeouts.dictionaries
         )
@@ -132,9 +140,11 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends calls that still run, closes channels and threads. May be called more than once."""
+        self._closed = True
+        self._crew.close()
         await self._shelf.close()
         await self._transport.close()
-        self._crew.close()
+        await self._crew.ended()
 
     async def match(
         self, spec: CacheSpec, token_ids: TokenIds, *, timeout: float | None = None
@@ -150,9 +160,11 @@ class AsyncClient:
             TokenCountMismatch: `token_ids` is no flat sequence of token ids.
             LexicoError: the service could not answer.
         """
+        ids = token_array(token_ids)
         budget = self._budget("match", timeout, self._timeouts.match)
+        self._check_open()
         async with budget.bound():
-            return await match_pages(self._transport, spec, page_keys(spec, token_ids), budget)
+            return await match_pages(self._transport, spec, await keys_of(spec, ids), budget)
 
     async def offload(
         self,
@@ -185,22 +197,20 @@ class AsyncClient:
         """
         if wait not in _DURABILITY:
             raise InvalidInput(f"wait={wait!r}: {' or '.join(_DURABILITY)}")
-        ids, keys = token_array(token_ids), page_keys(spec, token_ids)
-        if pages is not None and not 0 <= pages <= len(keys):
+        ids = token_array(token_ids)
+        full = len(ids) // spec.page_tokens
+        if pages is not None and not 0 <= pages <= full:
             raise TokenCountMismatch(
-                f"pages={pages}: {len(ids)} token ids make {len(keys)} pages of {spec.page_tokens}"
+                f"pages={pages}: {len(ids)} token ids make {full} pages of {spec.page_tokens}"
             )
-        offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait])
         budget = self._budget("offload", timeout, self._timeouts.offload)
-        with self._crew.one() as thread:
-            put = partial(put_missing, self._transport, thread, offer, budget, self._timeouts.match)
+        with self._crew.shift(budget) as shift:
             async with budget.bound():
-                try:
-                    report = await put()
-                except LexicoError as error:
-                    if not may_retry(error) or not await pause(budget):
-                        raise
-                    report = await put()  # from the match again: it may have stored some
+                keys = await keys_of(spec, ids)
+                offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait])
+                report = await Offloading(
+                    self._transport, shift, offer, budget, self._timeouts.match
+                ).run()
         self._sent.add(report.bytes_sent)
         return report
 
@@ -238,7 +248,18 @@ class AsyncClient:
             Unsupported: a `CodesReceiver`, and a codec without codes.
             Exception: whatever else the target, or a receiver of its, raised.
         """
-        loaded = await self._load(spec, token_ids, target, timeout)
+        return await self._counted_load(spec, token_ids, target, timeout, Access())
+
+    async def _counted_load(
+        self,
+        spec: CacheSpec,
+        token_ids: TokenIds,
+        target: Target,
+        timeout: float | None,
+        access: Access,
+    ) -> Loaded:
+        """`load`, for a caller that may end the access before."""
+        loaded = await self._load(spec, token_ids, target, timeout, access)
         self._received.add(loaded.bytes_received)
         if loaded.reason is not None:
             self._metrics.counter(CLIENT_MISSES, reason_of(loaded.reason)).add()
@@ -247,32 +268,42 @@ class AsyncClient:
         return loaded
 
     async def _load(
-        self, spec: CacheSpec, token_ids: TokenIds, target: Target, timeout: float | None
+        self,
+        spec: CacheSpec,
+        token_ids: TokenIds,
+        target: Target,
+        timeout: float | None,
+        access: Access,
     ) -> Loaded:
-        keys = page_keys(spec, token_ids)
-        budget = self._budget("load", timeout, self._timeouts.load)
-        clock = Clock()
+        ids = token_array(token_ids)
+        budget, clock = self._budget("load", timeout, self._timeouts.load), Clock()
         matched, dictionary = Match(0, 0, (), ()), None
-        try:
-            async with budget.bound():
-                matched = await match_pages(
-                    self._transport, spec, keys, budget, self._timeouts.match
-                )
-                match_seconds = clock.lap()
-                if matched.pages and spec.codec.needs_dictionary:
-                    dictionary = await self._shelf.get(spec.dictionary)
-        except LexicoError as error:
-            seconds = LoadSeconds(total=clock.total())
-            return Loaded(0, 0, matched.pages, error, 0, seconds)
-        dictionary_seconds = clock.lap()
-        if matched.pages == 0:
-            seconds = LoadSeconds(clock.total(), match_seconds, dictionary_seconds)
-            return Loaded(0, 0, 0, None, 0, seconds)
-        loop = asyncio.get_running_loop()
-        with self._crew.one() as thread:
-            view = await settled(loop.run_in_executor(thread, target, matched.pages))
+        with ExitStack() as stack:
+            try:
+                shift = stack.enter_context(self._crew.shift(budget, access))
+                async with budget.bound():
+                    keys = await keys_of(spec, ids)
+                    matched = await match_pages(
+                        self._transport, spec, keys, budget, self._timeouts.match, prefix=True
+                    )
+                    match_seconds = clock.lap()
+                    if matched.pages and spec.codec.needs_dictionary:
+                        dictionary = await self._shelf.get(spec.dictionary)
+                dictionary_seconds = clock.lap()
+                if matched.pages == 0:
+                    seconds = LoadSeconds(clock.total(), match_seconds, dictionary_seconds)
+                    return Loaded(0, 0, 0, None, 0, seconds)
+                viewing = shift.start(_view_of, target, matched.pages, access)
+            except LexicoError as error:
+                seconds = LoadSeconds(total=clock.total())
+                return Loaded(0, 0, matched.pages, error, 0, seconds)
+            view = await shift.finished(viewing) and viewing.result()
+            if not view:
+                seconds = LoadSeconds(clock.total(), match_seconds, dictionary_seconds)
+                late = DeadlineExpired("load: the target gave no memory within the deadline")
+                return Loaded(0, 0, matched.pages, late, 0, seconds, access.end())
             leading, idle = keys[: matched.pages], self._timeouts.idle
-            loader = PrefixLoader(spec, leading, view, dictionary, thread, idle)
+            loader = PrefixLoader(spec, leading, view, dictionary, shift, idle)
             await loader.run(self._transport, budget)
         return Loaded(
             tokens=loader.pages * spec.page_tokens,
@@ -283,6 +314,7 @@ class AsyncClient:
             seconds=LoadSeconds(
                 clock.total(), match_seconds, dictionary_seconds, loader.decode_seconds
             ),
+            unfinished=access.end(),
         )
 
     async def register_dictionary(
@@ -294,6 +326,7 @@ class AsyncClient:
             LexicoError: the service refused it or could not answer.
         """
         budget = self._budget("register", timeout, self._timeouts.dictionaries)
+        self._check_open()
         self._shelf.keep(dictionary)
         async with budget.bound():
             response = await with_retry(
@@ -310,7 +343,10 @@ class AsyncClient:
             UnknownDictionary: the service has none of that digest.
             LexicoError: the service could not give it.
         """
-        return await self._shelf.get(digest)
+        budget = self._budget("fetch dictionary", None, self._timeouts.dictionaries)
+        self._check_open()
+        async with budget.bound():
+            return await self._shelf.get(digest)
 
     async def keep_dictionary(self, dictionary: DictionarySet) -> None:
         """Keeps a set that the caller has, so that a load need not fetch it."""
@@ -323,11 +359,22 @@ class AsyncClient:
             LexicoError: the service could not answer.
         """
         budget = self._budget("list", timeout, self._timeouts.dictionaries)
+        self._check_open()
         async with budget.bound():
             response = await with_retry(
                 budget, lambda: self._transport.list_dictionaries(budget.left())
             )
         return [entry_of(info) for info in response.dictionaries]
 
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Cancelled("the client is closed")
+
     def _budget(self, what: str, timeout: float | None, usual: float) -> Budget:
         return Budget(what, usual if timeout is None else check_seconds("timeout", timeout))
+
+
+def _view_of(target: Target, pages: int, access: Access) -> PageView | None:
+    """In the worker thread: the target's views; None where the call has ended before."""
+    with access.using() as allowed:
+        return target(pages) if allowed else None

@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 
 from lexico_client._deadline import Budget, with_retry
+from lexico_client._parts import parts
 from lexico_client._results import Match
 from lexico_client._transport import Transport
 from lexico_codec.spec import CacheSpec
@@ -19,8 +20,10 @@ async def match_pages(
     page_keys: Sequence[bytes],
     budget: Budget,
     most: float = math.inf,
+    *,
+    prefix: bool = False,
 ) -> Match:
-    """Asks for all pages at once; nobody is asked about none.
+    """Asks for all pages, as many at once as a call takes; nobody is asked about none.
 
     Args:
         transport: the service.
@@ -28,16 +31,28 @@ async def match_pages(
         page_keys: of consecutive pages from the start of a sequence.
         budget: of the operation that wants to know.
         most: seconds for one answer, where the budget has more.
+        prefix: only leading pages count: stops at the first answer that lacks one.
 
     Raises:
         LexicoError: the service could not answer.
     """
-    if not page_keys:
-        return Match(0, 0, (), ())
+    present: list[bool] = []
+    for part in parts(len(page_keys)):
+        present += await _ask(transport, page_keys[part.start : part.stop], budget, most)
+        if prefix and not all(present[part.start :]):
+            break
+    leading = (*present, False).index(False)
+    asked = tuple(page_keys[: len(present)])
+    return Match(leading * spec.page_tokens, leading, tuple(present), asked)
+
+
+async def _ask(
+    transport: Transport, page_keys: Sequence[bytes], budget: Budget, most: float
+) -> list[bool]:
     request = reload.MatchRequest(page_keys=page_keys)
     response = await with_retry(budget, lambda: transport.match(request, min(most, budget.left())))
-    present = tuple(response.present)
+    present = list(response.present)
     leading = (*present, False).index(False)
     if len(present) != len(page_keys) or response.leading != leading:
         raise InternalError(f"match: the answer does not fit the {len(page_keys)} pages asked for")
-    return Match(leading * spec.page_tokens, leading, present, tuple(page_keys))
+    return present

@@ -74,6 +74,8 @@ class OffloadServicer:
                 header.token_ids,
                 tuple(header.pages),
                 tuple(header.page_keys),
+                header.first_page,
+                header.parent_key,
                 trace_of(metadata),
             )
             if header.durability not in pb.Durability.values():
