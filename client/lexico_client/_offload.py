@@ -129,9 +129,7 @@ class Offloading:
         outcomes = dict.fromkeys(part, PageOutcome.PRESENT)
         missing = [page for page, there in zip(part, matched.present, strict=True) if not there]
         if missing:
-            upload = PageUpload(
-                offer.spec, offer.header(part, missing), offer.source, self._shift
-            )
+            upload = PageUpload(offer.spec, offer.header(part, missing), offer.source, self._shift)
             response = await self._put(upload, part)
             answered, stored = outcomes_of(response, missing)
             outcomes |= answered

@@ -32,6 +32,8 @@ class HeldTokens:
         `generate` was seen to have another prompt with the same beginning."""
         self.begun = False
         """Whether a forward pass has been since the load, or since `generate` began."""
+        self.used = False
+        """Whether a model was given the cache."""
         self.given = 0
         """Tokens of the whole prompt that `generate` was given; 0 where it was given the rest."""
         self._chunks = [prompt[:tokens]]

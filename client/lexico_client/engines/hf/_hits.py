@@ -13,7 +13,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 
 from lexico_client._results import Loaded
 from lexico_client.engines.hf._coded_cache import CodedCache
-from lexico_client.engines.hf._held_tokens import HeldTokens, note_tokens
+from lexico_client.engines.hf._held_tokens import HeldTokens, note_tokens, tokens_of
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto.errors import LexicoError, Unsupported
 
@@ -23,22 +23,37 @@ C = TypeVar("C", bound=Cache)
 class Lending(Generic[C]):
     """Gives a cache to one use, and another cache of the same prefix to each later one."""
 
-    def __init__(self, model: PreTrainedModel, cache: C, again: Callable[[C], C]) -> None:
+    def __init__(
+        self, model: PreTrainedModel, cache: C, tokens: int, again: Callable[[C], C]
+    ) -> None:
         """
         Args:
             model: that the caches are for.
             cache: goes to the first use.
+            tokens: that it holds before that.
             again: makes one of the same prefix, whatever became of the first.
         """
         self._model = model
         self._cache = cache
+        self._tokens = tokens
         self._again = again
         self._lent = threading.Lock()
 
     def inputs(self) -> dict[str, Any]:
         """A cache under the keyword that the model knows."""
-        first = self._lent.acquire(blocking=False)
+        first = self._lent.acquire(blocking=False) and self._untouched()
         return cache_inputs(self._model, self._cache if first else self._again(self._cache))
+
+    def _untouched(self) -> bool:
+        """Whether nobody has used the first cache by hand."""
+        held, layer = tokens_of(self._cache), self._cache.layers[0]
+        rows = 1 if layer.keys is None else layer.keys.shape[0]
+        return (
+            held is not None
+            and not held.used
+            and rows == 1
+            and self._cache.get_seq_length() == self._tokens
+        )
 
 
 @dataclass(frozen=True)
@@ -64,7 +79,7 @@ class Hit(_Brought):
     """
 
     cache: DynamicCache
-    """The reloaded prefix, or empty for a miss. It grows with what the model is given first."""
+    """The reloaded prefix, or empty for a miss; it grows with what the model is given."""
     _lending: Lending[DynamicCache] = field(repr=False, compare=False)
 
     @property
@@ -73,8 +88,9 @@ class Hit(_Brought):
         the model itself with `input_ids[:, hit.tokens:]`. It is `cache` from transformers 5.24 on,
         and was `past_key_values`.
 
-        The first time it is `hit.cache`; each later time it is another one of the loaded prefix,
-        without a copy of its memory. So one hit serves any number of questions, also at a time.
+        The first time it is `hit.cache`, if nothing was done with that; each later time it is
+        another one of the loaded prefix, without a copy of its memory. So one hit serves any number
+        of questions, also at a time.
 
         Raises:
             Unsupported: the prefix is no longer in `hit.cache`: it was moved elsewhere.
@@ -116,7 +132,7 @@ def hit_of(
         note_tokens(made, HeldTokens(prompt, _share(first, made, tokens)))
         return made
 
-    return Hit(tokens, loaded, cache, Lending(model, cache, again))
+    return Hit(tokens, loaded, cache, Lending(model, cache, tokens, again))
 
 
 def coded_hit_of(
@@ -131,7 +147,7 @@ def coded_hit_of(
             "each further use, or call load_codes() again"
         )
 
-    return CodedHit(tokens, loaded, cache, Lending(model, cache, again))
+    return CodedHit(tokens, loaded, cache, Lending(model, cache, tokens, again))
 
 
 def _share(first: DynamicCache, made: DynamicCache, tokens: int) -> int:

@@ -215,7 +215,9 @@ class HuggingFaceCache:
         loaded, tokens = self._load(spec, ids, codes.allocate, timeout)
         cache = CodedCache(codes.layers(tokens, recoding, self._dictionary))
         watch(self._model)
-        return coded_hit_of(self._model, torch.tensor(ids, dtype=torch.int64), tokens, loaded, cache)
+        return coded_hit_of(
+            self._model, torch.tensor(ids, dtype=torch.int64), tokens, loaded, cache
+        )
 
     def _load(
         self,

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import functools
 import inspect
+from collections.abc import Callable
 from types import MethodType
 from typing import Any, Final, NoReturn
 
@@ -28,6 +29,7 @@ _REFUSED: Final = {
     "penalty_alpha": f"searches contrastively, with code from elsewhere: {_OWN_CACHES}",
 }
 """Arguments of `generate`, and why they do not go together with a reloaded cache."""
+_ASSISTANTS: Final = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 _DEFAULTS: Final = (None, "hybrid")
 """Values that change nothing: the last is of configs that earlier transformers wrote."""
 
@@ -58,9 +60,9 @@ def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any)
     if held is None:
         return given(self, inputs, *args, **kwargs)
     with held.in_use():
-        _check_settings(self, args, kwargs)
         length = int(cache.get_seq_length())
-        held.begun, held.given = False, 0
+        _check_settings(_settings(self, args, kwargs), cache)
+        held.begun, held.given, held.used = False, 0, True
         if length:
             ids = kwargs.get("input_ids") if inputs is None else inputs
             if not isinstance(ids, Tensor) or ids.ndim != 2 or "inputs_embeds" in kwargs:
@@ -99,7 +101,7 @@ def before_forward(
                 _check_rest(held.rest, ids, length)
             named = _with_positions(named, ids.shape[1], length)
         _widen(cache, ids.shape[0])
-    held.begun, held.rest = True, None
+    held.begun, held.rest, held.used = True, None, True
     held.grow(length, ids)
     return (), named
 
@@ -114,19 +116,27 @@ def _cache_in(kwargs: dict[str, Any]) -> Any:
     return next((kwargs[word] for word in _KEYWORDS if kwargs.get(word) is not None), None)
 
 
-def _check_settings(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Refuses what makes `generate` go about its cache in another way."""
+def _settings(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[str], Any]:
+    """What `generate` goes by: its arguments, else the config."""
     config = kwargs.get("generation_config", args[0] if args else None)
     config = getattr(model, "generation_config", None) if config is None else config
 
     def setting(name: str) -> Any:
         return kwargs[name] if name in kwargs else getattr(config, name, None)
 
+    return setting
+
+
+def _check_settings(setting: Callable[[str], Any], cache: Any) -> None:
+    """Refuses what makes `generate` go about its cache in another way."""
     for name, why in _REFUSED.items():
         if setting(name) not in _DEFAULTS:
             raise Unsupported(f"generate({name}=...) {why}")
     if setting("use_cache") is False:
         raise Unsupported("generate(use_cache=False) with a reloaded cache: leave one of them out")
+    assisted = any(setting(name) is not None for name in _ASSISTANTS)
+    if assisted and getattr(cache, "coded_tokens", 0):
+        raise Unsupported("assisted generation over codes: take the cache of load()")
 
 
 def _is_rest(kwargs: dict[str, Any], ids: Tensor, length: int) -> bool:
