@@ -124,7 +124,7 @@ async def test_a_prompt_of_more_pages_than_a_call_takes(
     """The kind that was found: 4096 pages and a few more, all of them stored."""
     spec, ids = tiny(1), token_ids(MAX_CALL_PAGES + 70)
     keys = page_keys(spec, ids)
-    memory.pages.update(dict.fromkeys(keys, list[bytes]()))  # stored, and not to be read
+    memory.pages.update({key: [] for key in keys})  # stored, and not to be read
     match = await client.match(spec, ids)
     assert (match.tokens, match.page_keys) == (len(ids), tuple(keys))
     report = await client.offload(spec, ids, Sequence(spec).page)
