@@ -109,9 +109,9 @@ class Runner:
                 except LexicoError as error:
                     _log.debug("closed without a loop: %s", error)
                     return
-            error = loop.wait(call, GRACE_SECONDS)
-            if error is not None:
-                _log.warning("not closed in order: %s", error)
+            lost = loop.wait(call, GRACE_SECONDS)
+            if lost is not None:
+                _log.warning("not closed in order: %s", lost)
             loop.stop()
 
     async def _end(self, loop: LoopThread, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
