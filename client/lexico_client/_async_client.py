@@ -297,11 +297,11 @@ class AsyncClient:
             except LexicoError as error:
                 seconds = LoadSeconds(total=clock.total())
                 return Loaded(0, 0, matched.pages, error, 0, seconds)
-            view = await shift.finished(viewing) and viewing.result()
-            if not view:
+            if not await shift.finished(viewing):
                 seconds = LoadSeconds(clock.total(), match_seconds, dictionary_seconds)
                 late = DeadlineExpired("load: the target gave no memory within the deadline")
                 return Loaded(0, 0, matched.pages, late, 0, seconds, access.end())
+            view = viewing.result()
             leading, idle = keys[: matched.pages], self._timeouts.idle
             loader = PrefixLoader(spec, leading, view, dictionary, shift, idle)
             await loader.run(self._transport, budget)
@@ -374,7 +374,9 @@ class AsyncClient:
         return Budget(what, usual if timeout is None else check_seconds("timeout", timeout))
 
 
-def _view_of(target: Target, pages: int, access: Access) -> PageView | None:
-    """In the worker thread: the target's views; None where the call has ended before."""
+def _view_of(target: Target, pages: int, access: Access) -> PageView:
+    """In the worker thread: the target's views."""
     with access.using() as allowed:
-        return target(pages) if allowed else None
+        if not allowed:
+            raise Cancelled("load: the call ended before its target was asked")
+        return target(pages)
