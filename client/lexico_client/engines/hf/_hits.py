@@ -46,8 +46,8 @@ class Lending(Generic[C]):
 
     def _untouched(self) -> bool:
         """Whether nobody has used the first cache by hand."""
-        held, layer = tokens_of(self._cache), self._cache.layers[0]
-        rows = 1 if layer.keys is None else layer.keys.shape[0]
+        held, keys = tokens_of(self._cache), getattr(self._cache.layers[0], "keys", None)
+        rows = 1 if keys is None else keys.shape[0]
         return (
             held is not None
             and not held.used
@@ -159,7 +159,7 @@ def _share(first: DynamicCache, made: DynamicCache, tokens: int) -> int:
     """
     if tokens == 0:
         return 0
-    held = [(layer.keys, layer.values) for layer in first.layers]
+    held = [(layer.keys, layer.values) for layer in first.layers if isinstance(layer, DynamicLayer)]
     kept = min([tokens, *(keys.shape[-2] for keys, _ in held if isinstance(keys, Tensor))])
     for layer, (keys, values) in zip(made.layers, held, strict=True):
         if not isinstance(layer, DynamicLayer) or keys is None or values is None:

@@ -8,7 +8,6 @@ loaded are none of our business, and pass.
 
 from __future__ import annotations
 
-import functools
 import inspect
 from collections.abc import Callable
 from types import MethodType
@@ -17,6 +16,7 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor, nn
 
+from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._held_tokens import HeldTokens, tokens_of
 from lexico_client.engines.hf._plain_models import base_model
 from lexico_proto.errors import InvalidInput, ShapeMismatch, Unsupported
@@ -83,7 +83,7 @@ def before_forward(
     """
     if torch.compiler.is_compiling():
         return None
-    named = kwargs if not args else dict(zip(_names(type(module)), args, strict=False)) | kwargs
+    named = kwargs if not args else _named(module, args) | kwargs
     cache = _cache_in(named)
     held = tokens_of(cache)
     if held is None:
@@ -106,10 +106,10 @@ def before_forward(
     return (), named
 
 
-@functools.cache
-def _names(model: type[nn.Module]) -> tuple[str, ...]:
-    """Of the positional arguments of `forward`."""
-    return tuple(inspect.signature(model.forward).parameters)[1:]
+def _named(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:
+    """Positional arguments of `forward` by their names."""
+    names = list(inspect.signature(type(module).forward).parameters)[1:]
+    return dict(zip(names, args, strict=False))
 
 
 def _cache_in(kwargs: dict[str, Any]) -> Any:
@@ -135,7 +135,7 @@ def _check_settings(setting: Callable[[str], Any], cache: Any) -> None:
     if setting("use_cache") is False:
         raise Unsupported("generate(use_cache=False) with a reloaded cache: leave one of them out")
     assisted = any(setting(name) is not None for name in _ASSISTANTS)
-    if assisted and getattr(cache, "coded_tokens", 0):
+    if assisted and isinstance(cache, CodedCache) and cache.coded_tokens:
         raise Unsupported("assisted generation over codes: take the cache of load()")
 
 
