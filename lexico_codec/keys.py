@@ -35,8 +35,10 @@ def token_array(token_ids: TokenIds) -> npt.NDArray[np.uint32]:
     return ids.astype("<u4")
 
 
-def page_keys(spec: CacheSpec, token_ids: TokenIds, inputs: PageDigests = ()) -> list[bytes]:
-    """Keys of every full page of a sequence.
+def page_keys(
+    spec: CacheSpec, token_ids: TokenIds, inputs: PageDigests = (), *, parent: bytes = b""
+) -> list[bytes]:
+    """Keys of every full page of a sequence, or of a part of one.
 
     A page's key is BLAKE2b-256(parent key, token ids of the page as little-endian uint32), and
     where something else reached the model in it, its digest behind, under another personalisation.
@@ -45,8 +47,11 @@ def page_keys(spec: CacheSpec, token_ids: TokenIds, inputs: PageDigests = ()) ->
 
     Args:
         spec: what the pages belong to.
-        token_ids: the sequence from position 0; tokens after the last full page count for nothing.
-        inputs: what reached the model beside token ids, see `lexico_codec.inputs.input_digests`.
+        token_ids: the sequence from position 0, or from the page after `parent` on; tokens after
+            the last full page count for nothing.
+        inputs: what reached the model beside token ids, see `lexico_codec.inputs.input_digests`:
+            for the pages of `token_ids`.
+        parent: key of the page before the first one; empty where that is page 0.
 
     Returns:
         `len(token_ids) // spec.page_tokens` keys of 32 bytes.
@@ -58,7 +63,7 @@ def page_keys(spec: CacheSpec, token_ids: TokenIds, inputs: PageDigests = ()) ->
     ids = token_array(token_ids)
     pages = len(ids) // spec.page_tokens
     digests = checked_inputs(inputs, pages)
-    parent = spec.namespace
+    parent = parent or spec.namespace
     keys: list[bytes] = []
     for page in range(pages):
         tokens = ids[page * spec.page_tokens : (page + 1) * spec.page_tokens]

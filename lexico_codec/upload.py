@@ -1,4 +1,4 @@
-"""A page out of the pieces of an upload."""
+"""What an upload announces, and a page out of its pieces."""
 
 from __future__ import annotations
 
@@ -8,10 +8,52 @@ import numpy as np
 
 from lexico_codec.checksum import Checksum
 from lexico_codec.pieces import Piece
-from lexico_proto.errors import InvalidInput, StreamDamaged, StreamTooLong, StreamTruncated
-from lexico_proto.limits import PIECE_BYTES
+from lexico_codec.spec import CacheSpec
+from lexico_proto.errors import (
+    InvalidInput,
+    PageKeyMismatch,
+    StreamDamaged,
+    StreamTooLong,
+    StreamTruncated,
+    TokenCountMismatch,
+)
+from lexico_proto.limits import DIGEST_BYTES, PIECE_BYTES
 
 _SMALL_BYTES: Final = PIECE_BYTES // 16
+
+
+def check_part(
+    spec: CacheSpec, first_page: int, parent_key: bytes, lowest: int, highest: int, tokens: int
+) -> None:
+    """Whether the token ids of an upload are those of the pages that it names.
+
+    What the parent key stands for is not seen here. It can only be one of the caller's own tenant,
+    whose word is taken for keys and values too.
+
+    Args:
+        spec: what the pages belong to.
+        first_page, parent_key: where the token ids begin, and the key of the page before.
+        lowest, highest: the first and the last page that is sent.
+        tokens: how many token ids there are.
+
+    Raises:
+        InvalidInput: a page that no sequence has.
+        TokenCountMismatch: too few token ids, or too many.
+        PageKeyMismatch: no parent key where there must be one, or one where there can be none.
+    """
+    if highest >= (1 << 32) // spec.page_tokens:
+        raise InvalidInput(f"page {highest} of {spec.page_tokens} tokens: positions have 32 bits")
+    if len(parent_key) != (DIGEST_BYTES if first_page else 0):
+        raise PageKeyMismatch(
+            f"a parent key of {len(parent_key)} bytes before page {first_page}: page 0 has none, "
+            f"every other has one of {DIGEST_BYTES}"
+        )
+    needed = (highest + 1 - first_page) * spec.page_tokens
+    if lowest < first_page or tokens != needed:
+        raise TokenCountMismatch(
+            f"{tokens} token ids from page {first_page} on; pages {lowest} to {highest} of "
+            f"{spec.page_tokens} tokens need {max(needed, 0)}"
+        )
 
 
 class PageAssembler:

@@ -2,30 +2,29 @@
 
 from __future__ import annotations
 
-import asyncio
 import os
-from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
 import platformdirs
 
-from lexico_client._crew import Crew
-from lexico_client._deadline import Budget, Clock, may_retry, pause, settled, with_retry
+from lexico_client._crew import Access, Crew
+from lexico_client._deadline import Budget, with_retry
 from lexico_client._describe import describe_servers
 from lexico_client._dictionaries import DictionaryShelf, register_messages
 from lexico_client._endpoint import Endpoint
 from lexico_client._explain import Explanation
 from lexico_client._grpc import GrpcTransport
-from lexico_client._load import PrefixLoader, Target
+from lexico_client._load import Target
+from lexico_client._loading import Loading
 from lexico_client._match import match_pages
-from lexico_client._offload import PageOffer, PageSource, put_missing
+from lexico_client._offload import Offloading, PageOffer, PageSource
+from lexico_client._parts import keys_of
 from lexico_client._results import (
     Described,
     DictionaryEntry,
     Loaded,
-    LoadSeconds,
     Match,
     PutReport,
     entry_of,
@@ -34,13 +33,13 @@ from lexico_client._settings import Timeouts, check_seconds
 from lexico_client._tls import Tls
 from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests, checked_inputs
-from lexico_codec.keys import TokenIds, page_keys, token_array
+from lexico_codec.keys import TokenIds, token_array
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
+    Cancelled,
     ConfigurationError,
     InvalidInput,
-    LexicoError,
     TokenCountMismatch,
 )
 from lexico_proto.metrics import (
@@ -66,8 +65,13 @@ class AsyncClient:
     """Shares the caches of one node. Use it as an async context manager, on one event loop; once
     that is closed, another may take its place.
 
+    Sequences may have any length: calls go out in parts, within one deadline.
+
     Caller's memory is read and written in worker threads, and never after the call has ended, not
-    even where the call was cancelled.
+    even where the call was cancelled. A thread that is stuck in it is waited for until a second
+    after the deadline, and then left behind; `Loaded.unfinished` says when it is out again.
+
+    Once closed, a load is a miss and other calls raise `Cancelled`, as do those that run then.
 
     In a forked child it works as if made there, unless the parent had gRPC channels open: those of
     any client of its that has made a call and is not closed. Then gRPC is not touched in the child:
@@ -123,6 +127,7 @@ class AsyncClient:
         self._timeouts = timeouts or Timeouts()
         self._transport = transport
         self._crew = Crew(threads)
+        self._closed = False
         self._shelf = DictionaryShelf(
             transport, Path(dictionaries_dir), self._crew, self._timeouts.dictionaries
         )
@@ -140,9 +145,11 @@ class AsyncClient:
 
     async def close(self) -> None:
         """Ends calls that still run, closes channels and threads. May be called more than once."""
+        self._closed = True
+        self._crew.close()
         await self._shelf.close()
         await self._transport.close()
-        self._crew.close()
+        await self._crew.ended()
 
     async def match(
         self,
@@ -166,9 +173,12 @@ class AsyncClient:
             InvalidInput: `inputs` holds what is no digest.
             LexicoError: the service could not answer.
         """
+        ids = token_array(token_ids)
+        digests = checked_inputs(inputs, len(ids) // spec.page_tokens)
         budget = self._budget("match", timeout, self._timeouts.match)
+        self._check_open()
         async with budget.bound():
-            keys = page_keys(spec, token_ids, inputs)
+            keys = await keys_of(spec, ids, digests)
             return await match_pages(self._transport, spec, keys, budget)
 
     async def explain(
@@ -236,22 +246,21 @@ class AsyncClient:
         """
         if wait not in _DURABILITY:
             raise InvalidInput(f"wait={wait!r}: {' or '.join(_DURABILITY)}")
-        ids, keys = token_array(token_ids), page_keys(spec, token_ids, inputs)
-        if pages is not None and not 0 <= pages <= len(keys):
+        ids = token_array(token_ids)
+        full = len(ids) // spec.page_tokens
+        digests = checked_inputs(inputs, full)
+        if pages is not None and not 0 <= pages <= full:
             raise TokenCountMismatch(
-                f"pages={pages}: {len(ids)} token ids make {len(keys)} pages of {spec.page_tokens}"
+                f"pages={pages}: {len(ids)} token ids make {full} pages of {spec.page_tokens}"
             )
-        offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait], inputs)
         budget = self._budget("offload", timeout, self._timeouts.offload)
-        with self._crew.one() as thread:
-            put = partial(put_missing, self._transport, thread, offer, budget, self._timeouts.match)
+        with self._crew.shift(budget) as shift:
             async with budget.bound():
-                try:
-                    report = await put()
-                except LexicoError as error:
-                    if not may_retry(error) or not await pause(budget):
-                        raise
-                    report = await put()  # from the match again: it may have stored some
+                keys = await keys_of(spec, ids, digests)
+                offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait], digests)
+                report = await Offloading(
+                    self._transport, shift, offer, budget, self._timeouts.match
+                ).run()
         self._sent.add(report.bytes_sent)
         return report
 
@@ -292,51 +301,29 @@ class AsyncClient:
             Unsupported: a `CodesReceiver`, and a codec without codes.
             Exception: whatever else the target, or a receiver of its, raised.
         """
-        loaded = await self._load(spec, page_keys(spec, token_ids, inputs), target, timeout)
+        return await self._counted_load(spec, token_ids, target, inputs, timeout, Access())
+
+    async def _counted_load(
+        self,
+        spec: CacheSpec,
+        token_ids: TokenIds,
+        target: Target,
+        inputs: PageDigests,
+        timeout: float | None,
+        access: Access,
+    ) -> Loaded:
+        """`load`, for a caller that may end the access before."""
+        ids = token_array(token_ids)
+        digests = checked_inputs(inputs, len(ids) // spec.page_tokens)
+        budget = self._budget("load", timeout, self._timeouts.load)
+        loading = Loading(self._transport, self._crew, self._shelf, self._timeouts, budget, access)
+        loaded = await loading.run(spec, ids, digests, target)
         self._received.add(loaded.bytes_received)
         if loaded.reason is not None:
             self._metrics.counter(CLIENT_MISSES, reason_of(loaded.reason)).add()
         elif not loaded.pages:
             self._metrics.counter(CLIENT_MISSES, ABSENT).add()
         return loaded
-
-    async def _load(
-        self, spec: CacheSpec, keys: list[bytes], target: Target, timeout: float | None
-    ) -> Loaded:
-        budget = self._budget("load", timeout, self._timeouts.load)
-        clock = Clock()
-        matched, dictionary = Match(0, 0, (), ()), None
-        try:
-            async with budget.bound():
-                matched = await match_pages(
-                    self._transport, spec, keys, budget, self._timeouts.match
-                )
-                match_seconds = clock.lap()
-                if matched.pages and spec.codec.needs_dictionary:
-                    dictionary = await self._shelf.get(spec.dictionary)
-        except LexicoError as error:
-            seconds = LoadSeconds(total=clock.total())
-            return Loaded(0, 0, matched.pages, error, 0, seconds)
-        dictionary_seconds = clock.lap()
-        if matched.pages == 0:
-            seconds = LoadSeconds(clock.total(), match_seconds, dictionary_seconds)
-            return Loaded(0, 0, 0, None, 0, seconds)
-        loop = asyncio.get_running_loop()
-        with self._crew.one() as thread:
-            view = await settled(loop.run_in_executor(thread, target, matched.pages))
-            leading, idle = keys[: matched.pages], self._timeouts.idle
-            loader = PrefixLoader(spec, leading, view, dictionary, thread, idle)
-            await loader.run(self._transport, budget)
-        return Loaded(
-            tokens=loader.pages * spec.page_tokens,
-            pages=loader.pages,
-            matched_pages=matched.pages,
-            reason=loader.reason,
-            bytes_received=loader.bytes_received,
-            seconds=LoadSeconds(
-                clock.total(), match_seconds, dictionary_seconds, loader.decode_seconds
-            ),
-        )
 
     async def register_dictionary(
         self, dictionary: DictionarySet, *, timeout: float | None = None
@@ -347,6 +334,7 @@ class AsyncClient:
             LexicoError: the service refused it or could not answer.
         """
         budget = self._budget("register", timeout, self._timeouts.dictionaries)
+        self._check_open()
         self._shelf.keep(dictionary)
         async with budget.bound():
             response = await with_retry(
@@ -363,7 +351,10 @@ class AsyncClient:
             UnknownDictionary: the service has none of that digest.
             LexicoError: the service could not give it.
         """
-        return await self._shelf.get(digest)
+        budget = self._budget("fetch dictionary", None, self._timeouts.dictionaries)
+        self._check_open()
+        async with budget.bound():
+            return await self._shelf.get(digest)
 
     async def keep_dictionary(self, dictionary: DictionarySet) -> None:
         """Keeps a set that the caller has, so that a load need not fetch it."""
@@ -376,6 +367,7 @@ class AsyncClient:
             LexicoError: the service could not answer.
         """
         budget = self._budget("list", timeout, self._timeouts.dictionaries)
+        self._check_open()
         async with budget.bound():
             response = await with_retry(
                 budget, lambda: self._transport.list_dictionaries(budget.left())
@@ -394,6 +386,10 @@ class AsyncClient:
         budget = self._budget("describe", timeout, self._timeouts.match)
         async with budget.bound():
             return await describe_servers(self._transport, budget)
+
+    def _check_open(self) -> None:
+        if self._closed:
+            raise Cancelled("the client is closed")
 
     def _budget(self, what: str, timeout: float | None, usual: float) -> Budget:
         return Budget(what, usual if timeout is None else check_seconds("timeout", timeout))

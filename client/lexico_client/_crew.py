@@ -1,12 +1,187 @@
-"""Threads in which memory is worked on."""
+"""Threads in which the caller's memory is worked on."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from concurrent.futures import Executor, ThreadPoolExecutor
+import asyncio
+import threading
+from collections.abc import Callable, Iterator
+from concurrent.futures import Executor, Future
 from contextlib import contextmanager
+from queue import SimpleQueue
+from typing import Any, Final, ParamSpec, TypeVar
+from weakref import finalize
 
+from lexico_client._deadline import Budget
 from lexico_codec.forks import renew_in_children
+from lexico_proto.errors import Busy, Cancelled, DeadlineExpired
+
+T = TypeVar("T")
+P = ParamSpec("P")
+
+GRACE_SECONDS: Final = 1.0
+"""What a thread is given to end what it is at, once its call's deadline has passed."""
+MAX_STUCK: Final = 8
+"""Threads that were left behind and are still at it; with more there is no further work."""
+
+_LOOK_SECONDS: Final = 0.002
+
+_Job = tuple["Future[Any]", Callable[[], Any]]
+
+
+class Worker(Executor):
+    """One thread that does one thing after another.
+
+    Unlike those of `ThreadPoolExecutor` it is a daemon: a thread that is stuck does not keep the
+    process from ending, and other threads may go on to use it while the interpreter shuts down.
+    """
+
+    def __init__(self, name: str) -> None:
+        self._name = name
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._closed = False
+        finalize(self, self._jobs.put, None).atexit = False
+
+    def submit(self, fn: Callable[P, T], /, *args: P.args, **kwargs: P.kwargs) -> Future[T]:
+        """As of every executor.
+
+        Raises:
+            Cancelled: it is closed, or the interpreter is ending and starts no more threads.
+        """
+        if self._closed:
+            raise Cancelled("the client is closed")
+        if self._thread is None:
+            thread = threading.Thread(
+                target=_work, args=(self._jobs,), name=f"{self._name}_0", daemon=True
+            )
+            try:
+                thread.start()
+            except RuntimeError as error:
+                raise Cancelled(f"no thread can be started: {error}") from error
+            self._thread = thread
+        future: Future[T] = Future()
+        self._jobs.put((future, lambda: fn(*args, **kwargs)))
+        return future
+
+    @property
+    def alive(self) -> bool:
+        """Whether there is a thread."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def shutdown(self, wait: bool = False, *, cancel_futures: bool = False) -> None:
+        """Ends the thread after what it was given; does not wait for that."""
+        if not self._closed:
+            self._closed = True
+            self._jobs.put(None)
+
+
+def _work(jobs: SimpleQueue[_Job | None]) -> None:
+    """Must not know the worker: while it ran, that could not be collected."""
+    while (job := jobs.get()) is not None:
+        future, work = job
+        if future.set_running_or_notify_cancel():
+            try:
+                result = work()
+            except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
+                future.set_exception(error)
+            else:
+                future.set_result(result)
+        del job, future, work
+
+
+class Access:
+    """The right of a worker thread to the caller's memory; it ends with the call."""
+
+    def __init__(self) -> None:
+        self._lock = threading.Lock()
+        self._over = False
+        self._inside: threading.Event | None = None
+
+    @property
+    def over(self) -> bool:
+        """Whether the call has ended."""
+        return self._over
+
+    @contextmanager
+    def using(self) -> Iterator[bool]:
+        """In the thread: whether what follows may touch the memory."""
+        with self._lock:
+            allowed = not self._over
+            if allowed:
+                self._inside = threading.Event()
+        try:
+            yield allowed
+        finally:
+            if allowed:
+                with self._lock:
+                    inside, self._inside = self._inside, None
+                if inside is not None:
+                    inside.set()
+
+    def end(self) -> threading.Event | None:
+        """No thread begins to touch the memory any more.
+
+        Returns:
+            None: none does. Else an event that is set once the one that still does has ended.
+        """
+        with self._lock:
+            self._over = True
+            return self._inside
+
+
+class Shift:
+    """The work of one call, in one thread. For one event loop."""
+
+    def __init__(self, crew: Crew, worker: Worker, budget: Budget, access: Access) -> None:
+        self._crew = crew
+        self._worker = worker
+        self._budget = budget
+        self.access = access
+        """Of whatever this call starts."""
+
+    def start(self, work: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        """Has the thread do it after what it was given before."""
+        return asyncio.get_running_loop().run_in_executor(self._worker, work, *args)
+
+    async def finished(self, future: asyncio.Future[Any]) -> bool:
+        """Waits for work, even while cancelled; what it raised is left alone.
+
+        A thread cannot be stopped, and this one reads or writes the caller's memory. It works on
+        one layer group, so the wait is short. Where it is not, past the deadline, the thread is
+        left behind: the crew gets another.
+
+        Returns:
+            False: it was left behind.
+        """
+        loop = asyncio.get_running_loop()
+        cancelled: asyncio.CancelledError | None = None
+        end = max(self._budget.end, loop.time()) + GRACE_SECONDS
+        while not future.done():
+            if loop.time() >= end:
+                future.cancel()  # nothing, where it has begun
+                self._crew.lose(self._worker)
+                break
+            try:
+                await asyncio.wait([future], timeout=end - loop.time())
+            except asyncio.CancelledError as error:
+                cancelled = error
+        done = future.done() and not future.cancelled()
+        if done:
+            future.exception()  # marked as seen
+        if cancelled is not None:
+            raise cancelled
+        return done
+
+    async def result(self, future: asyncio.Future[T]) -> T:
+        """Result of work, waited for as in `finished`.
+
+        Raises:
+            DeadlineExpired: it was left behind.
+            BaseException: what it raised.
+        """
+        if not await self.finished(future):
+            raise DeadlineExpired(f"{self._budget.what}: a worker thread is stuck")
+        return future.result()
 
 
 class Crew:
@@ -18,31 +193,75 @@ class Crew:
 
     def __init__(self, threads: int) -> None:
         self._threads = threads
+        self._stuck: list[threading.Event] = []
         self._calls = self._idle()
+        self._closed = False
         renew_in_children(self)
 
     def after_fork(self) -> None:
         """Starts with threads of the child's own. The parent's are not there, nor are their teams
         of OpenMP workers."""
-        self._calls = self._idle()
+        self._calls, self._stuck = self._idle(), []
 
-    def _idle(self) -> dict[Executor, int]:
-        return {
-            ThreadPoolExecutor(1, thread_name_prefix=f"lexico-client-{number}"): 0
-            for number in range(self._threads)
-        }
+    def _idle(self) -> dict[Worker, int]:
+        return {self._hired(number): 0 for number in range(self._threads)}
+
+    def _hired(self, number: int) -> Worker:
+        return Worker(f"lexico-client-{number}")
 
     @contextmanager
-    def one(self) -> Iterator[Executor]:
-        """The thread with the fewest calls, the first of equals."""
+    def one(self) -> Iterator[Worker]:
+        """The thread with the fewest calls, the first of equals.
+
+        Raises:
+            Busy: too many threads are stuck.
+            Cancelled: closed.
+        """
+        if self._closed:
+            raise Cancelled("the client is closed")
+        self._stuck = [ended for ended in self._stuck if not ended.is_set()]
+        if len(self._stuck) >= MAX_STUCK:
+            raise Busy(f"{len(self._stuck)} threads of the client are stuck: no more are started")
         chosen = min(self._calls, key=lambda thread: self._calls[thread])
         self._calls[chosen] += 1
         try:
             yield chosen
         finally:
-            self._calls[chosen] -= 1
+            if chosen in self._calls:  # not replaced meanwhile
+                self._calls[chosen] -= 1
+
+    @contextmanager
+    def shift(self, budget: Budget, access: Access | None = None) -> Iterator[Shift]:
+        """One call's work, in the thread of `one`; at the end its access is over."""
+        access = access or Access()
+        with self.one() as worker:
+            try:
+                yield Shift(self, worker, budget, access)
+            finally:
+                access.end()
+
+    def lose(self, worker: Worker) -> None:
+        """Puts another thread in the place of one that is stuck."""
+        if worker not in self._calls:
+            return
+        free = threading.Event()
+        worker.submit(free.set)
+        self._stuck.append(free)
+        # Its thread ends once no call knows the worker any more, and nothing is left to do.
+        calls = list(self._calls.items())
+        number = list(self._calls).index(worker)
+        calls[number] = self._hired(number), 0
+        self._calls = dict(calls)
 
     def close(self) -> None:
-        """Waits for what runs. May be called more than once."""
-        for thread in self._calls:
-            thread.shutdown(wait=True)
+        """Ends the threads after what they were given. May be called more than once."""
+        self._closed = True
+        for worker in self._calls:
+            worker.shutdown()
+
+    async def ended(self) -> None:
+        """Once `close` was called, waits for the threads, but not for long."""
+        loop = asyncio.get_running_loop()
+        end = loop.time() + GRACE_SECONDS
+        while any(worker.alive for worker in self._calls) and loop.time() < end:
+            await asyncio.sleep(_LOOK_SECONDS)

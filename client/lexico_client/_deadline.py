@@ -24,7 +24,8 @@ class Budget:
     def __init__(self, what: str, seconds: float) -> None:
         self.what = what
         self._seconds = seconds
-        self._end = asyncio.get_running_loop().time() + seconds
+        self.end = asyncio.get_running_loop().time() + seconds
+        """Time of the event loop at which they are over."""
 
     def left(self) -> float:
         """Seconds left.
@@ -32,7 +33,7 @@ class Budget:
         Raises:
             DeadlineExpired: none.
         """
-        left = self._end - asyncio.get_running_loop().time()
+        left = self.end - asyncio.get_running_loop().time()
         if left <= 0:
             raise self._expired()
         return left
@@ -45,7 +46,7 @@ class Budget:
             DeadlineExpired: it did.
         """
         try:
-            async with asyncio.timeout_at(self._end):
+            async with asyncio.timeout_at(self.end):
                 yield
         except TimeoutError as error:
             raise self._expired() from error
@@ -102,27 +103,3 @@ async def with_retry(budget: Budget, attempt: Callable[[], Awaitable[T]]) -> T:
         if not may_retry(error) or not await pause(budget):
             raise
     return await attempt()
-
-
-async def finished(future: asyncio.Future[T]) -> None:
-    """Waits for work in a thread, even while cancelled; what it raised is left alone.
-
-    A thread cannot be stopped, and this one reads or writes the caller's memory: nothing may return
-    before it ends. It works on one layer group, so the wait is short.
-    """
-    cancelled: asyncio.CancelledError | None = None
-    while not future.done():
-        try:
-            await asyncio.wait([future])
-        except asyncio.CancelledError as error:
-            cancelled = error
-    if not future.cancelled():
-        future.exception()  # marked as seen
-    if cancelled is not None:
-        raise cancelled
-
-
-async def settled(future: asyncio.Future[T]) -> T:
-    """Result of work in a thread, waited for as in `finished`."""
-    await finished(future)
-    return future.result()

@@ -89,16 +89,15 @@ class DictionaryShelf:
             task.exception()  # marked as seen, should every caller have gone
 
     async def _find(self, digest: bytes) -> DictionarySet:
-        loop = asyncio.get_running_loop()
         path = self._folder / f"{digest.hex()}.safetensors"
-        with self._crew.one() as thread:
-            found = await loop.run_in_executor(thread, _read, path, digest)
+        budget = Budget("fetch dictionary", self._seconds)
+        with self._crew.shift(budget) as shift:
+            found = await shift.result(shift.start(_read, path, digest))
             if found is None:
-                budget = Budget("fetch dictionary", self._seconds)
                 async with budget.bound():
                     data = await with_retry(budget, lambda: self._download(digest, budget))
-                found = await loop.run_in_executor(thread, _checked, data, digest)
-                await loop.run_in_executor(thread, _write, path, found)
+                found = await shift.result(shift.start(_checked, data, digest))
+                await shift.result(shift.start(_write, path, found))
         self.keep(found)
         return found
 

@@ -6,16 +6,17 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Executor
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from lexico_client._deadline import Budget, finished, may_retry, pause
+from lexico_client._crew import Shift
+from lexico_client._deadline import Budget, may_retry, pause
 from lexico_client._frames import Frame, FrameAssembler
+from lexico_client._parts import parts
 from lexico_client._transport import Transport
 from lexico_codec.codecs.sparse import GroupCodes, keeps_codes
 from lexico_codec.memory import CacheMemory
@@ -63,10 +64,11 @@ _TRAILER_SECONDS: Final = 0.25
 class PrefixLoader:
     """Loads as many leading pages as come whole and sound.
 
-    Frames come group by group and are decoded in a worker thread, one at a time, while the next is
-    received. The first bad page ends the prefix; pages before it go on. Nothing here outlives
-    `run`: when it returns or raises, no thread writes to the caller's memory any more, and none
-    gives codes to a receiver.
+    One Get after another brings as many pages as a call takes. Its frames come group by group and
+    are decoded in a worker thread, one at a time, while the next is received. The first bad page
+    ends the prefix; pages before it go on. Nothing here outlives `run`: when it returns or raises,
+    no thread writes to the caller's memory any more, and none gives codes to a receiver. A thread
+    that is stuck past the deadline is the exception, see `Loaded.unfinished`.
     """
 
     def __init__(
@@ -75,7 +77,7 @@ class PrefixLoader:
         page_keys: Sequence[bytes],
         view: PageView,
         dictionary: DictionarySet | None,
-        executor: Executor,
+        shift: Shift,
         idle: float,
     ) -> None:
         self.reason: LexicoError | None = None
@@ -85,7 +87,7 @@ class PrefixLoader:
         self._keys = page_keys
         self._view = view
         self._dictionary = dictionary
-        self._executor = executor
+        self._shift = shift
         self._idle = idle
         self._wanted = len(page_keys)
         self._decoded = [0] * len(page_keys)  # leading groups of each page that are in place
@@ -109,12 +111,10 @@ class PrefixLoader:
         """
         try:
             async with budget.bound():
-                try:
-                    await self._attempt(transport, budget)
-                except LexicoError as error:
-                    if not may_retry(error) or not await pause(budget):
-                        raise
-                    await self._attempt(transport, budget)
+                for part in parts(self._wanted):
+                    await self._part(transport, part, budget)
+                    if self._wanted < part.stop:
+                        break
         except LexicoError as error:
             self.reason = self.reason or error
         finally:
@@ -124,27 +124,38 @@ class PrefixLoader:
         if self.pages == len(self._keys):
             self.reason = None
 
-    async def _attempt(self, transport: Transport, budget: Budget) -> None:
-        if self._wanted == 0:
+    async def _part(self, transport: Transport, part: range, budget: Budget) -> None:
+        try:
+            await self._attempt(transport, part, budget)
+        except LexicoError as error:
+            if not may_retry(error) or not await pause(budget):
+                raise
+            await self._attempt(transport, part, budget)
+
+    async def _attempt(self, transport: Transport, part: range, budget: Budget) -> None:
+        first, end = part.start, min(part.stop, self._wanted)
+        if end <= first:
             return
-        assembler = FrameAssembler(self._spec, self._wanted)
+        assembler = FrameAssembler(self._spec, end - first)
         request = reload.GetRequest(
-            page_keys=self._keys[: self._wanted],
+            page_keys=self._keys[first:end],
             groups=self._spec.groups,
             namespace=self._spec.namespace,
+            first_page=first,
         )
         async with aclosing(transport.get(request, budget.left())) as stream:
-            while self._wanted > 0 and not assembler.complete:
+            while self._wanted > first and not assembler.complete:
                 message = await self._next(stream)
                 if message is None:
                     raise InternalError("get: the stream ended before its last frame")
                 frame = assembler.accept(message)
-                if assembler.pages < self._wanted:
-                    self._end(assembler.pages, _missed(assembler.pages, assembler.miss_reason))
+                given = first + assembler.pages
+                if given < min(end, self._wanted):
+                    self._end(given, _missed(given, assembler.miss_reason))
                 if frame is not None:
                     self.bytes_received += len(frame.data)
                     await self._settle()
-                    self._start(frame)
+                    self._start(replace(frame, page=first + frame.page))
             if assembler.complete:
                 await _end_of(stream)
         await self._settle()
@@ -165,9 +176,7 @@ class PrefixLoader:
 
     def _start(self, frame: Frame) -> None:
         if frame.page < self._wanted and frame.group == self._decoded[frame.page]:
-            loop = asyncio.get_running_loop()
-            future = loop.run_in_executor(self._executor, self._decode, frame)
-            self._running = frame, future
+            self._running = frame, self._shift.start(self._decode, frame)
 
     async def _settle(self) -> None:
         """Waits for the frame that is being decoded, and takes note of how it went."""
@@ -175,9 +184,9 @@ class PrefixLoader:
             return
         (frame, future), self._running = self._running, None
         try:
-            await finished(future)
+            await self._shift.finished(future)
         finally:
-            decoded = future.result()
+            decoded = _late() if future.cancelled() or not future.done() else future.result()
             self.decode_seconds += decoded.seconds
             if decoded.caller_error is not None:
                 self._caller_error, self._wanted = decoded.caller_error, 0
@@ -188,6 +197,10 @@ class PrefixLoader:
 
     def _decode(self, frame: Frame) -> _Decoded:
         """In the worker thread; never raises."""
+        with self._shift.access.using() as allowed:
+            return self._decode_now(frame) if allowed else _late()
+
+    def _decode_now(self, frame: Frame) -> _Decoded:
         started = time.perf_counter()
         page, group, error = frame.page, frame.group, None
         try:
@@ -211,6 +224,8 @@ class PrefixLoader:
             error.__cause__ = defect
         seconds = time.perf_counter() - started
         if codes is not None and isinstance(out, CodesReceiver):
+            if self._shift.access.over:
+                return _late()
             try:
                 out.accept(codes)
             except Exception as own:  # noqa: BLE001 - the caller's again
@@ -255,6 +270,10 @@ class _Decoded:
     """The frame cannot be used."""
     caller_error: Exception | None
     """The caller's view cannot."""
+
+
+def _late() -> _Decoded:
+    return _Decoded(0.0, DeadlineExpired("load: a page was not decoded within the deadline"), None)
 
 
 def _missed(page: int, reason: reload.MissReason) -> LexicoError:

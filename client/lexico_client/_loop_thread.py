@@ -12,8 +12,10 @@ from lexico_proto.errors import Cancelled, DeadlineExpired, InternalError, Lexic
 
 T = TypeVar("T")
 
-GRACE_SECONDS: Final = 10.0
-"""How long a loop may be busy before it counts as lost."""
+GRACE_SECONDS: Final = 2.0
+"""How long a loop may be busy, once a deadline has passed, before it counts as lost."""
+_ROUNDS: Final = 3
+"""Graces that work is given past its deadline on a loop that answers."""
 
 
 class Call(Generic[T]):
@@ -29,6 +31,11 @@ class Call(Generic[T]):
     def finished(self) -> bool:
         """Whether there is a result."""
         return self._task is not None and self._task.done()
+
+    @property
+    def cancelled(self) -> bool:
+        """Whether it was ended from outside."""
+        return self._task is not None and self._task.cancelled()
 
     def begin(self) -> None:
         """On the loop."""
@@ -65,12 +72,16 @@ class LoopThread:
 
     def __init__(self, name: str) -> None:
         self._loop = asyncio.new_event_loop()
-        self._lock = threading.Lock()
+        self._lock = threading.RLock()  # a signal handler, or __del__, may call as well
         self._calls = set[Call[Any]]()
         self._ended = False
         # A daemon, so that a program that forgets to close still ends.
         self._thread = threading.Thread(target=self._main, name=name, daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError as error:  # while the interpreter shuts down
+            self._loop.close()
+            raise Cancelled(f"no thread can be started: {error}") from error
 
     @property
     def ended(self) -> bool:
@@ -95,8 +106,8 @@ class LoopThread:
     def wait(self, call: Call[Any], seconds: float) -> LexicoError | None:
         """Waits until the call is finished; what went wrong where it will not be.
 
-        Work has its own deadline, and ends soon after it: as soon as no thread uses the caller's
-        memory. So a loop that is alive is waited for; one that does not answer is not.
+        Work has its own deadline, and ends soon after it. So a loop that is alive is waited for,
+        though not for ever; one that does not answer is not.
 
         Args:
             call: of this loop.
@@ -104,7 +115,7 @@ class LoopThread:
 
         Returns:
             None: the call has a result.
-            DeadlineExpired: the loop does not answer. It is left behind.
+            DeadlineExpired: the loop does not answer, or the work does not end. It is left behind.
             InternalError: the loop has ended under the call.
         """
         try:
@@ -120,25 +131,31 @@ class LoopThread:
         if not answers:
             self._post(call.cancel)
             return DeadlineExpired(
-                f"no answer within {seconds:g} s, and the client's event loop is stuck"
+                f"no answer within {seconds:g} s: the client's event loop is stuck"
             )
         if not call.finished:
             call.drop()
             return InternalError("the client's event loop ended under the call")
         return None
 
-    def stop(self) -> None:
+    def halt(self) -> None:
         """Ends the thread, once the loop has nothing to do at the moment."""
         self._post(self._loop.stop)
+
+    def stop(self) -> None:
+        """As `halt`, and waits for it, though not for ever."""
+        self.halt()
         self._thread.join(GRACE_SECONDS)
 
     def _settle(self, call: Call[Any], seconds: float) -> bool:
-        """Waits until the call has ended; False where the loop does not answer any more."""
-        while not call.ended.wait(seconds):
+        """Waits until the call has ended; False where it does not, or the loop does not answer."""
+        for _ in range(_ROUNDS):
+            if call.ended.wait(seconds):
+                return True
             if not self._answers():
-                return call.ended.is_set()
+                break
             seconds = GRACE_SECONDS
-        return True
+        return call.ended.is_set()
 
     def _answers(self) -> bool:
         answer = threading.Event()

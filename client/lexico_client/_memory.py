@@ -15,7 +15,7 @@ from lexico_codec.sets.choose import check_model
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
-from lexico_codec.upload import PageAssembler
+from lexico_codec.upload import PageAssembler, check_part
 from lexico_codec.wire import spec_from_wire
 from lexico_proto.errors import (
     InvalidInput,
@@ -200,15 +200,14 @@ class _ByteStream:
 
 def _checked_spec(header: offload.PutHeader) -> CacheSpec:
     spec = spec_from_wire(header.spec)
-    pages = list(header.pages)
-    keys = page_keys(spec, list(header.token_ids), header.page_inputs)
+    pages, first, parent = list(header.pages), header.first_page, header.parent_key
     if not pages or pages != sorted(set(pages)) or len(pages) != len(header.page_keys):
         raise TokenCountMismatch("put: pages must be ascending, one key for each")
-    if len(header.page_inputs) > len(keys):
+    check_part(spec, first, parent, pages[0], pages[-1], len(header.token_ids))
+    if len(header.page_inputs) > pages[-1] + 1 - first:
         raise InvalidInput("put: more input digests than pages")
-    if pages[-1] != len(keys) - 1 or len(header.token_ids) != len(keys) * spec.page_tokens:
-        raise TokenCountMismatch("put: the token ids must end with the last page")
-    if [keys[page] for page in pages] != list(header.page_keys):
+    keys = page_keys(spec, list(header.token_ids), header.page_inputs, parent=parent)
+    if [keys[page - first] for page in pages] != list(header.page_keys):
         raise PageKeyMismatch("put: a page key is not the one that its tokens give")
     return spec
 

@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Callable, Sequence
-from concurrent.futures import Executor
 from dataclasses import dataclass
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from lexico_client._deadline import Budget, Clock, finished, settled
+from lexico_client._crew import Shift
+from lexico_client._deadline import Budget, Clock, may_retry, pause
 from lexico_client._group_messages import GroupSource, group_messages
 from lexico_client._match import match_pages
+from lexico_client._parts import first_page_of, pages_of_put, parts
 from lexico_client._results import PageOutcome, PutReport, PutSeconds
 from lexico_client._transport import Transport
 from lexico_codec.checksum import Checksum
@@ -20,7 +22,7 @@ from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.put_messages import PageEnd, header_message, page_end_message
 from lexico_codec.spec import CacheSpec
 from lexico_codec.wire import spec_to_wire
-from lexico_proto.errors import InternalError
+from lexico_proto.errors import InternalError, LexicoError, TokenCountMismatch, Unsupported
 from lexico_proto.v1 import offload_pb2 as offload
 
 PageSource = Callable[[int, int], GroupSource]
@@ -33,6 +35,9 @@ _OUTCOMES = {
     offload.PAGE_OUTCOME_IN_PROGRESS: PageOutcome.IN_PROGRESS,
     offload.PAGE_OUTCOME_RECEIVED: PageOutcome.RECEIVED,
 }
+
+
+_STAGES: Final = ("receive", "place", "encoder", "encode", "commit")
 
 
 @dataclass(frozen=True)
@@ -48,63 +53,112 @@ class PageOffer:
     inputs: PageDigests = ()
     """What reached the model beside token ids."""
 
-    def header(self, pages: Sequence[int]) -> offload.PutHeader:
-        """The header of a Put of some of them, ascending."""
-        end = (pages[-1] + 1) * self.spec.page_tokens
+    def header(self, part: range, pages: Sequence[int]) -> offload.PutHeader:
+        """The header of a Put of some pages of a part, ascending."""
+        first = first_page_of(self.spec, self.token_ids, part, pages)
+        size = self.spec.page_tokens
         return offload.PutHeader(
             spec=spec_to_wire(self.spec),
-            token_ids=self.token_ids[:end].tolist(),
+            token_ids=self.token_ids[first * size : (pages[-1] + 1) * size].tolist(),
             pages=pages,
             page_keys=[self.page_keys[page] for page in pages],
             durability=self.durability,
-            page_inputs=checked_inputs(self.inputs, pages[-1] + 1),
+            page_inputs=checked_inputs(self.inputs[first:], pages[-1] + 1 - first),
+            first_page=first,
+            parent_key=self.page_keys[first - 1] if first else b"",
         )
 
 
-async def put_missing(
-    transport: Transport, executor: Executor, offer: PageOffer, budget: Budget, match_most: float
-) -> PutReport:
-    """Asks which pages are missing and sends those.
+class Offloading:
+    """Sends the pages that the service lacks: a Match and a Put for each part of the sequence."""
 
-    Args:
-        transport: the service.
-        executor: reads the source.
-        offer: the pages.
-        budget: time for all of it.
-        match_most: seconds for the question.
+    def __init__(
+        self,
+        transport: Transport,
+        shift: Shift,
+        offer: PageOffer,
+        budget: Budget,
+        match_most: float,
+    ) -> None:
+        """
+        Args:
+            transport: the service.
+            shift: reads the source.
+            offer: the pages.
+            budget: time for all of it.
+            match_most: seconds for each question.
+        """
+        self._transport = transport
+        self._shift = shift
+        self._offer = offer
+        self._budget = budget
+        self._match_most = match_most
+        self._clock = Clock()
+        self._match_seconds = 0.0
+        self._outcomes: list[PageOutcome] = []
+        self._sent = self._stored = 0
+        self._there = dict.fromkeys(_STAGES, 0.0)
 
-    Raises:
-        ShapeMismatch, NonFiniteCache: what the source gave cannot be offloaded.
-        LexicoError: the service refused, or could not take the pages.
-    """
-    clock, spec = Clock(), offer.spec
-    matched = await match_pages(transport, spec, offer.page_keys, budget, match_most, renew=True)
-    match_seconds = clock.lap()
-    outcomes = dict.fromkeys(range(len(matched.present)), PageOutcome.PRESENT)
-    missing = [page for page, present in enumerate(matched.present) if not present]
-    sent = stored = 0
-    there = offload.StageSeconds()
-    if missing:
-        upload = PageUpload(spec, offer.header(missing), offer.source, executor)
-        response = await transport.put(upload.messages(), budget.left())
-        answered, stored = outcomes_of(response, missing)
-        outcomes |= answered
-        sent, there = upload.bytes_sent, response.seconds
-    return PutReport(
-        tokens=len(outcomes) * spec.page_tokens,
-        pages=tuple(outcomes.values()),
-        bytes_sent=sent,
-        bytes_stored=stored,
-        seconds=PutSeconds(
-            total=clock.total(),
-            match=match_seconds,
-            receive=there.receive,
-            place=there.place,
-            encoder=there.encoder,
-            encode=there.encode,
-            commit=there.commit,
-        ),
-    )
+    async def run(self) -> PutReport:
+        """Asks which pages are missing and sends those, part after part.
+
+        Raises:
+            ShapeMismatch, NonFiniteCache: what the source gave cannot be offloaded.
+            LexicoError: the service refused, or could not take the pages.
+        """
+        spec = self._offer.spec
+        for part in parts(len(self._offer.page_keys), pages_of_put(spec)):
+            try:
+                outcomes = await self._part(part)
+            except LexicoError as error:
+                if not may_retry(error) or not await pause(self._budget):
+                    raise
+                outcomes = await self._part(part)  # from the match again: some may be stored
+            self._outcomes += outcomes
+        return PutReport(
+            tokens=len(self._outcomes) * spec.page_tokens,
+            pages=tuple(self._outcomes),
+            bytes_sent=self._sent,
+            bytes_stored=self._stored,
+            seconds=PutSeconds(total=self._clock.total(), match=self._match_seconds, **self._there),
+        )
+
+    async def _part(self, part: range) -> list[PageOutcome]:
+        offer, started = self._offer, self._clock.total()
+        keys = offer.page_keys[part.start : part.stop]
+        matched = await match_pages(
+            self._transport,
+            offer.spec,
+            keys,
+            self._budget,
+            self._match_most,
+            renew=True,
+            first=part.start,
+        )
+        self._match_seconds += self._clock.total() - started
+        outcomes = dict.fromkeys(part, PageOutcome.PRESENT)
+        missing = [page for page, there in zip(part, matched.present, strict=True) if not there]
+        if missing:
+            upload = PageUpload(offer.spec, offer.header(part, missing), offer.source, self._shift)
+            response = await self._put(upload, part)
+            answered, stored = outcomes_of(response, missing)
+            outcomes |= answered
+            self._sent += upload.bytes_sent
+            self._stored += stored
+            for name in _STAGES:
+                self._there[name] += getattr(response.seconds, name)
+        return list(outcomes.values())
+
+    async def _put(self, upload: PageUpload, part: range) -> offload.PutResponse:
+        try:
+            return await self._transport.put(upload.messages(), self._budget.left())
+        except TokenCountMismatch as error:
+            if not upload.in_parts:
+                raise
+            raise Unsupported(
+                f"the service has the first {part.start} pages and does not take the others of so "
+                "long a prompt: it is of an earlier release, upgrade it"
+            ) from error
 
 
 class PageUpload:
@@ -118,13 +172,15 @@ class PageUpload:
         spec: CacheSpec,
         header: offload.PutHeader,
         source: PageSource,
-        executor: Executor,
+        shift: Shift,
     ) -> None:
         self.bytes_sent = 0
+        self.in_parts = header.first_page > 0
+        """Whether a server of an earlier release would refuse the header."""
         self._spec = spec
         self._header = header
         self._source = source
-        self._executor = executor
+        self._shift = shift
 
     async def messages(self) -> AsyncGenerator[bytes, None]:
         """Header, then each page's bytes and its end, as serialised PutRequests.
@@ -138,7 +194,7 @@ class PageUpload:
         running = self._start(*order[0], checksum)
         try:
             for (page, group), following in zip(order, [*order[1:], None], strict=True):
-                made = await settled(running)
+                made = await self._shift.result(running)
                 ends, whole = group == self._spec.groups - 1, checksum
                 if ends:
                     checksum = Checksum()
@@ -150,15 +206,17 @@ class PageUpload:
                 if ends:
                     yield page_end_message(PageEnd(page, whole.value()))
         finally:
-            await finished(running)
+            await self._shift.finished(running)
 
     def _start(self, page: int, group: int, checksum: Checksum) -> asyncio.Future[list[bytes]]:
-        loop = asyncio.get_running_loop()
-        return loop.run_in_executor(self._executor, self._read, page, group, checksum)
+        return self._shift.start(self._read, page, group, checksum)
 
     def _read(self, page: int, group: int, checksum: Checksum) -> list[bytes]:
         """In the worker thread: one group after another, so that the checksum is in order."""
-        return group_messages(self._spec, page, group, self._source(page, group), checksum)
+        with self._shift.access.using() as allowed:
+            if not allowed:
+                return []  # to nobody: the call has ended
+            return group_messages(self._spec, page, group, self._source(page, group), checksum)
 
 
 def outcomes_of(

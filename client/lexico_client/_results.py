@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -102,6 +103,10 @@ class Loaded:
     bytes_received: int
     """Bytes of frames that came over the wire."""
     seconds: LoadSeconds
+    unfinished: threading.Event | None = None
+    """None but where a thread was stuck, past the deadline, in the memory of a page that was not
+    loaded. Until this is set, the memory that the target gave for pages from `pages` on must not be
+    used for anything else."""
 
 
 @dataclass(frozen=True)

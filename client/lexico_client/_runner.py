@@ -3,13 +3,20 @@
 from __future__ import annotations
 
 import logging
+import sys
 import threading
 from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
 
-from lexico_client._loop_thread import GRACE_SECONDS, LoopThread
+from lexico_client._loop_thread import GRACE_SECONDS, Call, LoopThread
 from lexico_codec.forks import renew_in_children
-from lexico_proto.errors import Cancelled, LexicoError
+from lexico_proto.errors import (
+    Cancelled,
+    DeadlineExpired,
+    InternalError,
+    LexicoError,
+    Unsupported,
+)
 
 T = TypeVar("T")
 
@@ -33,15 +40,16 @@ class Runner:
             name: of the thread.
         """
         self._name = name
-        self._lock = threading.Lock()
-        self._closing = threading.Lock()
+        # A signal handler, or __del__, may call in the middle of a call of its thread.
+        self._lock = threading.RLock()
+        self._closing = threading.RLock()
         self._closed = False
         self._loop: LoopThread | None = None
         renew_in_children(self)
 
     def after_fork(self) -> None:
         """Forgets the loop, and the locks that other threads may have held."""
-        self._lock, self._closing = threading.Lock(), threading.Lock()
+        self._lock, self._closing = threading.RLock(), threading.RLock()
         if self._loop is not None:
             _OF_PARENTS.append(self._loop)
             self._loop = None
@@ -57,45 +65,73 @@ class Runner:
         Args:
             work: ends within `seconds`, or soon after.
             seconds: until the loop is looked at; see `LoopThread.wait`.
-            instead: makes the result where the loop is lost; else that is raised.
+            instead: makes the result where there is no loop to wait for; else that is raised.
 
         Raises:
-            Cancelled: closed before this, or meanwhile.
-            RuntimeError: called on the loop itself.
+            Cancelled: closed before this, or meanwhile, or the interpreter is shutting down.
+            Unsupported: called on the loop itself.
             BaseException: what the work raised.
         """
         try:
-            with self._lock:
-                if self._closed:
-                    raise Cancelled("the client is closed")
-                loop = self._running()
-                call = loop.start(work)
-        except BaseException:
+            loop, call = self._started(work)
+        except BaseException as error:
             work.close()
-            raise
-        error = loop.wait(call, seconds)
-        if error is None:
+            if instead is None or not isinstance(error, LexicoError):
+                raise
+            return instead(error)
+        lost = loop.wait(call, seconds)
+        try:
+            if lost is not None:
+                raise lost
             return call.result()
-        if instead is None:
-            raise error
-        return instead(error)
+        except (Cancelled, DeadlineExpired, InternalError) as error:
+            if instead is None or (error is not lost and not call.cancelled):
+                raise
+            return instead(error)
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
-        """Ends the thread once `last` has run on it. A second caller waits for the first."""
+        """Ends the thread once `last` has run on it. A second caller waits for the first.
+
+        On the loop itself, where a collected object may call it, it begins the end and returns.
+        """
+        if self._loop is not None and self._loop.current:
+            self._closed = True
+            self._loop.start(self._end(self._loop, last))
+            return
         with self._closing:
             with self._lock:
                 if self._closed:
                     return
-                loop = self._running()
                 self._closed = True
-            error = loop.wait(loop.start(last()), GRACE_SECONDS)
-            if error is not None:
-                _log.warning("not closed in order: %s", error)
+                try:
+                    loop = self._running()
+                    call = loop.start(last())
+                except LexicoError as error:
+                    _log.debug("closed without a loop: %s", error)
+                    return
+            lost = loop.wait(call, GRACE_SECONDS)
+            if lost is not None:
+                _log.warning("not closed in order: %s", lost)
             loop.stop()
 
+    async def _end(self, loop: LoopThread, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
+        try:
+            await last()
+        finally:
+            loop.halt()
+
+    def _started(self, work: Coroutine[Any, Any, T]) -> tuple[LoopThread, Call[T]]:
+        with self._lock:
+            if self._closed:
+                raise Cancelled("the client is closed")
+            loop = self._running()
+            return loop, loop.start(work)
+
     def _running(self) -> LoopThread:
+        if sys.is_finalizing():  # daemon threads do not run any more
+            raise Cancelled("the interpreter is shutting down")
         if self._loop is None or self._loop.ended:
             self._loop = LoopThread(self._name)
         if self._loop.current:
-            raise RuntimeError("the client's own event loop cannot wait for itself")
+            raise Unsupported("the client's own event loop cannot wait for itself")
         return self._loop

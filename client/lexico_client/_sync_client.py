@@ -9,6 +9,7 @@ from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from lexico_client._async_client import AsyncClient, Wait
+from lexico_client._crew import Access
 from lexico_client._deadline import Clock
 from lexico_client._endpoint import Endpoint
 from lexico_client._explain import Explanation
@@ -75,8 +76,8 @@ class Client:
         self.close()
 
     def close(self) -> None:
-        """Ends calls that still run (they raise `Cancelled`) and the thread. Calling it again is
-        fine."""
+        """Ends calls that still run (a load is a miss, others raise `Cancelled`) and the thread.
+        Calling it again is fine, from anywhere."""
         self._runner.close(self._shut_down)
 
     def match(
@@ -133,12 +134,13 @@ class Client:
         timeout: float | None = None,
     ) -> Loaded:
         """As `AsyncClient.load`."""
-        clock = Clock()
+        clock, access = Clock(), Access()
 
         def missed(error: LexicoError) -> Loaded:
-            return Loaded(0, 0, 0, error, 0, LoadSeconds(total=clock.total()))
+            seconds = LoadSeconds(total=clock.total())
+            return Loaded(0, 0, 0, error, 0, seconds, access.end())
 
-        work = self._client.load(spec, token_ids, target, inputs=inputs, timeout=timeout)
+        work = self._client._counted_load(spec, token_ids, target, inputs, timeout, access)
         return self._run(work, self._timeouts.load, timeout, missed)
 
     def register_dictionary(

@@ -16,3 +16,6 @@ PIECE_BYTES: Final = 1 << 20
 """Most bytes of payload in one message, either way."""
 MESSAGE_BYTES: Final = PIECE_BYTES + (64 << 10)
 """Most bytes of one message: a piece and the fields around it, or the header of a Put."""
+MAX_CALL_PAGES: Final = 4096
+"""Pages of one Match or Get: clients ask about longer sequences in parts. A server may be told to
+take less (`reload.max_pages`)."""

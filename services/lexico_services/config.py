@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from lexico_proto.errors import ConfigurationError
-from lexico_proto.limits import MAX_FRAME_BYTES
+from lexico_proto.limits import MAX_CALL_PAGES, MAX_FRAME_BYTES
 from lexico_services.door_config import JwtConfig, TlsConfig
 from lexico_services.process import address
 
@@ -117,7 +117,7 @@ class ReloadConfig:
     max_buffered_bytes: int = 512 << 20
     """Bytes of frames and dictionary sets held for all streams together; what does not fit waits.
     """
-    max_pages: int = 4096
+    max_pages: int = MAX_CALL_PAGES
     """Pages in one Match or Get."""
     max_dictionary_bytes: int = 64 << 20
     """Largest dictionary set that may be registered."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
 from collections.abc import AsyncIterator, Callable
 from pathlib import Path
@@ -28,7 +29,7 @@ from tests.support.client_fixtures import (
     views_of,
 )
 from tests.support.client_server import Behaviour, refuse, serving
-from tests.support.waiting import PATIENCE_S, skip_ahead, until
+from tests.support.waiting import PATIENCE_S, lingering, skip_ahead, until
 
 SPEC = small_spec()
 CACHE = random_cache(SPEC, 4)
@@ -212,6 +213,97 @@ async def test_nobody_answers(tmp_path: Path) -> None:
         ) as client:
             loaded = await client.load(SPEC, TOKENS, Landing(SPEC))
             assert type(loaded.reason) is errors.DeadlineExpired
+
+
+@pytest.mark.parametrize("says", [b"", b"\0", b"HTTP/1.1 200 OK\r\n\r\n"], ids=["0", "1", "http"])
+async def test_a_peer_that_says_a_byte_now_and_then(tmp_path: Path, says: bytes) -> None:
+    """No deadline but the call's own ends such a connection."""
+
+    over, talks = asyncio.Event(), list[asyncio.Task[None] | None]()
+
+    async def talk(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        talks.append(asyncio.current_task())
+        with contextlib.suppress(OSError):
+            while not over.is_set():
+                writer.write(says)
+                await writer.drain()
+                await lingering()
+        writer.close()
+
+    server = await asyncio.start_server(talk, "127.0.0.1", 0)
+    port = server.sockets[0].getsockname()[1]
+    async with AsyncClient(
+        reload=f"127.0.0.1:{port}", offload=f"127.0.0.1:{port}", dictionaries_dir=tmp_path
+    ) as client:
+        async with asyncio.timeout(PATIENCE_S):
+            loaded = await client.load(SPEC, TOKENS, Landing(SPEC), timeout=0.4)
+            assert loaded.tokens == 0
+            assert isinstance(loaded.reason, errors.DeadlineExpired | errors.Unavailable)
+            for call in (
+                client.match(SPEC, TOKENS, timeout=0.4),
+                client.offload(SPEC, TOKENS, SOURCE, timeout=0.4),
+                client.list_dictionaries(timeout=0.4),
+            ):
+                with pytest.raises(errors.LexicoError):
+                    await call
+    server.close()
+    over.set()
+    await asyncio.gather(*filter(None, talks))
+
+
+async def test_a_name_that_does_not_resolve(tmp_path: Path) -> None:
+    address = "no-such-host.invalid:7412"
+    async with AsyncClient(reload=address, offload=address, dictionaries_dir=tmp_path) as client:
+        async with asyncio.timeout(PATIENCE_S):
+            loaded = await client.load(SPEC, TOKENS, Landing(SPEC), timeout=0.4)
+            assert isinstance(loaded.reason, errors.DeadlineExpired | errors.Unavailable)
+            with pytest.raises(errors.LexicoError):
+                await client.offload(SPEC, TOKENS, SOURCE, timeout=0.4)
+
+
+async def test_endless_tiny_frames(behaviour: Behaviour, client: AsyncClient) -> None:
+    """Something comes all the time, so that only the deadline of the whole ends it."""
+
+    async def get(request: reload.GetRequest, context: Any) -> AsyncIterator[reload.GetResponse]:
+        async for message in behaviour.memory.get(request, 9):
+            part = message.frame
+            for at in range(len(part.data)):
+                tiny = reload.FramePart(
+                    page=part.page,
+                    group=part.group,
+                    frame_bytes=part.frame_bytes,
+                    data=part.data[at : at + 1],
+                )
+                yield reload.GetResponse(frame=tiny)
+                await lingering()
+
+    behaviour.get = get
+    async with asyncio.timeout(PATIENCE_S):
+        loaded = await client.load(SPEC, TOKENS, Landing(SPEC), timeout=0.5)
+    assert (loaded.pages, type(loaded.reason)) == (0, errors.DeadlineExpired)
+
+
+async def test_a_peer_that_goes_away_in_the_middle(behaviour: Behaviour, tmp_path: Path) -> None:
+    gone = asyncio.Event()
+
+    async def get(request: reload.GetRequest, context: Any) -> AsyncIterator[reload.GetResponse]:
+        async for message in behaviour.memory.get(request, 9):
+            yield message
+            gone.set()
+            await asyncio.Event().wait()
+
+    async with contextlib.AsyncExitStack() as server:
+        address = await server.enter_async_context(serving(behaviour))
+        client = AsyncClient(reload=address, offload=address, dictionaries_dir=tmp_path)
+        await client.offload(SPEC, TOKENS, SOURCE, timeout=PATIENCE_S)
+        behaviour.get = get
+        load = asyncio.create_task(client.load(SPEC, TOKENS, Landing(SPEC)))
+        await gone.wait()
+    async with asyncio.timeout(PATIENCE_S):
+        loaded = await load
+        assert loaded.pages == 0
+        assert isinstance(loaded.reason, errors.LexicoError)
+        await client.close()
 
 
 async def test_a_replica_that_goes_is_tried_once_more(

@@ -71,6 +71,12 @@ BAD_UPLOADS: dict[str, tuple[list[pb.PutRequest], type[errors.LexicoError]]] = {
     "no pages": (changed(pages=[], page_keys=[]), errors.InvalidInput),
     "fewer keys than pages": (changed(page_keys=prompt().keys[:1]), errors.InvalidInput),
     "descending pages": (changed(pages=[1, 0]), errors.InvalidInput),
+    "a parent before page 0": (changed(parent_key=bytes(32)), errors.PageKeyMismatch),
+    "a part without a parent": (changed(first_page=1), errors.PageKeyMismatch),
+    "a page before its part": (
+        changed(first_page=1, parent_key=bytes(32), token_ids=prompt().token_ids[:-1]),
+        errors.TokenCountMismatch,
+    ),
     "too few tokens": (changed(token_ids=prompt().token_ids[:-1]), errors.TokenCountMismatch),
     "too many tokens": (changed(token_ids=prompt().token_ids * 2), errors.TokenCountMismatch),
     "foreign tokens": (changed(token_ids=prompt(seed=1).token_ids), errors.PageKeyMismatch),

@@ -205,6 +205,48 @@ class TransportContract:
             await transport.put(put_messages(header, b""), PATIENCE_S)
         await transport.close()
 
+    async def test_a_part_of_a_long_prompt_says_what_it_follows(
+        self, client: AsyncClient, transport: Transport
+    ) -> None:
+        spec, cache = small_spec(), random_cache(small_spec(), 4)
+        data = b"".join(
+            views_of(spec, cache)(page, group).contiguous().numpy().tobytes()
+            for page in (1, 3)
+            for group in range(spec.groups)
+        )
+
+        def part(**changes: object) -> offload.PutHeader:
+            header = put_header(TOKENS[: 4 * PAGE_TOKENS], [1, 3])
+            del header.token_ids[:PAGE_TOKENS]
+            header.first_page, header.parent_key = 1, page_keys(spec, TOKENS)[0]
+            for name, value in changes.items():
+                setattr(header, name, value)
+            return header
+
+        for changes, error in (
+            ({"parent_key": bytes(32)}, errors.PageKeyMismatch),
+            ({"parent_key": b""}, errors.PageKeyMismatch),
+            ({"parent_key": b"x" * 31}, errors.PageKeyMismatch),
+            ({"first_page": 0}, errors.PageKeyMismatch),
+            ({"first_page": 2}, errors.TokenCountMismatch),
+            ({"first_page": 0, "parent_key": b""}, errors.TokenCountMismatch),
+            ({"first_page": 2**32 - 1}, errors.TokenCountMismatch),
+        ):
+            with pytest.raises(error):
+                await transport.put(put_messages(part(**changes), data), PATIENCE_S)
+        late = part(first_page=2**32 - 3)
+        late.pages[:] = [2**32 - 3, 2**32 - 1]
+        with pytest.raises(errors.InvalidInput, match="32 bits"):
+            await transport.put(put_messages(late, data), PATIENCE_S)
+        assert (await client.match(spec, TOKENS)).present == (False,) * 4
+        await transport.put(put_messages(part(), data), PATIENCE_S)
+        assert (await client.match(spec, TOKENS)).present == (False, True, False, True)
+        await client.offload(spec, TOKENS, views_of(spec, cache))
+        landing = Landing(spec)
+        assert (await client.load(spec, TOKENS, landing)).pages == 4
+        assert torch.equal(landing.cache, cache)
+        await client.close()
+
     async def test_dictionaries_are_registered_listed_and_fetched(
         self, client: AsyncClient, transport: Transport
     ) -> None:

@@ -194,6 +194,8 @@ async def test_faults_of_the_caller_are_raised(client: AsyncClient) -> None:
         await client.load(SPEC, TOKENS, lambda pages: lambda page, group: None)  # type: ignore
     with pytest.raises(ZeroDivisionError):
         await client.load(SPEC, TOKENS, lambda pages: 1 // 0)  # type: ignore
+    with pytest.raises(TypeError, match="callable"):
+        await client.load(SPEC, TOKENS, lambda pages: None)  # type: ignore
     with pytest.raises(errors.TokenCountMismatch):
         await client.load(SPEC, [1.5] * 16, Landing(SPEC))  # type: ignore[list-item]
     with pytest.raises(errors.ConfigurationError, match="timeout"):

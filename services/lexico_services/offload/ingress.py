@@ -16,14 +16,13 @@ from lexico_codec.keys import page_keys
 from lexico_codec.pieces import Piece
 from lexico_codec.put_messages import PageEnd
 from lexico_codec.spec import CacheSpec
-from lexico_codec.upload import PageAssembler
+from lexico_codec.upload import PageAssembler, check_part
 from lexico_proto.errors import (
     DeadlineExpired,
     InvalidInput,
     LexicoError,
     PageKeyMismatch,
     StreamTooLong,
-    TokenCountMismatch,
 )
 from lexico_proto.limits import DIGEST_BYTES
 from lexico_proto.metrics import (
@@ -68,11 +67,15 @@ class Upload:
     scope: bytes
     spec: CacheSpec
     token_ids: Sequence[int]
-    """From position 0 to the end of the last page sent."""
+    """From the first token of `first_page` to the end of the last page sent."""
     pages: Sequence[int]
     """Indices of the pages sent, ascending."""
     keys: Sequence[bytes]
     """Key of each of those pages."""
+    first_page: int = 0
+    """Where `token_ids` begin: a long sequence comes in several uploads."""
+    parent_key: bytes = b""
+    """Key of the page before `first_page`; empty for page 0."""
     trace: Trace = field(default=(), repr=False)
     """What the call is part of; goes along with each page."""
     inputs: Sequence[bytes] = ()
@@ -98,17 +101,13 @@ class Upload:
             )
         if any(later <= earlier for earlier, later in pairwise(pages)):
             raise InvalidInput("page indices must ascend")
-        needed = (pages[-1] + 1) * spec.page_tokens
-        if len(self.token_ids) != needed:
-            raise TokenCountMismatch(
-                f"{len(self.token_ids)} token ids; pages up to {pages[-1]} of {spec.page_tokens} "
-                f"tokens need {needed}"
-            )
-        if len(self.inputs) > pages[-1] + 1:
+        first = self.first_page
+        check_part(spec, first, self.parent_key, pages[0], pages[-1], len(self.token_ids))
+        if len(self.inputs) > pages[-1] + 1 - first:
             raise InvalidInput(f"{len(self.inputs)} input digests; pages end at {pages[-1]}")
-        known = page_keys(spec, self.token_ids, self.inputs)
+        known = page_keys(spec, self.token_ids, self.inputs, parent=self.parent_key)
         for page, key in zip(pages, self.keys, strict=True):
-            if len(key) != DIGEST_BYTES or known[page] != key:
+            if len(key) != DIGEST_BYTES or known[page - first] != key:
                 raise PageKeyMismatch(
                     f"the key of page {page} is not the one that its namespace, tokens and inputs "
                     "give"
@@ -214,6 +213,7 @@ class Ingress:
                     trace=upload.trace,
                     began_us=began_us,
                     sequence=() if tasks else sequence,
+                    sequence_first=upload.first_page,
                     ttl_s=policy.page_ttl_s,
                     max_stored_bytes=policy.max_stored_bytes,
                 )

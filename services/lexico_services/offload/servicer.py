@@ -91,6 +91,8 @@ class OffloadServicer:
                 header.token_ids,
                 tuple(header.pages),
                 tuple(header.page_keys),
+                header.first_page,
+                header.parent_key,
                 trace_of(context.invocation_metadata()),
                 header.page_inputs,
             )

@@ -153,7 +153,10 @@ class CodedCacheLayer(CacheLayerMixin):  # type: ignore[no-untyped-call]
         """
         kv_heads, _, dim = self._keys.shape
         if key_states.shape[0] != 1:
-            raise Unsupported(f"a CodedCache of {key_states.shape[0]} sequences: it holds one")
+            raise Unsupported(
+                f"a CodedCache of {key_states.shape[0]} sequences: it holds one; beams and several "
+                "answers take the cache of load()"
+            )
         expected = (1, kv_heads, key_states.shape[2], dim)
         for states in (key_states, value_states):
             kind = (states.dtype, states.device)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -19,6 +19,8 @@ from lexico_client.engines.hf._coded_attention import register
 from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._coded_layer import ATTENTION
 from lexico_client.engines.hf._coded_load import PrefixCodes
+from lexico_client.engines.hf._held_tokens import check_offloaded
+from lexico_client.engines.hf._hits import CodedHit, Hit, coded_hit_of, hit_of
 from lexico_client.engines.hf._identity import ModelIdentity
 from lexico_client.engines.hf._plain_models import plain_model
 from lexico_client.engines.hf._prefix import CachedPrefix, PrefixMemory
@@ -27,9 +29,9 @@ from lexico_client.engines.hf._recoding import (
     DEFAULT_WINDOW_TOKENS,
     Recoding,
 )
+from lexico_client.engines.hf._watched_model import watch
 from lexico_codec.codecs import LexicoCodec
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.inputs import PageDigests, PageInputs
 from lexico_codec.presets import codec_named, spoken
 from lexico_codec.sets.choose import choose
@@ -38,47 +40,12 @@ from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, CacheS
 from lexico_proto.errors import (
     ConfigurationError,
     InvalidInput,
-    LexicoError,
     ShapeMismatch,
     UnknownDictionary,
     Unsupported,
 )
 
 register()
-
-
-@dataclass(frozen=True)
-class _Brought:
-    tokens: int
-    """Leading tokens that the cache holds; 0 for a miss."""
-    loaded: Loaded
-    """The figures of the load."""
-    inputs: Mapping[str, Any]
-    """`cache` under the keyword that the model knows: `**hit.inputs` goes to `generate` or to the
-    model itself. It is `cache` from transformers 5.24 on, and was `past_key_values`."""
-
-    @property
-    def reason(self) -> LexicoError | None:
-        """What made it less than the service had said it holds."""
-        return self.loaded.reason
-
-
-@dataclass(frozen=True)
-class Hit(_Brought):
-    """What a load brought."""
-
-    cache: DynamicCache
-    """The reloaded prefix, or empty for a miss: ready for one `generate` of the same
-    `input_ids`."""
-
-
-@dataclass(frozen=True)
-class CodedHit(_Brought):
-    """What a load of codes brought."""
-
-    cache: CodedCache
-    """The reloaded prefix as codes, or empty for a miss: ready for one `generate` of the same
-    `input_ids`."""
 
 
 class HuggingFaceCache:
@@ -90,9 +57,8 @@ class HuggingFaceCache:
     `token_type_ids` or `position_ids` of one's own, adapters chosen for one call and hooks are not
     seen, and what they change must not be offloaded.
 
-    Assisted generation (`assistant_model`, `prompt_lookup_num_tokens`) must not be given a cache
-    that holds tokens: transformers 5.23 feeds the whole prompt behind them, whatever the cache is,
-    and gives other answers.
+    A model whose caches are loaded has its `generate` and its forward passes looked at from the
+    first load on: what would give other answers is put right or refused, see `Hit`.
     """
 
     def __init__(
@@ -221,8 +187,8 @@ class HuggingFaceCache:
         cache = DynamicCache(config=self._model.config)
         memory.fill(cache, tokens)
         self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
-        arguments = cache_inputs(self._model, cache)
-        return Hit(tokens=tokens, loaded=loaded, inputs=arguments, cache=cache)
+        watch(self._model)
+        return hit_of(self._model, torch.tensor(ids, dtype=torch.int64), tokens, loaded, cache)
 
     def load_codes(
         self,
@@ -272,8 +238,10 @@ class HuggingFaceCache:
         ids, digests = _flat(input_ids), self._given(inputs)
         loaded, tokens = self._load(spec, ids, digests, codes.allocate, timeout)
         cache = CodedCache(codes.layers(tokens, recoding, self._dictionary))
-        arguments = cache_inputs(self._model, cache)
-        return CodedHit(tokens=tokens, loaded=loaded, inputs=arguments, cache=cache)
+        watch(self._model)
+        return coded_hit_of(
+            self._model, torch.tensor(ids, dtype=torch.int64), tokens, loaded, cache
+        )
 
     def _given(self, inputs: PageDigests | None) -> PageDigests:
         if inputs is None and self._digests:
@@ -325,8 +293,9 @@ class HuggingFaceCache:
         Raises:
             ShapeMismatch: a batch, or a cache of another model.
             Unsupported: a cache of another kind, as is the one of `load_codes`; or as of `spec`.
-            InvalidInput: a load brought the cache, and the model has changed since, or the ids or
-                inputs are others; or `inputs` is missing, or holds what is no digest.
+            InvalidInput: a load brought the cache, and the model has changed since, or the cache
+                holds other tokens or inputs than these; or `inputs` is missing, or holds what is no
+                digest.
             ConfigurationError: as of `spec`.
             NonFiniteCache: NaN or infinity in it.
             LexicoError: the service refused, or could not take the pages.
@@ -338,6 +307,7 @@ class HuggingFaceCache:
             )
         ids, spec, digests = _flat(input_ids), self.spec, self._given(inputs)
         self._identity.check(past_key_values, spec.weights, ids, digests)
+        check_offloaded(past_key_values, ids)
         prefix = CachedPrefix.of(past_key_values, spec.geometry)
         pages = min(len(ids), prefix.tokens) // spec.page_tokens
         prefix.settle()

@@ -1,0 +1,111 @@
+"""One load, from the match to what came of it."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+
+import numpy as np
+import numpy.typing as npt
+
+from lexico_client._crew import Access, Crew
+from lexico_client._deadline import Budget, Clock
+from lexico_client._dictionaries import DictionaryShelf
+from lexico_client._load import PageView, PrefixLoader, Target
+from lexico_client._match import match_pages
+from lexico_client._parts import keys_of
+from lexico_client._results import Loaded, LoadSeconds, Match
+from lexico_client._settings import Timeouts
+from lexico_client._transport import Transport
+from lexico_codec.inputs import PageDigests
+from lexico_codec.spec import CacheSpec
+from lexico_proto.errors import Cancelled, DeadlineExpired, LexicoError
+
+
+class Loading:
+    """Brings the leading pages that are stored: what fails is a shorter prefix."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        crew: Crew,
+        shelf: DictionaryShelf,
+        timeouts: Timeouts,
+        budget: Budget,
+        access: Access,
+    ) -> None:
+        """
+        Args:
+            transport: the service.
+            crew: threads that write to the caller's memory.
+            shelf: dictionary sets.
+            timeouts: seconds for the steps.
+            budget: time for all of it.
+            access: the right to the caller's memory, which ends with the call.
+        """
+        self._transport = transport
+        self._crew = crew
+        self._shelf = shelf
+        self._timeouts = timeouts
+        self._budget = budget
+        self._access = access
+
+    async def run(
+        self,
+        spec: CacheSpec,
+        token_ids: npt.NDArray[np.uint32],
+        inputs: PageDigests,
+        target: Target,
+    ) -> Loaded:
+        """Matches, asks the target for memory, and fills it.
+
+        Raises:
+            Exception: whatever the target raised.
+        """
+        budget, access, clock = self._budget, self._access, Clock()
+        matched, dictionary = Match(0, 0, (), ()), None
+        with ExitStack() as stack:
+            try:
+                shift = stack.enter_context(self._crew.shift(budget, access))
+                async with budget.bound():
+                    keys = await keys_of(spec, token_ids, inputs)
+                    matched = await match_pages(
+                        self._transport, spec, keys, budget, self._timeouts.match, prefix=True
+                    )
+                    match_seconds = clock.lap()
+                    if matched.pages and spec.codec.needs_dictionary:
+                        dictionary = await self._shelf.get(spec.dictionary)
+                dictionary_seconds = clock.lap()
+                if matched.pages == 0:
+                    seconds = LoadSeconds(clock.total(), match_seconds, dictionary_seconds)
+                    return Loaded(0, 0, 0, None, 0, seconds)
+                viewing = shift.start(_view_of, target, matched.pages, access)
+            except LexicoError as error:
+                seconds = LoadSeconds(total=clock.total())
+                return Loaded(0, 0, matched.pages, error, 0, seconds)
+            if not await shift.finished(viewing):
+                seconds = LoadSeconds(clock.total(), match_seconds, dictionary_seconds)
+                late = DeadlineExpired("load: the target gave no memory within the deadline")
+                return Loaded(0, 0, matched.pages, late, 0, seconds, access.end())
+            view = viewing.result()
+            leading, idle = keys[: matched.pages], self._timeouts.idle
+            loader = PrefixLoader(spec, leading, view, dictionary, shift, idle)
+            await loader.run(self._transport, budget)
+        return Loaded(
+            tokens=loader.pages * spec.page_tokens,
+            pages=loader.pages,
+            matched_pages=matched.pages,
+            reason=loader.reason,
+            bytes_received=loader.bytes_received,
+            seconds=LoadSeconds(
+                clock.total(), match_seconds, dictionary_seconds, loader.decode_seconds
+            ),
+            unfinished=access.end(),
+        )
+
+
+def _view_of(target: Target, pages: int, access: Access) -> PageView:
+    """In the worker thread: the target's views."""
+    with access.using() as allowed:
+        if not allowed:
+            raise Cancelled("load: the call ended before its target was asked")
+        return target(pages)

@@ -1,0 +1,117 @@
+"""Which tokens a reloaded cache holds, as long as it lives."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from lexico_proto.errors import InvalidInput
+
+_ATTRIBUTE: Final = "_lexico_tokens"
+
+
+class HeldTokens:
+    """Token ids of one sequence's cache, from position 0.
+
+    What the cache grows by is noted forward pass by forward pass, without waiting for a device.
+    """
+
+    def __init__(self, prompt: Tensor, tokens: int) -> None:
+        """
+        Args:
+            prompt: `[n]`, that the cache was loaded for.
+            tokens: leading ones that were loaded.
+        """
+        self.rest: Tensor | None = prompt[tokens:]
+        """What of the prompt the first forward pass must go on with; None once it has, or once
+        `generate` was seen to have another prompt with the same beginning."""
+        self.begun = False
+        """Whether a forward pass has been since the load, or since `generate` began."""
+        self.used = False
+        """Whether a model was given the cache."""
+        self.given = 0
+        """Tokens of the whole prompt that `generate` was given; 0 where it was given the rest."""
+        self._chunks = [prompt[:tokens]]
+        self._count = tokens
+        self._whole = True
+        self._use = threading.Lock()
+
+    def known(self, length: int) -> Tensor:
+        """Ids of the first `length` tokens at most, `[n]`, as far as they are known."""
+        self._chunks = [torch.cat([chunk.to("cpu", torch.int64) for chunk in self._chunks])]
+        return self._chunks[0][:length]
+
+    def grow(self, length: int, ids: Tensor | None) -> None:
+        """Notes a forward pass.
+
+        Args:
+            length: tokens that the cache holds before it: fewer than noted where it was cropped.
+            ids: `[rows, n]` that it adds; None where they are not seen.
+        """
+        if length < self._count:
+            self._chunks = [self.known(length)]
+            self._count = length
+        # Rows part ways from here on; and after a gap positions are not known.
+        self._whole = self._whole and length == self._count and ids is not None
+        if self._whole and ids is not None and ids.shape[0] == 1:
+            self._chunks.append(ids.detach()[0])
+            self._count += ids.shape[1]
+        else:
+            self._whole = False
+
+    @contextmanager
+    def in_use(self) -> Iterator[None]:
+        """While a `generate` runs on the cache.
+
+        Raises:
+            InvalidInput: another one does.
+        """
+        if not self._use.acquire(blocking=False):
+            raise InvalidInput(
+                "another generate is at work on this cache: give each one **hit.inputs, which is a "
+                "cache of its own every time"
+            )
+        try:
+            yield
+        finally:
+            self._use.release()
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> HeldTokens:
+        made = type(self).__new__(type(self))
+        vars(made).update(vars(self) | {"_chunks": list(self._chunks), "_use": threading.Lock()})
+        return made
+
+
+def note_tokens(cache: Any, held: HeldTokens) -> None:
+    """Writes on a cache which tokens it holds. Its deep copies have notes of their own."""
+    setattr(cache, _ATTRIBUTE, held)
+
+
+def tokens_of(cache: Any) -> HeldTokens | None:
+    """What was written on it."""
+    held = getattr(cache, _ATTRIBUTE, None)
+    return held if isinstance(held, HeldTokens) else None
+
+
+def check_offloaded(cache: Any, ids: list[int]) -> None:
+    """Raises where a cache is known to hold other tokens than it is offloaded with.
+
+    Raises:
+        InvalidInput: naming the first position that differs.
+    """
+    held = tokens_of(cache)
+    if held is None:
+        return
+    known = held.known(int(cache.get_seq_length()))
+    count = min(len(ids), len(known))
+    differs = (known[:count] != torch.tensor(ids[:count], dtype=torch.int64)).nonzero()
+    if len(differs):
+        raise InvalidInput(
+            f"the cache was loaded for, or has grown by, other tokens than input_ids from position "
+            f"{int(differs[0])} on: offload it with the ids of its own sequence"
+        )
