@@ -27,6 +27,7 @@ import grpc
 from lexico_lab.record import finish, gate, machine, table
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_proto.v1 import reload_pb2_grpc as pb_grpc
+from lexico_services.ending import Ending
 from lexico_services.reload.child import ReloadChild
 from lexico_services.settings import Settings
 from lexico_store import open_store, reachable_store
@@ -96,7 +97,7 @@ def measure(calls: int) -> dict[str, list[float]]:
                             if number >= calls // 10:  # before: warming up
                                 seconds[kind].append(took)
             finally:
-                child.stop(10.0)
+                child.stop(Ending(10.0))
     return seconds
 
 

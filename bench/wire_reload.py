@@ -27,6 +27,7 @@ from lexico_proto.limits import MESSAGE_BYTES, PIECE_BYTES
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_proto.v1 import reload_pb2_grpc as pb_grpc
 from lexico_services.auth import DEFAULT_TENANT
+from lexico_services.ending import Ending
 from lexico_services.reload.child import ReloadChild
 from lexico_services.settings import Settings
 from lexico_store import open_store
@@ -115,7 +116,7 @@ def servers(store_url: str, spec: CacheSpec) -> Iterator[dict[str, str]]:
             raise SystemExit("the reload server did not start")
         yield {"grpc": f"127.0.0.1:{here.recv()}", "reload": address}
     finally:
-        reload.stop(10)
+        reload.stop(Ending(10.0))
         source.terminate()
         source.join()
 
