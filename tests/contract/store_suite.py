@@ -16,11 +16,10 @@ from lexico_proto.errors import InvalidInput, StoreUnavailable
 from lexico_proto.limits import MAX_GROUPS
 from lexico_store import PageStore
 from lexico_store.lease import Lease
-from lexico_store.lifetimes import now_us
 from lexico_store.store import CHUNK_BYTES
+from tests.contract.sequence_suite import TTL_S, SequenceSuite, key_of
 from tests.support.waiting import PATIENCE_S, wait_until
 
-TTL_S = 3600.0
 SMALL_BYTES = 24 << 20
 """Bound of the store that `small_store` yields."""
 
@@ -37,11 +36,7 @@ RANDOM = settings(
 PAGES = st.lists(st.lists(st.binary(min_size=1, max_size=9000), min_size=1, max_size=5), max_size=6)
 
 
-def key_of(n: int) -> bytes:
-    return n.to_bytes(32, "big")
-
-
-class StoreSuite:
+class StoreSuite(SequenceSuite):
     """Subclasses give `store` and `small_store`, and `expire` where the clock is not the wall's."""
 
     @pytest.fixture
@@ -222,112 +217,6 @@ class StoreSuite:
         self.expire(lambda: store.present(scope, [key_of(2)]) == [False], ttl_s)
         assert store.touch(scope, [key_of(1), key_of(2)], TTL_S) == [True, False]
         assert store.present(scope, [key_of(1), key_of(2), key_of(3)]) == [True, False, False]
-
-    # Sequences
-
-    def test_pages_of_a_sequence_expire_from_its_end(self, store: PageStore, scope: bytes) -> None:
-        keys = [key_of(n) for n in range(4)]
-        for page in (2, 0, 3, 1):
-            store.commit(scope, keys[page], [b"a"], 0.15, page=page)
-        store.touch(scope, keys, 0.15)
-        seen: set[tuple[bool, ...]] = set()
-
-        def over() -> bool:
-            seen.add(tuple(store.present(scope, keys)))
-            return seen >= {(False,) * 4}
-
-        self.expire(over, 0.15)
-        assert all(sorted(present, reverse=True) == list(present) for present in seen)
-
-    def test_match_says_what_is_there_and_renews_it(self, store: PageStore, scope: bytes) -> None:
-        namespace, keys = b"n" * 32, [key_of(n) for n in range(4)]
-        for page in (0, 1, 3):
-            store.commit(scope, keys[page], [b"a"], 0.15, page=page)
-        found = store.match(scope, namespace, keys, renew_s=TTL_S)
-        assert (found.scope, found.generation) == (scope, 0)
-        assert len(found.present) == 4
-        assert store.match(scope, namespace, []).present == []
-        store.commit(scope, key_of(9), [b"a"], 0.15)
-        self.expire(lambda: store.present(scope, [key_of(9)]) == [False], 0.15)
-        # What it found is there still; on a busy machine that may be nothing.
-        assert store.match(scope, namespace, keys).present == found.present
-
-    def test_what_is_forgotten_is_not_found_again(self, store: PageStore, scope: bytes) -> None:
-        mine, other = b"m" * 32, b"o" * 32
-        stranger = os.urandom(16)
-        for owner, key in ((scope, key_of(1)), (scope, key_of(2)), (stranger, key_of(1))):
-            store.commit(owner, key, [b"a"], TTL_S)
-        store.forget(scope, mine)
-        found = store.match(scope, mine, [key_of(1)])
-        assert found.present == [False]
-        assert found.scope != scope
-        assert store.match(scope, b"", [key_of(1)]).present == [False], "it may be of any namespace"
-        assert store.match(scope, other, [key_of(2)]).present == [True]
-        assert store.match(stranger, mine, [key_of(1)]).present == [True]
-        store.commit(scope, key_of(1), [b"late"], TTL_S)  # who began before knows the old scope
-        assert store.match(scope, mine, [key_of(1)]).present == [False]
-        store.commit(found.scope, key_of(1), [b"new"], TTL_S)
-        assert store.match(scope, mine, [key_of(1)]).present == [True]
-        before = store.match(scope, mine, []).generation
-        store.forget(scope)
-        for namespace in (mine, other):
-            after = store.match(scope, namespace, [key_of(1), key_of(2)])
-            assert after.present == [False, False]
-            assert after.generation > before
-        assert store.match(stranger, mine, [key_of(1)]).present == [True]
-
-    def test_generations_only_grow(self, store: PageStore, scope: bytes) -> None:
-        some = [store.forget(scope, bytes([n]) * 32) for n in range(5)]
-        everything = store.forget(scope)
-        later = store.forget(scope, b"n" * 32)
-        assert [*some, everything, later] == sorted({*some, everything, later})
-        assert store.match(scope, bytes(32), []).generation == everything
-        assert store.match(scope, b"n" * 32, []).generation == later
-
-    def test_forgotten_pages_are_refused_to_those_that_set_out_before(
-        self, store: PageStore, scope: bytes
-    ) -> None:
-        began_us = now_us()
-        store.commit(scope, key_of(1), [b"a"], TTL_S)
-        assert store.forget_pages(scope, [key_of(1), key_of(2)]) == [True, False]
-        assert store.present(scope, [key_of(1)]) == [False]
-        for key in (key_of(1), key_of(2)):
-            assert store.commit(scope, key, [b"late"], TTL_S, began_us=began_us) is False
-            assert store.read_page(scope, key) is None
-        assert store.commit(scope, key_of(3), [b"a"], TTL_S, began_us=began_us) is True
-        later_us = now_us() + 1_000_000
-        assert store.commit(scope, key_of(1), [b"new"], TTL_S, began_us=later_us) is True
-        assert store.read_page(scope, key_of(1)) == [b"new"]
-        assert store.forget_pages(scope, []) == []
-
-    def test_pinned_pages_stay_until_they_are_let_go(self, store: PageStore, scope: bytes) -> None:
-        keys = [key_of(1), key_of(2), key_of(3)]
-        for ttl_s in (0.15, 1.5, 15.0, PATIENCE_S / 2):
-            store.commit(scope, keys[0], [b"a"], ttl_s)
-            store.commit(scope, keys[1], [b"a"], ttl_s)
-            pinned = store.persist(scope, [keys[0], keys[2]])
-            if pinned[0]:  # else it was gone before: a longer life
-                break
-        assert pinned == [True, False]
-        assert store.touch(scope, [keys[0], keys[2]], 0.15) == [True, False]
-        assert store.match(scope, b"n" * 32, keys[:1], renew_s=0.15).present == [True]
-        self.expire(lambda: store.present(scope, [keys[1]]) == [False], ttl_s)
-        assert store.present(scope, keys) == [True, False, False]
-        assert store.expire(scope, keys, 0.15)[1:] == [False, False]
-        self.expire(lambda: store.present(scope, keys[:1]) == [False], 0.15)
-
-    def test_records(self, store: PageStore) -> None:
-        name = f"lx1:k:{{{os.urandom(20).hex()}}}"
-        assert store.read_record(name) == {}
-        assert store.sample_record(name, 3) == (0, {})
-        store.write_record(name, {b"a": b"1", b"b\xff": b"2", b"c": b"3"})
-        store.write_record(name, {b"a": b"4"})
-        assert store.read_record(name, [b"c", b"x", b"a"]) == {b"c": b"3", b"a": b"4"}
-        count, drawn = store.sample_record(name, 2)
-        assert (count, len(drawn)) == (3, 2)
-        assert store.sample_record(name, 9) == (3, {b"a": b"4", b"b\xff": b"2", b"c": b"3"})
-        store.remove_fields(name, [b"a", b"x"])
-        assert store.read_record(name) == {b"b\xff": b"2", b"c": b"3"}
 
     # Leases
 

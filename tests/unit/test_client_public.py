@@ -15,6 +15,7 @@ def test_public_names() -> None:
         "CacheMemory",
         "Client",
         "CodesReceiver",
+    "Described",
         "DictionaryEntry",
         "Endpoint",
         "Explanation",

@@ -90,11 +90,12 @@ class ModelIdentity:
         setattr(cache, _MARK, made_for)
 
     def check(self, cache: Any, weights: bytes, ids: Sequence[int], inputs: PageDigests) -> None:
-        """Raises where a cache says that it was made for another model, or another prompt.
+        """Raises where a cache says that it was made for another model, or other inputs. Its token
+        ids are `check_offloaded`'s part.
 
         Raises:
-            InvalidInput: a load made it for other weights, another adapter, other token ids or
-                other inputs than those that are said to be in it now.
+            InvalidInput: a load made it for other weights, another adapter or other inputs than
+                those that are said to be in it now.
         """
         made_for: _MadeFor | None = getattr(cache, _MARK, None)
         if made_for is None:
@@ -105,13 +106,6 @@ class ModelIdentity:
                 "now: prefill the prompt again before it is offloaded"
             )
         known = min(len(ids), len(made_for.ids))
-        others = np.flatnonzero(token_array(ids[:known]) != made_for.ids[:known])
-        if len(others):
-            raise InvalidInput(
-                f"this cache was loaded for a prompt that has another token {others[0]} than the "
-                "ids given: offload it with the ids that it was made from, or prefill these into a "
-                "new cache"
-            )
         pages = known // made_for.page_tokens
         if checked_inputs(inputs, pages) != checked_inputs(made_for.inputs, pages):
             raise InvalidInput(

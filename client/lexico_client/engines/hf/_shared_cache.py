@@ -306,8 +306,8 @@ class HuggingFaceCache:
                 "be worse: offload a cache that was prefilled, or that load() brought"
             )
         ids, spec, digests = _flat(input_ids), self.spec, self._given(inputs)
-        self._identity.check(past_key_values, spec.weights, ids, digests)
         check_offloaded(past_key_values, ids)
+        self._identity.check(past_key_values, spec.weights, ids, digests)
         prefix = CachedPrefix.of(past_key_values, spec.geometry)
         pages = min(len(ids), prefix.tokens) // spec.page_tokens
         prefix.settle()
