@@ -15,7 +15,7 @@ def test_public_names() -> None:
         "CacheMemory",
         "Client",
         "CodesReceiver",
-    "Described",
+        "Described",
         "DictionaryEntry",
         "Endpoint",
         "Explanation",
