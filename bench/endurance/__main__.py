@@ -98,6 +98,7 @@ def _run(
         "faults": dict(done),
         "restarts": stack.restarts,
         **_summary(calls),
+        "internal_errors": nodes.said("internal"),
         "nodes_hung": hung,
         "tracebacks": complaints.count("Traceback"),
         "leases_left": leases,

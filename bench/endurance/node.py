@@ -121,6 +121,9 @@ class Node:
             outcome = await call()
         except LexicoError as error:
             outcome = {"reason": error.reason}
+            if error.reason in ("internal", "configuration"):
+                sys.stderr.write(f"{what}: {error!r}\n")
+            await asyncio.sleep(0.2)  # a node that is refused prefills
         except asyncio.CancelledError:
             task.uncancel()
             outcome = {"reason": "given-up"}

@@ -14,10 +14,10 @@ from lexico_codec.geometry import Geometry
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 from lexico_codec.spec import CacheSpec, make_spec
-from tests.support.client_fixtures import small_dictionary
+from tests.support.client_fixtures import HEAD_DIM, KV_HEADS, LAYERS, small_dictionary
 
 PAGE_TOKENS: Final = 32
-GEOMETRY: Final = Geometry(layers=5, kv_heads=2, head_dim=16, dtype="float16")
+GEOMETRY: Final = Geometry(LAYERS, KV_HEADS, HEAD_DIM, "float16")
 CODECS: Final = ("raw", "lossless", "lexico")
 DICTIONARY: Final = small_dictionary()
 CONVERSATIONS: Final = 60

@@ -188,6 +188,16 @@ class Nodes:
             if "Traceback" in path.read_text(errors="replace")
         )
 
+    def said(self, word: str) -> list[str]:
+        """Different lines with a word that the nodes wrote to stderr, a few of them."""
+        lines = {
+            line[:300]
+            for path in self._stack.folder.glob("node-*.err")
+            for line in path.read_text(errors="replace").splitlines()
+            if word in line.lower()
+        }
+        return sorted(lines)[:20]
+
     def _start(self) -> subprocess.Popen[bytes]:
         self._started += 1
         name = self._stack.folder / f"node-{self._started}"
