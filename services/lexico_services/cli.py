@@ -268,10 +268,9 @@ def _reload_server(options: argparse.Namespace) -> int:
 
 
 def _doctor(options: argparse.Namespace) -> int:
-    settings = _settings(options)
     from lexico_services.doctor import report
 
-    found = report.examine(settings, options.part, DEFAULT_STORE)
+    found = report.examine(lambda: _settings(options), options.part, DEFAULT_STORE)
     return report.told(found, as_json=options.json, write=partial(process.say, sys.stdout))
 
 

@@ -292,15 +292,13 @@ async def test_registrations_are_bounded() -> None:
 async def test_health_and_reflection() -> None:
     async with running_services() as services:
         for address, names in (
-            (services.offload_address, ["lexico_proto.v1.Offload"]),
-            (
-                services.reload_address,
-                ["lexico_proto.v1.Admin", "lexico_proto.v1.Dictionaries", "lexico_proto.v1.Reload"],
-            ),
+            (services.offload_address, ["Offload", "Versions"]),
+            (services.reload_address, ["Admin", "Dictionaries", "Reload", "Versions"]),
         ):
             async with grpc.aio.insecure_channel(address) as channel:
                 health = health_pb2_grpc.HealthStub(channel)
-                for name in ("", *names):
+                services_there = [f"lexico_proto.v1.{name}" for name in names]
+                for name in ("", *services_there):
                     request = health_pb2.HealthCheckRequest(service=name)
                     status = (await health.Check(request)).status
                     assert status == health_pb2.HealthCheckResponse.SERVING
@@ -309,4 +307,4 @@ async def test_health_and_reflection() -> None:
                 call = stub.ServerReflectionInfo(stream_of([ask]))
                 (answer,) = [a async for a in call]
                 found = [s.name for s in answer.list_services_response.service]
-                assert [n for n in found if n.startswith("lexico")] == names
+                assert [n for n in found if n.startswith("lexico")] == services_there

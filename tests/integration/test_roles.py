@@ -5,16 +5,23 @@ from __future__ import annotations
 from collections.abc import Awaitable, Callable
 from pathlib import Path
 
+import grpc
 import pytest
 
 from lexico_client import AsyncClient, GrpcTransport
 from lexico_client._dictionaries import register_messages
 from lexico_proto.errors import LexicoError, PermissionDenied, Unauthenticated
 from lexico_proto.metrics import METHODS
-from lexico_proto.v1 import dictionaries_pb2, reload_pb2, versions_pb2
+from lexico_proto.v1 import (
+    admin_pb2,
+    admin_pb2_grpc,
+    dictionaries_pb2,
+    reload_pb2,
+    versions_pb2,
+)
 from lexico_proto.watched import look_again
 from tests.support.dictionaries import random_set
-from tests.support.services import prompt, running_services, serialised
+from tests.support.services import Services, error_of, prompt, running_services, serialised
 from tests.support.waiting import PATIENCE_S
 
 ALLOWED = {
@@ -25,6 +32,13 @@ ALLOWED = {
     "fetch": {"offload", "reload"},
     "list": {"offload", "reload"},
     "describe": {"offload", "reload"},
+    **{key: {"admin"} for key in ("usage", "pin", "unpin", "forget")},
+}
+ADMIN_CALLS = {
+    "usage": admin_pb2.UsageRequest(),
+    "pin": admin_pb2.PinRequest(),
+    "unpin": admin_pb2.UnpinRequest(pin=bytes(16)),
+    "forget": admin_pb2.ForgetRequest(everything=True),
 }
 
 
@@ -64,13 +78,30 @@ async def test_every_call_asks_for_its_role(tmp_path: Path) -> None:
             transport = GrpcTransport(
                 services.reload_address, services.offload_address, f"token-with-the-role:of-{role}"
             )
-            for name, call in _calls(transport).items():
+            calls = _calls(transport)
+            assert set(calls) | set(ADMIN_CALLS) == set(METHODS)
+            for name, call in calls.items():
                 if role in ALLOWED[name]:
                     await call()
                 else:
                     with pytest.raises(PermissionDenied, match="needs the role"):
                         await call()
             await transport.close()
+            await _admin_calls(services, role, f"token-with-the-role:of-{role}")
+
+
+async def _admin_calls(services: Services, role: str, token: str) -> None:
+    """No client makes them: an operator's command does. One that is admitted may refuse more."""
+    metadata = (("authorization", f"Bearer {token}"),)
+    async with grpc.aio.insecure_channel(services.reload_address) as channel:
+        stub = admin_pb2_grpc.AdminStub(channel)
+        for name, request in ADMIN_CALLS.items():
+            said: LexicoError | None = None
+            try:
+                await getattr(stub, name.capitalize())(request, metadata=metadata)
+            except grpc.aio.AioRpcError as error:
+                said = error_of(error)
+            assert isinstance(said, PermissionDenied) is (role not in ALLOWED[name]), (name, said)
 
 
 async def test_a_load_without_the_role_is_a_miss(tmp_path: Path) -> None:

@@ -92,7 +92,7 @@ def test_what_is_no_such_token_is_left_to_others(tmp_path: Path) -> None:
         ({"exp": None}, "lacks"),
         ({"exp": "soon"}, "sound"),
         ({"exp": 1e400}, "sound"),
-        ({"nbf": time.time() + 600}, "nbf"),
+        ({"nbf": 1 << 32}, "nbf"),
         ({"aud": "others"}, "aud"),
         ({"aud": None}, "lacks"),
         ({"iss": "https://issuer.example/"}, "iss"),

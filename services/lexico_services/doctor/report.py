@@ -16,18 +16,18 @@ from lexico_services.settings import Settings
 EXIT_CODES: Final = {State.OK: 0, State.WARN: 1, State.FAIL: 2}
 
 
-def examine(settings: Settings, part: str, default_store: str) -> Iterator[Finding]:
+def examine(read: Callable[[], Settings], part: str, default_store: str) -> Iterator[Finding]:
     """Looks at one thing after another; starts nothing.
 
     Args:
-        settings: as they would be given to the command.
+        read: gives the settings that the command would have; what it refuses is a finding.
         part: the command: serve, offload-server or reload-server.
         default_store: URL of the store that `serve` takes where none is given.
     """
     with_ray = part != "reload-server"
     yield from packages.packages("service" if with_ray else "reload")
     yield packages.sets()
-    yield from _said("settings", lambda: _of_settings(settings, part, default_store))
+    yield from _said("settings", lambda: _of_settings(read(), part, default_store))
     if with_ray:
         yield packages.gpu()
     yield packages.kernels()  # last: it imports torch
