@@ -43,6 +43,9 @@ UNAVAILABLE_PREFIXES: Final = (
 _CLUSTER: Final = (redis_exceptions.MovedError, redis_exceptions.ClusterCrossSlotError)
 """What a cluster says to someone who does not know that it is one."""
 
+_NO_RIGHTS_IN_SCRIPT: Final = "user executing the script can't"
+"""NOPERM as a script's caller hears it: a plain ERR."""
+
 _NO_CLUSTER: Final = "cluster support disabled"
 
 
@@ -90,7 +93,7 @@ def as_lexico(error: Exception, doing: str) -> LexicoError:
     Args:
         doing: the operation, for the message: "commit".
     """
-    if isinstance(error, REFUSED):
+    if isinstance(error, REFUSED) or _NO_RIGHTS_IN_SCRIPT in str(error):
         return ConfigurationError(
             f"the page store refuses us ({doing}): check the URL's user and password, and its ACL"
         )

@@ -99,6 +99,11 @@ def test_half_a_pipeline_then_silence(serve: Serve) -> None:
         (b"-NOAUTH Authentication required.\r\n", ConfigurationError),
         (b"-WRONGPASS invalid username-password pair\r\n", ConfigurationError),
         (b"-NOPERM this user has no permissions\r\n", ConfigurationError),
+        (b"-ERR The user executing the script can't run this command\r\n", ConfigurationError),
+        (
+            b"-ERR The user executing the script can't access at least one key\r\n",
+            ConfigurationError,
+        ),
         (b"-WRONGTYPE Operation against a key\r\n", InternalError),
         (b"-ERR unknown command\r\n", InternalError),
     ],
