@@ -12,7 +12,7 @@ from transformers import PreTrainedModel
 
 from lexico_client._config_meaning import is_dropout
 from lexico_client.engines.hf._adapters import Modules
-from lexico_client.engines.hf._plain_models import plain_model, plain_name
+from lexico_client.engines.hf._plain_models import plain_name
 
 
 def altered_modules(model: nn.Module, modules: Modules) -> list[list[Any]]:
@@ -33,12 +33,14 @@ def altered_modules(model: nn.Module, modules: Modules) -> list[list[Any]]:
 
 
 def said_by(module: nn.Module) -> list[Any]:
-    """A module's class, and its numbers by name, without those of dropout."""
-    numbers = [(key, value) for key, value in vars(module).items() if type(value) is float]
-    if isinstance(module, nn.modules.dropout._DropoutNd):
-        numbers = []
-    kept = sorted(number for number in numbers if not is_dropout(number[0]))
-    return [type(plain_model(module)).__name__, kept]
+    """A module's class, and its numbers by name, without those of dropout. For every call: a
+    getter of `nn.Module` would take longer than all of it."""
+    kept = vars(module)
+    numbers = [(key, value) for key, value in kept.items() if type(value) is float]
+    if numbers:
+        dropout = isinstance(module, nn.modules.dropout._DropoutNd)
+        numbers = [] if dropout else sorted(one for one in numbers if not is_dropout(one[0]))
+    return [type(kept["_modules"].get("_orig_mod", module)).__name__, numbers]
 
 
 def _built(model: nn.Module) -> nn.Module | None:
