@@ -36,12 +36,17 @@ class PageInputs(tuple[bytes, ...]):
 
     spans: tuple[tuple[int, int], ...] = ()
     """First token of each span, and the one behind its last."""
+    page_tokens: int = 0
+    """Tokens of the pages that they are for; 0 where it is not known."""
 
     @classmethod
-    def of(cls, digests: Iterable[bytes], spans: Iterable[tuple[int, int]]) -> Self:
+    def of(
+        cls, digests: Iterable[bytes], spans: Iterable[tuple[int, int]], page_tokens: int = 0
+    ) -> Self:
         """Digests with the spans that they cover."""
         made = cls(digests)
         made.spans = tuple(spans)
+        made.page_tokens = page_tokens
         return made
 
     def uncut(self, tokens: int) -> int:
@@ -87,7 +92,7 @@ def input_digests(spans: Iterable[Span], page_tokens: int, tokens: int) -> PageI
         last = max(start, start + length - 1)
         for page in range(start // page_tokens, min(last // page_tokens + 1, len(found))):
             found[page].append(record)
-    return PageInputs.of((_page_digest(records) for records in found), places)
+    return PageInputs.of((_page_digest(records) for records in found), places, page_tokens)
 
 
 def content_digest(content: Content | Sequence[Content] | Mapping[str, Content]) -> bytes:
@@ -104,13 +109,14 @@ def content_digest(content: Content | Sequence[Content] | Mapping[str, Content])
         for name in sorted(content):
             _write(digest, name.encode(), content_digest(content[name]))
     elif isinstance(content, torch.Tensor):
-        flat = content.detach().cpu().contiguous().reshape(-1)
-        _write(digest, f"{content.dtype} {list(content.shape)}".encode(), bytes_of(flat))
+        _write(digest, f"{content.dtype} {list(content.shape)}".encode(), _bytes_of(content))
     elif isinstance(content, np.ndarray):
         return content_digest(_tensor_of(content))
     elif isinstance(content, bytes | str):
         kind, data = type(content).__name__, content
-        _write(digest, kind.encode(), data.encode() if isinstance(data, str) else data)
+        if isinstance(data, str):
+            data = data.encode(errors="surrogatepass")
+        _write(digest, kind.encode(), data)
     elif content is None or isinstance(content, bool | int | float):
         _write(digest, type(content).__name__.encode(), repr(content).encode())
     elif isinstance(content, list | tuple):
@@ -122,14 +128,24 @@ def content_digest(content: Content | Sequence[Content] | Mapping[str, Content])
     return digest.digest()
 
 
-def checked_inputs(inputs: PageDigests, pages: int) -> tuple[bytes, ...]:
+def checked_inputs(inputs: PageDigests, pages: int, page_tokens: int = 0) -> tuple[bytes, ...]:
     """The digests of the leading `pages` pages, without empty ones at the end.
 
+    Args:
+        inputs: digests from the first page on.
+        pages: how many pages there are.
+        page_tokens: tokens of each, where digests that know theirs are to be for such.
+
     Raises:
-        InvalidInput: an entry that is neither empty nor 32 bytes.
+        InvalidInput: an entry that is neither empty nor 32 bytes, or digests for other pages.
     """
     if isinstance(inputs, bytes | str):
         raise InvalidInput("inputs: a digest for each page is needed, not one")
+    made_for = inputs.page_tokens if isinstance(inputs, PageInputs) else 0
+    if made_for and page_tokens and made_for != page_tokens:
+        raise InvalidInput(
+            f"inputs: the digests are for pages of {made_for} tokens, and these have {page_tokens}"
+        )
     checked = list(inputs[:pages])
     for page, digest in enumerate(checked):
         if not isinstance(digest, bytes) or len(digest) not in (0, DIGEST_BYTES):
@@ -139,8 +155,18 @@ def checked_inputs(inputs: PageDigests, pages: int) -> tuple[bytes, ...]:
     return tuple(checked)
 
 
+def _bytes_of(tensor: torch.Tensor) -> memoryview:
+    if tensor.layout != torch.strided or tensor.is_meta or tensor.is_quantized or tensor.is_nested:
+        raise InvalidInput(
+            "input digests: of tensors only those that are plain memory can be hashed"
+        )
+    return bytes_of(tensor.detach().resolve_conj().resolve_neg().cpu().contiguous().reshape(-1))
+
+
 def _tensor_of(array: npt.NDArray[np.generic]) -> torch.Tensor:
     """An array as the tensor that hashes alike, whatever its byte order and strides."""
+    if isinstance(array, np.ma.MaskedArray):
+        raise InvalidInput("input digests: a masked array cannot be hashed: give data and mask")
     try:
         little = array.astype(array.dtype.newbyteorder("="), copy=False)
         return torch.from_numpy(np.array(little, order="C"))

@@ -62,7 +62,7 @@ def page_keys(
     """
     ids = token_array(token_ids)
     pages = len(ids) // spec.page_tokens
-    digests = checked_inputs(inputs, pages)
+    digests = checked_inputs(inputs, pages, spec.page_tokens)
     parent = parent or spec.namespace
     keys: list[bytes] = []
     for page in range(pages):

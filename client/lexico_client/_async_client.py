@@ -174,7 +174,7 @@ class AsyncClient:
             LexicoError: the service could not answer.
         """
         ids = token_array(token_ids)
-        digests = checked_inputs(inputs, len(ids) // spec.page_tokens)
+        digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         budget = self._budget("match", timeout, self._timeouts.match)
         self._check_open()
         async with budget.bound():
@@ -248,7 +248,7 @@ class AsyncClient:
             raise InvalidInput(f"wait={wait!r}: {' or '.join(_DURABILITY)}")
         ids = token_array(token_ids)
         full = len(ids) // spec.page_tokens
-        digests = checked_inputs(inputs, full)
+        digests = checked_inputs(inputs, full, spec.page_tokens)
         if pages is not None and not 0 <= pages <= full:
             raise TokenCountMismatch(
                 f"pages={pages}: {len(ids)} token ids make {full} pages of {spec.page_tokens}"
@@ -314,7 +314,7 @@ class AsyncClient:
     ) -> Loaded:
         """`load`, for a caller that may end the access before."""
         ids = token_array(token_ids)
-        digests = checked_inputs(inputs, len(ids) // spec.page_tokens)
+        digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         budget = self._budget("load", timeout, self._timeouts.load)
         loading = Loading(self._transport, self._crew, self._shelf, self._timeouts, budget, access)
         loaded = await loading.run(spec, ids, digests, target)

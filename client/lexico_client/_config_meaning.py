@@ -14,7 +14,6 @@ _KEEPS_MEANING: Final = frozenset(
         "id2label",
         "initializer_range",
         "label2id",
-        "model_type",  # the model's class says it
         "name_or_path",
         "output_attentions",
         "output_hidden_states",

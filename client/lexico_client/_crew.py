@@ -82,11 +82,20 @@ def _work(jobs: SimpleQueue[_Job | None]) -> None:
         if future.set_running_or_notify_cancel():
             try:
                 result = work()
+            except StopIteration as error:  # no future of a loop takes one: a wait without an end
+                future.set_exception(_raised(error))
             except BaseException as error:  # noqa: BLE001 - whoever waits for it gets it
                 future.set_exception(error)
             else:
                 future.set_result(result)
         del job, future, work
+
+
+def _raised(error: StopIteration) -> RuntimeError:
+    """As Python makes of one that leaves a coroutine."""
+    made = RuntimeError("a worker thread's work raised StopIteration")
+    made.__cause__ = error
+    return made
 
 
 class Access:

@@ -108,6 +108,9 @@ def _files_of(path: Path) -> tuple[Path, tuple[Path, ...]]:
         parts = sorted({str(name) for name in names.values()})
         if any(Path(part).name != part for part in parts):
             raise ConfigurationError(f"{path / _INDEX}: names files of another folder")
+        if _WHOLE not in parts and all((path / name).is_file() for name in (_WHOLE, *parts)):
+            # transformers loads the whole, other engines what the index names.
+            raise Unsupported(f"{path} holds two models, {_WHOLE} and that of {_INDEX}: remove one")
         return path, tuple(path / part for part in parts)
     if (path / _WHOLE).is_file():
         return path, (path / _WHOLE,)
@@ -187,7 +190,7 @@ def _entries(file: Path, cache: FingerprintCache, read: _Reader, width: int) -> 
         after = os.fstat(stream.fileno())
         if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
             raise ConfigurationError(f"{file} was written to while it was read: try again")
-    cache.put(after, entries)
+    cache.put(before, entries)  # not `after`: a time of writing may have been set back meanwhile
     return entries
 
 

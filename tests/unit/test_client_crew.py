@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import threading
 
+import pytest
+
 from lexico_client._crew import Crew
 
 
@@ -23,4 +25,15 @@ def test_a_call_keeps_to_its_thread_and_calls_spread() -> None:
     with crew.one() as alone:
         assert alone is first, "warm from the calls before"
     crew.close()
+    crew.close()
+
+
+def test_work_that_raises_what_no_future_takes() -> None:
+    """As `next` of a caller's iterator does: a loop would wait for it until the deadline."""
+    crew = Crew(1)
+    with crew.one() as thread:
+        future = thread.submit(next, iter(()))
+        with pytest.raises(RuntimeError, match="StopIteration") as caught:
+            future.result()
+    assert isinstance(caught.value.__cause__, StopIteration)
     crew.close()

@@ -164,6 +164,24 @@ def test_one_hit_for_several_questions(model: Any, shared: HuggingFaceCache, hit
     assert hit.cache.get_seq_length() == TOKENS + 6, "the first question's"
 
 
+@pytest.mark.parametrize("cropped", [False, True], ids=["by generate", "by hand"])
+def test_the_next_question_after_one_that_left_the_prefix(
+    model: Any, shared: HuggingFaceCache, hit: Hit, cropped: bool
+) -> None:
+    """The first cache is cropped and then grows past the prefix, by other tokens."""
+    if cropped:
+        hit.cache.crop(20 - LOADED)
+        model(IDS[:, 20:22], **cache_inputs(model, hit.cache))
+        model(tokens(40, seed=4), **cache_inputs(model, hit.cache))
+    else:
+        answer(model, IDS[:, :20], hit.inputs, max_new_tokens=40)
+    assert hit.cache.get_seq_length() > LOADED
+    inputs = hit.inputs
+    assert torch.equal(answer(model, IDS, inputs), answer(model, IDS))
+    (cache,) = inputs.values()
+    shared.offload(IDS, cache)
+
+
 def test_one_hit_for_several_questions_at_a_time(model: Any, hit: Hit) -> None:
     questions = [torch.cat([IDS[:, :LOADED], tokens(5 + n, seed=n)], 1) for n in range(6)]
     expected = [answer(model, question) for question in questions]

@@ -84,6 +84,18 @@ def under_inference_mode(model: Any) -> None:
         parameter.add_(0.01)
 
 
+def another_activation(model: Any) -> None:
+    model.model.layers[0].mlp.act_fn = torch.nn.ReLU()
+
+
+def another_epsilon(model: Any) -> None:
+    model.model.layers[0].input_layernorm.variance_epsilon = 0.1
+
+
+def another_scaling(model: Any) -> None:
+    model.model.layers[0].self_attn.scaling *= 1.5
+
+
 CHANGES: dict[str, Callable[[Any], None]] = {
     "add": added_to,
     "data-add": added_behind_its_back,
@@ -93,6 +105,9 @@ CHANGES: dict[str, Callable[[Any], None]] = {
     "data-replaced": replaced,
     "another-module": another_module,
     "inference-mode": under_inference_mode,
+    "activation": another_activation,
+    "epsilon": another_epsilon,
+    "scaling": another_scaling,
 }
 
 

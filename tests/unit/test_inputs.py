@@ -77,6 +77,36 @@ def test_tensors_count_by_type_shape_and_bytes() -> None:
     assert content_digest(frozen) == content_digest(picture)
 
 
+def test_tensors_that_only_look_negated_or_conjugated_count_by_what_they_are() -> None:
+    real = torch.arange(3.0)
+    complex_ = torch.complex(real, real + 1)
+    for lazy, made in ((torch._neg_view(real), -real), (complex_.conj(), complex_.conj_physical())):
+        assert content_digest(lazy) == content_digest(made)
+    assert content_digest(complex_.conj()) != content_digest(complex_)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [torch.eye(2).to_sparse(), torch.empty(2, device="meta"), np.ma.array([1, 2], mask=[0, 1])],
+    ids=["sparse", "meta", "masked"],
+)
+def test_contents_that_are_refused(content: Any) -> None:
+    with pytest.raises(InvalidInput, match="hashed"):
+        content_digest(content)
+
+
+def test_digests_for_pages_of_another_length_are_refused(client: Client) -> None:
+    """A picture's digest would lie in a page that the picture is not in."""
+    spec = small_spec()
+    inputs = input_digests([(0, 1, "picture")], 2 * spec.page_tokens, len(TOKENS))
+    with pytest.raises(InvalidInput, match="these have"):
+        client.match(spec, TOKENS, inputs=inputs)
+    with pytest.raises(InvalidInput, match="these have"):
+        client.load(spec, TOKENS, Landing(spec), inputs=inputs)
+    with pytest.raises(InvalidInput, match="these have"):
+        client.offload(spec, TOKENS, views_of(spec, random_cache(spec, 1)), inputs=inputs)
+
+
 def test_a_page_has_the_digest_of_the_spans_in_it() -> None:
     picture, sound = torch.ones(3), np.zeros(2)
     made = input_digests([(3, 2, picture), (9, 3, sound)], 4, 17)

@@ -125,6 +125,7 @@ OTHER: dict[str, Callable[[Path], object]] = {
     "eps": lambda folder: write_config(folder, rms_norm_eps=1e-5),
     "a-config-within": lambda folder: write_config(folder, vision={"hidden_size": 9}),
     "unknown-entry": lambda folder: write_config(folder, colour="red"),
+    "another-architecture": lambda folder: write_config(folder, model_type="gemma"),
 }
 
 
@@ -196,6 +197,33 @@ def test_a_file_that_has_just_changed_is_not_kept(
         fingerprint_files(folder, cache_dir=tmp_path / "cache")
     assert len(read) == 8
     assert not (tmp_path / "cache").exists()
+
+
+def test_a_file_whose_time_is_set_back_while_it_is_read(
+    folder: Path, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was read of it is not kept for what it has become."""
+    file, real = folder / "model.safetensors", _weights_files._safetensors_entries
+
+    def disturbed(*args: Any) -> Any:
+        found, status = real(*args), file.stat()
+        flip(folder)
+        os.utime(file, ns=(status.st_atime_ns, status.st_mtime_ns))
+        return found
+
+    monkeypatch.setattr(_weights_files, "_safetensors_entries", disturbed)
+    before = fingerprint_files(folder, cache_dir=cache)
+    monkeypatch.undo()
+    assert fingerprint_files(folder, cache_dir=cache) != before
+
+
+def test_two_models_in_a_folder(folder: Path, cache: Path) -> None:
+    """Engines do not agree which of them they load."""
+    shard(folder)
+    save_file(tensors(1), folder / "model.safetensors")
+    with pytest.raises(Unsupported, match="holds two models"):
+        fingerprint_files(folder, cache_dir=cache)
+    assert len(fingerprint_files(folder / "model.safetensors", cache_dir=cache)) == 32
 
 
 def test_a_cache_that_is_damaged_or_someone_elses(

@@ -44,17 +44,6 @@ def made_buffers(modules: Modules) -> list[list[Any]]:
     return entries
 
 
-def numbers_of(modules: Modules) -> list[tuple[str, float]]:
-    """Numbers beside such buffers, which no write to a tensor shows."""
-    return [
-        (key, value)
-        for _, module in modules
-        if module._non_persistent_buffers_set
-        for key, value in vars(module).items()
-        if isinstance(value, float)
-    ]
-
-
 def _entry(name: str, buffer: Tensor | None, made: nn.Module | None, key: str) -> list[list[Any]]:
     if buffer is None or buffer.is_meta:
         return []

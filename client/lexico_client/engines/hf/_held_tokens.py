@@ -27,24 +27,27 @@ class HeldTokens:
             prompt: `[n]`, that the cache was loaded for.
             tokens: leading ones that were loaded.
         """
-        self.rest: Tensor | None = prompt[tokens:]
-        """What of the prompt the first forward pass must go on with; None once it has, or once
-        `generate` was seen to have another prompt with the same beginning."""
+        self.prompt: Tensor | None = prompt
+        """What the first forward pass must go on with, from where the cache ends; None once it has,
+        or once `generate` was seen to have another prompt with the same beginning."""
         self.begun = False
         """Whether a forward pass has been since the load, or since `generate` began."""
         self.used = False
         """Whether a model was given the cache."""
         self.given = 0
         """Tokens of the whole prompt that `generate` was given; 0 where it was given the rest."""
+        self.intact = tokens
+        """Of those that were loaded, how many no crop has taken away: others may stand behind."""
         self._chunks = [prompt[:tokens]]
         self._count = tokens
         self._whole = True
         self._use = threading.Lock()
+        self._noting = threading.Lock()  # a cache may be offloaded while it grows
 
     def known(self, length: int) -> Tensor:
         """Ids of the first `length` tokens at most, `[n]`, as far as they are known."""
-        self._chunks = [torch.cat([chunk.to("cpu", torch.int64) for chunk in self._chunks])]
-        return self._chunks[0][:length]
+        with self._noting:
+            return self._joined(length)
 
     def grow(self, length: int, ids: Tensor | None) -> None:
         """Notes a forward pass.
@@ -53,16 +56,22 @@ class HeldTokens:
             length: tokens that the cache holds before it: fewer than noted where it was cropped.
             ids: `[rows, n]` that it adds; None where they are not seen.
         """
-        if length < self._count:
-            self._chunks = [self.known(length)]
-            self._count = length
-        # Rows part ways from here on; and after a gap positions are not known.
-        self._whole = self._whole and length == self._count and ids is not None
-        if self._whole and ids is not None and ids.shape[0] == 1:
-            self._chunks.append(ids.detach()[0])
-            self._count += ids.shape[1]
-        else:
-            self._whole = False
+        with self._noting:
+            self.intact = min(self.intact, length)
+            if length < self._count:
+                self._chunks = [self._joined(length)]
+                self._count = length
+            # Rows part ways from here on; and after a gap positions are not known.
+            self._whole = self._whole and length == self._count and ids is not None
+            if self._whole and ids is not None and ids.shape[0] == 1:
+                self._chunks.append(ids.detach()[0])
+                self._count += ids.shape[1]
+            else:
+                self._whole = False
+
+    def _joined(self, length: int) -> Tensor:
+        self._chunks = [torch.cat([chunk.to("cpu", torch.int64) for chunk in self._chunks])]
+        return self._chunks[0][:length]
 
     @contextmanager
     def in_use(self) -> Iterator[None]:
@@ -83,7 +92,9 @@ class HeldTokens:
 
     def __deepcopy__(self, memo: dict[int, Any]) -> HeldTokens:
         made = type(self).__new__(type(self))
-        vars(made).update(vars(self) | {"_chunks": list(self._chunks), "_use": threading.Lock()})
+        with self._noting:
+            vars(made).update(vars(self) | {"_chunks": list(self._chunks)})
+        made._use, made._noting = threading.Lock(), threading.Lock()
         return made
 
 

@@ -161,6 +161,8 @@ def _share(first: DynamicCache, made: DynamicCache, tokens: int) -> int:
         return 0
     held = [(layer.keys, layer.values) for layer in first.layers if isinstance(layer, DynamicLayer)]
     kept = min([tokens, *(keys.shape[-2] for keys, _ in held if isinstance(keys, Tensor))])
+    known = tokens_of(first)  # looked at after the layers: it is told of a crop before they grow
+    kept = min(kept, known.intact) if known is not None else 0
     for layer, (keys, values) in zip(made.layers, held, strict=True):
         if not isinstance(layer, DynamicLayer) or keys is None or values is None:
             raise Unsupported("the prefix is no longer in hit.cache: load it again")

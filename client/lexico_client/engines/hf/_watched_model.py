@@ -97,11 +97,11 @@ def before_forward(
             if held.given and ids.shape[1] >= held.given:
                 ids = ids[:, length:]
                 named = named | {"input_ids": ids}
-            elif held.rest is not None:
-                _check_rest(held.rest, ids, length)
+            elif held.prompt is not None:
+                _check_rest(held.prompt[length:], ids, length)
             named = _with_positions(named, ids.shape[1], length)
         _widen(cache, ids.shape[0])
-    held.begun, held.rest, held.used = True, None, True
+    held.begun, held.prompt, held.used = True, None, True
     held.grow(length, ids)
     return (), named
 
@@ -162,7 +162,7 @@ def _check_prompt(held: HeldTokens, cache: Any, ids: Tensor, length: int) -> Non
         )
     if count == ids.shape[1]:
         cache.crop(count - 1 - length)
-    held.rest, held.given = None, ids.shape[1]
+    held.prompt, held.given = None, ids.shape[1]
 
 
 def _check_rest(rest: Tensor, ids: Tensor, length: int) -> None:

@@ -15,7 +15,8 @@ import xxhash
 from torch import Tensor, nn
 
 from lexico_client.engines.hf._adapters import Modules, added_state
-from lexico_client.engines.hf._buffers import made_buffers, numbers_of
+from lexico_client.engines.hf._buffers import made_buffers
+from lexico_client.engines.hf._built import altered_modules, said_by
 from lexico_client.engines.hf._model_config import config_meaning, drops
 from lexico_client.engines.hf._model_files import files_fingerprint
 from lexico_client.engines.hf._network import Network, network_of
@@ -40,7 +41,8 @@ def weights_fingerprint(model: nn.Module) -> bytes:
     it differs from the class's defaults, and for every parameter and persistent buffer its name,
     dtype, shape and the XXH3-128 of its bytes. Of modules that were put into the model, as adapters
     are, every plain attribute is hashed too: which are active, merged, and how they are scaled.
-    Other buffers, such as rotary frequencies, count as far as they are not what the config makes.
+    Other buffers, such as rotary frequencies, count as far as they are not what the config makes,
+    and so do the classes of modules and the numbers that they keep.
     A head that makes logits, `torch.compile`, parallel wrappers and adapters that are disabled
     change nothing. Nor does dropout, unless the model is in training.
 
@@ -66,7 +68,7 @@ def _fingerprint(network: Network) -> bytes:
         name: xxhash.xxh3_128_hexdigest(bytes_of(tensor.reshape(-1)))
         for name, tensor in tensors.items()
     }
-    others = made_buffers(network.modules)
+    others = made_buffers(network.modules) + altered_modules(network.model, network.modules)
     if drops(network.model, network.config):
         others.append(["dropout"])
     if network.is_plain and not others:
@@ -98,8 +100,8 @@ def stamp(model: nn.Module) -> int:
 
 
 def sample(model: nn.Module) -> int:
-    """A number of what a model's state says, wherever it lies: `added_state`, the scaling of rotary
-    embeddings, whether dropout is at work, and 64 elements of each parameter and buffer.
+    """A number of what a model's state says, wherever it lies: `added_state`, classes and numbers
+    of modules, whether dropout is at work, and 64 elements of each parameter and buffer.
 
     It notices writes that PyTorch does not count: those through `Tensor.data`, and those to weights
     made under `inference_mode`. A write to a few elements alone may escape it.
@@ -110,7 +112,7 @@ def sample(model: nn.Module) -> int:
 def _sample(model: nn.Module, modules: Modules) -> int:
     plain = plain_model(model)
     dropping = drops(plain, getattr(plain, "config", None))
-    said = [added_state(model, modules), numbers_of(modules), dropping]
+    said = [added_state(model, modules), [said_by(module) for _, module in modules], dropping]
     found = xxhash.xxh3_128(json.dumps(said).encode())
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     with torch.inference_mode():
