@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from lexico_proto.errors import InvalidInput, QuotaExceeded
-from lexico_proto.limits import DIGEST_BYTES
+from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 from lexico_store import keys as keyspace
 from lexico_store.checks import check_key, check_scope
 from lexico_store.store import PageStore
@@ -257,10 +257,15 @@ class Ledger:
     def _bytes_of(
         self, tenant: bytes, namespace: bytes, scope: bytes, keys: Sequence[bytes]
     ) -> int:
+        """Of pages, by their notes. What is not noted in this namespace is asked for: whoever names
+        another one must not have it for nothing."""
         index, total = keyspace.index(tenant, namespace), 0
         for some in _batches(keys):
-            digests = [keyspace.page_digest(keyspace.page(scope, key)) for key in some]
-            total += sum(map(int, self._store.read_record(index, digests).values()))
+            digests = {keyspace.page_digest(keyspace.page(scope, key)): key for key in some}
+            noted = self._store.read_record(index, list(digests))
+            total += sum(map(int, noted.values()))
+            others = [key for digest, key in digests.items() if digest not in noted]
+            total += sum(map(sum, self._store.frame_bytes(scope, others, range(MAX_GROUPS))))
         return total
 
 

@@ -138,6 +138,21 @@ def test_pins_hold_leading_pages_within_a_bound() -> None:
         ledger.pin(TENANT, NAMESPACE, KEYS, "x" * 201, None)
 
 
+@pytest.mark.parametrize("namespace", [NAMESPACE, LATER], ids=["not noted", "of another namespace"])
+def test_a_pin_holds_the_bytes_that_it_holds(namespace: bytes) -> None:
+    """Whatever namespace is named, and noted or not."""
+    store = MemoryStore()
+    ledger = Ledger(store)
+    put(store, ledger, KEYS[:2])
+    for page, key in enumerate(KEYS[2:], 2):
+        store.commit(TENANT, key, [b"x" * 3, b"y" * 7], 60, page=page)
+    assert ledger.pin(TENANT, namespace, KEYS, "", 49) is None
+    assert ledger.pins(TENANT) == []
+    pin = ledger.pin(TENANT, namespace, KEYS, "", 50)
+    assert pin is not None
+    assert (pin.keys, pin.size) == (tuple(KEYS), 50)
+
+
 def test_notes_stay_bounded_where_nobody_looks() -> None:
     """In a store that holds 100 pages, after 3000."""
     store = MemoryStore(max_bytes=1000)
