@@ -14,6 +14,7 @@ from typing import Any, Final
 
 from lexico_proto.errors import ConfigurationError
 from lexico_services.sizes import parse_size
+from lexico_store.checks import MAX_TTL_S
 from lexico_store.scopes import tenant_scope
 
 _log = logging.getLogger(__name__)
@@ -50,6 +51,10 @@ class TenantPolicy:
             )
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ConfigurationError(f"{field.name} is {value}: give a positive number")
+        if self.page_ttl_s is not None and self.page_ttl_s > MAX_TTL_S:
+            raise ConfigurationError(
+                f"page_ttl_s is {self.page_ttl_s}: give at most {MAX_TTL_S:.0f} seconds"
+            )
 
 
 class Policies:
