@@ -14,6 +14,7 @@ from lexico_services.policies import Policies
 
 _TENANTS_KEPT: Final = 4096
 
+
 class CallRates:
     """Bounds each tenant's calls a second."""
 
