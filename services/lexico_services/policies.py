@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import stat
 import time
 import tomllib
 from collections.abc import Callable, Mapping
@@ -119,6 +120,8 @@ class Policies:
 
 def _read(path: Path) -> tuple[TenantPolicy, dict[bytes, TenantPolicy]]:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise OSError("is no file")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:

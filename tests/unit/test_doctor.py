@@ -239,7 +239,8 @@ def test_what_a_store_says_of_itself_is_passed_on(monkeypatch: pytest.MonkeyPatc
     ],
 )
 def test_files_that_a_start_would_refuse(tmp_path: Path, key: str, name: str) -> None:
-    file, others = tmp_path / "file", {}
+    file = tmp_path / "file"
+    others: dict[str, Any] = {}
     file.write_text("[default]\npage_ttl_s = -1\n")
     file.chmod(0o600)
     if key.startswith("tls"):

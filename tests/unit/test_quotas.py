@@ -77,6 +77,9 @@ def test_bad_files_are_refused(file: Path, text: str, named: str) -> None:
     assert str(file) in refusal.value.message
     with pytest.raises(ConfigurationError, match="cannot read"):
         Policies(file.with_name("nothing"))
+    os.mkfifo(file.with_name("pipe"))
+    with pytest.raises(ConfigurationError, match="is no file"):
+        Policies(file.with_name("pipe"))
 
 
 def test_calls_a_second(file: Path) -> None:
