@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
 from lexico_proto.errors import InvalidInput, QuotaExceeded
-from lexico_proto.limits import DIGEST_BYTES
+from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 from lexico_store import keys as keyspace
 from lexico_store.checks import check_key, check_scope
 from lexico_store.store import PageStore
@@ -29,6 +29,8 @@ MAX_LABEL_BYTES: Final = 200
 TIDY_EVERY: Final = 64
 """Notes of a namespace after which its writer looks at `SAMPLE` of them: so at most about half are
 of pages that are gone."""
+OTHERS: Final = 2
+"""Namespaces that are looked at then: more than the one that may be new."""
 MAX_PINS: Final = 1024
 """Pins of a tenant: their record never expires."""
 _PIN_BYTES: Final = 20
@@ -90,11 +92,13 @@ class Ledger:
         if made % TIDY_EVERY == 0:
             if len(self._noted) >= BATCH:
                 self._noted.clear()
-            self._store.write_record(keyspace.namespaces(tenant), {namespace: about.encode()})
             self._there(index, self._store.sample_record(index, SAMPLE)[1])
+            self._tidy_others(tenant)
         self._noted[tenant, namespace] = made + 1
         digest = keyspace.page_digest(keyspace.page(scope, key))
         self._store.write_record(index, {digest: str(size).encode()})
+        # After the note, and each time: a namespace without any is taken out, by whoever looks.
+        self._store.write_record(keyspace.namespaces(tenant), {namespace: about.encode()})
 
     def usage(self, tenant: bytes) -> list[NamespaceUse]:
         """What is stored, by namespace. Looks at every note; a namespace without any is listed
@@ -114,14 +118,17 @@ class Ledger:
         return found
 
     def estimate(self, tenant: bytes) -> int:
-        """About how many bytes are stored, from a few notes of each namespace."""
+        """About how many bytes are stored, from a few notes of each namespace, or of a few of them:
+        with a salt for each user there are many."""
         total = 0.0
-        for namespace in self._namespaces(tenant):
+        check_scope(tenant)
+        namespaces, some = self._store.sample_record(keyspace.namespaces(tenant), SAMPLE)
+        for namespace in some:
             index = keyspace.index(tenant, namespace)
             count, drawn = self._store.sample_record(index, SAMPLE)
             there = self._there(index, drawn)
             total += count * sum(int(drawn[d]) for d in there) / max(1, len(drawn))
-        return round(total)
+        return round(total * namespaces / max(1, len(some)))
 
     def forget(self, tenant: bytes, namespace: bytes | None = None) -> int:
         """Forgets every page of a namespace, or of the tenant, pins among them.
@@ -243,6 +250,15 @@ class Ledger:
         check_scope(tenant)
         return self._store.read_record(keyspace.namespaces(tenant))
 
+    def _tidy_others(self, tenant: bytes) -> None:
+        """Looks at a few namespaces, to which nobody may ever come back."""
+        record = keyspace.namespaces(tenant)
+        for namespace in self._store.sample_record(record, OTHERS)[1]:
+            index = keyspace.index(tenant, namespace)
+            self._there(index, self._store.sample_record(index, SAMPLE)[1])
+            if not self._store.sample_record(index, 1)[0]:
+                self._store.remove_fields(record, [namespace])
+
     def _there(self, index: str, noted: dict[bytes, bytes]) -> list[bytes]:
         """Those of the notes whose page is there; the others are taken out."""
         there = []
@@ -257,10 +273,15 @@ class Ledger:
     def _bytes_of(
         self, tenant: bytes, namespace: bytes, scope: bytes, keys: Sequence[bytes]
     ) -> int:
+        """Of pages, by their notes. What is not noted in this namespace is asked for: whoever names
+        another one must not have it for nothing."""
         index, total = keyspace.index(tenant, namespace), 0
         for some in _batches(keys):
-            digests = [keyspace.page_digest(keyspace.page(scope, key)) for key in some]
-            total += sum(map(int, self._store.read_record(index, digests).values()))
+            digests = {keyspace.page_digest(keyspace.page(scope, key)): key for key in some}
+            noted = self._store.read_record(index, list(digests))
+            total += sum(map(int, noted.values()))
+            others = [key for digest, key in digests.items() if digest not in noted]
+            total += sum(map(sum, self._store.frame_bytes(scope, others, range(MAX_GROUPS))))
         return total
 
 

@@ -31,6 +31,8 @@ class Unit(NamedTuple):
 
     commands: tuple[Command, ...]
     atomic: bool = False
+    waits: bool = True
+    """Whether it is tried again while a part of its keys is on either side of a slot's move."""
 
     @property
     def name(self) -> str | None:

@@ -55,14 +55,20 @@ class Servers(ABC):
     def __init__(self, settings: StoreSettings) -> None:
         self._timeout_s = settings.timeout_s
 
-    def run(self, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
+    def run(
+        self, commands: Sequence[Command], *, atomic: bool = False, waits: bool = True
+    ) -> list[Any]:
         """The replies to `commands`, in one round trip a server; within one MULTI if `atomic`.
 
+        Args:
+            waits: as `Unit.waits`, of a MULTI.
+
         Raises:
+            redis.TryAgainError: not if it `waits`.
             redis.RedisError, OSError: the first failure that trying again did not mend.
         """
         if atomic:
-            units = [Unit(tuple(commands), atomic=True)]
+            units = [Unit(tuple(commands), atomic=True, waits=waits)]
         else:
             units = [Unit((command,)) for command in commands]
         with within(self._timeout_s):
@@ -152,7 +158,10 @@ class _Call:
             for i, outcome in each.outcomes.items():
                 if not isinstance(outcome, Exception):
                     self._outcomes[i] = outcome
-                elif self._redirected(i, outcome, each) or self._mends(outcome, each):
+                elif self._redirected(i, outcome, each) or (
+                    (self._units[i].waits or not isinstance(outcome, TryAgainError))
+                    and self._mends(outcome, each)
+                ):
                     again.append(i)
                     last = outcome
                 else:

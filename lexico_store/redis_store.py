@@ -14,6 +14,7 @@ from importlib import resources
 from typing import Any, Final
 
 import redis
+from redis.exceptions import TryAgainError
 
 from lexico_proto.errors import Busy, StoreUnavailable
 from lexico_store import keys
@@ -55,6 +56,7 @@ class RedisStore(PageStore):
         self._max_calls = settings.max_connections
         self._slots = threading.BoundedSemaphore(self._max_calls)
         self._slot_wait_s = settings.timeout_s
+        self._unsure_ms = 1000 + round(2000 * settings.timeout_s)  # two calls, and some more
         self._on_close = on_close
         self._close_lock = threading.Lock()
         self._closed = False
@@ -122,11 +124,37 @@ class RedisStore(PageStore):
             ("HSET", name, *fields),
             ("PEXPIRE", name, life_ms),
         ]
-        if began_us is not None:
+        with self._guard("commit"):
+            if began_us is None:
+                self._servers.run(commands, atomic=True)
+                return True
             # By its text: a script that the server has lost would fail within the MULTI.
-            commands.append(("EVAL", self._fence, 2, name, mark, began_us))
-        replies = self._run("commit", commands, atomic=True)
-        return began_us is None or bool(replies[-1])
+            fence: Command = ("EVAL", self._fence, 2, name, mark, began_us)
+            try:
+                return bool(self._servers.run([*commands, fence], atomic=True, waits=False)[-1])
+            except TryAgainError:
+                return self._commit_on_the_move(commands[:2], name, life_ms, mark, began_us)
+
+    def _commit_on_the_move(
+        self, storing: Sequence[Command], name: str, life_ms: int, mark: str, began_us: int
+    ) -> bool:
+        """A commit while the page's slot goes to another server, which takes no two names at once
+        then. Whoever forgets the page sets the mark before it removes the page: so either they
+        remove this one, or the mark is seen here. Until it was looked for, the page lives short.
+        """
+
+        def forgotten() -> bool:
+            found = self._servers.run([("GET", mark)])[0]
+            return found is not None and int(found) >= began_us
+
+        if forgotten():
+            return False
+        short: Command = ("PEXPIRE", name, min(life_ms, self._unsure_ms))
+        self._servers.run([*storing, short], atomic=True)
+        if forgotten():
+            self._servers.run([("UNLINK", name)])
+            return False
+        return bool(self._servers.run([("PEXPIRE", name, life_ms, "XX")])[0])
 
     def _read(self, names: Sequence[str], group: int) -> list[bytes | None]:
         field = keys.group_field(group)
@@ -175,10 +203,10 @@ class RedisStore(PageStore):
         return None if found is None else int(found)
 
     def _forget_pages(self, names: Sequence[str], marks: Sequence[str], when_us: int) -> list[bool]:
-        # Marks first: a page that is committed in between is refused, or removed after it.
-        commands: list[Command] = [("SET", mark, when_us, "PX", LINGER_MS) for mark in marks]
-        commands += [("UNLINK", name) for name in names]
-        return [bool(n) for n in self._run("forget", commands)[len(marks) :]]
+        # Marks first: a page that is committed in between is refused, or removed after it. Not in
+        # one exchange: a slot on the move would send the marks on alone, behind the removals.
+        self._run("forget", [("SET", mark, when_us, "PX", LINGER_MS) for mark in marks])
+        return [bool(n) for n in self._run("forget", [("UNLINK", name) for name in names])]
 
     def read_record(self, name: str, fields: Sequence[bytes] | None = None) -> dict[bytes, bytes]:
         if fields is None:

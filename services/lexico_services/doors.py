@@ -11,19 +11,22 @@ from lexico_proto.metrics import Metrics
 from lexico_proto.watched import look_again
 from lexico_services.auth import DEFAULT_TENANT, Tenants
 from lexico_services.config import ListenConfig
+from lexico_services.policies import Policies
 from lexico_services.security import check_files
 
 _log = logging.getLogger(__name__)
 
 
 def check_doors(listen: ListenConfig) -> None:
-    """Reads every file that says who may come in, once, so that what is wrong is said at once.
+    """Reads every file that says who may come in, and what they may have, once, so that what is
+    wrong is said at once.
 
     Raises:
         ConfigurationError: one cannot be read or used; it is named, and so is what is wrong.
     """
     check_files(listen.tls)
     Tenants.of(listen, Metrics())
+    Policies(listen.policy_file)
 
 
 def warn_of_doors(listen: ListenConfig) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import math
 import os
+import stat
 import time
 import tomllib
 from collections.abc import Callable, Mapping
@@ -14,6 +15,7 @@ from typing import Any, Final
 
 from lexico_proto.errors import ConfigurationError
 from lexico_services.sizes import parse_size
+from lexico_store.checks import MAX_TTL_S
 from lexico_store.scopes import tenant_scope
 
 _log = logging.getLogger(__name__)
@@ -50,6 +52,10 @@ class TenantPolicy:
             )
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ConfigurationError(f"{field.name} is {value}: give a positive number")
+        if self.page_ttl_s is not None and self.page_ttl_s > MAX_TTL_S:
+            raise ConfigurationError(
+                f"page_ttl_s is {self.page_ttl_s}: give at most {MAX_TTL_S:.0f} seconds"
+            )
 
 
 class Policies:
@@ -114,6 +120,8 @@ class Policies:
 
 def _read(path: Path) -> tuple[TenantPolicy, dict[bytes, TenantPolicy]]:
     try:
+        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
+            raise OSError("is no file")
         with path.open("rb") as file:
             data = file.read(MAX_FILE_BYTES + 1)
     except OSError as error:

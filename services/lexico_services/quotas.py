@@ -7,9 +7,12 @@ import time
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from typing import Final
 
 from lexico_proto.errors import QuotaExceeded
 from lexico_services.policies import Policies
+
+_TENANTS_KEPT: Final = 4096
 
 
 class CallRates:
@@ -24,7 +27,8 @@ class CallRates:
         self._policies = policies
         self._clock = clock
         self._left: dict[bytes, tuple[float, float]] = {}
-        """Scope → calls left, and when that was so. Scopes are those of tenants with a token."""
+        """Scope → calls left, and when that was so; who called last is last. An authority or an
+        issuer of tokens may name any number of tenants."""
 
     def count(self, scope: bytes) -> None:
         """Counts a call.
@@ -36,10 +40,12 @@ class CallRates:
         if rate is None:
             return
         now, most = self._clock(), max(1.0, rate)
-        left, then = self._left.get(scope, (most, now))
+        left, then = self._left.pop(scope, (most, now))
         left = min(most, left + (now - then) * rate)
+        self._left[scope] = (left, now)
+        if len(self._left) > _TENANTS_KEPT:
+            del self._left[next(iter(self._left))]
         if left < 1:
-            self._left[scope] = (left, now)
             raise QuotaExceeded(
                 f"the tenant may make {rate:g} calls a second: come back in {(1 - left) / rate:.2g}"
                 " s, or have max_calls_per_s raised"

@@ -9,12 +9,16 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from redis.crc import key_slot
 
 from lexico_proto.errors import LexicoError, StoreUnavailable
 from lexico_store import PageStore, StoreSettings, keys, open_store
+from lexico_store.lifetimes import now_us
+from lexico_store.redis_exchange import Exchange, Unit
+from lexico_store.redis_servers import Servers
 from tests.contract.store_suite import TTL_S, key_of
 from tests.support.servers import PASSWORD, PATIENT, RedisServer
 from tests.support.topologies import Cluster, client_of, cluster, watched_servers
@@ -57,7 +61,7 @@ class Load:
                             self.wrong.append(f"lease of {n} is another's")
                             continue
                         stack.enter_context(lease)
-                        store.commit(SCOPE, key_of(n), frames_of(n), TTL_S)
+                        store.commit(SCOPE, key_of(n), frames_of(n), TTL_S, began_us=now_us())
                     page = store.read_page(SCOPE, key_of(n))
                     if page not in (None, frames_of(n)):
                         self.wrong.append(f"page {n}")
@@ -155,6 +159,63 @@ def test_slots_that_move_under_load(nodes: Cluster) -> None:
         assert load.errors == []
     with open_store(nodes.url, PATIENT) as store:
         all_pages_are_their_own(store)
+
+
+@pytest.mark.parametrize("stored", [True, False], ids=["stored", "new"])
+def test_a_page_is_committed_and_forgotten_in_a_slot_that_moves(
+    nodes: Cluster, stored: bool
+) -> None:
+    key, began = key_of(PAGES + stored), now_us()
+    name = keys.page(SCOPE, key)
+    source = nodes.owner(name)
+    target = next(s for s in nodes.servers[:3] if s is not source)
+    with open_store(nodes.url, PATIENT) as store:
+        if stored:
+            store.commit(SCOPE, key, [b"former"], TTL_S)
+
+        def meanwhile() -> None:
+            for page in (b"one", b"another"):
+                assert store.commit(SCOPE, key, [page], TTL_S, began_us=now_us())
+                assert store.read_page(SCOPE, key) == [page]
+            assert store.forget_pages(SCOPE, [key]) == [True]
+            assert not store.commit(SCOPE, key, [b"late"], TTL_S, began_us=began)
+            assert store.present(SCOPE, [key]) == [False]
+            assert store.commit(SCOPE, key, [b"next"], TTL_S, began_us=now_us())
+
+        migrate(nodes, name, source, target, meanwhile)
+        assert store.read_page(SCOPE, key) == [b"next"]
+    with client_of(target) as client:
+        assert client.pttl(name) > TTL_S * 500, "not the life of one that may be forgotten"
+
+
+def test_marks_are_set_before_pages_are_removed(
+    nodes: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of a slot that moves, too: a commit in between would stay."""
+    key = key_of(PAGES + 2)
+    name = keys.page(SCOPE, key)
+    source = nodes.owner(name)
+    target = next(s for s in nodes.servers[:3] if s is not source)
+    exchange = Servers.exchange
+    sent: list[set[str]] = []
+
+    def spy(self: Servers, pool: Any, units: dict[int, Unit], *, anew: bool = False) -> Exchange:
+        sent.append({str(unit.commands[0][0]) for unit in units.values()})
+        return exchange(self, pool, units, anew=anew)
+
+    with open_store(nodes.url, PATIENT) as store:
+        store.commit(SCOPE, key, [b"page"], TTL_S)
+
+        def meanwhile() -> None:
+            sent.clear()
+            with monkeypatch.context() as patched:
+                patched.setattr(Servers, "exchange", spy)
+                store.forget_pages(SCOPE, [key])
+            assert "SET" in sent[0]
+            assert all("UNLINK" not in each for each in sent[: sent.index({"UNLINK"})])
+            assert all("SET" not in each for each in sent[sent.index({"UNLINK"}) :])
+
+        migrate(nodes, name, source, target, meanwhile)
 
 
 def test_a_dictionary_in_a_slot_that_moves(nodes: Cluster) -> None:

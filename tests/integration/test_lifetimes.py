@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
-from collections.abc import AsyncIterator
+import threading
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -194,6 +196,42 @@ async def test_pins_are_listed_bounded_and_let_go(tmp_path: Path) -> None:
         assert (await admin.Unpin(pb.UnpinRequest(pin=pinned.pin))).pages == 2
         now[0] = 200.0
         assert await present(services, made) == [False] * 3
+
+
+async def test_pins_at_the_same_time_stay_within_the_bound(tmp_path: Path) -> None:
+    """Two that are counted at once would both find room."""
+    policy = tmp_path / "policy.toml"
+    policy.write_text('[default]\nmax_pinned_bytes = "1 MiB"\n')
+    made, store = prompt(), HeldUp()
+    asked = pb.PinRequest(prompt=pb.Prompt(namespace=made.spec.namespace, page_keys=made.keys[:1]))
+    async with (
+        running_services(store, policy_file=policy) as services,
+        admin_of(services) as admin,
+    ):
+        await offload(services, made, 2)
+        store.go_on.clear()
+        first = asyncio.ensure_future(admin.Pin(asked))
+        await asyncio.to_thread(store.reached.wait, PATIENCE_S)
+        with pytest.raises(grpc.aio.AioRpcError) as refusal:
+            await admin.Pin(asked)
+        assert type(error_of(refusal.value)) is errors.Busy
+        store.go_on.set()
+        assert (await first).pages == 1
+        assert (await admin.Pin(asked)).pages == 1, "the same again"
+
+
+class HeldUp(MemoryStore):
+    """Holds up whoever pins, while `go_on` is not set."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.go_on, self.reached = threading.Event(), threading.Event()
+        self.go_on.set()
+
+    def persist(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
+        self.reached.set()
+        self.go_on.wait(PATIENCE_S)
+        return super().persist(scope, keys)
 
 
 async def test_without_a_policy_nothing_may_be_pinned() -> None:

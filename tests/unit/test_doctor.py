@@ -24,6 +24,8 @@ from lexico_services.doctor import machine, neighbours, packages, report
 from lexico_services.doctor.finding import Finding, State, fail, ok, warn
 from lexico_services.doctor.needs import Needs
 from lexico_services.settings import Settings
+from lexico_store.findings import Finding as StoreFinding
+from lexico_store.findings import Level
 from tests.support.waiting import PATIENCE_S
 
 GIB = 1 << 30
@@ -212,12 +214,42 @@ def test_what_a_store_says_of_itself_is_passed_on(monkeypatch: pytest.MonkeyPatc
         def ping(self) -> None:
             pass
 
-        def look(self) -> list[str]:
-            return ["maxmemory is not set"]
+        def look(self) -> list[StoreFinding]:
+            return [
+                StoreFinding(Level.REFUSED, "the user may not use HSET", "allow it +hset"),
+                StoreFinding(Level.WARNING, "maxmemory is not set", "set it"),
+                StoreFinding(Level.NOTE, "it writes to disk", "set save"),
+            ]
 
     monkeypatch.setattr("lexico_store.open_store", lambda *_: Store())
-    (found,) = neighbours.store(settings(store__url="redis://127.0.0.1"))
-    assert (found.state, found.text) == (State.WARN, "maxmemory is not set")
+    assert list(neighbours.store(settings(store__url="redis://127.0.0.1"))) == [
+        fail("store", "the user may not use HSET", "allow it +hset"),
+        warn("store", "maxmemory is not set", "set it"),
+        ok("store", "it writes to disk: set save"),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("key", "name"),
+    [
+        ("listen__policy_file", "policy"),
+        ("tls__certificate", "certificate"),
+        ("tls__tenants_file", "tenants"),
+        ("jwt__keys", "keys"),
+    ],
+)
+def test_files_that_a_start_would_refuse(tmp_path: Path, key: str, name: str) -> None:
+    file = tmp_path / "file"
+    others: dict[str, Any] = {}
+    file.write_text("[default]\npage_ttl_s = -1\n")
+    file.chmod(0o600)
+    if key.startswith("tls"):
+        others = dict.fromkeys(("tls__certificate", "tls__key", "tls__client_ca"), file)
+    if key.startswith("jwt"):
+        others = {"jwt__issuer": "https://issuer", "jwt__audience": "lexico"}
+    found = {each.name: each for each in neighbours.secrets(settings(**{**others, key: file}))}
+    assert found[name].state is State.FAIL
+    assert str(file) in found[name].text
 
 
 def test_versions_outside_their_ranges(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -138,6 +138,70 @@ def test_pins_hold_leading_pages_within_a_bound() -> None:
         ledger.pin(TENANT, NAMESPACE, KEYS, "x" * 201, None)
 
 
+@pytest.mark.parametrize("namespace", [NAMESPACE, LATER], ids=["not noted", "of another namespace"])
+def test_a_pin_holds_the_bytes_that_it_holds(namespace: bytes) -> None:
+    """Whatever namespace is named, and noted or not."""
+    store = MemoryStore()
+    ledger = Ledger(store)
+    put(store, ledger, KEYS[:2])
+    for page, key in enumerate(KEYS[2:], 2):
+        store.commit(TENANT, key, [b"x" * 3, b"y" * 7], 60, page=page)
+    assert ledger.pin(TENANT, namespace, KEYS, "", 49) is None
+    assert ledger.pins(TENANT) == []
+    pin = ledger.pin(TENANT, namespace, KEYS, "", 50)
+    assert pin is not None
+    assert (pin.keys, pin.size) == (tuple(KEYS), 50)
+
+
+def test_namespaces_stay_bounded_where_each_is_used_once() -> None:
+    """In a store that holds 100 pages, after 3000 with a salt of their own each."""
+    store = MemoryStore(max_bytes=1000)
+    ledger = Ledger(store)
+    names = [n.to_bytes(32, "big") for n in range(3000)]
+    for name in names:
+        store.commit(TENANT, name, [b"x" * 10], 60)
+        ledger.note(TENANT, name, TENANT, name, 10, "codec raw")
+    noted = [name for name in names if store.sample_record(keys.index(TENANT, name), 1)[0]]
+    listed = store.read_record(keys.namespaces(TENANT))
+    assert set(noted) == set(listed)
+    assert {name for name in names if store.present(TENANT, [name])[0]} <= set(listed)
+    assert len(listed) < 500
+
+
+def test_a_namespace_that_was_taken_out_is_listed_with_its_next_page() -> None:
+    store = MemoryStore()
+    ledger, another = Ledger(store), Ledger(store)
+    put(store, ledger, KEYS[:1])
+    store.discard(TENANT, KEYS[:1])
+    for n in range(5, 7):
+        another.note(TENANT, LATER, TENANT, key_of(n), 10, "codec raw")
+        store.commit(TENANT, key_of(n), [b"x" * 10], 60)
+    another.usage(TENANT)
+    assert set(store.read_record(keys.namespaces(TENANT))) == {LATER}
+    put(store, ledger, KEYS[1:2])
+    assert set(store.read_record(keys.namespaces(TENANT))) == {NAMESPACE, LATER}
+
+
+def test_the_bytes_of_many_namespaces_are_estimated_in_bounded_time(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    store = MemoryStore()
+    ledger = Ledger(store)
+    for n in range(2000):
+        name = n.to_bytes(32, "big")
+        store.commit(TENANT, name, [b"x" * 10], 60)
+        ledger.note(TENANT, name, TENANT, name, 10, "codec raw")
+    asked, sample = [], store.sample_record
+
+    def counted(name: str, count: int) -> tuple[int, dict[bytes, bytes]]:
+        asked.append(name)
+        return sample(name, count)
+
+    monkeypatch.setattr(store, "sample_record", counted)
+    assert ledger.estimate(TENANT) == 20_000
+    assert len(asked) < 200
+
+
 def test_notes_stay_bounded_where_nobody_looks() -> None:
     """In a store that holds 100 pages, after 3000."""
     store = MemoryStore(max_bytes=1000)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import tracemalloc
 from pathlib import Path
 
 import pytest
@@ -62,6 +63,7 @@ def test_a_file_that_changes_is_read_again(file: Path, caplog: pytest.LogCapture
         ("[default]\npage_ttl = 1\n", "default.page_ttl is none of"),
         ("[tenants.red]\nmax_stored_bytes = '1 MB'\n", "tenants.red.max_stored_bytes"),
         ("[tenants.red]\nmax_calls_per_s = 0\n", "tenants.red: max_calls_per_s is 0"),
+        ("[default]\npage_ttl_s = 1e9\n", "page_ttl_s is 1000000000.0: give at most 315360000"),
         ("[tenants]\nred = 3\n", "tenants.red must be a table"),
         ("tenants = 3\n", r"\[default\] and \[tenants.NAME\]"),
         ("[others]\n", r"\[default\] and \[tenants.NAME\]"),
@@ -75,6 +77,9 @@ def test_bad_files_are_refused(file: Path, text: str, named: str) -> None:
     assert str(file) in refusal.value.message
     with pytest.raises(ConfigurationError, match="cannot read"):
         Policies(file.with_name("nothing"))
+    os.mkfifo(file.with_name("pipe"))
+    with pytest.raises(ConfigurationError, match="is no file"):
+        Policies(file.with_name("pipe"))
 
 
 def test_calls_a_second(file: Path) -> None:
@@ -99,6 +104,21 @@ def test_calls_a_second(file: Path) -> None:
     rates.count(tenant_scope("slow"))
     with pytest.raises(QuotaExceeded):
         rates.count(tenant_scope("slow"))
+
+
+def test_calls_of_any_number_of_tenants_are_counted_in_bounded_memory(file: Path) -> None:
+    file.write_text("[default]\nmax_calls_per_s = 1\n")
+    rates = CallRates(Policies(file), lambda: 0.0)
+    rates.count(RED)
+    tracemalloc.start()
+    try:
+        for number in range(20_000):
+            rates.count(number.to_bytes(16, "big"))
+            with pytest.raises(QuotaExceeded):
+                rates.count(number.to_bytes(16, "big"))
+        assert tracemalloc.get_traced_memory()[0] < 2 << 20
+    finally:
+        tracemalloc.stop()
 
 
 def test_bytes_in_flight(file: Path) -> None:

@@ -7,17 +7,25 @@ import socket
 from collections.abc import Iterator
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Final
 
 from lexico_proto.errors import LexicoError
+from lexico_proto.metrics import Metrics
 from lexico_services.auth import Tenants
+from lexico_services.certificate_names import CertificateNames
+from lexico_services.config import ListenConfig
 from lexico_services.doctor.finding import Finding, fail, ok, warn
 from lexico_services.doctor.machine import readable_by_others
+from lexico_services.policies import Policies
 from lexico_services.process import take_port
 from lexico_services.settings import Settings
 from lexico_services.settings.schema import SETTINGS
+from lexico_store import Level, PageStore
 from lexico_store.embedded import find_server
 from lexico_store.opening import embedded_server_choice
+
+_DOORS: Final = frozenset({"listen", "tls", "jwt"})
+"""Tables of settings that say who may come in."""
 
 
 def ports(host: str, wanted: dict[str, int]) -> Iterator[Finding]:
@@ -50,10 +58,11 @@ def _speaks_ipv6() -> bool:
 
 
 def secrets(settings: Settings) -> Iterator[Finding]:
-    """The token file, and whatever other files the servers listen with."""
+    """Every file that the servers listen with, read as they will read it."""
+    listen = settings.listen_offload
     for key, setting in SETTINGS.items():
         path = settings.value(key)
-        if setting.table != "listen" or "Path" not in setting.kind or path is None:
+        if setting.table not in _DOORS or "Path" not in setting.kind or path is None:
             continue
         name = setting.name.removesuffix("_file")
         path = Path(path)
@@ -63,8 +72,21 @@ def secrets(settings: Settings) -> Iterator[Finding]:
         try:
             if name == "token":
                 Tenants.from_file(path)
+            elif name == "policy":
+                Policies(path)
+            elif name == "certificate":
+                from lexico_services.security import check_files  # needs gRPC
+
+                check_files(listen.tls)  # with its key and those who vouch for clients
+            elif name == "tenants":
+                CertificateNames(path)
+            elif key == "jwt.keys":
+                Tenants.of(ListenConfig(jwt=listen.jwt), Metrics())
         except LexicoError as error:
-            yield fail(name, error.message, "correct the line")
+            yield fail(name, error.message, "correct it: a start would say the same")
+            continue
+        except ModuleNotFoundError as error:
+            yield fail(name, f"{path} needs {error.name}", "pip install 'lexico-offload[service]'")
             continue
         if name in ("token", "key") and readable_by_others(path):
             yield warn(name, f"{path} can be read by other users", f"chmod 600 {path}")
@@ -96,12 +118,14 @@ def store(settings: Settings) -> Iterator[Finding]:
         yield from looked or [ok(name, f"{scheme}:// answers")]
 
 
-def _look(opened: Any) -> Iterator[Finding]:
-    """What a store says of itself, where it says anything."""
-    look = getattr(opened, "look", None)
-    for each in look() if look is not None else ():
-        text = str(getattr(each, "message", None) or getattr(each, "text", None) or each)
-        yield warn("store", text, str(getattr(each, "mend", "") or "see docs/operations.md, Store"))
+def _look(opened: PageStore) -> Iterator[Finding]:
+    """What a store says of itself, where it says anything. What a start would refuse fails here."""
+    for each in opened.look():
+        if each.level is Level.NOTE:
+            yield ok("store", str(each))
+        else:
+            made = fail if each.level is Level.REFUSED else warn
+            yield made("store", each.what, each.to_do)
 
 
 def ray(settings: Settings) -> Finding:
