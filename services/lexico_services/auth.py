@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
-from pathlib import Path
 from typing import Final, Protocol
 
 from lexico_proto.errors import PermissionDenied, Unauthenticated
@@ -70,15 +69,6 @@ class Tenants:
         self._everybody = None if known else anonymous or Caller(DEFAULT_TENANT)
 
     @classmethod
-    def from_file(cls, path: Path | None, metrics: Metrics = PROCESS) -> Tenants:
-        """Tenants by a token file alone, see `TokenFile`.
-
-        Raises:
-            ConfigurationError: the file cannot be read or used.
-        """
-        return cls.of(ListenConfig(token_file=path), metrics)
-
-    @classmethod
     def of(cls, listen: ListenConfig, metrics: Metrics = PROCESS) -> Tenants:
         """Tenants as the settings have it.
 
@@ -136,15 +126,6 @@ class Tenants:
                 if caller is not None:
                     return caller
         raise _unknown()
-
-    def scope_of(self, metadata: Metadata) -> bytes:
-        """Store scope of a caller who is known by a token, whatever the roles. New code takes
-        `admit`.
-
-        Raises:
-            Unauthenticated: a token is needed and there is none, or an unknown one.
-        """
-        return self.caller_of(metadata).scope
 
 
 def _unknown() -> Unauthenticated:

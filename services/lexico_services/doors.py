@@ -1,4 +1,4 @@
-"""Who may come in: looked at before anything starts, said in one line, and read again when asked.
+"""Who may come in: looked at before anything starts, said in one line.
 
 The files themselves are watched without this: see `lexico_proto.watched`.
 """
@@ -8,7 +8,6 @@ from __future__ import annotations
 import logging
 
 from lexico_proto.metrics import Metrics
-from lexico_proto.watched import look_again
 from lexico_services.auth import DEFAULT_TENANT, Tenants
 from lexico_services.config import ListenConfig
 from lexico_services.policies import Policies
@@ -55,10 +54,3 @@ def open_doors(listen: ListenConfig) -> list[str]:
             "--tls-key, or keep others out of this network"
         )
     return lines
-
-
-def reload_doors() -> None:
-    """Has tokens, certificates and keys read again by the next call that needs them. It only takes
-    a note: a signal handler may call it.
-    """
-    look_again()

@@ -2,26 +2,20 @@
 
 from __future__ import annotations
 
-import logging
 import math
-import os
-import stat
-import time
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
 from lexico_proto.errors import ConfigurationError
+from lexico_proto.metrics import Metrics
+from lexico_proto.watched import WatchedFiles
 from lexico_services.sizes import parse_size
 from lexico_store.checks import MAX_TTL_S
 from lexico_store.scopes import tenant_scope
-
-_log = logging.getLogger(__name__)
-
-LOOK_EVERY_S: Final = 1.0
-MAX_FILE_BYTES: Final = 1 << 20
 
 
 @dataclass(frozen=True)
@@ -46,10 +40,8 @@ class TenantPolicy:
 
     def __post_init__(self) -> None:
         for field in fields(self):
-            value, least = (
-                getattr(self, field.name),
-                0 if field.name == "max_pinned_bytes" else 1e-9,
-            )
+            value = getattr(self, field.name)
+            least = 0 if field.name == "max_pinned_bytes" else 1e-9
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ConfigurationError(f"{field.name} is {value}: give a positive number")
         if self.page_ttl_s is not None and self.page_ttl_s > MAX_TTL_S:
@@ -59,7 +51,7 @@ class TenantPolicy:
 
 
 class Policies:
-    """The policies in a file, read again when it changes. For one event loop.
+    """The policies in a file, read again when it changes: see `WatchedFiles`.
 
         [default]
         page_ttl_s = 86400
@@ -71,65 +63,35 @@ class Policies:
     What a tenant's table leaves out is that of `[default]`.
     """
 
-    def __init__(
-        self, path: Path | None = None, clock: Callable[[], float] = time.monotonic
-    ) -> None:
+    def __init__(self, path: Path | None = None, metrics: Metrics | None = None) -> None:
         """
         Args:
             path: of the file; None where all tenants have the default policy.
-            clock: seconds; tests inject theirs.
+            metrics: where later readings are counted, if anywhere.
 
         Raises:
             ConfigurationError: the file cannot be read, or an entry cannot be used.
         """
-        self._path = path
-        self._clock = clock
-        self._default = TenantPolicy()
-        self._tenants: dict[bytes, TenantPolicy] = {}
-        self._stamp = self._stamped() if path is not None else None
-        self._due = clock() + LOOK_EVERY_S
+        self._file = None
         if path is not None:
-            self._default, self._tenants = _read(path)
+            read = partial(_read, path)
+            self._file = WatchedFiles("policy file", (path,), read, metrics)
 
     def of(self, scope: bytes) -> TenantPolicy:
         """The policy of a tenant, by its scope."""
-        if self._path is not None and self._clock() >= self._due:
-            self._due = self._clock() + LOOK_EVERY_S
-            self._look(self._path)
-        return self._tenants.get(scope, self._default)
-
-    def _look(self, path: Path) -> None:
-        """Reads a file that changed; one that cannot be used leaves the former policies."""
-        stamp = self._stamped()
-        if stamp == self._stamp:
-            return
-        self._stamp = stamp
-        try:
-            self._default, self._tenants = _read(path)
-            _log.warning("policies read again file=%s tenants=%d", path, len(self._tenants))
-        except ConfigurationError as error:
-            _log.error("policies stay as they were: %s", error.message)
-
-    def _stamped(self) -> tuple[int, int, int] | None:
-        try:
-            found = os.stat(self._path or "")
-        except OSError:
-            return None
-        return found.st_ino, found.st_mtime_ns, found.st_size
+        if self._file is None:
+            return _NO_BOUNDS
+        default, tenants = self._file.now()
+        return tenants.get(scope, default)
 
 
-def _read(path: Path) -> tuple[TenantPolicy, dict[bytes, TenantPolicy]]:
+_NO_BOUNDS: Final = TenantPolicy()
+
+
+def _read(path: Path, contents: Sequence[bytes]) -> tuple[TenantPolicy, dict[bytes, TenantPolicy]]:
+    """The default, and the policies of tenants by their scopes."""
     try:
-        if not stat.S_ISREG(path.stat().st_mode):  # a pipe would be waited for
-            raise OSError("is no file")
-        with path.open("rb") as file:
-            data = file.read(MAX_FILE_BYTES + 1)
-    except OSError as error:
-        raise ConfigurationError(f"{path}: cannot read ({error.strerror or error})") from error
-    if len(data) > MAX_FILE_BYTES:
-        raise ConfigurationError(f"{path}: over {MAX_FILE_BYTES} bytes, so no file of policies")
-    try:
-        document = tomllib.loads(data.decode())
+        document = tomllib.loads(contents[0].decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
         why = " ".join(str(error).split())
         raise ConfigurationError(f"{path}: is no TOML: {why}") from error

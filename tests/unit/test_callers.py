@@ -81,7 +81,7 @@ def test_a_token_is_named_once_whatever_its_roles(tmp_path: Path) -> None:
 
 def test_tokens_come_and_go_with_the_file(tmp_path: Path) -> None:
     file = _written(tmp_path, f"red:{TOKEN}\n")
-    tenants = Tenants.from_file(file)
+    tenants = Tenants.of(ListenConfig(token_file=file))
     assert tenants.admit(Context(TOKEN), RELOAD).tenant == "red"
     file.write_text(f"red:{TOKEN[::-1]}\n")
     look_again()
@@ -96,7 +96,7 @@ def test_tokens_come_and_go_with_the_file(tmp_path: Path) -> None:
 
 def test_roles_do_not_include_each_other(tmp_path: Path) -> None:
     for given in ROLES:
-        tenants = Tenants.from_file(_written(tmp_path, f"red:{TOKEN}:{given}"))
+        tenants = Tenants.of(ListenConfig(token_file=_written(tmp_path, f"red:{TOKEN}:{given}")))
         for needed in ROLES:
             if needed == given:
                 assert tenants.admit(Context(TOKEN), needed).roles == {given}

@@ -60,17 +60,16 @@ def test_bad_ports(port: int) -> None:
 def test_tenants_come_from_tokens(tmp_path: Path) -> None:
     file = tmp_path / "tokens"
     file.write_text("# who\n\nred: 0123456789abcdef\nblue:fedcba9876543210\n")
-    tenants = Tenants.from_file(file)
-    assert tenants.scope_of((("authorization", "Bearer 0123456789abcdef"),)) == tenant_scope("red")
-    assert tenants.scope_of((("authorization", b"bearer fedcba9876543210"),)) == tenant_scope(
-        "blue"
-    )
+    tenants = Tenants.of(ListenConfig(token_file=file))
+    red = tenants.caller_of((("authorization", "Bearer 0123456789abcdef"),))
+    blue = tenants.caller_of((("authorization", b"bearer fedcba9876543210"),))
+    assert (red.scope, blue.scope) == (tenant_scope("red"), tenant_scope("blue"))
     for metadata in (None, (), (("authorization", "Basic 0123456789abcdef"),)):
         with pytest.raises(errors.Unauthenticated):
-            tenants.scope_of(metadata)
+            tenants.caller_of(metadata)
     scopes = {tenant_scope("red"), tenant_scope("blue"), SHARED_SCOPE}
     assert len(scopes) == 3
-    assert Tenants().scope_of(None) == tenant_scope(DEFAULT_TENANT)
+    assert Tenants().caller_of(None).scope == tenant_scope(DEFAULT_TENANT)
 
 
 @pytest.mark.parametrize(
@@ -88,10 +87,10 @@ def test_bad_token_files_are_refused_without_showing_tokens(tmp_path: Path, text
     file = tmp_path / "tokens"
     file.write_text(text)
     with pytest.raises(errors.ConfigurationError) as caught:
-        Tenants.from_file(file)
+        Tenants.of(ListenConfig(token_file=file))
     assert "0123456789abcdef" not in caught.value.message
     with pytest.raises(errors.ConfigurationError):
-        Tenants.from_file(tmp_path / "absent")
+        Tenants.of(ListenConfig(token_file=tmp_path / "absent"))
 
 
 def test_byte_budget() -> None:

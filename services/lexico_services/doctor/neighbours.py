@@ -20,6 +20,7 @@ from lexico_services.policies import Policies
 from lexico_services.process import take_port
 from lexico_services.settings import Settings
 from lexico_services.settings.schema import SETTINGS
+from lexico_services.token_file import TokenFile
 from lexico_store import Level, PageStore
 from lexico_store.embedded import find_server
 from lexico_store.opening import embedded_server_choice
@@ -71,7 +72,7 @@ def secrets(settings: Settings) -> Iterator[Finding]:
             continue
         try:
             if name == "token":
-                Tenants.from_file(path)
+                TokenFile(path)
             elif name == "policy":
                 Policies(path)
             elif name == "certificate":

@@ -10,10 +10,11 @@ from typing import Any
 
 from ray import serve
 
+from lexico_proto.metrics import PROCESS
+from lexico_proto.watched import look_again
 from lexico_services import process
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig
-from lexico_services.doors import reload_doors
 from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_services.offload.ingress import Ingress
 from lexico_services.offload.servicer import SERVICES, OffloadServicer
@@ -52,7 +53,7 @@ class IngressReplica:
     def __init__(self, encoders: Any, config: IngressConfig) -> None:
         keep_freed_memory()
         self._drain_s = config.listen.drain_s
-        policies = Policies(config.listen.policy_file)
+        policies = Policies(config.listen.policy_file, PROCESS)
         self._ingress = Ingress(RayEncoders(encoders), config.offload, policies=policies)
         servicer = OffloadServicer(self._ingress, Tenants.of(config.listen), policies=policies)
         self._server = GrpcServer(
@@ -61,7 +62,7 @@ class IngressReplica:
             SERVICES,
             config.security,
         )
-        process.on_reload("doors", reload_doors)
+        process.on_reload("files", look_again)
         self._ready = asyncio.get_running_loop().create_task(self._server.start())
 
     async def check_health(self) -> None:
@@ -79,7 +80,7 @@ class IngressReplica:
         return {"pid": os.getpid(), "used": budget.used, "peak": budget.peak, "limit": budget.limit}
 
     async def read_again(self) -> None:
-        """Reads tokens and certificates again: calls what `on_reload` was given."""
+        """Reads tokens, certificates and policies again: calls what `on_reload` was given."""
         await asyncio.to_thread(process.reload)
 
     async def drain(self) -> None:

@@ -8,10 +8,11 @@ import threading
 from pathlib import Path
 
 from lexico_proto.errors import ConfigurationError, LexicoError
+from lexico_proto.watched import look_again
 from lexico_services import beginning
 from lexico_services.address_file import AddressFile, claimed
 from lexico_services.config import ListenConfig, ReloadConfig
-from lexico_services.doors import check_doors, reload_doors, warn_of_doors
+from lexico_services.doors import check_doors, warn_of_doors
 from lexico_services.process import (
     address,
     announce,
@@ -57,7 +58,7 @@ def run_reload(settings: Settings, address_file: Path | None, parent: int = 0) -
         beginning.check(settings, ray=False)
         take_port(listen.host, listen.port)  # in one line; gRPC says more
     stopped = stop_event()
-    on_reload("doors", reload_doors)
+    on_reload("files", look_again)
     warn_of_doors(listen)
     keep_freed_memory()
     with claimed(address_file) as file, open_store(url, settings.store) as store:

@@ -51,7 +51,7 @@ class ReloadServer:
         streams = Slots(config.max_streams, "streams")
         calls = ThreadCalls(self._threads, config.max_calls)
         self.buffers = ByteBudget(config.max_buffered_bytes)
-        policies = Policies(listen.policy_file)
+        policies = Policies(listen.policy_file, metrics)
         parts = (store, tenants, config, self._threads, streams, calls, self.buffers, metrics)
         self._reload = reload_servicer.ReloadServicer(*parts, policies=policies)
         self._dictionaries = dictionaries_servicer.DictionariesServicer(*parts)
