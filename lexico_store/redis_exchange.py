@@ -116,14 +116,12 @@ class Exchange:
         connection, first = self._connection, True
         try:
             for i, unit in self.units.items():
-                replies = [_reply(connection)]
+                # A MULTI is confirmed before all of it has arrived there: EXEC is the answer.
+                parts = len(unit.wire(i in self.asking)) if unit.atomic or self.asking else 1
+                self.outcomes[i] = unit.outcome([_reply(connection) for _ in range(parts)])
                 if first:
                     connection.update_current_socket_timeout(self._timeout_s)
                     first = False
-                if unit.atomic or self.asking:
-                    rest = len(unit.wire(i in self.asking)) - 1
-                    replies += [_reply(connection) for _ in range(rest)]
-                self.outcomes[i] = unit.outcome(replies)
             connection.answered()
         except (redis.RedisError, OSError) as error:
             self._fail(error)

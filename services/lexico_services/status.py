@@ -11,7 +11,13 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 
-from lexico_proto.errors import REASON_METADATA_KEY, InternalError, InvalidInput, LexicoError
+from lexico_proto.errors import (
+    REASON_METADATA_KEY,
+    InternalError,
+    InvalidInput,
+    LexicoError,
+    StoreUnavailable,
+)
 from lexico_proto.metrics import Calls
 
 _log = logging.getLogger(__name__)
@@ -38,6 +44,9 @@ async def translated(
                 raise InvalidInput("the stream holds a message that cannot be parsed") from error
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
+    except StoreUnavailable as error:  # what redis-py says names the store's host
+        _log.warning("store unavailable: %s", error.message)
+        await abort(context, StoreUnavailable("the page store does not answer: try again later"))
     except LexicoError as error:
         await abort(context, error)
     except Exception:  # noqa: BLE001 - the caller must hear of it, and only the log see why

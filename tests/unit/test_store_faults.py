@@ -65,6 +65,23 @@ def test_late_reply_is_not_the_next_calls(serve: Serve) -> None:
     assert answer_of(lambda: store.present(SCOPE, [KEY])) == [False]
 
 
+def test_a_server_that_hangs_once_it_has_begun_a_transaction(
+    serve: Serve, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It confirmed MULTI, which is no answer yet: another connection gets the rest of the time."""
+    monkeypatch.setattr("lexico_store.redis_exchange.FIRST_SHARE", 1 / PATIENCE_S)
+    replies = {b"MULTI": b"+OK\r\n", b"EXEC": b"*3\r\n:0\r\n:1\r\n:1\r\n", b"PING": b"+PONG\r\n"}
+
+    def answer(connection: int, command: list[bytes]) -> bytes:
+        if connection == 0 and command[0] not in (b"PING", b"MULTI"):
+            return b""
+        return replies.get(command[0], b"+QUEUED\r\n")
+
+    store = serve(answer)
+    store.ping()
+    store.commit(SCOPE, KEY, [b"frame"], 1)
+
+
 def test_half_a_pipeline_then_silence(serve: Serve) -> None:
     """The first reply came, the second did not: no part may be used, nor met later."""
     keys = [KEY, b"j" * 32]
