@@ -58,7 +58,8 @@ def fingerprint_files(
     the XXH3-128 of the bytes of each, and the entries of config.json that keys and values depend
     on. GGUF counts by the bytes of its file or files, whatever their names. Other files, such as
     tokenizers, do not matter. The hash of a file is kept in the user's cache folder until its
-    device, inode, size or times change.
+    device, inode, size or times change. Writes through a memory map may leave the times as they
+    are: a file of weights is replaced, not written to.
 
     Two engines that load the same folder agree. What an engine does while loading (another dtype,
     quantisation, an adapter) is not in it: the dtype of the cache is in the geometry, the rest goes

@@ -124,6 +124,8 @@ def test_a_change_between_two_calls_is_noticed(client: Client, way: str) -> None
     hit = shared.load(ids)
     assert hit.tokens == 32
     WAYS[way](model)
+    with torch.inference_mode(), pytest.raises(InvalidInput, match="another adapter"):
+        model(ids[:, 32:], **hit.inputs)
     assert shared.load(ids).tokens == 0
     with pytest.raises(InvalidInput, match="another adapter"):
         shared.offload(ids, hit.cache)

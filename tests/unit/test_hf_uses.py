@@ -332,6 +332,23 @@ def test_other_ids_are_not_offloaded(model: Any, shared: HuggingFaceCache, hit: 
     assert shared.offload(out, hit.cache).tokens == 56
 
 
+@pytest.mark.parametrize("way", ["embeddings", "rows"])
+def test_what_a_cache_has_grown_by_unseen_is_not_offloaded(
+    model: Any, shared: HuggingFaceCache, hit: Hit, way: str
+) -> None:
+    rest = IDS[:, hit.tokens :]
+    with torch.inference_mode():
+        if way == "rows":
+            model(rest.repeat(2, 1), **hit.inputs)
+            hit.cache.batch_select_indices(torch.tensor([1]))
+        else:
+            embedded = model.get_input_embeddings()(rest)
+            model(inputs_embeds=embedded, **hit.inputs)
+    with pytest.raises(errors.InvalidInput, match=f"from position {hit.tokens} on is not known"):
+        shared.offload(IDS, hit.cache)
+    assert shared.offload(IDS[:, : hit.tokens], hit.cache).tokens == hit.tokens
+
+
 def test_a_copy_of_the_model_is_looked_at_too(model: Any, hit: Hit) -> None:
     twin = copy.deepcopy(model)
     assert torch.equal(answer(twin, IDS, hit.inputs), answer(model, IDS))

@@ -128,6 +128,33 @@ def test_a_change_is_noticed_on_the_next_call(client: Client, change: str) -> No
     assert raw(client, model_of()).load(IDS).tokens == 32, "nodes of the old weights go on"
 
 
+@pytest.mark.parametrize("change", CHANGES)
+def test_a_hit_meets_the_weights_that_it_was_loaded_for(client: Client, change: str) -> None:
+    model = model_of()
+    shared = raw(client, model)
+    shared.offload(IDS, prefilled(model))
+    hit = shared.load(IDS)
+    CHANGES[change](model)
+    with pytest.raises(InvalidInput, match="loaded for other weights"):
+        model.generate(IDS, **hit.inputs, max_new_tokens=2)
+    with torch.inference_mode(), pytest.raises(InvalidInput, match="loaded for other weights"):
+        model(IDS[:, hit.tokens :], **hit.inputs)
+
+
+def test_a_hit_goes_into_an_equal_model_and_into_no_other(client: Client) -> None:
+    model, equal, other = model_of(), model_of(), model_of()
+    added_to(other)
+    shared = raw(client, model)
+    shared.offload(IDS, prefilled(model))
+    for each in (equal, other):
+        raw(client, each).load(IDS)  # from then on its caches are looked at
+    hit = shared.load(IDS)
+    before = equal.generate(IDS, max_new_tokens=3)
+    assert torch.equal(equal.generate(IDS, **hit.inputs, max_new_tokens=3), before)
+    with pytest.raises(InvalidInput, match="loaded for other weights"):
+        other.generate(IDS, **hit.inputs, max_new_tokens=3)
+
+
 def test_weights_made_under_inference_mode(client: Client) -> None:
     """They count no writes: the sample of their elements tells."""
     with torch.inference_mode():
@@ -144,7 +171,10 @@ def test_codes_too(client: Client) -> None:
     shared = shared_of(client, model)
     shared.offload(IDS, prefilled(model))
     assert shared.load_codes(IDS).tokens == 32
+    hit = shared.load_codes(IDS)
     added_to(model)
+    with torch.inference_mode(), pytest.raises(InvalidInput, match="loaded for other weights"):
+        model(IDS[:, hit.tokens :], **hit.inputs)
     assert shared.load_codes(IDS).tokens == 0
 
 

@@ -44,6 +44,11 @@ class HeldTokens:
         self._use = threading.Lock()
         self._noting = threading.Lock()  # a cache may be offloaded while it grows
 
+    @property
+    def whole(self) -> bool:
+        """Whether nothing was added that is not known: several sequences, or what is no ids."""
+        return self._whole
+
     def known(self, length: int) -> Tensor:
         """Ids of the first `length` tokens at most, `[n]`, as far as they are known."""
         with self._noting:
@@ -113,13 +118,18 @@ def check_offloaded(cache: Any, ids: list[int]) -> None:
     """Raises where a cache is known to hold other tokens than it is offloaded with.
 
     Raises:
-        InvalidInput: naming the first position that differs.
+        InvalidInput: naming the first position that differs, or from which on it cannot be known.
     """
     held = tokens_of(cache)
     if held is None:
         return
     known = held.known(int(cache.get_seq_length()))
     count = min(len(ids), len(known))
+    if not held.whole and count < min(len(ids), int(cache.get_seq_length())):
+        raise InvalidInput(
+            f"which tokens this cache has grown by from position {count} on is not known (several "
+            "sequences, or no token ids): offload the first ones alone, or prefill the others"
+        )
     differs = (known[:count] != torch.tensor(ids[:count], dtype=torch.int64)).nonzero()
     if len(differs):
         raise InvalidInput(

@@ -6,15 +6,12 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
-import numpy as np
-import numpy.typing as npt
 from torch import nn
 
 from lexico_client.engines.hf._adapters import active_adapters
-from lexico_client.engines.hf._plain_models import refuse_other_inputs
+from lexico_client.engines.hf._plain_models import base_model, refuse_other_inputs
 from lexico_client.engines.hf._weights import sample, weights_fingerprint
 from lexico_codec.inputs import PageDigests, checked_inputs
-from lexico_codec.keys import token_array
 from lexico_proto.errors import ConfigurationError, InvalidInput
 
 _MARK: Final = "_lexico_identity"
@@ -25,13 +22,17 @@ _MARK: Final = "_lexico_identity"
 class _MadeFor:
     """What a cache that a load made is for."""
 
+    identity: ModelIdentity
     weights: bytes
     lora: str
-    ids: npt.NDArray[np.uint32]
-    """The prompt."""
+    tokens: int
+    """Of the prompt."""
     inputs: tuple[bytes, ...]
     """What reached the model beside it, for each page."""
     page_tokens: int
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> _MadeFor:
+        return self  # not the model along with a copy of a cache
 
 
 class ModelIdentity:
@@ -79,13 +80,22 @@ class ModelIdentity:
             )
         return self._given
 
+    def weights_of(self, module: nn.Module) -> bytes:
+        """The fingerprint of a model that was given a cache: this one, or another.
+
+        Raises:
+            ConfigurationError, Unsupported: as `weights`.
+        """
+        same = module is base_model(self._model)
+        return self.weights() if same else weights_fingerprint(module)
+
     def mark(
         self, cache: Any, weights: bytes, ids: Sequence[int], inputs: PageDigests, page_tokens: int
     ) -> None:
         """Writes on a cache whose keys and values it was made for, and of which prompt."""
         pages = len(ids) // page_tokens
         made_for = _MadeFor(
-            weights, self._lora, token_array(ids), checked_inputs(inputs, pages), page_tokens
+            self, weights, self._lora, len(ids), checked_inputs(inputs, pages), page_tokens
         )
         setattr(cache, _MARK, made_for)
 
@@ -105,10 +115,30 @@ class ModelIdentity:
                 "this cache was loaded for other weights, or another adapter, than the model has "
                 "now: prefill the prompt again before it is offloaded"
             )
-        known = min(len(ids), len(made_for.ids))
+        known = min(len(ids), made_for.tokens)
         pages = known // made_for.page_tokens
         if checked_inputs(inputs, pages) != checked_inputs(made_for.inputs, pages):
             raise InvalidInput(
                 "this cache was loaded for other inputs beside its token ids than those given: "
                 "give the digests that it was loaded with"
             )
+
+
+def check_model(cache: Any, module: nn.Module) -> None:
+    """Raises where a loaded cache meets other weights or adapters than it was loaded for: of
+    another model, or of its own once they changed.
+
+    Args:
+        cache: that the model is given.
+        module: the model, without wrappers.
+
+    Raises:
+        InvalidInput: it does.
+        ConfigurationError, Unsupported: as `ModelIdentity.weights`.
+    """
+    made_for: _MadeFor | None = getattr(cache, _MARK, None)
+    if made_for is not None and made_for.identity.weights_of(module) != made_for.weights:
+        raise InvalidInput(
+            "the cache was loaded for other weights, or another adapter, than the model has now: "
+            "load() the prompt again"
+        )

@@ -238,6 +238,7 @@ class HuggingFaceCache:
         ids, digests = _flat(input_ids), self._given(inputs)
         loaded, tokens = self._load(spec, ids, digests, codes.allocate, timeout)
         cache = CodedCache(codes.layers(tokens, recoding, self._dictionary))
+        self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
         watch(self._model)
         return coded_hit_of(
             self._model, torch.tensor(ids, dtype=torch.int64), tokens, loaded, cache

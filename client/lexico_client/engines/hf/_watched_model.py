@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._held_tokens import HeldTokens, tokens_of
+from lexico_client.engines.hf._identity import check_model
 from lexico_client.engines.hf._plain_models import base_model
 from lexico_proto.errors import InvalidInput, ShapeMismatch, Unsupported
 
@@ -78,7 +79,8 @@ def before_forward(
     """Before a forward pass of the model: a hook of PyTorch.
 
     Raises:
-        InvalidInput: tokens or positions that are not those after the cache.
+        InvalidInput: tokens or positions that are not those after the cache, or a cache that was
+            loaded for another model.
         ShapeMismatch: another number of sequences than the cache holds.
     """
     if torch.compiler.is_compiling():
@@ -93,6 +95,7 @@ def before_forward(
         ids = None
     elif length:
         if not held.begun:
+            check_model(cache, module)
             # Assisted generation feeds the whole prompt, however much of it the cache holds.
             if held.given and ids.shape[1] >= held.given:
                 ids = ids[:, length:]
