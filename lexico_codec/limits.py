@@ -45,3 +45,10 @@ MAX_TRANSFORM_SPARSITY: Final = 4
 """Atoms of a token, in one run of a `TransformSet`."""
 MAX_COMPONENTS: Final = 1 << 16
 """Of a token, in one run of a `TransformSet`."""
+
+# Uploads
+
+MAX_CHAIN_PAGES: Final = 1 << 16
+"""Pages that the token ids of one upload make: bounds the hashing that one header can ask for."""
+MAX_GROUP_BYTES: Final = 63 << 20
+"""Raw bytes of a layer group of an upload, so that its frame fits the store's cap."""

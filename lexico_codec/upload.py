@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from itertools import pairwise
 from typing import Final
 
 import numpy as np
 
 from lexico_codec.checksum import Checksum
+from lexico_codec.inputs import PageDigests
+from lexico_codec.keys import TokenIds, page_keys
+from lexico_codec.limits import MAX_CHAIN_PAGES, MAX_GROUP_BYTES
 from lexico_codec.pieces import Piece
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
@@ -22,7 +27,55 @@ from lexico_proto.limits import DIGEST_BYTES, PIECE_BYTES
 _SMALL_BYTES: Final = PIECE_BYTES // 16
 
 
-def check_part(
+def checked_keys(
+    spec: CacheSpec,
+    token_ids: TokenIds,
+    pages: Sequence[int],
+    keys: Sequence[bytes],
+    *,
+    first_page: int = 0,
+    parent_key: bytes = b"",
+    inputs: PageDigests = (),
+) -> list[bytes]:
+    """Whether what an upload announces fits together: as `PutHeader` of offload.proto has it.
+
+    Args:
+        spec: what the pages belong to.
+        token_ids: from the first token of `first_page` to the end of the last page sent.
+        pages: indices of the pages sent.
+        keys: the key of each of those.
+        first_page, parent_key: where the token ids begin, and the key of the page before.
+        inputs: what reached the model beside token ids, from `first_page` on.
+
+    Returns:
+        The keys of the sequence from `first_page` to the last page sent.
+
+    Raises:
+        InvalidInput, TokenCountMismatch, PageKeyMismatch: naming what does not fit.
+    """
+    if not pages or len(pages) != len(keys):
+        raise InvalidInput(f"{len(pages)} pages with {len(keys)} page keys")
+    if len(token_ids) > MAX_CHAIN_PAGES * spec.page_tokens:
+        raise InvalidInput(f"more than {MAX_CHAIN_PAGES} pages in one sequence")
+    if max(map(spec.group_bytes, range(spec.groups))) > MAX_GROUP_BYTES:
+        raise InvalidInput(
+            f"a layer group over {MAX_GROUP_BYTES} bytes: use fewer page_tokens or group_layers"
+        )
+    if any(later <= earlier for earlier, later in pairwise(pages)):
+        raise InvalidInput("page indices must ascend")
+    _check_part(spec, first_page, parent_key, pages[0], pages[-1], len(token_ids))
+    if len(inputs) > pages[-1] + 1 - first_page:
+        raise InvalidInput(f"{len(inputs)} input digests; pages end at {pages[-1]}")
+    known = page_keys(spec, token_ids, inputs, parent=parent_key)
+    for page, key in zip(pages, keys, strict=True):
+        if len(key) != DIGEST_BYTES or known[page - first_page] != key:
+            raise PageKeyMismatch(
+                f"the key of page {page} is not the one that its namespace, tokens and inputs give"
+            )
+    return known
+
+
+def _check_part(
     spec: CacheSpec, first_page: int, parent_key: bytes, lowest: int, highest: int, tokens: int
 ) -> None:
     """Whether the token ids of an upload are those of the pages that it names.

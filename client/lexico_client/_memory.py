@@ -7,7 +7,6 @@ from contextlib import aclosing
 
 from lexico_client._transport import Server, check_size
 from lexico_codec.formats import formats_to_wire, own_formats
-from lexico_codec.keys import page_keys
 from lexico_codec.pages import encode_group
 from lexico_codec.pieces import Pieces
 from lexico_codec.put_messages import PageEnd, parse_put
@@ -15,14 +14,12 @@ from lexico_codec.sets.choose import check_model
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
-from lexico_codec.upload import PageAssembler, check_part
+from lexico_codec.upload import PageAssembler, checked_keys
 from lexico_codec.wire import spec_from_wire
 from lexico_proto.errors import (
     InvalidInput,
-    PageKeyMismatch,
     StreamTooLong,
     StreamTruncated,
-    TokenCountMismatch,
     UnknownDictionary,
 )
 from lexico_proto.limits import MAX_DICTIONARY_BYTES, PIECE_BYTES
@@ -200,15 +197,15 @@ class _ByteStream:
 
 def _checked_spec(header: offload.PutHeader) -> CacheSpec:
     spec = spec_from_wire(header.spec)
-    pages, first, parent = list(header.pages), header.first_page, header.parent_key
-    if not pages or pages != sorted(set(pages)) or len(pages) != len(header.page_keys):
-        raise TokenCountMismatch("put: pages must be ascending, one key for each")
-    check_part(spec, first, parent, pages[0], pages[-1], len(header.token_ids))
-    if len(header.page_inputs) > pages[-1] + 1 - first:
-        raise InvalidInput("put: more input digests than pages")
-    keys = page_keys(spec, list(header.token_ids), header.page_inputs, parent=parent)
-    if [keys[page - first] for page in pages] != list(header.page_keys):
-        raise PageKeyMismatch("put: a page key is not the one that its tokens give")
+    checked_keys(
+        spec,
+        header.token_ids,
+        header.pages,
+        header.page_keys,
+        first_page=header.first_page,
+        parent_key=header.parent_key,
+        inputs=header.page_inputs,
+    )
     return spec
 
 

@@ -9,22 +9,17 @@ import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Sequence
 from dataclasses import dataclass, field
-from itertools import pairwise
-from typing import Any, Final, Protocol
+from typing import Any, Protocol
 
-from lexico_codec.keys import page_keys
 from lexico_codec.pieces import Piece
 from lexico_codec.put_messages import PageEnd
 from lexico_codec.spec import CacheSpec
-from lexico_codec.upload import PageAssembler, check_part
+from lexico_codec.upload import PageAssembler, checked_keys
 from lexico_proto.errors import (
     DeadlineExpired,
-    InvalidInput,
     LexicoError,
-    PageKeyMismatch,
     StreamTooLong,
 )
-from lexico_proto.limits import DIGEST_BYTES
 from lexico_proto.metrics import (
     PAGE_OUTCOMES,
     PAGES,
@@ -41,11 +36,6 @@ from lexico_store.lifetimes import now_us
 from lexico_worker.page_encoder import PageDone, PageJob, Trace
 
 _log = logging.getLogger(__name__)
-
-MAX_CHAIN_PAGES: Final = 1 << 16
-"""Pages of one sequence: bounds the hashing that one header can ask for."""
-MAX_GROUP_BYTES: Final = 63 << 20
-"""Raw bytes of a layer group, so that its frame fits the store's cap."""
 
 
 class EncoderPool(Protocol):
@@ -79,7 +69,8 @@ class Upload:
     trace: Trace = field(default=(), repr=False)
     """What the call is part of; goes along with each page."""
     inputs: Sequence[bytes] = ()
-    """What reached the model beside token ids: a digest for each page from the first, or none."""
+    """What reached the model beside token ids: a digest for each page from `first_page` on, or
+    none."""
 
     def check(self) -> list[bytes]:
         """Whether tokens, pages and keys fit together.
@@ -90,29 +81,15 @@ class Upload:
         Raises:
             InvalidInput, TokenCountMismatch, PageKeyMismatch: naming what does not.
         """
-        pages, spec = self.pages, self.spec
-        if not pages or len(pages) != len(self.keys):
-            raise InvalidInput(f"{len(pages)} pages with {len(self.keys)} page keys")
-        if len(self.token_ids) > MAX_CHAIN_PAGES * spec.page_tokens:
-            raise InvalidInput(f"more than {MAX_CHAIN_PAGES} pages in one sequence")
-        if max(map(spec.group_bytes, range(spec.groups))) > MAX_GROUP_BYTES:
-            raise InvalidInput(
-                f"a layer group over {MAX_GROUP_BYTES} bytes: use fewer page_tokens or group_layers"
-            )
-        if any(later <= earlier for earlier, later in pairwise(pages)):
-            raise InvalidInput("page indices must ascend")
-        first = self.first_page
-        check_part(spec, first, self.parent_key, pages[0], pages[-1], len(self.token_ids))
-        if len(self.inputs) > pages[-1] + 1 - first:
-            raise InvalidInput(f"{len(self.inputs)} input digests; pages end at {pages[-1]}")
-        known = page_keys(spec, self.token_ids, self.inputs, parent=self.parent_key)
-        for page, key in zip(pages, self.keys, strict=True):
-            if len(key) != DIGEST_BYTES or known[page - first] != key:
-                raise PageKeyMismatch(
-                    f"the key of page {page} is not the one that its namespace, tokens and inputs "
-                    "give"
-                )
-        return known
+        return checked_keys(
+            self.spec,
+            self.token_ids,
+            self.pages,
+            self.keys,
+            first_page=self.first_page,
+            parent_key=self.parent_key,
+            inputs=self.inputs,
+        )
 
 
 @dataclass
