@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 import numpy.typing as npt
 
+from lexico_codec.identity import Identity
 from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import TokenCountMismatch
@@ -36,7 +37,11 @@ def token_array(token_ids: TokenIds) -> npt.NDArray[np.uint32]:
 
 
 def page_keys(
-    spec: CacheSpec, token_ids: TokenIds, inputs: PageDigests = (), *, parent: bytes = b""
+    spec: CacheSpec | Identity,
+    token_ids: TokenIds,
+    inputs: PageDigests = (),
+    *,
+    parent: bytes = b"",
 ) -> list[bytes]:
     """Keys of every full page of a sequence, or of a part of one.
 

@@ -7,8 +7,10 @@ from typing import Final
 from google.protobuf.json_format import MessageToJson, Parse, ParseError
 
 from lexico_codec.geometry import Geometry, Pairing, Rope
+from lexico_codec.identity import Identity
 from lexico_codec.spec import CacheSpec, Shard, make_spec
 from lexico_proto.errors import InvalidInput
+from lexico_proto.v1 import reload_pb2 as reload
 from lexico_proto.v1 import types_pb2 as pb
 
 _DTYPES: Final[dict[str, pb.DType]] = {
@@ -55,22 +57,12 @@ def spec_from_wire(message: pb.CacheSpec) -> CacheSpec:
     Raises:
         InvalidInput and its subclasses, UnknownCodec: naming the field that cannot be used.
     """
-    geometry = message.geometry
-    dtype = next((name for name, code in _DTYPES.items() if code == geometry.dtype), None)
-    if dtype is None:
-        raise InvalidInput(f"spec: dtype code {geometry.dtype} is unknown")
-    rope = None
-    if geometry.HasField("rope"):
-        pairing = next((n for n, code in _PAIRINGS.items() if code == geometry.rope.pairing), None)
-        if pairing is None:
-            raise InvalidInput(f"spec: rope pairing code {geometry.rope.pairing} is unknown")
-        rope = Rope(tuple(geometry.rope.inv_freq), pairing, geometry.rope.scale)
     if message.group_layers == 0:
         raise InvalidInput("spec: group_layers must be given on the wire")
     shard = message.shard
     return make_spec(
         weights=message.weights,
-        geometry=Geometry(geometry.layers, geometry.kv_heads, geometry.head_dim, dtype, rope),
+        geometry=_geometry_from_wire(message.geometry),
         codec=message.codec,
         codec_config=message.codec_config,
         dictionary=message.dictionary,
@@ -78,6 +70,35 @@ def spec_from_wire(message: pb.CacheSpec) -> CacheSpec:
         group_layers=message.group_layers,
         lora=message.lora,
         shard=Shard(shard.first_layer, shard.total_layers, shard.first_head, shard.total_heads),
+        salt=message.salt,
+    )
+
+
+def described(spec: CacheSpec) -> reload.StoredNamespace:
+    """What the namespace of a spec is made of, but for the salt, which may be a secret."""
+    message = spec_to_wire(spec)
+    salted = bool(message.salt)
+    message.ClearField("salt")
+    return reload.StoredNamespace(spec=message, salted=salted)
+
+
+def identity_from_wire(message: pb.CacheSpec) -> Identity:
+    """The identity that a message stands for, though this node may not know its codec.
+
+    Raises:
+        InvalidInput and its subclasses: naming the field that cannot be used.
+    """
+    shard = message.shard
+    return Identity(
+        weights=message.weights,
+        lora=message.lora,
+        geometry=_geometry_from_wire(message.geometry),
+        shard=(shard.first_layer, shard.total_layers, shard.first_head, shard.total_heads),
+        codec=message.codec,
+        codec_config=message.codec_config,
+        dictionary=message.dictionary,
+        page_tokens=message.page_tokens,
+        group_layers=message.group_layers,
         salt=message.salt,
     )
 
@@ -99,3 +120,16 @@ def spec_from_json(text: str) -> CacheSpec:
     except (ParseError, RecursionError, ValueError) as error:
         raise InvalidInput(f"spec: no JSON of a spec: {error}") from error
     return spec_from_wire(message)
+
+
+def _geometry_from_wire(message: pb.Geometry) -> Geometry:
+    dtype = next((name for name, code in _DTYPES.items() if code == message.dtype), None)
+    if dtype is None:
+        raise InvalidInput(f"spec: dtype code {message.dtype} is unknown")
+    rope = None
+    if message.HasField("rope"):
+        pairing = next((n for n, code in _PAIRINGS.items() if code == message.rope.pairing), None)
+        if pairing is None:
+            raise InvalidInput(f"spec: rope pairing code {message.rope.pairing} is unknown")
+        rope = Rope(tuple(message.rope.inv_freq), pairing, message.rope.scale)
+    return Geometry(message.layers, message.kv_heads, message.head_dim, dtype, rope)

@@ -6,17 +6,23 @@ Use:
         first_groups = store.read(scope, keys, group=0)
 """
 
+from lexico_store.descriptions import Absence, Cause, Descriptions
 from lexico_store.embedded import EmbeddedServer
 from lexico_store.findings import Finding, Level
 from lexico_store.lease import Lease
 from lexico_store.ledger import Ledger
 from lexico_store.memory import MemoryStore
+from lexico_store.namespace_notes import Described
 from lexico_store.opening import open_store
 from lexico_store.settings import StoreSettings
 from lexico_store.sharing import reachable_store
 from lexico_store.store import PageStore
 
 __all__ = [
+    "Absence",
+    "Cause",
+    "Described",
+    "Descriptions",
     "EmbeddedServer",
     "Finding",
     "Lease",

@@ -17,6 +17,7 @@ from lexico_proto.errors import InvalidInput, QuotaExceeded
 from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 from lexico_store import keys as keyspace
 from lexico_store.checks import check_key, check_scope
+from lexico_store.namespace_notes import about_of, packed
 from lexico_store.store import PageStore
 
 T = TypeVar("T")
@@ -31,6 +32,10 @@ TIDY_EVERY: Final = 64
 of pages that are gone."""
 OTHERS: Final = 2
 """Namespaces that are looked at then: more than the one that may be new."""
+MAX_DESCRIPTION_BYTES: Final = 4096
+MAX_DESCRIBED: Final = 1024
+"""Namespaces of a tenant that are described, about: with a salt for each user there are many, and
+what says of what they are does not expire by itself."""
 MAX_PINS: Final = 1024
 """Pins of a tenant: their record never expires."""
 _PIN_BYTES: Final = 20
@@ -71,11 +76,20 @@ class Ledger:
 
     def __init__(self, store: PageStore) -> None:
         self._store = store
-        self._noted: dict[tuple[bytes, bytes], int] = {}
-        """Notes made here, by tenant and namespace."""
+        self._noted: dict[tuple[bytes, bytes], tuple[int, bool]] = {}
+        """By tenant and namespace: notes made here, and whether the namespace is described."""
 
     def note(
-        self, tenant: bytes, namespace: bytes, scope: bytes, key: bytes, size: int, about: str
+        self,
+        tenant: bytes,
+        namespace: bytes,
+        scope: bytes,
+        key: bytes,
+        size: int,
+        about: str,
+        *,
+        description: bytes = b"",
+        began_us: int = 0,
     ) -> None:
         """Notes a page that was committed just now.
 
@@ -86,19 +100,24 @@ class Ledger:
             key: of the page.
             size: bytes of its frames.
             about: what the namespace is of, for people to read.
+            description: what it is made of, for `Descriptions`; not kept where it is longer than
+                `MAX_DESCRIPTION_BYTES`, nor of more than about `MAX_DESCRIBED` namespaces.
+            began_us: when the page's upload began, in microseconds since 1970.
         """
         index = keyspace.index(tenant, namespace)
-        made = self._noted.get((tenant, namespace), 0)
+        made, described = self._noted.get((tenant, namespace), (0, True))
         if made % TIDY_EVERY == 0:
             if len(self._noted) >= BATCH:
                 self._noted.clear()
             self._there(index, self._store.sample_record(index, SAMPLE)[1])
-            self._tidy_others(tenant)
-        self._noted[tenant, namespace] = made + 1
+            described = _is_described(namespace, self._tidy_others(tenant))
+        self._noted[tenant, namespace] = (made + 1, described)
         digest = keyspace.page_digest(keyspace.page(scope, key))
         self._store.write_record(index, {digest: str(size).encode()})
         # After the note, and each time: a namespace without any is taken out, by whoever looks.
-        self._store.write_record(keyspace.namespaces(tenant), {namespace: about.encode()})
+        kept = described and len(description) <= MAX_DESCRIPTION_BYTES
+        value = packed(about, description if kept else b"", began_us)
+        self._store.write_record(keyspace.namespaces(tenant), {namespace: value})
 
     def usage(self, tenant: bytes) -> list[NamespaceUse]:
         """What is stored, by namespace. Looks at every note; a namespace without any is listed
@@ -111,8 +130,8 @@ class Ledger:
             sizes = [int(noted[digest]) for digest in there]
             gone = len(noted) - len(there)
             over += [] if there else [namespace]
-            text = about.decode(errors="replace")
-            found.append(NamespaceUse(namespace, text, len(there), sum(sizes), gone))
+            use = NamespaceUse(namespace, about_of(about), len(there), sum(sizes), gone)
+            found.append(use)
         if over:
             self._store.remove_fields(keyspace.namespaces(tenant), over)
         return found
@@ -146,6 +165,7 @@ class Ledger:
                 removed += sum(self._store.remaining(some))
                 self._store.drop(some)
                 self._store.remove_fields(index, some)
+            self._store.remove_fields(keyspace.namespaces(tenant), [each])
         for pin, scope in zip(over, scopes, strict=True):
             # Whether they were noted or not: nothing else would ever remove them.
             self._store.discard(scope, pin.keys)
@@ -162,6 +182,8 @@ class Ledger:
         removed = 0
         for some in _batches(keys):
             removed += sum(self._store.forget_pages(scope, some))
+            digests = [keyspace.page_digest(keyspace.page(scope, key)) for key in some]
+            self._store.remove_fields(keyspace.index(tenant, namespace), digests)
         gone = set(keys)
         for pin in self.pins(tenant):
             if pin.namespace == namespace and not gone.isdisjoint(pin.keys):
@@ -250,14 +272,25 @@ class Ledger:
         check_scope(tenant)
         return self._store.read_record(keyspace.namespaces(tenant))
 
-    def _tidy_others(self, tenant: bytes) -> None:
-        """Looks at a few namespaces, to which nobody may ever come back."""
-        record = keyspace.namespaces(tenant)
-        for namespace in self._store.sample_record(record, OTHERS)[1]:
-            index = keyspace.index(tenant, namespace)
-            self._there(index, self._store.sample_record(index, SAMPLE)[1])
-            if not self._store.sample_record(index, 1)[0]:
-                self._store.remove_fields(record, [namespace])
+    def live(self, tenant: bytes, namespace: bytes) -> bool:
+        """Whether one of a few pages that were noted of a namespace is there."""
+        index = keyspace.index(tenant, namespace)
+        if self._there(index, self._store.sample_record(index, SAMPLE)[1]):
+            return True
+        if not self._store.sample_record(index, 1)[0]:
+            self._store.remove_fields(keyspace.namespaces(tenant), [namespace])
+        return False
+
+    def _tidy_others(self, tenant: bytes) -> int:
+        """Looks at a few namespaces, to which nobody may ever come back.
+
+        Returns:
+            How many the tenant has.
+        """
+        count, drawn = self._store.sample_record(keyspace.namespaces(tenant), OTHERS)
+        for namespace in drawn:
+            self.live(tenant, namespace)
+        return count
 
     def _there(self, index: str, noted: dict[bytes, bytes]) -> list[bytes]:
         """Those of the notes whose page is there; the others are taken out."""
@@ -283,6 +316,12 @@ class Ledger:
             others = [key for digest, key in digests.items() if digest not in noted]
             total += sum(map(sum, self._store.frame_bytes(scope, others, range(MAX_GROUPS))))
         return total
+
+
+def _is_described(namespace: bytes, namespaces: int) -> bool:
+    """Whether this namespace is one of those that are described, where a tenant has so many: by
+    its digest, so that the answer stays the same while their number does."""
+    return int.from_bytes(namespace[:4]) * namespaces < MAX_DESCRIBED << 32
 
 
 def _batches(items: Sequence[T]) -> Iterator[Sequence[T]]:

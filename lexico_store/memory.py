@@ -166,6 +166,11 @@ class MemoryStore(PageStore):
                 self._drop(name)
             return found
 
+    def _marked_us(self, mark: str) -> int:
+        with self._lock:
+            self._check_open()
+            return self._marks.get(mark, 0)
+
     def read_record(self, name: str, fields: Sequence[bytes] | None = None) -> dict[bytes, bytes]:
         with self._lock:
             self._check_open()

@@ -208,6 +208,9 @@ class RedisStore(PageStore):
         self._run("forget", [("SET", mark, when_us, "PX", LINGER_MS) for mark in marks])
         return [bool(n) for n in self._run("forget", [("UNLINK", name) for name in names])]
 
+    def _marked_us(self, mark: str) -> int:
+        return int(self._run("forgotten", [("GET", mark)])[0] or 0)
+
     def read_record(self, name: str, fields: Sequence[bytes] | None = None) -> dict[bytes, bytes]:
         if fields is None:
             found: dict[bytes, bytes] = self._run("record", [("HGETALL", name)])[0]

@@ -21,6 +21,7 @@ from lexico_codec.sets.choose import check_model
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
+from lexico_codec.wire import described
 from lexico_proto.errors import (
     Cancelled,
     Forgotten,
@@ -224,8 +225,16 @@ class PageEncoder:
         key, began_us = job.page_key, job.began_us
         if not self._store.commit(scope, key, frames, left_s, page=job.page, began_us=began_us):
             raise _forgotten(job)
-        about = _about(job.spec)
-        self._ledger.note(job.scope, job.spec.namespace, scope, key, size, about)
+        self._ledger.note(
+            job.scope,
+            job.spec.namespace,
+            scope,
+            key,
+            size,
+            _about(job.spec),
+            description=described(job.spec).SerializeToString(deterministic=True),
+            began_us=began_us,
+        )
 
     def _check_quota(self, job: PageJob) -> None:
         most = job.max_stored_bytes

@@ -7,10 +7,11 @@ those of `lexico_proto.errors`.
 
 from lexico_client._async_client import AsyncClient, Wait
 from lexico_client._endpoint import Endpoint
-from lexico_client._explain import Explanation
+from lexico_client._explain import Absence, AbsenceCause, Explanation
 from lexico_client._grpc import GrpcTransport
 from lexico_client._load import CodesReceiver, PageView, Target
 from lexico_client._memory import InMemoryTransport
+from lexico_client._nearest import Difference, StoredNamespace
 from lexico_client._offload import PageSource
 from lexico_client._results import (
     Described,
@@ -32,12 +33,15 @@ from lexico_codec.memory import CacheMemory
 from lexico_proto.errors import LexicoError
 
 __all__ = [
+    "Absence",
+    "AbsenceCause",
     "AsyncClient",
     "CacheMemory",
     "Client",
     "CodesReceiver",
     "Described",
     "DictionaryEntry",
+    "Difference",
     "Endpoint",
     "Explanation",
     "GrpcTransport",
@@ -52,6 +56,7 @@ __all__ = [
     "PageView",
     "PutReport",
     "PutSeconds",
+    "StoredNamespace",
     "Target",
     "Timeouts",
     "Tls",

@@ -15,6 +15,7 @@ from lexico_client._describe import describe_servers
 from lexico_client._dictionaries import DictionaryShelf, register_messages
 from lexico_client._endpoint import Endpoint
 from lexico_client._explain import Explanation
+from lexico_client._explaining import explain_prompt
 from lexico_client._grpc import GrpcTransport
 from lexico_client._load import Target
 from lexico_client._loading import Loading
@@ -190,7 +191,8 @@ class AsyncClient:
         against: CacheSpec | None = None,
         timeout: float | None = None,
     ) -> Explanation:
-        """Why a prompt is found, or not: what its pages belong to, and which of them are stored.
+        """Why a prompt is found, or not: what its pages belong to, which of them are stored, and
+        how what is stored differs.
 
         Args:
             spec: what the pages belong to.
@@ -202,15 +204,12 @@ class AsyncClient:
         Raises:
             TokenCountMismatch, InvalidInput, LexicoError: as `match`.
         """
-        matched = await self.match(spec, token_ids, inputs=inputs, timeout=timeout)
-        digests = checked_inputs(inputs, len(matched.present))
-        return Explanation(
-            identity=spec.identity,
-            match=matched,
-            prompt_tokens=len(token_array(token_ids)),
-            page_inputs=tuple(page for page, digest in enumerate(digests) if digest),
-            against=None if against is None else against.identity,
-        )
+        ids = token_array(token_ids)
+        digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
+        budget = self._budget("explain", timeout, self._timeouts.match)
+        self._check_open()
+        async with budget.bound():
+            return await explain_prompt(self._transport, spec, ids, digests, against, budget)
 
     async def offload(
         self,

@@ -75,6 +75,17 @@ class GrpcTransport:
         matched: reload.MatchResponse = await self._unary("match", stub.Match, request, timeout)
         return matched
 
+    async def namespaces(
+        self, request: reload.NamespacesRequest, timeout: float
+    ) -> reload.NamespacesResponse:
+        """Reload.Namespaces."""
+        check_size(request, "namespaces")
+        asking = self._reload_stub().Namespaces
+        answer: reload.NamespacesResponse = await self._unary(
+            "namespaces", asking, request, timeout
+        )
+        return answer
+
     def get(
         self, request: reload.GetRequest, timeout: float
     ) -> AsyncGenerator[reload.GetResponse, None]:

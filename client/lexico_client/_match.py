@@ -9,6 +9,7 @@ from lexico_client._deadline import Budget, with_retry
 from lexico_client._parts import parts
 from lexico_client._results import Match
 from lexico_client._transport import Transport
+from lexico_codec.identity import Identity
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import InternalError
 from lexico_proto.v1 import reload_pb2 as reload
@@ -16,7 +17,7 @@ from lexico_proto.v1 import reload_pb2 as reload
 
 async def match_pages(
     transport: Transport,
-    spec: CacheSpec,
+    spec: CacheSpec | Identity,
     page_keys: Sequence[bytes],
     budget: Budget,
     most: float = math.inf,

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
 
 from lexico_client._transport import Server, check_size
 from lexico_codec.formats import formats_to_wire, own_formats
+from lexico_codec.identity import namespace_digest
 from lexico_codec.pages import encode_group
 from lexico_codec.pieces import Pieces
 from lexico_codec.put_messages import PageEnd, parse_put
@@ -15,7 +17,7 @@ from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
 from lexico_codec.upload import PageAssembler, checked_keys
-from lexico_codec.wire import spec_from_wire
+from lexico_codec.wire import described, spec_from_wire
 from lexico_proto.errors import (
     InvalidInput,
     StreamTooLong,
@@ -41,12 +43,34 @@ class InMemoryTransport:
         """Page key → the page's frames, group by group. Tests may damage them."""
         self.dictionaries: dict[bytes, DictionarySet] = {}
         """Digest → registered set."""
+        self._namespaces: dict[bytes, tuple[reload.StoredNamespace, set[bytes]]] = {}
+        """Namespace → what it is made of, and the keys of its pages."""
 
     async def match(self, request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
         """Which pages are kept."""
         check_size(request, "match")
         present = [key in self.pages for key in request.page_keys]
         return reload.MatchResponse(leading=[*present, False].index(False), present=present)
+
+    async def namespaces(
+        self, request: reload.NamespacesRequest, timeout: float
+    ) -> reload.NamespacesResponse:
+        """What pages are kept of. They leave only where a test removes them."""
+        check_size(request, "namespaces")
+        kept = [
+            message
+            for message, keys in self._namespaces.values()
+            if not keys.isdisjoint(self.pages)
+        ]
+        response = reload.NamespacesResponse(namespaces=kept, total=len(kept))
+        if request.page_key:
+            stored = self._namespaces.get(request.namespace, (None, set()))[1]
+            response.cause = reload.ABSENCE_CAUSE_NO_TRACE
+            if request.page_key in stored:
+                response.cause = reload.ABSENCE_CAUSE_LEFT
+            if request.page_key in self.pages:
+                response.cause = reload.ABSENCE_CAUSE_PRESENT
+        return response
 
     async def get(
         self, request: reload.GetRequest, timeout: float
@@ -90,6 +114,7 @@ class InMemoryTransport:
                     frames.append(bytes(encode_group(spec, key, page, group, tensor, dictionary)))
                     start = end
                 results.append(self._keep(page, key, frames))
+                self._note(spec, key)
             if await anext(messages, None) is not None:
                 raise StreamTooLong("put: the upload carries more than its pages")
         return offload.PutResponse(pages=results)
@@ -150,6 +175,12 @@ class InMemoryTransport:
         if digest not in self.dictionaries:
             raise UnknownDictionary(f"no dictionary set {digest.hex()[:16]} is registered")
         return self.dictionaries[digest]
+
+    def _note(self, spec: CacheSpec, key: bytes) -> None:
+        message = described(spec)
+        message.digest, message.stored_s = namespace_digest(spec.namespace), time.time()
+        _, keys = self._namespaces.pop(spec.namespace, (message, set()))
+        self._namespaces[spec.namespace] = message, keys | {key}
 
     def _keep(self, page: int, key: bytes, frames: list[bytes]) -> offload.PageResult:
         if self.pages.setdefault(key, frames) is not frames:

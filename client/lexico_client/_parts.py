@@ -9,6 +9,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from lexico_codec.identity import Identity
 from lexico_codec.inputs import PageDigests
 from lexico_codec.keys import page_keys
 from lexico_codec.spec import CacheSpec
@@ -42,7 +43,7 @@ def chain_bytes(token_ids: npt.NDArray[np.uint32], pages: int) -> int:
 
 
 async def keys_of(
-    spec: CacheSpec, token_ids: npt.NDArray[np.uint32], inputs: PageDigests = ()
+    spec: CacheSpec | Identity, token_ids: npt.NDArray[np.uint32], inputs: PageDigests = ()
 ) -> list[bytes]:
     """The keys of every full page of a sequence. Other calls of the event loop go on meanwhile: a
     million tokens take a part of a second."""

@@ -34,6 +34,12 @@ class Transport(Protocol):
         """Reload.Match."""
         ...
 
+    async def namespaces(
+        self, request: reload.NamespacesRequest, timeout: float
+    ) -> reload.NamespacesResponse:
+        """Reload.Namespaces. `Unsupported` where the server is of an earlier release."""
+        ...
+
     def get(
         self, request: reload.GetRequest, timeout: float
     ) -> AsyncGenerator[reload.GetResponse, None]:

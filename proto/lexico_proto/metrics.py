@@ -46,7 +46,7 @@ def _label(name: str, values: Iterable[str]) -> Label:
 
 OK: Final = "ok"
 METHODS: Final = (
-    *("put", "match", "get", "register", "fetch", "list", "describe"),
+    *("put", "match", "get", "register", "fetch", "list", "describe", "namespaces"),
     *("usage", "pin", "unpin", "forget"),
 )
 """Every RPC, in lower case."""

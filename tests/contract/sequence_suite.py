@@ -6,7 +6,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
-from lexico_store import PageStore
+from lexico_store import Cause, Descriptions, Ledger, PageStore
 from lexico_store.lifetimes import now_us
 from tests.support.waiting import PATIENCE_S
 
@@ -127,3 +127,61 @@ class SequenceSuite(ABC):
         assert store.sample_record(name, 9) == (3, {b"a": b"4", b"b\xff": b"2", b"c": b"3"})
         store.remove_fields(name, [b"a", b"x"])
         assert store.read_record(name) == {b"b\xff": b"2", b"c": b"3"}
+
+    def test_namespaces_are_described_while_their_pages_live(
+        self, store: PageStore, scope: bytes
+    ) -> None:
+        ledger, asked = Ledger(store), Descriptions(store)
+        mine, other, stranger = b"m" * 32, b"o" * 32, os.urandom(16)
+
+        def put(namespace: bytes, key: bytes, ttl_s: float = TTL_S) -> None:
+            began_us = now_us()
+            under = store.match(scope, namespace, []).scope
+            assert store.commit(under, key, [b"a"], ttl_s, began_us=began_us)
+            noted = (scope, namespace, under, key, 1, "codec raw")
+            ledger.note(*noted, description=b"of " + namespace, began_us=began_us)
+
+        def listed(namespace: bytes = mine) -> dict[bytes, bytes]:
+            total, found = asked.of(scope, namespace)
+            assert total >= len(found)
+            live = [each for each in found if asked.live(scope, each.namespace)]
+            return {each.namespace: each.description for each in live}
+
+        assert asked.of(scope, mine) == (0, [])
+        put(mine, key_of(1))
+        put(other, key_of(2), 0.15)
+        assert listed()[mine] == b"of " + mine
+        assert ledger.usage(scope)[0].about == "codec raw"
+        assert asked.of(stranger, mine) == (0, [])
+        assert asked.why_absent(scope, mine, key_of(1)).cause is Cause.PRESENT
+        assert asked.why_absent(stranger, mine, key_of(1)).cause is Cause.NO_TRACE
+        assert asked.why_absent(scope, mine, key_of(2)).cause is Cause.NO_TRACE
+        self.expire(lambda: store.present(scope, [key_of(2)]) == [False], 0.15)
+        assert asked.why_absent(scope, other, key_of(2)).cause in (Cause.LEFT, Cause.NO_TRACE)
+        assert set(listed()) == {mine}
+        put(mine, key_of(3))
+        before = now_us()
+        ledger.forget_prompt(scope, mine, [key_of(3)])
+        absence = asked.why_absent(scope, mine, key_of(3))
+        assert absence.cause is Cause.FORGOTTEN
+        assert before <= absence.forgotten_us <= now_us()
+        assert set(listed()) == {mine}
+        ledger.forget(scope, mine)
+        assert listed() == {}
+        assert asked.why_absent(scope, mine, key_of(1)).cause is Cause.FORGOTTEN
+        put(mine, key_of(1))
+        assert set(listed()) == {mine}
+        ledger.forget(scope)
+        assert listed() == {}
+        assert asked.why_absent(scope, other, key_of(2)).cause is Cause.FORGOTTEN
+
+    def test_what_was_on_its_way_when_all_was_forgotten_describes_nothing(
+        self, store: PageStore, scope: bytes
+    ) -> None:
+        namespace, began_us = b"m" * 32, now_us()
+        under = store.match(scope, namespace, []).scope
+        store.forget(scope)
+        store.commit(under, key_of(1), [b"a"], TTL_S, began_us=began_us)
+        noted = (scope, namespace, under, key_of(1), 1, "codec raw")
+        Ledger(store).note(*noted, description=b"late", began_us=began_us)
+        assert Descriptions(store).of(scope, namespace)[1] == []

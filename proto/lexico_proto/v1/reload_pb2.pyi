@@ -1,3 +1,4 @@
+from lexico_proto.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
@@ -13,10 +14,23 @@ class MissReason(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     MISS_REASON_ABSENT: _ClassVar[MissReason]
     MISS_REASON_DAMAGED: _ClassVar[MissReason]
     MISS_REASON_NEWER: _ClassVar[MissReason]
+
+class AbsenceCause(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    ABSENCE_CAUSE_UNSPECIFIED: _ClassVar[AbsenceCause]
+    ABSENCE_CAUSE_PRESENT: _ClassVar[AbsenceCause]
+    ABSENCE_CAUSE_NO_TRACE: _ClassVar[AbsenceCause]
+    ABSENCE_CAUSE_LEFT: _ClassVar[AbsenceCause]
+    ABSENCE_CAUSE_FORGOTTEN: _ClassVar[AbsenceCause]
 MISS_REASON_UNSPECIFIED: MissReason
 MISS_REASON_ABSENT: MissReason
 MISS_REASON_DAMAGED: MissReason
 MISS_REASON_NEWER: MissReason
+ABSENCE_CAUSE_UNSPECIFIED: AbsenceCause
+ABSENCE_CAUSE_PRESENT: AbsenceCause
+ABSENCE_CAUSE_NO_TRACE: AbsenceCause
+ABSENCE_CAUSE_LEFT: AbsenceCause
+ABSENCE_CAUSE_FORGOTTEN: AbsenceCause
 
 class MatchRequest(_message.Message):
     __slots__ = ("page_keys", "namespace", "first_page", "renew")
@@ -77,3 +91,37 @@ class Miss(_message.Message):
     page: int
     reason: MissReason
     def __init__(self, page: _Optional[int] = ..., reason: _Optional[_Union[MissReason, str]] = ...) -> None: ...
+
+class NamespacesRequest(_message.Message):
+    __slots__ = ("namespace", "page_key", "spec")
+    NAMESPACE_FIELD_NUMBER: _ClassVar[int]
+    PAGE_KEY_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    namespace: bytes
+    page_key: bytes
+    spec: _types_pb2.CacheSpec
+    def __init__(self, namespace: _Optional[bytes] = ..., page_key: _Optional[bytes] = ..., spec: _Optional[_Union[_types_pb2.CacheSpec, _Mapping]] = ...) -> None: ...
+
+class StoredNamespace(_message.Message):
+    __slots__ = ("digest", "spec", "salted", "stored_s")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    SALTED_FIELD_NUMBER: _ClassVar[int]
+    STORED_S_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    spec: _types_pb2.CacheSpec
+    salted: bool
+    stored_s: float
+    def __init__(self, digest: _Optional[bytes] = ..., spec: _Optional[_Union[_types_pb2.CacheSpec, _Mapping]] = ..., salted: bool = ..., stored_s: _Optional[float] = ...) -> None: ...
+
+class NamespacesResponse(_message.Message):
+    __slots__ = ("namespaces", "total", "cause", "forgotten_s")
+    NAMESPACES_FIELD_NUMBER: _ClassVar[int]
+    TOTAL_FIELD_NUMBER: _ClassVar[int]
+    CAUSE_FIELD_NUMBER: _ClassVar[int]
+    FORGOTTEN_S_FIELD_NUMBER: _ClassVar[int]
+    namespaces: _containers.RepeatedCompositeFieldContainer[StoredNamespace]
+    total: int
+    cause: AbsenceCause
+    forgotten_s: float
+    def __init__(self, namespaces: _Optional[_Iterable[_Union[StoredNamespace, _Mapping]]] = ..., total: _Optional[int] = ..., cause: _Optional[_Union[AbsenceCause, str]] = ..., forgotten_s: _Optional[float] = ...) -> None: ...

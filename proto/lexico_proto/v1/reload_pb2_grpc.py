@@ -45,6 +45,11 @@ class ReloadStub(object):
                 request_serializer=lexico__proto_dot_v1_dot_reload__pb2.GetRequest.SerializeToString,
                 response_deserializer=lexico__proto_dot_v1_dot_reload__pb2.GetResponse.FromString,
                 _registered_method=True)
+        self.Namespaces = channel.unary_unary(
+                '/lexico_proto.v1.Reload/Namespaces',
+                request_serializer=lexico__proto_dot_v1_dot_reload__pb2.NamespacesRequest.SerializeToString,
+                response_deserializer=lexico__proto_dot_v1_dot_reload__pb2.NamespacesResponse.FromString,
+                _registered_method=True)
 
 
 class ReloadServicer(object):
@@ -66,6 +71,13 @@ class ReloadServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Namespaces(self, request, context):
+        """What the caller's tenant has pages of, and why one page is absent: for people who ask why a prompt is not found.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ReloadServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -78,6 +90,11 @@ def add_ReloadServicer_to_server(servicer, server):
                     servicer.Get,
                     request_deserializer=lexico__proto_dot_v1_dot_reload__pb2.GetRequest.FromString,
                     response_serializer=lexico__proto_dot_v1_dot_reload__pb2.GetResponse.SerializeToString,
+            ),
+            'Namespaces': grpc.unary_unary_rpc_method_handler(
+                    servicer.Namespaces,
+                    request_deserializer=lexico__proto_dot_v1_dot_reload__pb2.NamespacesRequest.FromString,
+                    response_serializer=lexico__proto_dot_v1_dot_reload__pb2.NamespacesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -135,6 +152,33 @@ class Reload(object):
             '/lexico_proto.v1.Reload/Get',
             lexico__proto_dot_v1_dot_reload__pb2.GetRequest.SerializeToString,
             lexico__proto_dot_v1_dot_reload__pb2.GetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Namespaces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lexico_proto.v1.Reload/Namespaces',
+            lexico__proto_dot_v1_dot_reload__pb2.NamespacesRequest.SerializeToString,
+            lexico__proto_dot_v1_dot_reload__pb2.NamespacesResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -1,4 +1,4 @@
-"""Match and Get as RPCs: frames from the store to the wire."""
+"""Match, Get and Namespaces as RPCs: frames from the store to the wire."""
 
 from __future__ import annotations
 
@@ -33,6 +33,7 @@ from lexico_services.config import ReloadConfig
 from lexico_services.policies import Policies
 from lexico_services.quotas import CallRates
 from lexico_services.reload.frame_reader import Absence, Found, FrameBatch, FrameReader
+from lexico_services.reload.namespaces import stored_namespaces
 from lexico_services.roles import OFFLOAD, RELOAD
 from lexico_services.server import add_handlers
 from lexico_services.status import translated
@@ -92,6 +93,7 @@ class ReloadServicer:
         self._buffers = buffers
         self._matches = Calls(metrics, CALLS, "match")
         self._gets = Calls(metrics, CALLS, "get")
+        self._namespaces = Calls(metrics, CALLS, "namespaces")
         self._sent = metrics.counter(SENT_BYTES)
         self._misses = {reason: metrics.counter(MISSES, reason) for reason in MISS_REASONS}
 
@@ -102,6 +104,11 @@ class ReloadServicer:
                 self.match,
                 request_deserializer=pb.MatchRequest.FromString,
                 response_serializer=pb.MatchResponse.SerializeToString,
+            ),
+            "Namespaces": grpc.unary_unary_rpc_method_handler(
+                self.namespaces,
+                request_deserializer=pb.NamespacesRequest.FromString,
+                response_serializer=pb.NamespacesResponse.SerializeToString,
             ),
             "Get": grpc.unary_stream_rpc_method_handler(
                 self.get, request_deserializer=pb.GetRequest.FromString
@@ -134,6 +141,23 @@ class ReloadServicer:
                 response.present.extend(present)
                 response.leading = present.index(False) if False in present else len(present)
         return response
+
+    async def namespaces(
+        self,
+        request: pb.NamespacesRequest,
+        context: grpc.aio.ServicerContext[pb.NamespacesRequest, pb.NamespacesResponse],
+    ) -> pb.NamespacesResponse:
+        """What the tenant has pages of, and why a page is absent."""
+        async with translated(context, self._namespaces):
+            scope = self._tenants.admit(context, OFFLOAD, RELOAD).scope
+            self._rates.count(scope)
+            if not _namespace(request.namespace):
+                raise InvalidInput("Namespaces needs the namespace that is asked about")
+            if request.page_key:
+                self._checked([request.page_key], 0)
+            asking = partial(stored_namespaces, self._store, scope, request)
+            return await self._calls.run(asking, self._config.max_stream_s)
+        raise AssertionError("translated() aborts the call")  # pragma: no cover
 
     async def get(
         self,

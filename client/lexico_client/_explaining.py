@@ -1,0 +1,119 @@
+"""Asking why a prompt is found, or not."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Final
+
+import numpy as np
+import numpy.typing as npt
+
+from lexico_client._deadline import Budget, with_retry
+from lexico_client._explain import Absence, AbsenceCause, Explanation
+from lexico_client._match import match_pages
+from lexico_client._nearest import StoredNamespace, nearest_first
+from lexico_client._parts import keys_of
+from lexico_client._results import Match
+from lexico_client._transport import Transport
+from lexico_codec.identity import Identity
+from lexico_codec.spec import CacheSpec
+from lexico_codec.wire import described
+from lexico_proto.errors import Cancelled, LexicoError
+from lexico_proto.limits import MAX_CALL_PAGES
+from lexico_proto.v1 import reload_pb2 as reload
+
+ASKED: Final = 4
+"""Nearest namespaces that are asked for the prompt's tokens."""
+_SHARE: Final = 0.5
+"""Part of the time that is left for the list of namespaces: what is known without it is told in
+any case."""
+
+Ids = npt.NDArray[np.uint32]
+
+_CAUSES: Final = {
+    reload.ABSENCE_CAUSE_PRESENT: AbsenceCause.PRESENT,
+    reload.ABSENCE_CAUSE_NO_TRACE: AbsenceCause.NO_TRACE,
+    reload.ABSENCE_CAUSE_LEFT: AbsenceCause.LEFT,
+    reload.ABSENCE_CAUSE_FORGOTTEN: AbsenceCause.FORGOTTEN,
+}
+
+
+async def explain_prompt(
+    transport: Transport,
+    spec: CacheSpec,
+    token_ids: Ids,
+    inputs: tuple[bytes, ...],
+    against: CacheSpec | None,
+    budget: Budget,
+) -> Explanation:
+    """What the service has of a prompt, and of what else it has pages. Arguments are checked.
+
+    Raises:
+        LexicoError: the service could not say which pages are there. What it does not say beyond
+            that is missing in the explanation.
+    """
+    keys = await keys_of(spec, token_ids, inputs)
+    match = await match_pages(transport, spec, keys, budget)
+    explained = Explanation(
+        identity=spec.identity,
+        match=match,
+        prompt_tokens=len(token_ids),
+        page_inputs=tuple(page for page, digest in enumerate(inputs) if digest),
+        against=None if against is None else against.identity,
+    )
+    try:
+        return await _with_stored(transport, spec, token_ids, inputs, explained, budget)
+    except Cancelled:
+        raise
+    except LexicoError as error:
+        return replace(explained, untold=error)
+
+
+async def _with_stored(
+    transport: Transport,
+    spec: CacheSpec,
+    token_ids: Ids,
+    inputs: tuple[bytes, ...],
+    explained: Explanation,
+    budget: Budget,
+) -> Explanation:
+    absent, wire = explained.first_absent, described(spec)
+    request = reload.NamespacesRequest(
+        namespace=spec.namespace,
+        page_key=b"" if absent is None else explained.match.page_keys[absent],
+        spec=wire.spec,
+    )
+    answer = await with_retry(budget, lambda: transport.namespaces(request, _SHARE * budget.left()))
+    cause = _CAUSES.get(answer.cause)
+    explained = replace(
+        explained,
+        stored=nearest_first(spec.identity, answer.namespaces),
+        namespaces=answer.total,
+        absence=None if cause is None else Absence(cause, answer.forgotten_s),
+    )
+    if absent is None:
+        return explained
+    plain = None
+    if inputs:
+        plain = (await _leading(transport, spec.identity, token_ids, (), budget)).tokens
+    others = [each for each in explained.stored if each.differences and not each.other_salt]
+    asked: dict[int, StoredNamespace] = {}
+    for each in others[:ASKED]:
+        ids, digests = token_ids, inputs
+        if inputs and each.identity.page_tokens != spec.page_tokens:
+            # Digests are of whole pages: those of other pages are not known.
+            bare = next(page for page, digest in enumerate(inputs) if digest)
+            ids, digests = token_ids[: bare * spec.page_tokens], ()
+        match = await _leading(transport, each.identity, ids, digests, budget)
+        asked[id(each)] = replace(each, tokens=match.tokens)
+    stored = tuple(asked.get(id(each), each) for each in explained.stored)
+    return replace(explained, stored=stored, plain_tokens=plain)
+
+
+async def _leading(
+    transport: Transport, identity: Identity, ids: Ids, inputs: tuple[bytes, ...], budget: Budget
+) -> Match:
+    """The leading pages of a prompt in one namespace, as many as one call asks for."""
+    ids = ids[: MAX_CALL_PAGES * identity.page_tokens]
+    keys = await keys_of(identity, ids, inputs)
+    return await match_pages(transport, identity, keys, budget, prefix=True)
