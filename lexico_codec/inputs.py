@@ -141,12 +141,20 @@ def checked_inputs(inputs: PageDigests, pages: int, page_tokens: int = 0) -> tup
     """
     if isinstance(inputs, bytes | str):
         raise InvalidInput("inputs: a digest for each page is needed, not one")
+    if inputs is None:
+        raise InvalidInput("inputs=None: leave it out, or give (), for token ids alone")
     made_for = inputs.page_tokens if isinstance(inputs, PageInputs) else 0
     if made_for and page_tokens and made_for != page_tokens:
         raise InvalidInput(
             f"inputs: the digests are for pages of {made_for} tokens, and these have {page_tokens}"
         )
-    checked = list(inputs[:pages])
+    try:
+        checked = list(inputs[:pages])
+    except (TypeError, KeyError) as error:
+        raise InvalidInput(
+            f"inputs: a list or tuple with a digest for each page is needed, and "
+            f"{type(inputs).__name__} is none: make it a list first"
+        ) from error
     for page, digest in enumerate(checked):
         if not isinstance(digest, bytes) or len(digest) not in (0, DIGEST_BYTES):
             raise InvalidInput(f"inputs: the digest of page {page} has {DIGEST_BYTES} bytes, or 0")

@@ -27,6 +27,11 @@ def token_array(token_ids: TokenIds) -> npt.NDArray[np.uint32]:
         ids = np.asarray(token_ids)
     except ValueError as error:  # rows of different lengths
         raise TokenCountMismatch("token ids must be a flat sequence of integers") from error
+    except (TypeError, RuntimeError) as error:  # a tensor that requires grad, or on a device
+        raise TokenCountMismatch(
+            f"token ids must be a flat sequence of integers in the host's memory: {error}; of a "
+            "tensor give .tolist()"
+        ) from error
     if ids.size == 0:
         return np.empty(0, dtype="<u4")
     if ids.ndim != 1 or not np.issubdtype(ids.dtype, np.integer):

@@ -46,9 +46,11 @@ class Budget:
             DeadlineExpired: it did.
         """
         try:
-            async with asyncio.timeout_at(self.end):
+            async with asyncio.timeout_at(self.end) as scope:
                 yield
         except TimeoutError as error:
+            if not scope.expired():  # what runs inside, a caller's source among it, raised its own
+                raise
             raise self._expired() from error
 
     def _expired(self) -> DeadlineExpired:

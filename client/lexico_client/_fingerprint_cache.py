@@ -1,6 +1,7 @@
 """Hashes of weights files that were read before, one small file for each.
 
-A file counts as the same while device, inode, size and both of its times are. Whatever is wrong
+A file counts as the same while device, inode, size, both of its times and a sample of its bytes
+are: writes through a memory map leave the times as they are on some file systems. Whatever is wrong
 with the cache costs a reading of the weights, no more.
 """
 
@@ -16,6 +17,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import platformdirs
+import xxhash
 
 from lexico_codec.canonical import canonical_json
 from lexico_codec.files import write_atomically
@@ -27,6 +29,9 @@ MAX_FILES: Final = 512
 """Files kept; the oldest go first."""
 MAX_BYTES: Final = 64 << 20
 """Of one file that is read."""
+SAMPLES: Final = 16
+"""Pieces of a file that a sample reads, of `SAMPLE_BYTES` each."""
+SAMPLE_BYTES: Final = 4096
 SETTLED_NS: Final = 2_000_000_000
 """A file that changed this recently may change again within the same tick of its clock."""
 
@@ -47,11 +52,16 @@ class FingerprintCache:
         """
         self._folder = folder
 
-    def get(self, status: os.stat_result) -> Any:
-        """What was put for a file in this state; None for nothing, or nothing sound."""
+    def get(self, status: os.stat_result, sample: str) -> Any:
+        """What was put for a file in this state; None for nothing, or nothing sound.
+
+        Args:
+            status: of the file.
+            sample: of its bytes, see `sampled`.
+        """
         if self._folder is None:
             return None
-        place = _place_of(status)
+        place = _place_of(status, sample)
         try:
             with (self._folder / _name_of(place)).open("rb") as file:
                 if os.fstat(file.fileno()).st_uid not in (os.geteuid(), 0):
@@ -64,12 +74,12 @@ class FingerprintCache:
                 _log.debug("fingerprint not usable: %s", error)
             return None
 
-    def put(self, status: os.stat_result, found: Any) -> None:
+    def put(self, status: os.stat_result, sample: str, found: Any) -> None:
         """Keeps what was found in a file, unless the file has only just changed."""
         changed = max(status.st_mtime_ns, status.st_ctime_ns)
         if self._folder is None or time.time_ns() - changed < SETTLED_NS:
             return
-        place = _place_of(status)
+        place = _place_of(status, sample)
         document = {"place": place, "found": found, "sum": _sum(found)}
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
@@ -90,8 +100,24 @@ class FingerprintCache:
             path.unlink(missing_ok=True)
 
 
-def _place_of(status: os.stat_result) -> list[int]:
+def sampled(file: int, size: int) -> str:
+    """XXH3-128 of pieces from all over an open file: a few reads, however large it is. Weights that
+    were trained on, or exchanged, are others in each of them; a few numbers alone may escape it.
+
+    Args:
+        file: its descriptor.
+        size: its bytes.
+    """
+    found = xxhash.xxh3_128()
+    step = max(1, size // SAMPLES)
+    for start in range(0, size, step):
+        found.update(os.pread(file, SAMPLE_BYTES, start))
+    return found.hexdigest()
+
+
+def _place_of(status: os.stat_result, sample: str) -> list[int | str]:
     return [
+        sample,
         status.st_dev,
         status.st_ino,
         status.st_size,
@@ -100,7 +126,7 @@ def _place_of(status: os.stat_result) -> list[int]:
     ]
 
 
-def _name_of(place: list[int]) -> str:
+def _name_of(place: list[int | str]) -> str:
     return hashlib.blake2b(repr(place).encode(), digest_size=20).hexdigest() + ".json"
 
 

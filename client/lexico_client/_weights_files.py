@@ -15,7 +15,7 @@ from typing import IO, Any, Final
 import xxhash
 
 from lexico_client._config_meaning import meaning
-from lexico_client._fingerprint_cache import FingerprintCache, default_folder
+from lexico_client._fingerprint_cache import FingerprintCache, default_folder, sampled
 from lexico_proto.errors import ConfigurationError, Unsupported
 from lexico_proto.limits import DIGEST_BYTES
 
@@ -58,8 +58,8 @@ def fingerprint_files(
     the XXH3-128 of the bytes of each, and the entries of config.json that keys and values depend
     on. GGUF counts by the bytes of its file or files, whatever their names. Other files, such as
     tokenizers, do not matter. The hash of a file is kept in the user's cache folder until its
-    device, inode, size or times change. Writes through a memory map may leave the times as they
-    are: a file of weights is replaced, not written to.
+    device, inode, size, times or a sample of its bytes change. Writes of a few numbers through a
+    memory map may leave all of these as they are: a file of weights is replaced, not written to.
 
     Two engines that load the same folder agree. What an engine does while loading (another dtype,
     quantisation, an adapter) is not in it: the dtype of the cache is in the geometry, the rest goes
@@ -183,15 +183,19 @@ def _entries(file: Path, cache: FingerprintCache, read: _Reader, width: int) -> 
     """What a file holds, in entries of so many values."""
     with file.open("rb", buffering=0) as stream:
         before = os.fstat(stream.fileno())
-        known = cache.get(before)
+        sample = sampled(stream.fileno(), before.st_size)
+        known = cache.get(before, sample)
         if known is not None and _is_sound(known, width):
             entries: list[list[Any]] = known
             return entries
         entries = read(file, stream, before.st_size)
         after = os.fstat(stream.fileno())
-        if (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns):
+        moved = (before.st_size, before.st_mtime_ns) != (after.st_size, after.st_mtime_ns)
+        if moved or sampled(stream.fileno(), before.st_size) != sample:
             raise ConfigurationError(f"{file} was written to while it was read: try again")
-    cache.put(before, entries)  # not `after`: a time of writing may have been set back meanwhile
+    cache.put(
+        before, sample, entries
+    )  # not `after`: a time of writing may have been set back meanwhile
     return entries
 
 

@@ -16,6 +16,7 @@ import torch
 from lexico_client import AsyncClient
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
+from lexico_proto.errors import Unsupported
 from lexico_store import open_store
 from tests.support.client_fixtures import (
     PATIENT,
@@ -88,6 +89,16 @@ async def test_specs_and_sets_are_the_same(peer: Peer) -> None:
     assert SETS
     for path in SETS:
         assert await peer.ask("set_digest", path=str(path)) == DictionarySet.load(path).digest.hex()
+
+
+async def test_explain_at_a_server_that_lists_no_namespaces(peer: Peer, tmp_path: Path) -> None:
+    spec = spec_of("raw", 99)
+    async with node(await peer.ask("addresses"), tmp_path) as client:
+        await client.offload(spec, TOKENS, views_of(spec, random_cache(spec, PAGES)), pages=1)
+        explained = await client.explain(spec, TOKENS)
+    assert (explained.match.pages, explained.first_absent) == (1, 1)
+    assert isinstance(explained.untold, Unsupported)
+    assert "of a release that does not list namespaces" in explained.text()
 
 
 @pytest.mark.parametrize("codec", CODECS)

@@ -29,6 +29,7 @@ ALLOWED = {
     "register": {"offload"},
     "get": {"reload"},
     "match": {"offload", "reload"},
+    "namespaces": {"offload", "reload"},
     "fetch": {"offload", "reload"},
     "list": {"offload", "reload"},
     "describe": {"offload", "reload"},
@@ -63,6 +64,9 @@ def _calls(transport: GrpcTransport) -> dict[str, Callable[[], Awaitable[object]
         "register": lambda: transport.register(register_messages(made), PATIENCE_S),
         "get": get,
         "match": lambda: transport.match(reload_pb2.MatchRequest(page_keys=sent.keys), PATIENCE_S),
+        "namespaces": lambda: transport.namespaces(
+            reload_pb2.NamespacesRequest(namespace=sent.spec.namespace), PATIENCE_S
+        ),
         "fetch": fetch,
         "list": lambda: transport.list_dictionaries(PATIENCE_S),
     }

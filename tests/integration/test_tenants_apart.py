@@ -18,6 +18,7 @@ from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
 from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.wire import spec_to_wire
 from lexico_proto.v1 import dictionaries_pb2, offload_pb2, reload_pb2
 from lexico_services.config import ReloadConfig
 from tests.support.dictionaries import random_set
@@ -26,6 +27,7 @@ from tests.support.waiting import PATIENCE_S
 
 RED, BLUE = "token-of-tenant-red", "token-of-tenant-blue"
 CALLS = ("match", "get", "put", "put-coded", "bad-put", "bad-get", "register", "fetch", "list")
+CALLS += ("namespaces",)
 
 Call = tuple[str, int]
 Step = tuple[str, Call]
@@ -53,6 +55,8 @@ async def _answers(call: Any) -> list[bytes]:
     for message in messages:
         if isinstance(message, offload_pb2.PutResponse):
             message.ClearField("seconds")  # time alone
+        for namespace in getattr(message, "namespaces", ()):
+            namespace.ClearField("stored_s")
     return [message.SerializeToString(deterministic=True) for message in messages]
 
 
@@ -62,6 +66,11 @@ def _call(services: Services, token: str, name: str, number: int) -> Any:
     options: dict[str, Any] = {"metadata": metadata, "timeout": PATIENCE_S}
     if name == "match":
         return services.reload.Match(reload_pb2.MatchRequest(page_keys=sent.keys), **options)
+    if name == "namespaces":
+        asked = reload_pb2.NamespacesRequest(
+            namespace=sent.spec.namespace, page_key=sent.keys[0], spec=spec_to_wire(sent.spec)
+        )
+        return services.reload.Namespaces(asked, **options)
     if name in ("get", "bad-get"):
         groups = 0 if name == "bad-get" else sent.spec.groups
         request = reload_pb2.GetRequest(page_keys=sent.keys, groups=groups)
@@ -149,6 +158,7 @@ def test_what_would_be_seen_is_looked_at(tmp_path: Path) -> None:
     for before, after in (
         (("put",), "match"),
         (("put",), "get"),
+        (("put",), "namespaces"),
         (("put",), "put"),
         (("register",), "fetch"),
         (("register",), "list"),

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lexico_client import AsyncClient, PageOutcome, Transport, input_digests
+from lexico_client import AbsenceCause, AsyncClient, PageOutcome, Transport, input_digests
 from lexico_codec.checksum import Checksum
 from lexico_codec.codecs.lexico.codec import LexicoCodec
 from lexico_codec.keys import page_keys
@@ -125,6 +125,26 @@ class TransportContract:
         assert torch.equal(landing.cache, cache)
         explained = await client.explain(spec, TOKENS, inputs=inputs, against=small_spec())
         assert (explained.first_absent, explained.differs) == (None, ("salt",))
+        await client.close()
+
+    async def test_explain_names_the_nearest_namespace(self, client: AsyncClient) -> None:
+        spec, other = small_spec(), replace(small_spec(), salt="another's", lora="red")
+        assert (await client.explain(spec, TOKENS)).stored == ()
+        for stored, pages in ((other, 4), (replace(spec, lora="red"), 3)):
+            source = views_of(stored, random_cache(stored, 4))
+            await client.offload(stored, TOKENS, source, pages=pages)
+        explained = await client.explain(spec, TOKENS)
+        assert [[d.part for d in each.differences] for each in explained.stored] == [
+            ["lora"],
+            ["lora", "salt"],
+        ]
+        assert [each.tokens for each in explained.stored] == [3 * PAGE_TOKENS, None]
+        assert explained.absence is not None
+        assert explained.absence.cause is AbsenceCause.NO_TRACE
+        assert explained.untold is None
+        mine = (await client.explain(other, TOKENS)).nearest
+        assert mine is not None
+        assert mine.identity == other.identity
         await client.close()
 
     async def test_match_says_which_pages_are_there(self, client: AsyncClient) -> None:

@@ -91,6 +91,16 @@ async def test_a_source_that_fails(client: AsyncClient, failing: Failing) -> Non
     assert failing.pages == {}
 
 
+async def test_a_source_whose_own_time_is_over(client: AsyncClient) -> None:
+    """It is not said that our deadline passed."""
+
+    def source(page: int, group: int) -> torch.Tensor:
+        raise TimeoutError("the engine's lock")
+
+    with pytest.raises(TimeoutError, match="the engine's lock"):
+        await client.offload(SPEC, TOKENS, source)
+
+
 async def test_more_pages_than_tokens(client: AsyncClient) -> None:
     with pytest.raises(errors.TokenCountMismatch, match="35 token ids make 4 pages"):
         await client.offload(SPEC, TOKENS, views_of(SPEC, random_cache(SPEC, 5)), pages=5)

@@ -76,7 +76,7 @@ def test_the_first_absent_page_and_what_is_behind_it(client: Client) -> None:
     client.offload(spec, TOKENS, source)
     assert client.explain(spec, TOKENS).first_absent is None
     assert "absent" not in client.explain(spec, TOKENS).text()
-    assert client.explain(spec, []).text().endswith("can be loaded 0 tokens")
+    assert "can be loaded 0 tokens\n\nnearest" in client.explain(spec, []).text()
 
 
 def test_the_part_that_differs_is_named(client: Client) -> None:
@@ -113,6 +113,7 @@ def test_the_command_with_a_spec(
     assert main(arguments) == 0
     said = capsys.readouterr().out
     assert "stored        pages 0-1" in said
+    assert "nearest       this one: pages of it are stored" in said
     assert f"DIFFERS: the other has {'00' * 32}" in said
     assert spec_from_json((tmp_path / "spec.json").read_text()) == spec
 
@@ -144,7 +145,10 @@ def test_the_command_with_a_model_folder(
     assert "prompt        30 tokens: 3 pages, 6 tokens in none" in said
     assert "stored        pages 0-2" in said
     assert main([*arguments, "--salt", "mine"]) == 0
-    assert "stored        no page" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "stored        no page" in said
+    assert "              salt  6d696e65  none" in said
+    assert "elsewhere     24 tokens, in a namespace with other salt" in said
 
 
 @pytest.mark.parametrize(

@@ -141,10 +141,19 @@ def test_spans_that_cannot_be(spans: Any) -> None:
         input_digests(spans, 4, 8)
 
 
-@pytest.mark.parametrize("inputs", [[b"short"], ["a" * 32], [None], b"x" * 32, "ab"], ids=repr)
+@pytest.mark.parametrize(
+    "inputs",
+    [[b"short"], ["a" * 32], [None], b"x" * 32, "ab", None, 7, {b"x" * 32}, {0: b"x" * 32}],
+    ids=repr,
+)
 def test_what_is_no_digest(inputs: Any) -> None:
     with pytest.raises(InvalidInput, match="inputs"):
         page_keys(SPEC, list(range(8)), inputs)
+
+
+def test_a_generator_of_digests_is_told_to_be_a_list() -> None:
+    with pytest.raises(InvalidInput, match="make it a list"):
+        page_keys(SPEC, list(range(8)), (b"" for _ in range(2)))  # type: ignore[arg-type]
 
 
 @pytest.fixture

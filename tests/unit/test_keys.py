@@ -142,6 +142,8 @@ def test_no_full_page_no_keys(ids: Any) -> None:
         [1, [2]],
         np.ones((2, 2), dtype=np.int64),
         np.array(["a"]),
+        torch.ones(3, requires_grad=True),
+        torch.empty(3, dtype=torch.int64, device="meta"),
     ],
     ids=repr,
 )

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import mmap
 import os
 import shutil
 import stat
@@ -187,6 +188,33 @@ def test_a_file_is_read_once(folder: Path, cache: Path, read: list[str]) -> None
     flip(folder)
     os.utime(folder / "model.safetensors", ns=(status.st_atime_ns, status.st_mtime_ns))
     assert fingerprint_files(folder, cache_dir=cache) != before, "though its time was set back"
+
+
+def test_a_write_through_a_memory_map_is_noticed(
+    folder: Path, cache: Path, read: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Though the file system keeps the times, as those in memory do."""
+    file = folder / "model.safetensors"
+    kept = file.stat()
+    monkeypatch.setattr(_weights_files.os, "fstat", lambda _: kept)
+    before = fingerprint_files(folder, cache_dir=cache)
+    assert fingerprint_files(folder, cache_dir=cache) == before
+    assert len(read) == 4
+    with file.open("r+b") as opened, mmap.mmap(opened.fileno(), 0) as mapped:
+        mapped[-4:] = bytes(byte ^ 1 for byte in mapped[-4:])
+    assert fingerprint_files(folder, cache_dir=cache) != before
+
+
+def test_a_sample_is_of_all_of_a_file(tmp_path: Path) -> None:
+    size = 16 * 64 * 1024
+    file = tmp_path / "weights"
+    file.write_bytes(bytes(size))
+    with file.open("r+b", buffering=0) as opened:
+        seen = {_fingerprint_cache.sampled(opened.fileno(), size)}
+        for part in range(16):
+            os.pwrite(opened.fileno(), b"x", part * 64 * 1024 + 4095)
+            seen.add(_fingerprint_cache.sampled(opened.fileno(), size))
+    assert len(seen) == 17
 
 
 def test_a_file_that_has_just_changed_is_not_kept(

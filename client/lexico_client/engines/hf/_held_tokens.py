@@ -10,6 +10,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lexico_client.engines.hf._marks import read_mark, write_mark
 from lexico_proto.errors import InvalidInput
 
 _ATTRIBUTE: Final = "_lexico_tokens"
@@ -105,12 +106,12 @@ class HeldTokens:
 
 def note_tokens(cache: Any, held: HeldTokens) -> None:
     """Writes on a cache which tokens it holds. Its deep copies have notes of their own."""
-    setattr(cache, _ATTRIBUTE, held)
+    write_mark(cache, _ATTRIBUTE, held)
 
 
 def tokens_of(cache: Any) -> HeldTokens | None:
     """What was written on it."""
-    held = getattr(cache, _ATTRIBUTE, None)
+    held = read_mark(cache, _ATTRIBUTE)
     return held if isinstance(held, HeldTokens) else None
 
 

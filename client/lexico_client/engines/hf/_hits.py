@@ -14,6 +14,7 @@ from transformers.cache_utils import Cache, DynamicLayer
 from lexico_client._results import Loaded
 from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._held_tokens import HeldTokens, note_tokens, tokens_of
+from lexico_client.engines.hf._marks import write_mark
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto.errors import LexicoError, Unsupported
 
@@ -128,7 +129,8 @@ def hit_of(
 
     def again(first: DynamicCache) -> DynamicCache:
         made = DynamicCache(config=model.config)
-        vars(made).update(marks)
+        for name, mark in marks.items():
+            write_mark(made, name, mark)
         note_tokens(made, HeldTokens(prompt, _share(first, made, tokens)))
         return made
 

@@ -9,13 +9,14 @@ from typing import Any, Final
 from torch import nn
 
 from lexico_client.engines.hf._adapters import active_adapters
+from lexico_client.engines.hf._marks import read_mark, write_mark
 from lexico_client.engines.hf._plain_models import base_model, refuse_other_inputs
 from lexico_client.engines.hf._weights import sample, weights_fingerprint
 from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_proto.errors import ConfigurationError, InvalidInput
 
 _MARK: Final = "_lexico_identity"
-"""Attribute of a cache that a load made; copies of the cache have it too."""
+"""Attribute of a cache that a load made, and of its layers; copies have it too."""
 
 
 @dataclass(frozen=True)
@@ -97,7 +98,7 @@ class ModelIdentity:
         made_for = _MadeFor(
             self, weights, self._lora, len(ids), checked_inputs(inputs, pages), page_tokens
         )
-        setattr(cache, _MARK, made_for)
+        write_mark(cache, _MARK, made_for)
 
     def check(self, cache: Any, weights: bytes, ids: Sequence[int], inputs: PageDigests) -> None:
         """Raises where a cache says that it was made for another model, or other inputs. Its token
@@ -107,7 +108,7 @@ class ModelIdentity:
             InvalidInput: a load made it for other weights, another adapter or other inputs than
                 those that are said to be in it now.
         """
-        made_for: _MadeFor | None = getattr(cache, _MARK, None)
+        made_for: _MadeFor | None = read_mark(cache, _MARK)
         if made_for is None:
             return
         if (made_for.weights, made_for.lora) != (weights, self._lora):
@@ -136,7 +137,7 @@ def check_model(cache: Any, module: nn.Module) -> None:
         InvalidInput: it does.
         ConfigurationError, Unsupported: as `ModelIdentity.weights`.
     """
-    made_for: _MadeFor | None = getattr(cache, _MARK, None)
+    made_for: _MadeFor | None = read_mark(cache, _MARK)
     if made_for is not None and made_for.identity.weights_of(module) != made_for.weights:
         raise InvalidInput(
             "the cache was loaded for other weights, or another adapter, than the model has now: "
