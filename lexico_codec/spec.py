@@ -17,7 +17,7 @@ from lexico_codec.limits import (
     MAX_PAGE_TOKENS,
     MAX_SALT_BYTES,
 )
-from lexico_proto.errors import InvalidInput, ShapeMismatch, TokenCountMismatch
+from lexico_proto.errors import InvalidInput, ShapeMismatch, TokenCountMismatch, Unsupported
 from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 
 FRAME_TARGET_BYTES: Final = 1 << 20
@@ -74,7 +74,6 @@ class CacheSpec:
         if len(self.dictionary) != (DIGEST_BYTES if self.codec.needs_dictionary else 0):
             wants = "a dictionary digest" if self.codec.needs_dictionary else "no dictionary"
             raise InvalidInput(f"spec: codec {self.codec.name} takes {wants}")
-        self.codec.check_geometry(self.geometry)
         if not 1 <= self.page_tokens <= MAX_PAGE_TOKENS:
             raise TokenCountMismatch(
                 f"spec: page_tokens={self.page_tokens} is outside 1..{MAX_PAGE_TOKENS}"
@@ -91,7 +90,8 @@ class CacheSpec:
                 f"spec: a model of {shard.total_layers} layers and {shard.total_heads} heads: at "
                 f"most {MAX_LAYERS} and {MAX_KV_HEADS}"
             )
-        wanted = self.codec.group_layers(geometry)
+        self.codec.check_geometry(self.whole_geometry)
+        wanted = self.codec.group_layers(self.whole_geometry)
         if self.group_layers == 0:
             chosen = self._default_group_layers() if wanted is None else wanted
             object.__setattr__(self, "group_layers", chosen)
@@ -100,9 +100,9 @@ class CacheSpec:
                 f"spec: group_layers={self.group_layers}: codec {self.codec.name} codes {wanted} "
                 "layers together; leave it out"
             )
-        if not 1 <= self.group_layers <= geometry.layers:
+        if not 1 <= self.group_layers <= shard.total_layers:
             raise ShapeMismatch(
-                f"spec: group_layers={self.group_layers} is outside 1..{geometry.layers}"
+                f"spec: group_layers={self.group_layers} is outside 1..{shard.total_layers}"
             )
         if self.groups > MAX_GROUPS:
             raise ShapeMismatch(
@@ -111,10 +111,11 @@ class CacheSpec:
             )
 
     def _default_group_layers(self) -> int:
-        layer = self.codec.encoded_bytes(self.geometry, self.page_tokens)
-        wanted = round(self.geometry.layers * layer / FRAME_TARGET_BYTES)
-        frames = min(max(1, wanted), self.geometry.layers, MAX_GROUPS)
-        return math.ceil(self.geometry.layers / frames)
+        whole = self.whole_geometry
+        layer = self.codec.encoded_bytes(whole, self.page_tokens)
+        wanted = round(whole.layers * layer / FRAME_TARGET_BYTES)
+        frames = min(max(1, wanted), whole.layers, MAX_GROUPS)
+        return math.ceil(whole.layers / frames)
 
     @cached_property
     def namespace(self) -> bytes:
@@ -123,12 +124,14 @@ class CacheSpec:
 
     @cached_property
     def identity(self) -> Identity:
-        """What the namespace is made of, part by part."""
+        """What the namespace is made of, part by part: that of the whole model, whatever slice a
+        rank holds, and however many ranks there are."""
+        whole = self.whole_geometry
         return Identity(
             weights=self.weights,
             lora=self.lora,
-            geometry=self.geometry,
-            shard=astuple(self.shard),
+            geometry=whole,
+            shard=astuple(Shard.whole(whole)),
             codec=self.codec.name,
             codec_config=self.codec.config_json(),
             dictionary=self.dictionary,
@@ -137,12 +140,38 @@ class CacheSpec:
             salt=salt_bytes(self.salt),
         )
 
-    @cached_property
+    @property
     def whole_geometry(self) -> Geometry:
         """Geometry of the whole model that the shard is of."""
-        return replace(
-            self.geometry, layers=self.shard.total_layers, kv_heads=self.shard.total_heads
-        )
+        geometry, shard = self.geometry, self.shard
+        if (geometry.layers, geometry.kv_heads) == (shard.total_layers, shard.total_heads):
+            return geometry
+        return replace(geometry, layers=shard.total_layers, kv_heads=shard.total_heads)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it is of a whole model."""
+        return self.whole_geometry == self.geometry
+
+    @property
+    def whole(self) -> CacheSpec:
+        """The spec of the whole model that the shard is of: pages are of that."""
+        return replace(self, geometry=self.whole_geometry, shard=Shard.whole(self.whole_geometry))
+
+    def check_whole(self) -> None:
+        """Raises for a slice of a model: pages are of the whole.
+
+        Raises:
+            Unsupported: it is of a slice.
+        """
+        if not self.is_whole:
+            shard, g = self.shard, self.geometry
+            raise Unsupported(
+                f"a slice of a model, {g.layers} of {shard.total_layers} layers and {g.kv_heads} "
+                f"of {shard.total_heads} KV heads, is no page: gather the ranks' slices, offload "
+                "them with spec.whole, and load with it into a CacheMemory of the rank's layers "
+                "and heads"
+            )
 
     @property
     def groups(self) -> int:

@@ -52,7 +52,9 @@ def checked_keys(
 
     Raises:
         InvalidInput, TokenCountMismatch, PageKeyMismatch: naming what does not fit.
+        Unsupported: pages of a slice of a model.
     """
+    spec.check_whole()
     if not pages or len(pages) != len(keys):
         raise InvalidInput(f"{len(pages)} pages with {len(keys)} page keys")
     if len(token_ids) > MAX_CHAIN_PAGES * spec.page_tokens:

@@ -241,11 +241,13 @@ class AsyncClient:
             InvalidInput: `inputs` holds what is no digest, or `wait` is none of the two.
             ShapeMismatch, NonFiniteCache: what the source gave cannot be offloaded.
             UnknownDictionary: the spec's set is not registered: register it and call again.
+            Unsupported: a spec of a slice of a model.
             LexicoError: the service refused, or could not take the pages.
         """
         if wait not in _DURABILITY:
             raise InvalidInput(f"wait={wait!r}: {' or '.join(_DURABILITY)}")
         ids = token_array(token_ids)
+        spec.check_whole()
         full = len(ids) // spec.page_tokens
         digests = checked_inputs(inputs, full, spec.page_tokens)
         if pages is not None and not 0 <= pages <= full:
@@ -297,7 +299,7 @@ class AsyncClient:
             TokenCountMismatch: `token_ids` is no flat sequence of token ids.
             ShapeMismatch, InvalidInput: a tensor or memory of the target's does not fit the spec,
                 or `inputs` holds what is no digest.
-            Unsupported: a `CodesReceiver`, and a codec without codes.
+            Unsupported: a `CodesReceiver`, and a codec without codes; or a spec of a slice.
             Exception: whatever else the target, or a receiver of its, raised.
         """
         return await self._counted_load(spec, token_ids, target, inputs, timeout, Access())
@@ -312,6 +314,7 @@ class AsyncClient:
         access: Access,
     ) -> Loaded:
         """`load`, for a caller that may end the access before."""
+        spec.check_whole()
         ids = token_array(token_ids)
         digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         budget = self._budget("load", timeout, self._timeouts.load)

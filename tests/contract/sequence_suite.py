@@ -155,7 +155,7 @@ class SequenceSuite(ABC):
         assert asked.of(stranger, mine) == (0, [])
         assert asked.why_absent(scope, mine, key_of(1)).cause is Cause.PRESENT
         assert asked.why_absent(stranger, mine, key_of(1)).cause is Cause.NO_TRACE
-        assert asked.why_absent(scope, mine, key_of(2)).cause is Cause.NO_TRACE
+        assert asked.why_absent(scope, mine, key_of(7)).cause is Cause.NO_TRACE
         self.expire(lambda: store.present(scope, [key_of(2)]) == [False], 0.15)
         assert asked.why_absent(scope, other, key_of(2)).cause in (Cause.LEFT, Cause.NO_TRACE)
         assert set(listed()) == {mine}

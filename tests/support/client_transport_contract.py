@@ -15,6 +15,7 @@ from lexico_codec.checksum import Checksum
 from lexico_codec.codecs.lexico.codec import LexicoCodec
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
+from lexico_codec.spec import Shard
 from lexico_codec.wire import spec_to_wire
 from lexico_proto import errors
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
@@ -125,6 +126,26 @@ class TransportContract:
         assert torch.equal(landing.cache, cache)
         explained = await client.explain(spec, TOKENS, inputs=inputs, against=small_spec())
         assert (explained.first_absent, explained.differs) == (None, ("salt",))
+        await client.close()
+
+    async def test_a_slice_of_a_model_is_no_page(
+        self, client: AsyncClient, transport: Transport
+    ) -> None:
+        whole = small_spec()
+        part, g = replace(whole.geometry, kv_heads=1), whole.geometry
+        held = replace(whole, geometry=part, shard=Shard(0, g.layers, 1, g.kv_heads))
+        header = put_header(TOKENS[:PAGE_TOKENS], [0])
+        header.spec.CopyFrom(spec_to_wire(held))
+        with pytest.raises(errors.Unsupported, match="a slice of a model"):
+            await transport.put(put_messages(header, bytes(100)), PATIENCE_S)
+        for call in (
+            client.offload(held, TOKENS, views_of(held, random_cache(held, 4))),
+            client.load(held, TOKENS, Landing(held)),
+        ):
+            with pytest.raises(errors.Unsupported, match="a slice of a model"):
+                await call
+        await client.offload(whole, TOKENS, views_of(whole, random_cache(whole, 4)))
+        assert (await client.match(held, TOKENS)).pages == 4, "it has the name of the whole"
         await client.close()
 
     async def test_explain_names_the_nearest_namespace(self, client: AsyncClient) -> None:

@@ -11,12 +11,15 @@ from lexico_proto.errors import ConfigurationError
 
 def test_public_names() -> None:
     assert lexico_client.__all__ == [
+        "Absence",
+        "AbsenceCause",
         "AsyncClient",
         "CacheMemory",
         "Client",
         "CodesReceiver",
         "Described",
         "DictionaryEntry",
+        "Difference",
         "Endpoint",
         "Explanation",
         "GrpcTransport",
@@ -31,6 +34,7 @@ def test_public_names() -> None:
         "PageView",
         "PutReport",
         "PutSeconds",
+        "StoredNamespace",
         "Target",
         "Timeouts",
         "Tls",

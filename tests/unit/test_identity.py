@@ -14,7 +14,7 @@ from lexico_codec.codecs import LexicoCodec, RawCodec
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.identity import Identity
 from lexico_codec.limits import MAX_SALT_BYTES
-from lexico_codec.spec import CacheSpec, Shard, make_spec
+from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.wire import spec_from_json, spec_from_wire, spec_to_json, spec_to_wire
 from lexico_proto.errors import InvalidInput
 
@@ -61,7 +61,6 @@ def test_two_identities_that_differ_have_two_namespaces(one: Identity, other: Id
         (replace(BASE, weights=bytes(32)), "weights"),
         (replace(BASE, lora="red"), "lora"),
         (replace(BASE, geometry=replace(GEOMETRY, dtype="bfloat16")), "geometry"),
-        (replace(BASE, shard=Shard(0, 6, 0, 2)), "shard"),
         (replace(BASE, codec=LexicoCodec(5)), "codec config"),
         (replace(BASE, dictionary=bytes(32)), "dictionary"),
         (replace(BASE, page_tokens=32), "pages"),

@@ -16,14 +16,17 @@ from hypothesis import strategies as st
 
 from lexico_codec.codecs import LexicoCodec, RawCodec, codec_from_config
 from lexico_codec.geometry import Geometry, Rope
+from lexico_codec.keys import page_keys
 from lexico_codec.limits import MAX_PAGE_TOKENS
 from lexico_codec.spec import FRAME_TARGET_BYTES, CacheSpec, Shard, make_spec
+from lexico_codec.wire import spec_from_wire, spec_to_wire
 from lexico_proto.errors import (
     ConfigurationError,
     InvalidInput,
     ShapeMismatch,
     TokenCountMismatch,
     UnknownCodec,
+    Unsupported,
 )
 from lexico_proto.limits import MAX_GROUPS
 
@@ -47,9 +50,7 @@ OTHERS = [
     replace(BASE, geometry=replace(GEOMETRY, layers=3), shard=None),
     replace(BASE, geometry=replace(GEOMETRY, kv_heads=1), shard=None),
     replace(BASE, shard=Shard(0, 8, 0, 2)),
-    replace(BASE, shard=Shard(4, 8, 0, 2)),
     replace(BASE, shard=Shard(0, 4, 0, 4)),
-    replace(BASE, shard=Shard(0, 4, 2, 4)),
     replace(BASE, codec=RawCodec(), dictionary=b""),
     replace(BASE, codec=LexicoCodec(sparsity=9)),
     replace(BASE, codec=LexicoCodec(tolerance=0.5)),
@@ -190,6 +191,44 @@ def test_a_page_has_no_more_frames_than_a_store_takes() -> None:
 def test_small_models_take_one_frame() -> None:
     spec = CacheSpec(bytes(32), Geometry(30, 3, 64), LexicoCodec(), bytes(32))
     assert (spec.group_layers, spec.groups) == (30, 1)
+
+
+def ranks(spec: CacheSpec, tensor: int = 1, pipeline: int = 1) -> list[CacheSpec]:
+    """What each rank holds of a model."""
+    g = spec.geometry
+    part = replace(g, layers=g.layers // pipeline, kv_heads=g.kv_heads // tensor)
+    return [
+        replace(
+            spec,
+            geometry=part,
+            shard=Shard(stage * part.layers, g.layers, rank * part.kv_heads, g.kv_heads),
+            group_layers=0,
+        )
+        for stage in range(pipeline)
+        for rank in range(tensor)
+    ]
+
+
+@pytest.mark.parametrize("codec", ["raw", "lexico", "lexico-packed"])
+def test_the_identity_is_that_of_the_whole_model_on_every_rank(codec: str) -> None:
+    whole = make_spec(
+        weights=b"w" * 32,
+        geometry=Geometry(32, 8, 128),
+        codec=codec,
+        dictionary=b"" if codec == "raw" else b"d" * 32,
+    )
+    for tensor, pipeline in ((1, 1), (2, 1), (4, 1), (8, 1), (1, 2), (2, 4), (1, 32)):
+        held = ranks(whole, tensor, pipeline)
+        assert len(held) == tensor * pipeline
+        for spec in held:
+            assert spec.identity == whole.identity
+            assert spec.namespace == whole.namespace
+            assert page_keys(spec, range(130)) == page_keys(whole, range(130))
+            assert spec.whole == whole
+            assert spec.is_whole is (tensor * pipeline == 1)
+            assert spec_from_wire(spec_to_wire(spec)).namespace == whole.namespace
+    with pytest.raises(Unsupported, match=r"spec\.whole"):
+        ranks(whole, 2)[1].check_whole()
 
 
 def test_whole_model_is_the_default_shard() -> None:

@@ -18,9 +18,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 from transformers.utils.hub import cached_file
 
-from lexico_client._weights_files import FileTensor, WeightsFiles, read_weights
+from lexico_client._weights_files import WeightsFiles, read_weights
 from lexico_client.engines.hf._model_config import config_meaning
 from lexico_client.engines.hf._network import Network
+from lexico_client.engines.hf._renames import load_names
 from lexico_proto.errors import LexicoError
 
 _log = logging.getLogger(__name__)
@@ -45,7 +46,9 @@ def files_fingerprint(
     """Fingerprint of the files that a network was loaded from; None where that is not proven.
 
     Proven is: the folder's config says the same of keys and values, and every tensor has a tensor
-    of the files of its name with the same bytes, or with those that a cast of all makes of it.
+    of the files with the same bytes, or with those that a cast of all makes of it: of its name, or
+    of the one that transformers declares to load under its name. One that is tied to another needs
+    no place of its own. What transformers fuses or splits while loading proves nothing.
 
     Args:
         network: a network with nothing put into it.
@@ -63,9 +66,12 @@ def files_fingerprint(
     except LexicoError as error:
         _log.debug("no fingerprint of files: %s", error)
         return None
-    for prefix in _prefixes(found.tensors, next(iter(tensors))):
-        if _are_theirs(found, prefix, tensors, contents):
-            return found.fingerprint
+    # First by their own names: what a folder of before is called is not to depend on renamings.
+    for names in ({name: name for name in found.tensors}, load_names(network.model, found.tensors)):
+        for prefix in _prefixes(names, next(iter(tensors))):
+            places = _places(names, {prefix + name: name for name in tensors})
+            if places is not None and _are_theirs(found, places, tensors, contents):
+                return found.fingerprint
     return None
 
 
@@ -101,35 +107,72 @@ def _says_the_same(folder: Path, network: Network) -> bool:
     return config_meaning(modules, theirs) == config_meaning(modules, config)
 
 
-def _prefixes(files: Mapping[str, FileTensor], name: str) -> list[str]:
-    """What may stand before the names of a network's tensors in the files."""
-    return sorted({each.removesuffix(name) for each in files if each.endswith(name)}, key=len)
+def _prefixes(names: Mapping[str, str], name: str) -> list[str]:
+    """What may stand before the names of a network's tensors, in the files or once they are
+    loaded."""
+    known = {*names, *names.values()}
+    return sorted({each.removesuffix(name) for each in known if each.endswith(name)}, key=len)
+
+
+def _places(names: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str] | None:
+    """Where the tensors of a network lie.
+
+    Args:
+        names: file's name → the one that it is loaded under.
+        wanted: names with a prefix → the network's own.
+
+    Returns:
+        The network's name → the file's; None where two are loaded under one name.
+    """
+    places: dict[str, str] = {}
+    for file, loaded in names.items():
+        # As transformers does it: what is there under its name in the file was not to be renamed.
+        name = wanted.get(loaded, wanted.get(file))
+        if name is None:
+            continue
+        if name in places:
+            return None
+        places[name] = file
+    return places
 
 
 def _are_theirs(
-    found: WeightsFiles, prefix: str, tensors: Mapping[str, Tensor], contents: Mapping[str, str]
+    found: WeightsFiles,
+    places: Mapping[str, str],
+    tensors: Mapping[str, Tensor],
+    contents: Mapping[str, str],
 ) -> bool:
-    cast: list[str] = []
+    cast: dict[str, Tensor] = {}
+    proven = {_memory(tensors[name]) for name in places}
     for name, tensor in tensors.items():
-        file = found.tensors.get(prefix + name)
-        if file is None or file.shape != tuple(tensor.shape):
+        file = found.tensors[places[name]] if name in places else None
+        if file is None:
+            if _memory(tensor) in proven:  # tied: it is another one that has its place
+                continue
+            return False
+        if file.shape != tuple(tensor.shape):
             return False
         if _DTYPES.get(file.dtype) is tensor.dtype:
             if file.content != contents[name]:
                 return False
         elif file.dtype in _DTYPES and tensor.is_floating_point():
-            cast.append(name)
+            cast[places[name]] = tensor
         else:
             return False
     if not cast:
         return True
     kinds = {tensor.dtype for tensor in tensors.values() if tensor.is_floating_point()}
-    return len(kinds) == 1 and _are_cast(found, prefix, {name: tensors[name] for name in cast})
+    return len(kinds) == 1 and _are_cast(found, cast)
 
 
-def _are_cast(found: WeightsFiles, prefix: str, tensors: Mapping[str, Tensor]) -> bool:
-    """Whether tensors are those of the files, in another dtype."""
-    left = {prefix + name: tensor for name, tensor in tensors.items()}
+def _memory(tensor: Tensor) -> tuple[Any, ...]:
+    """Equal for two that are one in memory."""
+    return (tensor.device, tensor.data_ptr(), tensor.dtype, tensor.shape, tensor.stride())
+
+
+def _are_cast(found: WeightsFiles, tensors: Mapping[str, Tensor]) -> bool:
+    """Whether tensors are those of these names in the files, in another dtype."""
+    left = dict(tensors)
     try:
         for path in found.files:
             with safe_open(path, framework="pt") as file:

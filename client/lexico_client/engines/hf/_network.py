@@ -17,6 +17,7 @@ from lexico_client.engines.hf._adapters import (
     passive_layer,
 )
 from lexico_client.engines.hf._plain_models import other_inputs, plain_model, plain_name
+from lexico_client.engines.hf._sharded import local
 from lexico_proto.errors import Unsupported
 
 
@@ -56,7 +57,7 @@ class Network:
             if not isinstance(value, Tensor) or value.is_meta:
                 what = "is not in memory" if isinstance(value, Tensor) else "is no tensor"
                 raise Unsupported(f"{name} {what}: give the fingerprint as `weights`, 32 bytes")
-            yield plain_name(name), value.detach()
+            yield plain_name(name), local(value).detach()
 
 
 def network_of(model: nn.Module) -> Network:

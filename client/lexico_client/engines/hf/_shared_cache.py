@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ from lexico_client.engines.hf._recoding import (
     DEFAULT_WINDOW_TOKENS,
     Recoding,
 )
+from lexico_client.engines.hf._sharded import refuse_slice
 from lexico_client.engines.hf._watched_model import watch
 from lexico_codec.codecs import LexicoCodec
 from lexico_codec.hf_geometry import geometry_of
@@ -46,6 +47,11 @@ from lexico_proto.errors import (
 )
 
 register()
+
+_WHOLE: Final = (
+    "a rank's cache is a slice of its pages. `spec` is that of the whole model: gather the slices "
+    "and send them with Client.offload, or load into a CacheMemory of the rank's layers and heads"
+)
 
 
 class HuggingFaceCache:
@@ -101,7 +107,8 @@ class HuggingFaceCache:
                 `inputs`, the digests of what the model is given.
 
         Raises:
-            Unsupported: a model whose cache this version does not cover, one that takes images or
+            Unsupported: a model whose cache this version does not cover, one that is split over
+                ranks without `weights`, one that takes images or
                 sound beside token ids without `digests`, one with soft prompts, or one on several
                 devices.
             UnknownCodec: no preset and no codec of that name.
@@ -180,6 +187,7 @@ class HuggingFaceCache:
             InvalidInput: `inputs` is missing, or holds what is no digest.
             ConfigurationError, Unsupported: as of `spec`.
         """
+        refuse_slice(self._model, _WHOLE)
         spec = self.spec
         memory = PrefixMemory(spec, self._model.device)
         ids, digests = _flat(input_ids), self._given(inputs)
@@ -220,6 +228,7 @@ class HuggingFaceCache:
             ConfigurationError: the model runs another attention implementation, a number of tokens
                 that cannot be used, or as of `spec`.
         """
+        refuse_slice(self._model, _WHOLE)
         spec = self.spec
         codec = spec.codec
         if not isinstance(codec, LexicoCodec):
@@ -306,6 +315,7 @@ class HuggingFaceCache:
                 "a CodedCache has codes in place of most keys and values, and codes of codes would "
                 "be worse: offload a cache that was prefilled, or that load() brought"
             )
+        refuse_slice(self._model, _WHOLE)
         ids, spec, digests = _flat(input_ids), self.spec, self._given(inputs)
         check_offloaded(past_key_values, ids)
         self._identity.check(past_key_values, spec.weights, ids, digests)

@@ -21,6 +21,7 @@ from lexico_client.engines.hf._model_config import config_meaning, drops
 from lexico_client.engines.hf._model_files import files_fingerprint
 from lexico_client.engines.hf._network import Network, network_of
 from lexico_client.engines.hf._plain_models import plain_model
+from lexico_client.engines.hf._sharded import local, refuse_slice
 from lexico_codec.tensors import bytes_of
 from lexico_proto.limits import DIGEST_BYTES
 
@@ -49,14 +50,19 @@ def weights_fingerprint(model: nn.Module) -> bytes:
     It is kept for each model until its `stamp` changes.
 
     Raises:
-        Unsupported: weights that are not in memory, or state that is no tensor: give `weights`
-            yourself.
+        Unsupported: weights that are not in memory, of which this process holds a slice alone, or
+            state that is no tensor: give `weights` yourself.
     """
     model = plain_model(model)
     now = stamp(model)
     known = _known.get(model)
     if known is not None and known[0] == now:
         return known[1]
+    refuse_slice(
+        model,
+        "its tensors here are not all of it. Give weights=lexico_client.fingerprint_files(FOLDER), "
+        "of the folder that it was loaded from, which is the same on each rank",
+    )
     fingerprint = _fingerprint(network_of(model))
     _known[model] = (now, fingerprint)
     return fingerprint
@@ -141,7 +147,7 @@ def _memory_of(modules: Modules) -> Iterator[Tensor]:
     for _, module in modules:
         for tensor in itertools.chain(module._parameters.values(), module._buffers.values()):
             if tensor is not None and not tensor.is_meta:
-                yield tensor
+                yield local(tensor)
 
 
 def _version(tensor: Tensor) -> int:
