@@ -57,12 +57,13 @@ def spec_from_wire(message: pb.CacheSpec) -> CacheSpec:
     Raises:
         InvalidInput and its subclasses, UnknownCodec: naming the field that cannot be used.
     """
+    geometry = _geometry_from_wire(message.geometry)
     if message.group_layers == 0:
         raise InvalidInput("spec: group_layers must be given on the wire")
     shard = message.shard
     return make_spec(
         weights=message.weights,
-        geometry=_geometry_from_wire(message.geometry),
+        geometry=geometry,
         codec=message.codec,
         codec_config=message.codec_config,
         dictionary=message.dictionary,
