@@ -8,7 +8,7 @@ from typing import Final
 
 from lexico_store import keys as keyspace
 from lexico_store.checks import check_key, check_scope
-from lexico_store.ledger import Ledger
+from lexico_store.ledger import SAMPLE
 from lexico_store.lifetimes import ALL_NAMESPACES, newest
 from lexico_store.namespace_notes import Described, unpacked
 from lexico_store.store import PageStore
@@ -40,16 +40,15 @@ class Absence:
 
 
 class Descriptions:
-    """Reads what the ledger's notes say of one tenant. Calls block, and raise what the store's
-    may."""
+    """Reads what the ledger's notes say of a tenant, and changes none: who asks twice is told the
+    same. Calls block, and raise what the store's may."""
 
     def __init__(self, store: PageStore) -> None:
         self._store = store
-        self._ledger = Ledger(store)
 
     def of(self, tenant: bytes, namespace: bytes) -> tuple[int, list[Described]]:
         """Namespaces that pages of were noted, forgotten ones left out; some of them may have none
-        by now, see `Ledger.live`.
+        by now, see `live`.
 
         Args:
             tenant: its scope.
@@ -89,4 +88,5 @@ class Descriptions:
 
     def live(self, tenant: bytes, namespace: bytes) -> bool:
         """Whether one of a few pages that were noted of a namespace is there."""
-        return self._ledger.live(tenant, namespace)
+        drawn = self._store.sample_record(keyspace.index(tenant, namespace), SAMPLE)[1]
+        return any(self._store.remaining(list(drawn)))

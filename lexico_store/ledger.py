@@ -272,15 +272,6 @@ class Ledger:
         check_scope(tenant)
         return self._store.read_record(keyspace.namespaces(tenant))
 
-    def live(self, tenant: bytes, namespace: bytes) -> bool:
-        """Whether one of a few pages that were noted of a namespace is there."""
-        index = keyspace.index(tenant, namespace)
-        if self._there(index, self._store.sample_record(index, SAMPLE)[1]):
-            return True
-        if not self._store.sample_record(index, 1)[0]:
-            self._store.remove_fields(keyspace.namespaces(tenant), [namespace])
-        return False
-
     def _tidy_others(self, tenant: bytes) -> int:
         """Looks at a few namespaces, to which nobody may ever come back.
 
@@ -289,7 +280,10 @@ class Ledger:
         """
         count, drawn = self._store.sample_record(keyspace.namespaces(tenant), OTHERS)
         for namespace in drawn:
-            self.live(tenant, namespace)
+            index = keyspace.index(tenant, namespace)
+            self._there(index, self._store.sample_record(index, SAMPLE)[1])
+            if not self._store.sample_record(index, 1)[0]:
+                self._store.remove_fields(keyspace.namespaces(tenant), [namespace])
         return count
 
     def _there(self, index: str, noted: dict[bytes, bytes]) -> list[bytes]:

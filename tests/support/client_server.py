@@ -60,6 +60,10 @@ class _Reload(reload_pb2_grpc.ReloadServicer):
         except LexicoError as error:
             await refuse(context, error)
 
+    async def Namespaces(self, request: Any, context: Any) -> Any:
+        self._b.note("namespaces", context)
+        return await self._b.memory.namespaces(request, _TIMEOUT)
+
     async def Get(self, request: Any, context: Any) -> Any:
         self._b.note("get", context)
         messages = self._b.memory.get(request, _TIMEOUT)

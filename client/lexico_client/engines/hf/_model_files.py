@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -68,7 +68,7 @@ def files_fingerprint(
         return None
     # First by their own names: what a folder of before is called is not to depend on renamings.
     for names in ({name: name for name in found.tensors}, load_names(network.model, found.tensors)):
-        for prefix in _prefixes(names, next(iter(tensors))):
+        for prefix in _prefixes(names, tensors):
             places = _places(names, {prefix + name: name for name in tensors})
             if places is not None and _are_theirs(found, places, tensors, contents):
                 return found.fingerprint
@@ -107,11 +107,15 @@ def _says_the_same(folder: Path, network: Network) -> bool:
     return config_meaning(modules, theirs) == config_meaning(modules, config)
 
 
-def _prefixes(names: Mapping[str, str], name: str) -> list[str]:
+def _prefixes(names: Mapping[str, str], tensors: Iterable[str]) -> list[str]:
     """What may stand before the names of a network's tensors, in the files or once they are
-    loaded."""
+    loaded: by the first of them that is there, as a tied one may not be."""
     known = {*names, *names.values()}
-    return sorted({each.removesuffix(name) for each in known if each.endswith(name)}, key=len)
+    for name in tensors:
+        found = {each.removesuffix(name) for each in known if each.endswith(name)}
+        if found:
+            return sorted(found, key=len)
+    return []
 
 
 def _places(names: Mapping[str, str], wanted: Mapping[str, str]) -> dict[str, str] | None:
