@@ -36,7 +36,11 @@ IDS = {
 # service: method -> (client streams, server streams)
 SERVICES = {
     "lexico_proto.v1.Offload": {"Put": (True, False)},
-    "lexico_proto.v1.Reload": {"Match": (False, False), "Get": (False, True)},
+    "lexico_proto.v1.Reload": {
+        "Match": (False, False),
+        "Namespaces": (False, False),
+        "Get": (False, True),
+    },
     "lexico_proto.v1.Dictionaries": {
         "Register": (True, False),
         "Fetch": (False, True),
