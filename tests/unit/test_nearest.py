@@ -198,6 +198,30 @@ def test_a_server_that_does_not_say(
     assert (old if isinstance(error, Unsupported) else "64 calls are under way") in text
 
 
+def test_what_is_known_is_told_though_a_later_question_fails(
+    client: Client, transport: InMemoryTransport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spec = small_spec()
+    offload(client, replace(spec, lora="red"), 1)
+    asked, match = [], transport.match
+
+    async def once(request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
+        asked.append(timeout)
+        if len(asked) > 1:
+            raise Busy("64 calls are under way")
+        return await match(request, timeout)
+
+    monkeypatch.setattr(transport, "match", once)
+    explained = client.explain(spec, TOKENS)
+    assert isinstance(explained.untold, Busy)
+    assert explained.nearest is not None
+    assert [d.part for d in explained.nearest.differences] == ["lora"]
+    assert explained.nearest.tokens is None
+    assert asked[1] < asked[0]
+    assert "differs in 1 part" in explained.text()
+    assert "64 calls are under way" in explained.text()
+
+
 def test_an_answer_is_bounded_and_has_those_that_are_like_the_spec() -> None:
     """Of 200 namespaces, most with other weights."""
     store, spec, now = MemoryStore(), small_spec(), now_us()

@@ -196,7 +196,7 @@ def test_a_write_through_a_memory_map_is_noticed(
     """Though the file system keeps the times, as those in memory do."""
     file = folder / "model.safetensors"
     kept = file.stat()
-    monkeypatch.setattr(_weights_files.os, "fstat", lambda _: kept)
+    monkeypatch.setattr(os, "fstat", lambda _: kept)
     before = fingerprint_files(folder, cache_dir=cache)
     assert fingerprint_files(folder, cache_dir=cache) == before
     assert len(read) == 4
