@@ -13,7 +13,7 @@ _FRAME_TAG: Final = bytes((pb.GetResponse.FRAME_FIELD_NUMBER << 3 | 2,))
 _DATA_TAG: Final = bytes((pb.FramePart.DATA_FIELD_NUMBER << 3 | 2,))
 
 
-def frame_messages(page: int, group: int, frame: bytes) -> Iterator[bytes]:
+def frame_messages(page: int, group: int, frame: bytes | memoryview) -> Iterator[bytes]:
     """The GetResponses that carry a frame, each with a piece of at most `PIECE_BYTES`.
 
     Args:

@@ -14,6 +14,7 @@ from typing import Final
 from lexico_proto.errors import Busy, StoreUnavailable
 from lexico_store.checks import Parts
 from lexico_store.lifetimes import ALL_NAMESPACES, MAX_FORGOTTEN, newest
+from lexico_store.room import Frame, Room
 from lexico_store.store import PageStore
 
 DEFAULT_MAX_BYTES: Final = 1 << 30
@@ -114,7 +115,7 @@ class MemoryStore(PageStore):
             self._keep(name, entry)
             return True
 
-    def _read(self, names: Sequence[str], group: int) -> list[bytes | None]:
+    def _read(self, names: Sequence[str], group: int, room: Room | None) -> list[Frame | None]:
         with self._lock:
             entries = [self._live(name) for name in names]
         return [e.frames[group] if e and group < len(e.frames) else None for e in entries]

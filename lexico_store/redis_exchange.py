@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple
 
@@ -10,6 +10,7 @@ import redis
 from redis import exceptions as redis_exceptions
 
 from lexico_store.deadline import remaining_s, within
+from lexico_store.redis_bulk import BulkReplies, bytearray_room
 from lexico_store.redis_errors import cause_of_abort, is_lost
 from lexico_store.redis_pool import LongValue
 
@@ -33,6 +34,8 @@ class Unit(NamedTuple):
     atomic: bool = False
     waits: bool = True
     """Whether it is tried again while a part of its keys is on either side of a slot's move."""
+    room: Callable[[int], memoryview] | None = None
+    """Of a single command whose reply is one long string: memory for it, by its length."""
 
     @property
     def name(self) -> str | None:
@@ -115,13 +118,15 @@ class Exchange:
             return
         connection, first = self._connection, True
         try:
+            replies = _Replies(connection, self.units.values())
             for i, unit in self.units.items():
                 # A MULTI is confirmed before all of it has arrived there: EXEC is the answer.
                 parts = len(unit.wire(i in self.asking)) if unit.atomic or self.asking else 1
-                self.outcomes[i] = unit.outcome([_reply(connection) for _ in range(parts)])
+                self.outcomes[i] = unit.outcome([replies.next(unit) for _ in range(parts)])
                 if first:
                     connection.update_current_socket_timeout(self._timeout_s)
                     first = False
+            replies.end()
             connection.answered()
         except (redis.RedisError, OSError) as error:
             self._fail(error)
@@ -147,6 +152,30 @@ class Exchange:
             self.pool.disconnect(inuse_connections=False)
         for i in self.units:
             self.outcomes.setdefault(i, error)
+
+
+class _Replies:
+    """Of one exchange: read by redis-py, or without its copies where the units have room."""
+
+    def __init__(self, connection: Any, units: Iterable[Unit]) -> None:
+        self._connection = connection
+        self._bulk: BulkReplies | None = None
+        if any(unit.room is not None for unit in units):
+            self._bulk = connection.bulk_replies()
+
+    def next(self, unit: Unit) -> Any:
+        """A reply of the unit's, or an error of the server's as a value."""
+        if self._bulk is None:
+            return _reply(self._connection)
+        return self._bulk.next(unit.room or bytearray_room)
+
+    def end(self) -> None:
+        """
+        Raises:
+            redis.InvalidResponse: there is more than was asked for.
+        """
+        if self._bulk is not None:
+            self._bulk.end()
 
 
 @contextmanager

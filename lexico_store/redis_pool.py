@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+from redis import exceptions as redis_exceptions
 from redis.backoff import NoBackoff
 from redis.connection import (
     Connection,
@@ -15,12 +16,12 @@ from redis.connection import (
     UnixDomainSocketConnection,
 )
 from redis.credentials import CredentialProvider
-from redis.exceptions import AuthenticationError
 from redis.retry import Retry
 
 from lexico_store.address import Address
 from lexico_store.checks import Parts
 from lexico_store.deadline import remaining_s
+from lexico_store.redis_bulk import BulkReplies
 from lexico_store.settings import StoreSettings
 
 PACK_CUTOFF_BYTES: Final = 6000
@@ -118,6 +119,23 @@ class Remembering:
         self.exchanges = 0
         super().disconnect(*args, **kwargs)  # type: ignore[misc]
 
+    def bulk_replies(self) -> BulkReplies:
+        """Reads what one exchange brings past redis-py's parser, which must owe nothing."""
+        own: Any = self
+
+        def receive(into: memoryview) -> int:
+            if own._sock is None:
+                raise redis_exceptions.ConnectionError("the connection is closed")
+            try:
+                received: int = own._sock.recv_into(into)
+            except TimeoutError as error:
+                raise redis_exceptions.TimeoutError("the server does not answer") from error
+            except OSError as error:
+                raise redis_exceptions.ConnectionError(f"reading failed: {error}") from error
+            return received
+
+        return BulkReplies(receive, own._parser.parse_error)
+
     def answered(self) -> None:
         """To be called once an exchange has its last reply."""
         self.exchanges += 1
@@ -152,7 +170,9 @@ class _PasswordFile(CredentialProvider):
         try:
             password = self._path.read_text().strip()
         except (OSError, UnicodeDecodeError) as error:
-            raise AuthenticationError(f"cannot read {self._path}: {error}") from error
+            raise redis_exceptions.AuthenticationError(
+                f"cannot read {self._path}: {error}"
+            ) from error
         return (password,) if self._username is None else (self._username, password)
 
 

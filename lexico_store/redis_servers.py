@@ -71,9 +71,13 @@ class Servers(ABC):
             units = [Unit(tuple(commands), atomic=True, waits=waits)]
         else:
             units = [Unit((command,)) for command in commands]
-        with within(self._timeout_s):
-            outcomes = _Call(self, units).outcomes()
+        outcomes = self.run_units(units)
         return outcomes[0] if atomic else outcomes
+
+    def run_units(self, units: Sequence[Unit]) -> list[Any]:
+        """The outcome of each unit, as `run`."""
+        with within(self._timeout_s):
+            return _Call(self, units).outcomes()
 
     @abstractmethod
     def pool_for(self, unit: Unit) -> redis.ConnectionPool:

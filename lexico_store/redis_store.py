@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from functools import partial
 from importlib import resources
 from typing import Any, Final
 
@@ -22,10 +23,11 @@ from lexico_store.checks import Parts
 from lexico_store.findings import Finding
 from lexico_store.lifetimes import LINGER_MS, MAX_FORGOTTEN
 from lexico_store.redis_errors import as_lexico
-from lexico_store.redis_exchange import Argument, Command
+from lexico_store.redis_exchange import Argument, Command, Unit
 from lexico_store.redis_pool import PACK_CUTOFF_BYTES, LongValue
 from lexico_store.redis_script import Script
 from lexico_store.redis_servers import Servers
+from lexico_store.room import Frame, Room
 from lexico_store.settings import StoreSettings
 from lexico_store.store import PageStore
 
@@ -156,12 +158,16 @@ class RedisStore(PageStore):
             return False
         return bool(self._servers.run([("PEXPIRE", name, life_ms, "XX")])[0])
 
-    def _read(self, names: Sequence[str], group: int) -> list[bytes | None]:
+    def _read(self, names: Sequence[str], group: int, room: Room | None) -> list[Frame | None]:
         field = keys.group_field(group)
-        frames: list[bytes | None] = []
-        for start in range(0, len(names), READ_WINDOW):
-            window = names[start : start + READ_WINDOW]
-            frames += self._run("read", [("HGET", name, field) for name in window])
+        units = [
+            Unit((("HGET", name, field),), room=None if room is None else partial(room, place))
+            for place, name in enumerate(names)
+        ]
+        frames: list[Frame | None] = []
+        for start in range(0, len(units), READ_WINDOW):
+            with self._guard("read"):
+                frames += self._servers.run_units(units[start : start + READ_WINDOW])
         return frames
 
     def _frame_bytes(self, names: Sequence[str], groups: Sequence[int]) -> list[list[int]]:

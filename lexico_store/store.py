@@ -23,6 +23,7 @@ from lexico_store.lifetimes import (
     prefix_lives_ms,
 )
 from lexico_store.records import Records
+from lexico_store.room import Frame, Room
 from lexico_store.scopes import generation_scope
 
 if TYPE_CHECKING:
@@ -154,15 +155,19 @@ class PageStore(Records):
         mark = keyspace.mark(scope, key)
         return self._commit(keyspace.page(scope, key), views, life_ms, mark, began_us)
 
-    def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
+    def read(
+        self, scope: bytes, keys: Sequence[bytes], group: int, room: Room | None = None
+    ) -> list[Frame | None]:
         """Layer group `group` of many pages, in order; None for a page or group that is not there.
+
+        A store that would have to copy a frame puts it into `room`, if that is given.
 
         Two calls may fall on either side of a new commit of the page: `read_page` is for all groups
         at one moment.
         """
         checks.check_group(group)
         names = _page_names(scope, keys)
-        return self._read(names, group) if names else []
+        return self._read(names, group, room) if names else []
 
     def frame_bytes(
         self, scope: bytes, keys: Sequence[bytes], groups: Sequence[int]
@@ -333,7 +338,7 @@ class PageStore(Records):
     ) -> bool: ...
 
     @abstractmethod
-    def _read(self, names: Sequence[str], group: int) -> list[bytes | None]: ...
+    def _read(self, names: Sequence[str], group: int, room: Room | None) -> list[Frame | None]: ...
 
     @abstractmethod
     def _frame_bytes(self, names: Sequence[str], groups: Sequence[int]) -> list[list[int]]: ...

@@ -90,6 +90,27 @@ class StoreSuite(SequenceSuite):
         assert store.read(scope, [key_of(1)], 15) == [frames[15]]
         assert store.read_page(scope, key_of(1)) == frames
 
+    @RANDOM
+    @given(pages=PAGES, longer=st.integers(0, 70_000))
+    def test_frames_may_be_read_into_room_of_the_caller(
+        self, store: PageStore, pages: list[list[bytes]], longer: int
+    ) -> None:
+        scope = os.urandom(16)
+        keys = [key_of(n) for n in range(len(pages))]
+        for key, frames in zip(keys, pages, strict=True):
+            store.commit(scope, key, [frames[0] + b"." * longer], TTL_S)
+        absent = key_of(len(pages))
+        given: dict[int, memoryview] = {}
+
+        def room(place: int, length: int) -> memoryview:
+            given[place] = memoryview(bytearray(length))
+            return given[place]
+
+        found = store.read(scope, [*keys, absent], 0, room)
+        assert found == [*(frames[0] + b"." * longer for frames in pages), None]
+        assert all(found[place] is view for place, view in given.items())
+        assert len(pages) not in given
+
     def test_most_frames(self, store: PageStore, scope: bytes) -> None:
         frames = [bytes([n]) for n in range(MAX_GROUPS)]
         store.commit(scope, key_of(1), frames, TTL_S)

@@ -18,6 +18,7 @@ from lexico_proto.v1 import reload_pb2 as pb
 from lexico_services.config import ReloadConfig
 from lexico_services.reload import frame_reader
 from lexico_store import MemoryStore, open_store
+from lexico_store.room import Frame, Room
 from lexico_store.scopes import SHARED_SCOPE
 from tests.support.dictionaries import random_set
 from tests.support.newer_frames import of_version
@@ -92,8 +93,10 @@ async def test_a_page_that_goes_meanwhile_ends_the_prefix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Evicting(MemoryStore):
-        def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
-            frames = super().read(scope, keys, group)
+        def read(
+            self, scope: bytes, keys: Sequence[bytes], group: int, room: Room | None = None
+        ) -> list[Frame | None]:
+            frames = super().read(scope, keys, group, room)
             pairs = zip(keys, frames, strict=True)
             return [None if group == 1 and key == KEYS[1] else frame for key, frame in pairs]
 
@@ -111,10 +114,12 @@ async def test_a_page_that_goes_meanwhile_ends_the_prefix(
 @pytest.mark.parametrize("frame_bytes", [299, 301, 5000])
 async def test_a_page_that_is_replaced_meanwhile_ends_the_prefix(frame_bytes: int) -> None:
     class Replacing(MemoryStore):
-        def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
+        def read(
+            self, scope: bytes, keys: Sequence[bytes], group: int, room: Room | None = None
+        ) -> list[Frame | None]:
             if group == 1:
                 fill(self, 2, 3, frame_bytes)  # other lengths than were said before
-            return super().read(scope, keys, group)
+            return super().read(scope, keys, group, room)
 
     store = Replacing()
     for page in range(4):

@@ -12,6 +12,7 @@ from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_services.reload import frame_reader
 from lexico_store import MemoryStore
+from lexico_store.room import Frame, Room
 from tests.support.reload_pages import (
     KEYS,
     MIB,
@@ -32,10 +33,12 @@ class Measuring(MemoryStore):
         self.go = threading.Event()
         self.go.set()
 
-    def read(self, scope: bytes, keys: Sequence[bytes], group: int) -> list[bytes | None]:
+    def read(
+        self, scope: bytes, keys: Sequence[bytes], group: int, room: Room | None = None
+    ) -> list[Frame | None]:
         self.reads.append(len(keys))
         self.go.wait(PATIENCE_S)
-        return super().read(scope, keys, group)
+        return super().read(scope, keys, group, room)
 
     def frame_bytes(
         self, scope: bytes, keys: Sequence[bytes], groups: Sequence[int]

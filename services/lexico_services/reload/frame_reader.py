@@ -11,8 +11,10 @@ from typing import Final, Protocol
 
 from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_services.admission import ByteBudget
+from lexico_services.reload.frame_memory import UNIT_BYTES, FrameMemory, Piece
+from lexico_store.room import Frame, Room
 
-BATCH_BYTES: Final = 8 << 20
+BATCH_BYTES: Final = UNIT_BYTES
 """Most bytes of frames that are read in one round trip, unless a single frame has more."""
 
 MEASURED_FRAMES: Final = 1024
@@ -30,7 +32,7 @@ class Absence(StrEnum):
     """A newer release wrote it; it stays."""
 
 
-Found = bytes | Absence
+Found = Frame | Absence
 """A frame that is sound, or why there is none."""
 
 
@@ -40,9 +42,9 @@ class FrameSource(Protocol):
     def frame_bytes(self, groups: Sequence[int]) -> list[list[int]]:
         """Lengths of frames, `[group][page]`; 0 for one that is not there."""
 
-    def read(self, group: int, first: int, lengths: Sequence[int]) -> list[Found]:
-        """One frame of each page from position `first` on. A frame is sound and exactly as long as
-        was said.
+    def read(self, group: int, first: int, lengths: Sequence[int], room: Room) -> list[Found]:
+        """One frame of each page from position `first` on, in the room or elsewhere. A frame is
+        sound and exactly as long as was said.
         """
 
 
@@ -56,6 +58,8 @@ class FrameBatch:
         read: asyncio.Future[list[Found]],
         taken: int,
         buffers: ByteBudget,
+        piece: Piece,
+        memory: FrameMemory,
     ) -> None:
         """
         Args:
@@ -64,6 +68,8 @@ class FrameBatch:
             read: the thread's work.
             taken: bytes of `buffers` that this batch holds.
             buffers: where to give them back.
+            piece: where the thread puts frames.
+            memory: where to give it back.
         """
         self.group = group
         self.first = first
@@ -72,6 +78,8 @@ class FrameBatch:
         self._read: asyncio.Future[list[Found]] | None = read
         self._taken = taken
         self._buffers = buffers
+        self._piece: Piece | None = piece
+        self._memory = memory
         self._dropped = False
         read.add_done_callback(self._settle)
 
@@ -87,23 +95,35 @@ class FrameBatch:
             self._read.result()
 
     def drop(self) -> None:
-        """Lets go of the frames, now or once the thread is done with them. Idempotent."""
+        """Lets go of the frames, now or once the thread is done with them: nobody may have one of
+        them any more. Idempotent.
+        """
         self._dropped = True
         self.frames.clear()  # an error that is on its way to the caller may keep this object alive
         if self._read is None:
-            self._hold(0)
+            self._let_go()
 
     def _settle(self, read: asyncio.Future[list[Found]]) -> None:
         """Holds what the frames have in place of what they might have had."""
-        if read.cancelled() or read.exception() is not None:
-            self._hold(0)
+        if read.cancelled():  # and the thread may still be at it
+            self._piece = None
+            self._let_go()
+            return
+        if read.exception() is not None:
+            self._let_go()
             return
         self._read = None
         if self._dropped:
-            self._hold(0)
+            self._let_go()
         else:
             self.frames = read.result()
-            self._hold(sum(len(frame) for frame in self.frames if isinstance(frame, bytes)))
+            self._hold(sum(len(f) for f in self.frames if not isinstance(f, Absence)))
+
+    def _let_go(self) -> None:
+        self._hold(0)
+        piece, self._piece = self._piece, None
+        if piece is not None:
+            self._memory.take_back(piece)
 
     def _hold(self, size: int) -> None:
         surplus, self._taken = self._taken - size, size
@@ -119,6 +139,7 @@ class FrameReader:
         pages: int,
         groups: int,
         buffers: ByteBudget,
+        memory: FrameMemory,
         threads: Executor,
     ) -> None:
         """
@@ -127,6 +148,7 @@ class FrameReader:
             pages: pages asked for.
             groups: frames of each.
             buffers: bound on the bytes of frames that are read or held.
+            memory: where they are put.
             threads: where the source blocks.
         """
         self.limit = pages
@@ -134,6 +156,7 @@ class FrameReader:
         self._source = source
         self._groups = groups
         self._buffers = buffers
+        self._memory = memory
         self._threads = threads
         self._group = self._first = 0
         self._missing = pages  # the first page that is known to lack a frame
@@ -197,12 +220,12 @@ class FrameReader:
 
     def _started(self, lengths: list[int]) -> FrameBatch:
         group, first, self._first = self._group, self._first, self._first + len(lengths)
-        loop = asyncio.get_running_loop()
+        loop, piece = asyncio.get_running_loop(), self._memory.lend(lengths)
         try:
             read = loop.run_in_executor(
-                self._threads, partial(self._source.read, group, first, lengths)
+                self._threads, partial(self._source.read, group, first, lengths, piece)
             )
         except BaseException:
             self._buffers.give_back(sum(lengths))
             raise
-        return FrameBatch(group, first, read, sum(lengths), self._buffers)
+        return FrameBatch(group, first, read, sum(lengths), self._buffers, piece, self._memory)

@@ -32,6 +32,7 @@ from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
 from lexico_services.policies import Policies
 from lexico_services.quotas import CallRates
+from lexico_services.reload.frame_memory import FrameMemory
 from lexico_services.reload.frame_reader import Absence, Found, FrameBatch, FrameReader
 from lexico_services.reload.namespaces import stored_namespaces
 from lexico_services.roles import OFFLOAD, RELOAD
@@ -39,6 +40,7 @@ from lexico_services.server import add_handlers
 from lexico_services.status import translated
 from lexico_store import PageStore
 from lexico_store.lifetimes import MAX_PAGE
+from lexico_store.room import Frame, Room
 
 _log = logging.getLogger(__name__)
 
@@ -91,6 +93,7 @@ class ReloadServicer:
         self._streams = streams
         self._calls = calls
         self._buffers = buffers
+        self._memory = FrameMemory()
         self._matches = Calls(metrics, CALLS, "match")
         self._gets = Calls(metrics, CALLS, "get")
         self._namespaces = Calls(metrics, CALLS, "namespaces")
@@ -189,7 +192,9 @@ class ReloadServicer:
         look = partial(self._store.match, pages.scope, pages.namespace, ())
         scope = (await loop.run_in_executor(self._threads, look)).scope
         source = _SoundFrames(self._store, scope, keys, self._misses)
-        reader = FrameReader(source, len(keys), pages.groups, self._buffers, self._threads)
+        reader = FrameReader(
+            source, len(keys), pages.groups, self._buffers, self._memory, self._threads
+        )
         batch = ahead = await reader.start()
         try:
             while batch is not None:
@@ -277,14 +282,15 @@ class _SoundFrames:
     def frame_bytes(self, groups: Sequence[int]) -> list[list[int]]:
         return self._store.frame_bytes(self._scope, self._keys, groups)
 
-    def read(self, group: int, first: int, lengths: Sequence[int]) -> list[Found]:
+    def read(self, group: int, first: int, lengths: Sequence[int], room: Room) -> list[Found]:
         """A page with a damaged frame is removed, so that it is sent anew; a newer one is left to
         those that can read it. One that was committed anew since its length was asked for, and has
         another, is a miss: its bytes are not counted.
         """
         keys = self._keys[first : first + len(lengths)]
+        # Only the last may have none: it ends the batch.
         asked = [key for key, length in zip(keys, lengths, strict=True) if length]
-        read = dict(zip(asked, self._store.read(self._scope, asked, group), strict=True))
+        read = dict(zip(asked, self._store.read(self._scope, asked, group, room), strict=True))
         found = [
             _judged(read.pop(key, None), key, length)
             for key, length in zip(keys, lengths, strict=True)
@@ -300,7 +306,7 @@ class _SoundFrames:
         return found
 
 
-def _judged(frame: bytes | None, key: bytes, length: int) -> Found:
+def _judged(frame: Frame | None, key: bytes, length: int) -> Found:
     """A frame that is sound, the page's own and as long as was said. Whoever decodes it checks
     again, and more, and has to know its codec.
     """
