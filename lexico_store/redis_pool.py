@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
+import hiredis
 from redis import exceptions as redis_exceptions
 from redis.backoff import NoBackoff
 from redis.connection import (
@@ -64,7 +65,7 @@ def connection_options(address: Address, settings: StoreSettings) -> dict[str, A
         # timeouts.
         "protocol": 2,
         # hiredis's packer, the default, copies every argument (16 x 1 MiB: 34 ms against 8 ms);
-        # this one passes memoryviews on to the socket. The reading side stays hiredis's.
+        # this one passes memoryviews on to the socket. Short commands and replies are hiredis's.
         "command_packer": _Packer(PACK_CUTOFF_BYTES, _encode),
         "socket_read_size": _READ_BYTES,
         **transport_options(address, settings.timeout_s, settings.connect_timeout_s),
@@ -189,9 +190,11 @@ class LongValue:
 
 class _Packer(PythonRespSerializer):
     """redis-py puts arguments over the cutoff among its output as they are; here they are taken
-    apart."""
+    apart. Commands without any are left to hiredis: a match has thousands of them."""
 
     def pack(self, *args: Any) -> list[bytes | memoryview]:
+        if LongValue not in map(type, args) and " " not in args[0]:  # which would be two arguments
+            return [hiredis.pack_command(args)]
         packed = super().pack(*args)  # type: ignore[no-untyped-call]
         return [
             part
