@@ -18,7 +18,7 @@ import pytest
 from tests.support.waiting import PATIENCE_S, linger, wait_until
 
 PROGRAM = """
-import fcntl, os, signal, subprocess, sys, tempfile, threading, time
+import fcntl, os, signal, subprocess, sys, tempfile, threading
 from pathlib import Path
 from lexico_services import supervisor
 from lexico_services.process import on_reload, stop_event
@@ -28,8 +28,7 @@ def note(text):
         file.write(text + "\\n")
 
 def orphan():  # as Ray's agents: its parent has ended, and it hears no SIGTERM
-    code = "import signal, time; signal.signal(15, signal.SIG_IGN); print(flush=True)"
-    code += "; time.sleep(9e9)"
+    code = "import signal; signal.signal(15, signal.SIG_IGN); print(flush=True); signal.pause()"
     start = "import subprocess as s, sys; p = s.Popen([sys.executable, '-c', sys.argv[1]],"
     start += "stdout=s.PIPE, start_new_session=True); p.stdout.readline(); print(p.pid)"
     line = [sys.executable, "-c", start, code]
@@ -166,9 +165,9 @@ def test_what_a_service_started_ends_with_it_however_slowly_it_dies(
 ) -> None:
     # Threads that are ending keep the service a zombie, and its children its own, for a moment.
     threads = """
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(9e9)"])
+    child = subprocess.Popen([sys.executable, "-c", "import signal; signal.pause()"])
     for _ in range(200):
-        threading.Thread(target=time.sleep, args=(9e9,), daemon=True).start()
+        threading.Thread(target=threading.Event().wait, daemon=True).start()
     note(f"child {child.pid}")
 """
     run = start(threads + UNTIL_STOPPED)
@@ -217,7 +216,7 @@ def test_the_service_ends_in_order_where_the_supervisor_is_killed(
 
 
 def test_an_end_that_takes_too_long_is_cut_off(start: Callable[[str], Run]) -> None:
-    run = start("    supervisor.ends_within(2.5)\n" + UP + "    time.sleep(9e9)")
+    run = start("    supervisor.ends_within(2.5)\n" + UP + "    threading.Event().wait()")
     run.wait_until_up()
     run.process.terminate()
     code, said = run.end()
@@ -229,7 +228,9 @@ def test_an_end_that_takes_too_long_is_cut_off(start: Callable[[str], Run]) -> N
 
 def test_an_end_of_its_own_is_held_to_the_deadline_too(start: Callable[[str], Run]) -> None:
     run = start(
-        "    supervisor.ends_within(2.5)\n" + UP + "    supervisor.ending()\n    time.sleep(9e9)"
+        "    supervisor.ends_within(2.5)\n"
+        + UP
+        + "    supervisor.ending()\n    threading.Event().wait()"
     )
     run.wait_until_up()
     code, said = run.end()

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import ast
 import asyncio
+import re
+import textwrap
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -15,6 +17,10 @@ from tests.support.waiting import PATIENCE_S, settle, skip_ahead, until, wait_un
 TESTS = Path(__file__).parents[1]
 CLOCKS = {"monotonic", "monotonic_ns", "perf_counter", "perf_counter_ns", "time_ns"}
 WAITS = {"sleep", "wait", "wait_procs", "join", "communicate"}
+IMPORT = re.compile(r"^ *(import \w+(, \w+)*|from [\w.]+ import .*)$", re.MULTILINE)
+"""A line that makes a text a program."""
+FIELD = re.compile(r"\{\w*(![ars])?\}")
+"""What `str.format` fills in."""
 
 
 def test_what_a_state_looks_like_is_given_back() -> None:
@@ -63,8 +69,49 @@ def test_no_test_waits_for_seconds() -> None:
     for path in sorted(TESTS.rglob("*.py")):
         if path.parent != TESTS / "support":
             tree = ast.parse(path.read_text())
-            found += [f"{path.relative_to(TESTS)}:{line}" for line in sorted(set(seconds_in(tree)))]
+            lines = set(seconds_in(tree))
+            if path != Path(__file__):  # whose examples are no programs of tests
+                lines |= set(seconds_in_programs(tree))
+            found += [f"{path.relative_to(TESTS)}:{line}" for line in sorted(lines)]
     assert found == [], "wait for a state: tests/support/waiting.py"
+
+
+def seconds_in_programs(tree: ast.AST) -> Iterator[int]:
+    """The same of programs that a test has as texts, to run them in processes of their own."""
+    for line, text in texts_in(tree):
+        program = program_of(text)
+        if program is not None:
+            within = [*seconds_in(program), *seconds_in_programs(program)]
+            yield from (line + each - 1 for each in within)
+
+
+def texts_in(node: ast.AST) -> Iterator[tuple[int, str]]:
+    """Every text and the line where it begins; `_` is where an f-string puts something."""
+    if isinstance(node, ast.Constant) and isinstance(node.value, str):
+        yield node.lineno, node.value
+    elif isinstance(node, ast.JoinedStr):
+        parts = (part.value if isinstance(part, ast.Constant) else "_" for part in node.values)
+        yield node.lineno, "".join(map(str, parts))
+        for part in node.values:
+            if isinstance(part, ast.FormattedValue):
+                yield from texts_in(part.value)
+    else:
+        for child in ast.iter_child_nodes(node):
+            yield from texts_in(child)
+
+
+def program_of(text: str) -> ast.Module | None:
+    """The text as Python; None for one that is something else, or the name of a thing alone."""
+    for form in (text, FIELD.sub("_", text).replace("{{", "{").replace("}}", "}")):
+        try:
+            program = ast.parse(textwrap.dedent(form))
+        except (SyntaxError, ValueError):
+            continue
+        names = (ast.Attribute, ast.Name)
+        alone = [n for n in program.body if isinstance(n, ast.Expr) and isinstance(n.value, names)]
+        return None if program.body == alone else program
+    assert not IMPORT.search(text), f"a program that cannot be read for what it waits: {text}"
+    return None
 
 
 def seconds_in(tree: ast.AST) -> Iterator[int]:
@@ -105,3 +152,25 @@ def is_seconds(value: object) -> bool:
 def test_what_counts_as_seconds(text: str, lines: list[int]) -> None:
     wrapped = "async def test():\n" + "".join(f"    {line}\n" for line in text.splitlines())
     assert [line - 1 for line in seconds_in(ast.parse(wrapped))] == lines
+
+
+@pytest.mark.parametrize(
+    ("text", "lines"),
+    [
+        ("PROGRAM = '''\nimport time\ntime.sleep(0.2)\n'''", [3]),
+        ("run('import time; time.sleep(1)')", [1]),
+        ("run(f'''\n    x = {one}\n    event.wait(5)\n''')", [3]),
+        ("run('''\nopen({notes!r})\n{work}\n{{}}\nassert time.monotonic() < 2\n''')", [5]),
+        ("run('''\ninner = \"time.sleep(3)\"\n''')", [2]),
+        ("patch('there.time.monotonic')", []),
+        ("'''Waits for a state: time.sleep(1) is none.'''", []),
+        ("run('import time; time.sleep(PATIENCE_S)')", []),
+    ],
+)
+def test_programs_in_texts_are_looked_at_too(text: str, lines: list[int]) -> None:
+    assert sorted(seconds_in_programs(ast.parse(text))) == lines
+
+
+def test_a_program_that_cannot_be_read_is_told() -> None:
+    with pytest.raises(AssertionError, match="cannot be read"):
+        list(seconds_in_programs(ast.parse("run('import time\\n%s time.sleep(3)')")))
