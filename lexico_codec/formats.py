@@ -9,7 +9,7 @@ from typing import Final
 
 from lexico_codec.codecs import CODECS
 from lexico_codec.frame import VERSION
-from lexico_codec.sets.info import FORMATS
+from lexico_codec.sets import FORMATS
 from lexico_proto.v1 import versions_pb2 as pb
 
 DISTRIBUTION: Final = "lexico-offload"

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs import CODECS, Place
-from lexico_codec.codecs.sparse import GroupCodes, with_codes
+from lexico_codec.codecs import CODECS
+from lexico_codec.codecs.codec import Place
 from lexico_codec.frame import (
     FrameHeader,
     expect_frame,
@@ -27,6 +29,9 @@ from lexico_proto.errors import (
     UnknownDictionary,
 )
 from lexico_proto.limits import DIGEST_BYTES
+
+if TYPE_CHECKING:
+    from lexico_codec.codecs.sparse import GroupCodes
 
 
 def encode_group(
@@ -181,6 +186,9 @@ def read_group(
         FrameMismatch: a sound frame that belongs elsewhere.
         Unsupported: a codec without codes (raw): use `decode_group`.
     """
+    # Here and not above: it brings the kernels of sparse coding, which few codecs use.
+    from lexico_codec.codecs.sparse import with_codes
+
     _check_index(spec, page, group)
     codec = with_codes(spec.codec)
     body = _proven_body(spec, page_key, page, group, frame, dictionary)

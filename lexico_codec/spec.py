@@ -7,7 +7,8 @@ from dataclasses import astuple, dataclass, field, replace
 from functools import cached_property
 from typing import Final
 
-from lexico_codec.codecs import Codec, codec_from_config
+from lexico_codec.codecs import codec_from_config
+from lexico_codec.codecs.codec import Codec
 from lexico_codec.geometry import Geometry
 from lexico_codec.identity import Identity
 from lexico_codec.limits import (

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 from typing import Final
 
-from google.protobuf.json_format import MessageToJson, Parse, ParseError
-
 from lexico_codec.geometry import Geometry, Pairing, Rope
 from lexico_codec.identity import Identity
 from lexico_codec.spec import CacheSpec, Shard, make_spec
@@ -102,25 +100,6 @@ def identity_from_wire(message: pb.CacheSpec) -> Identity:
         group_layers=message.group_layers,
         salt=message.salt,
     )
-
-
-def spec_to_json(spec: CacheSpec) -> str:
-    """A spec as text, for `lexico explain`: the message in protobuf's JSON."""
-    return MessageToJson(spec_to_wire(spec))
-
-
-def spec_from_json(text: str) -> CacheSpec:
-    """The spec that a text stands for.
-
-    Raises:
-        InvalidInput and its subclasses, UnknownCodec: no such text, or naming the field that cannot
-            be used.
-    """
-    try:
-        message = Parse(text, pb.CacheSpec(), max_recursion_depth=8)
-    except (ParseError, RecursionError, ValueError) as error:
-        raise InvalidInput(f"spec: no JSON of a spec: {error}") from error
-    return spec_from_wire(message)
 
 
 def _geometry_from_wire(message: pb.Geometry) -> Geometry:

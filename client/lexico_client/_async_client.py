@@ -7,8 +7,6 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
-import platformdirs
-
 from lexico_client._crew import Access, Crew
 from lexico_client._deadline import Budget, with_retry
 from lexico_client._describe import describe_servers
@@ -30,7 +28,7 @@ from lexico_client._results import (
     PutReport,
     entry_of,
 )
-from lexico_client._settings import Timeouts, check_seconds
+from lexico_client._settings import Timeouts, cache_folder, check_seconds
 from lexico_client._tls import Tls
 from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests, checked_inputs
@@ -121,7 +119,7 @@ class AsyncClient:
         if threads < 1:
             raise ConfigurationError(f"threads={threads}: at least 1")
         if dictionaries_dir is None:
-            dictionaries_dir = Path(platformdirs.user_cache_dir("lexico-offload")) / "dictionaries"
+            dictionaries_dir = cache_folder("dictionaries")
         self._metrics = metrics
         self._sent = metrics.counter(CLIENT_BYTES, "sent")
         self._received = metrics.counter(CLIENT_BYTES, "received")

@@ -16,9 +16,9 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-import platformdirs
 import xxhash
 
+from lexico_client._settings import cache_folder
 from lexico_codec.canonical import canonical_json
 from lexico_codec.files import write_atomically
 from lexico_proto.errors import LexicoError
@@ -38,7 +38,7 @@ SETTLED_NS: Final = 2_000_000_000
 
 def default_folder() -> Path | None:
     """The folder of the user's cache; None for a user who has none."""
-    folder = Path(platformdirs.user_cache_dir("lexico-offload")) / "fingerprints"
+    folder = cache_folder("fingerprints")
     return folder if folder.is_absolute() else None  # no home: "~" stays as it is
 
 

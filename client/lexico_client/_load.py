@@ -8,7 +8,7 @@ import time
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, replace
-from typing import Final, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Final, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from lexico_client._deadline import Budget, may_retry, pause
 from lexico_client._frames import Frame, FrameAssembler
 from lexico_client._parts import parts
 from lexico_client._transport import Transport
-from lexico_codec.codecs.sparse import GroupCodes, keeps_codes
 from lexico_codec.memory import CacheMemory
 from lexico_codec.pages import checked_target, decode_group, read_group
 from lexico_codec.sets.dictionary import DictionarySet
@@ -33,6 +32,9 @@ from lexico_proto.errors import (
     Unsupported,
 )
 from lexico_proto.v1 import reload_pb2 as reload
+
+if TYPE_CHECKING:
+    from lexico_codec.codecs.sparse import GroupCodes
 
 _log = logging.getLogger(__name__)
 
@@ -248,6 +250,9 @@ class PrefixLoader:
     def _checked_view(self, page: int, group: int) -> CacheMemory | CodesReceiver:
         out = self._view(page, group)
         if isinstance(out, CodesReceiver):
+            # Here and not above, as in `read_group`.
+            from lexico_codec.codecs.sparse import keeps_codes
+
             if not keeps_codes(self._spec.codec):
                 raise Unsupported(
                     f"codec {self._spec.codec.name} keeps no codes: give tensors to fill"

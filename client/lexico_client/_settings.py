@@ -1,9 +1,10 @@
-"""How long a node is willing to wait."""
+"""How long a node is willing to wait, and where it keeps its files."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 
 from lexico_proto.errors import ConfigurationError
 
@@ -38,3 +39,10 @@ def check_seconds(name: str, seconds: object) -> float:
     if not number or not 0 < seconds < math.inf:  # type: ignore[operator]
         raise ConfigurationError(f"{name}={seconds!r}: a positive number of seconds")
     return float(seconds)  # type: ignore[arg-type]
+
+
+def cache_folder(name: str) -> Path:
+    """A folder of ours in the user's cache folder; relative for a user who has no home."""
+    import platformdirs  # here, since callers may name folders of their own
+
+    return Path(platformdirs.user_cache_dir("lexico-offload")) / name

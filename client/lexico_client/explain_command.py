@@ -11,7 +11,7 @@ from lexico_client._sync_client import Client
 from lexico_client._weights_files import fingerprint_files
 from lexico_codec.inputs import PageDigests
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS, CacheSpec
-from lexico_codec.wire import spec_from_json
+from lexico_codec.spec_text import spec_from_json
 from lexico_proto.errors import ConfigurationError
 
 

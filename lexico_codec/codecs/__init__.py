@@ -1,21 +1,29 @@
-"""Codecs by name and by id."""
+"""Codecs by name and by id.
+
+A codec is imported when it is first named: most processes use one of them, and a reload server,
+which decodes nothing, uses none.
+"""
 
 from __future__ import annotations
 
 import json
+from collections.abc import Iterator, Mapping
 from dataclasses import fields
-from typing import Final
+from importlib import import_module
+from typing import TYPE_CHECKING, Any, Final
 
-from lexico_codec.codecs.adaptive.codec import AdaptiveCodec
-from lexico_codec.codecs.codec import Codec, Place
-from lexico_codec.codecs.lexico.codec import LexicoCodec
-from lexico_codec.codecs.lossless import LosslessCodec
-from lexico_codec.codecs.packed.codec import PackedCodec
-from lexico_codec.codecs.raw import RawCodec
-from lexico_codec.codecs.residual.codec import ResidualCodec
-from lexico_codec.codecs.sparse import GroupCodes, SparseCodec
 from lexico_codec.limits import MAX_CONFIG_BYTES
 from lexico_proto.errors import ConfigurationError, UnknownCodec
+
+if TYPE_CHECKING:  # `__getattr__` gives them
+    from lexico_codec.codecs.adaptive import AdaptiveCodec
+    from lexico_codec.codecs.codec import Codec, Place
+    from lexico_codec.codecs.lexico import LexicoCodec
+    from lexico_codec.codecs.lossless import LosslessCodec
+    from lexico_codec.codecs.packed import PackedCodec
+    from lexico_codec.codecs.raw import RawCodec
+    from lexico_codec.codecs.residual import ResidualCodec
+    from lexico_codec.codecs.sparse import GroupCodes, SparseCodec
 
 __all__ = [
     "CODECS",
@@ -32,18 +40,62 @@ __all__ = [
     "codec_from_config",
 ]
 
-CODECS: Final[dict[str, type[Codec]]] = {
-    cls.name: cls
-    for cls in (
-        RawCodec,
-        LexicoCodec,
-        PackedCodec,
-        ResidualCodec,
-        LosslessCodec,
-        AdaptiveCodec,
-    )
+_MODULES: Final = {
+    "AdaptiveCodec": "adaptive",
+    "Codec": "codec",
+    "GroupCodes": "sparse",
+    "LexicoCodec": "lexico",
+    "LosslessCodec": "lossless",
+    "PackedCodec": "packed",
+    "Place": "codec",
+    "RawCodec": "raw",
+    "ResidualCodec": "residual",
+    "SparseCodec": "sparse",
 }
-"""name → class. A new codec is one more class here."""
+"""class → the module of this package that has it."""
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _MODULES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+
+
+class _Codecs(Mapping[str, "type[Codec]"]):
+    """name → class, which is imported when it is asked for."""
+
+    def __init__(self, classes: dict[str, str]) -> None:
+        """
+        Args:
+            classes: name → name of the class.
+        """
+        self._classes = classes
+
+    def __getitem__(self, name: str) -> type[Codec]:
+        cls: type[Codec] = __getattr__(self._classes[name])
+        return cls
+
+    def __contains__(self, name: object) -> bool:
+        return name in self._classes
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._classes)
+
+    def __len__(self) -> int:
+        return len(self._classes)
+
+
+CODECS: Final = _Codecs(
+    {
+        "raw": "RawCodec",
+        "lexico": "LexicoCodec",
+        "lexico-packed": "PackedCodec",
+        "lexico-residual": "ResidualCodec",
+        "lossless": "LosslessCodec",
+        "lexico-adaptive": "AdaptiveCodec",
+    }
+)
+"""name → class. A new codec is a line here, in `_MODULES` and above it."""
 
 
 def codec_from_config(name: str, config_json: str = "{}") -> Codec:

@@ -5,14 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any
 
 from lexico_codec.geometry import Rope
 from lexico_codec.limits import MAX_KV_HEADS, MAX_LAYERS, MAX_METADATA_BYTES, MAX_SPARSITY
+from lexico_codec.sets import FORMATS
 from lexico_codec.sets.tensors import refuse
 from lexico_proto.errors import InvalidInput
-
-FORMATS: Final = (1, 2, 3)
 
 
 @dataclass(frozen=True, slots=True)

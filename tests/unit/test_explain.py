@@ -13,7 +13,7 @@ import torch
 import lexico_client.explain_command as command
 from lexico_client import Client, InMemoryTransport, fingerprint_files, input_digests
 from lexico_client.hf import HuggingFaceCache
-from lexico_codec.wire import spec_from_json, spec_to_json
+from lexico_codec.spec_text import spec_from_json, spec_to_json
 from lexico_services.cli import main
 from tests.support.client_fixtures import (
     PAGE_TOKENS,

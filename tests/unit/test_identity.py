@@ -15,7 +15,8 @@ from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.identity import Identity
 from lexico_codec.limits import MAX_SALT_BYTES
 from lexico_codec.spec import CacheSpec, make_spec
-from lexico_codec.wire import spec_from_json, spec_from_wire, spec_to_json, spec_to_wire
+from lexico_codec.spec_text import spec_from_json, spec_to_json
+from lexico_codec.wire import spec_from_wire, spec_to_wire
 from lexico_proto.errors import InvalidInput
 
 GEOMETRY = Geometry(3, 2, 16, "float16", Rope((1.0, 0.5)))

@@ -9,14 +9,26 @@ from typing import Final
 
 import pytest
 
+from lexico_codec import codecs
 from tests.support.waiting import PATIENCE_S
 
 OF_THE_LAB: Final = {"lexico_lab", "matplotlib", "rich", "gguf"}
 OF_OTHERS: Final = {"transformers", "triton", "sympy", "torch._dynamo", "torch._inductor"}
+EVERY_CODEC: Final = {f"lexico_codec.codecs.{name}" for name in set(codecs._MODULES.values())} - {
+    "lexico_codec.codecs.codec"
+}
+"""A codec is imported with the first cache that it codes."""
 PARTS: Final = {
-    "lexico_client": {"ray", "redis", "lexico_store", "lexico_worker", "lexico_services"},
-    "lexico_services.reload.run": {"ray", "lexico_client", "lexico_services.offload"},
-    "lexico_worker.page_encoder": {"ray", "grpc", "lexico_client", "lexico_services"},
+    "lexico_client": {
+        *("ray", "redis", "lexico_store", "lexico_worker", "lexico_services", "platformdirs"),
+        *("lexico_client._memory", "google.protobuf.json_format", *EVERY_CODEC),
+    },
+    "lexico_services.reload.run": {
+        *("ray", "lexico_client", "lexico_services.offload", "torch", "numpy", *EVERY_CODEC),
+    },
+    "lexico_worker.page_encoder": {
+        *("ray", "grpc", "lexico_client", "lexico_services", *EVERY_CODEC),
+    },
     "lexico_services.cli": {"ray", "grpc", "redis", "torch", "numpy", "lexico_codec"},
 }
 """module → what its process must not have imported, beside what no part needs."""

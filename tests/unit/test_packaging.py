@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from lexico_codec import codecs
 from lexico_codec.codecs import CODECS
 from lexico_codec.codecs.codec import Codec
 from lexico_codec.kernels import library
@@ -92,6 +93,15 @@ def test_ids_of_codecs_are_pinned() -> None:
     assert len({*IDS.values(), 4}) == len(IDS) + 1
 
 
+def test_what_the_package_of_codecs_names_is_imported_when_it_is_asked_for() -> None:
+    assert {*codecs._MODULES, "CODECS", "codec_from_config"} == set(codecs.__all__)
+    for name in codecs._MODULES:
+        assert getattr(codecs, name).__name__ == name
+    assert not hasattr(codecs, "NoCodec")
+    assert "no codec" not in CODECS
+    assert len(CODECS) == len(IDS)
+
+
 def test_every_codec_class_is_registered() -> None:
     found = set()
     for path in sorted((ROOT / "lexico_codec" / "codecs").rglob("*.py")):
@@ -134,8 +144,8 @@ def test_kernels_import_with_torch_and_numpy_alone() -> None:
 import sys
 for name in {NOT_OF_KERNELS!r}:
     sys.modules[name] = None
-import lexico_codec.kernels.pursuit as kernels
 import torch
+from lexico_codec.kernels.pursuit import coding as kernels
 atoms = torch.eye(4)
 codes = kernels.encode(torch.ones(2, 4), atoms, 2)
 assert kernels.reconstruct(codes, atoms).shape == (2, 4)

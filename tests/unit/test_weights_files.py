@@ -12,6 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import platformdirs
 import pytest
 import torch
 import xxhash
@@ -276,7 +277,7 @@ def test_a_cache_that_is_damaged_or_someone_elses(
 
 def test_without_a_home(folder: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     before = fingerprint_files(folder, cache_dir=tmp_path / "cache")
-    monkeypatch.setattr(_fingerprint_cache.platformdirs, "user_cache_dir", lambda name: f"~/{name}")
+    monkeypatch.setattr(platformdirs, "user_cache_dir", lambda name: f"~/{name}")
     monkeypatch.chdir(tmp_path)
     assert fingerprint_files(folder) == before
     assert not (tmp_path / "~").exists()

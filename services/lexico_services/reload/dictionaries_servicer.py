@@ -8,12 +8,11 @@ import logging
 from collections.abc import AsyncIterator, Awaitable, Callable
 from concurrent.futures import Executor
 from functools import partial
-from typing import Final
+from typing import TYPE_CHECKING, Final
 
 import grpc
 
-from lexico_codec.sets.builtin import builtin_sets, load_builtin
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.shipped import builtin_bytes, builtin_digests
 from lexico_proto.errors import (
     Busy,
     InvalidInput,
@@ -34,6 +33,9 @@ from lexico_services.status import translated
 from lexico_store import PageStore
 from lexico_store.scopes import SHARED_SCOPE
 
+if TYPE_CHECKING:
+    from lexico_codec.sets.dictionary import DictionarySet
+
 _log = logging.getLogger(__name__)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Dictionaries"].full_name
@@ -47,10 +49,9 @@ def register_builtin_sets(store: PageStore) -> None:
     Raises:
         LexicoError: the store's.
     """
-    for name in builtin_sets():
-        dictionary = load_builtin(name)
-        if _stored(store, SHARED_SCOPE, dictionary.digest) is None:
-            store.put_dictionary(SHARED_SCOPE, dictionary.digest, dictionary.to_bytes())
+    for digest, name in builtin_digests().items():
+        if _stored(store, SHARED_SCOPE, digest) is None:
+            store.put_dictionary(SHARED_SCOPE, digest, builtin_bytes(name))
 
 
 class DictionariesServicer(pb_grpc.DictionariesServicer):
@@ -193,9 +194,9 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
             raise StreamTruncated(f"the set ended after {len(data)} of {size} bytes")
 
     def _register(self, scope: bytes, digest: bytes, data: bytes) -> bool:
-        if hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() != digest:
+        if _digest(data) != digest:
             raise InvalidInput("the set's bytes do not have the digest of its header")
-        DictionarySet.load(data)  # refuses what no codec could use
+        _read(data)  # refuses what no codec could use
         if self._find(scope, digest) is not None:
             return False
         others = [d for d in self._store.list_dictionaries(scope) if d != digest]
@@ -216,16 +217,15 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
 
     def _restored(self, digest: bytes) -> bytes | None:
         """A set of the package that the store has lost; it is put back on the way."""
-        for name in builtin_sets():
-            dictionary = load_builtin(name)
-            if dictionary.digest == digest:
-                data = dictionary.to_bytes()
-                try:
-                    self._store.put_dictionary(SHARED_SCOPE, digest, data)
-                except LexicoError as error:  # the caller can be served all the same
-                    _log.warning("set=%s not put back reason=%s", name, error.reason)
-                return data
-        return None
+        name = builtin_digests().get(digest)
+        if name is None:
+            return None
+        data = builtin_bytes(name)
+        try:
+            self._store.put_dictionary(SHARED_SCOPE, digest, data)
+        except LexicoError as error:  # the caller can be served all the same
+            _log.warning("set=%s not put back reason=%s", name, error.reason)
+        return data
 
     def _size(self, scope: bytes, digest: bytes) -> int:
         """Bytes of a registered set, as they are in the store. Digests name bytes: kept."""
@@ -252,10 +252,22 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
 def _stored(store: PageStore, owner: bytes, digest: bytes) -> bytes | None:
     """The set as it was registered; None where it is not there, or its bytes are others."""
     data = store.get_dictionary(owner, digest)
-    if data is None or hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest() == digest:
+    if data is None or _digest(data) == digest:
         return data
     _log.warning("damaged set=%s: as good as absent", digest.hex()[:16])
     return None
+
+
+def _digest(data: bytes) -> bytes:
+    return hashlib.blake2b(data, digest_size=DIGEST_BYTES).digest()
+
+
+def _read(data: bytes) -> DictionarySet:
+    # Here and not above: torch is most of this server's start and memory, and what it serves beside
+    # Register and List needs none of it.
+    from lexico_codec.sets.dictionary import DictionarySet
+
+    return DictionarySet.load(data)
 
 
 def _checked(digest: bytes) -> bytes:
@@ -265,7 +277,7 @@ def _checked(digest: bytes) -> bytes:
 
 
 def _info(digest: bytes, data: bytes, shared: bool) -> pb.DictionaryInfo:
-    dictionary = DictionarySet.load(data)
+    dictionary = _read(data)
     return pb.DictionaryInfo(
         digest=digest,
         artefact_bytes=len(data),
