@@ -30,7 +30,7 @@ tests: $(VENV)/dev redis
 lint: $(VENV)/dev  ## ruff, mypy, import directions, generated stubs, README figures
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PACKAGES) bench examples requirements proto/compile_protos.py
+	$(BIN)/mypy $(PACKAGES) bench examples tests requirements proto/compile_protos.py
 	$(BIN)/lint-imports
 	$(BIN)/python -m requirements.lock --check
 	$(BIN)/python proto/compile_protos.py --check

@@ -12,7 +12,8 @@ from lexico_codec.codecs import Codec, PackedCodec, Place
 from lexico_codec.codecs.packed.subsets import subset_code
 from lexico_codec.geometry import Rope
 from lexico_codec.kernels.pursuit import naive
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.atom_tensors import PARTS
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from tests.contract.codec_suite import (
     FAR,
     CodecCase,
@@ -23,7 +24,7 @@ FIXED, TOLERANT = PackedCodec(), PackedCodec(sparsity=12, tolerance=0.6, bits=5)
 ROPE = Rope(tuple(10000 ** (-i / 8) for i in range(8)), "half", 1.5)
 
 
-def tables_of(group: Tensor, dictionary: DictionarySet) -> list[tuple[Tensor, Tensor]]:
+def tables_of(group: Tensor, dictionary: AtomSet) -> list[tuple[Tensor, Tensor]]:
     """(vectors without their means `[tokens * heads, dim]`, atoms) of keys, then values."""
     layers, heads, dim = group.shape[0], group.shape[3], group.shape[4]
     means = dictionary.means(0, layers)[:, :heads]
@@ -33,7 +34,7 @@ def tables_of(group: Tensor, dictionary: DictionarySet) -> list[tuple[Tensor, Te
             dictionary.atoms(layer, part),
         )
         for layer in range(layers)
-        for i, part in enumerate(("key", "value"))
+        for i, part in enumerate(PARTS)
     ]
 
 
@@ -64,7 +65,7 @@ class PackedCase(CodecCase):
         codec: PackedCodec = request.param
         return codec
 
-    def dictionary(self, layers: int, head_dim: int) -> DictionarySet:
+    def dictionary(self, layers: int, head_dim: int) -> AtomSet:
         return packed_set(layers, head_dim, mean=self.mean)
 
     def has_fixed_size(self, codec: Codec) -> bool:

@@ -39,7 +39,7 @@ def coded(
     body = codec.encode(group, at, dictionary)
     out = torch.full_like(group, float("nan"))
     codec.decode(memoryview(body), at, dictionary, out)
-    return body, out
+    return bytes(body), out
 
 
 def prepared(group: Tensor) -> Tensor:

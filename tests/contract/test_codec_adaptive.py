@@ -33,7 +33,7 @@ from tests.support.dictionaries import random_set, unit_rows
 
 class TestAdaptiveCodec(AdaptiveCase, CodecSuite):
     @pytest.mark.parametrize("first_layer", [1, 4])
-    def test_layers_of_the_middle(self, codec: Codec, first_layer: int) -> None:  # type: ignore[override]
+    def test_layers_of_the_middle(self, codec: Codec, first_layer: int) -> None:
         """A group that starts at layer i uses the dictionaries of layer i."""
         group = group_of(SMALL)
         body = self.encode(codec, group, FAR, first_layer)

@@ -13,6 +13,7 @@ from lexico_codec.codecs import Codec, LexicoCodec, Place
 from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.geometry import DTYPES
 from lexico_codec.kernels.pursuit import naive
+from lexico_codec.sets.atom_tensors import PARTS
 from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from lexico_proto.errors import DamagedFrame, DictionaryMismatch, InvalidInput, UnknownDictionary
 from tests.contract.codec_suite import FAR, SHAPES, SMALL, CodecSuite, Shape, group_of
@@ -23,13 +24,13 @@ FP8 = 2.0**-4
 """Largest relative error of a coefficient."""
 
 
-def tables(group: Tensor, dictionary: DictionarySet) -> list[tuple[Tensor, Tensor]]:
+def tables(group: Tensor, dictionary: AtomSet) -> list[tuple[Tensor, Tensor]]:
     """(vectors `[tokens * heads, dim]` float32, atoms) of keys, then values, of each layer."""
     dim = group.shape[-1]
     return [
         (group[layer, i].reshape(-1, dim).float(), dictionary.atoms(layer, part))
         for layer in range(group.shape[0])
-        for i, part in enumerate(("key", "value"))
+        for i, part in enumerate(PARTS)
     ]
 
 

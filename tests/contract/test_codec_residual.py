@@ -41,7 +41,7 @@ class TestResidualCodec(ResidualCase, CodecSuite):
         assert ratio == pytest.approx(100, rel=0.1)
 
     @pytest.mark.parametrize("run", [0, 1, 2])
-    def test_layers_of_the_middle(self, codec: Codec, run: int) -> None:  # type: ignore[override]
+    def test_layers_of_the_middle(self, codec: Codec, run: int) -> None:
         """A group that starts at layer 2 is the second run of two layers."""
         group, dictionary = group_of(SMALL), residual_set(6, 3, 16, runs=3)
         body, out = coded(codec, group, dictionary, first_layer=2 * run)  # type: ignore[arg-type]

@@ -64,7 +64,7 @@ async def attack(calls: int, seed: int) -> dict[str, Any]:
                     findings.append(f"{path} {status.name} {details}: {[m.hex() for m in sent]}")
         finally:
             for channel in channels.values():
-                await channel.close()
+                await channel.close(None)
         sound = prompt(pages=2, seed=seed)
         report = await services.offload.Put(iter(sound.upload()), timeout=CALL_S)
         if len(report.pages) != 2:
@@ -75,7 +75,7 @@ async def attack(calls: int, seed: int) -> dict[str, Any]:
 async def _called(
     channel: grpc.aio.Channel, path: str, method: MethodDescriptor, sent: list[bytes]
 ) -> tuple[grpc.StatusCode, str]:
-    kind = {
+    kind: Any = {
         (False, False): channel.unary_unary,
         (False, True): channel.unary_stream,
         (True, False): channel.stream_unary,

@@ -7,6 +7,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
+from lexico_codec.kernels.dispatch import Kernel
 from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
@@ -20,6 +21,7 @@ pytestmark = [
 ]
 
 # dtype of the target: (atol, rtol) of values around 1; the last two are one rounding
+BOTH: tuple[Kernel, Kernel] = ("triton", "naive")
 TOLERANCES = {
     torch.float32: (2e-5, 2e-5),  # fast division, other order of sums
     torch.float16: (2e-5, 1e-3),
@@ -99,7 +101,7 @@ def check(
     size = 400 + atoms.tables * (tokens + 112) * heads * (atoms.m + 1) * 2
     made = torch.full((size,), torch.nan, dtype=dtype, device="cuda")
     expected = made.clone()
-    for memory, kernel in ((made, "triton"), (expected, "naive")):
+    for memory, kernel in zip((made, expected), BOTH, strict=True):
         target = target_of(memory, layout, atoms.tables, tokens, heads, atoms.m)
         reconstruct_into(codes, atoms, target, preparation=preparation, kernel=kernel)
     assert int(expected.isfinite().sum()) == atoms.tables * tokens * heads * atoms.m
@@ -162,7 +164,7 @@ def test_whole_model() -> None:
         (3, tables, tokens, heads, m), torch.nan, dtype=torch.bfloat16, device="cuda"
     )
     preparation = preparation_of(tables, heads, m, 64, "half")
-    for out, kernel in ((made, "triton"), (again, "triton"), (expected, "naive")):
+    for out, kernel in zip((made, again, expected), (BOTH[0], *BOTH), strict=True):
         target = TableMemory.of(list(out), tokens)
         reconstruct_into(codes, atoms, target, preparation=preparation, kernel=kernel)
     assert torch.equal(made, again)
@@ -227,7 +229,7 @@ def test_values_beyond_the_range_become_its_largest(dtype: torch.dtype) -> None:
     codes = Codes(zeros, values, torch.ones(4, dtype=torch.int32, device="cuda"))
     preparation = Preparation(scale=torch.full((1, 1), 0.5, device="cuda"))
     made, expected = torch.full((2, 4, 1, 4), torch.nan, dtype=dtype, device="cuda")
-    for out, kernel in ((made, "triton"), (expected, "naive")):
+    for out, kernel in zip((made, expected), BOTH, strict=True):
         target = TableMemory.of([out], 4)
         reconstruct_into(codes, atoms, target, preparation=preparation, kernel=kernel)
     assert torch.equal(made, expected)

@@ -99,7 +99,7 @@ def test_many_pages() -> None:
 
 
 def test_another_stream_than_the_first() -> None:
-    with torch.cuda.stream(torch.cuda.Stream()):  # type: ignore[no-untyped-call]
+    with torch.cuda.stream(torch.cuda.Stream()):
         check(200, [300], torch.float32, shifted=True)
 
 

@@ -70,7 +70,7 @@ async def test_the_first_is_the_outermost_in_every_kind_of_call() -> None:
 
 async def test_interceptors_that_are_none() -> None:
     with pytest.raises(errors.ConfigurationError, match="interceptor"):
-        GrpcTransport("localhost:1", interceptors=[object()])
+        GrpcTransport("localhost:1", interceptors=[object()])  # type: ignore[list-item]
 
 
 async def test_errors_keep_their_class() -> None:

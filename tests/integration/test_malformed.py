@@ -23,7 +23,7 @@ async def test_every_rpc(caplog: pytest.LogCaptureFixture) -> None:
             offload = ".Offload/" in path
             address = services.offload_address if offload else services.reload_address
             async with grpc.aio.insecure_channel(address) as channel:
-                kind = {
+                kind: Any = {
                     (False, False): channel.unary_unary,
                     (False, True): channel.unary_stream,
                     (True, False): channel.stream_unary,

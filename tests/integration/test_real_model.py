@@ -20,6 +20,7 @@ from lexico_codec.spec import DEFAULT_RECENT_TOKENS
 from lexico_lab.models import load_model
 from lexico_proto.errors import DictionaryMismatch
 from tests.support.client_fixtures import PATIENT
+from tests.support.coded_models import layers_of
 from tests.support.services import Services, running_services
 from tests.support.waiting import PATIENCE_S
 
@@ -107,7 +108,7 @@ def test_raw_is_bit_identical_and_generates_the_same_tokens(client: Client, smol
         here.offload(ids, cache)
         hit = there.load(ids)
         assert (hit.tokens, hit.reason) == (shared, None)
-        for mine, other in zip(cache.layers, hit.cache.layers, strict=True):
+        for mine, other in zip(layers_of(cache), layers_of(hit.cache), strict=True):
             assert torch.equal(mine.keys, other.keys)
             assert torch.equal(mine.values, other.values)
         expected = generate(model, ids, None)
@@ -117,7 +118,7 @@ def test_raw_is_bit_identical_and_generates_the_same_tokens(client: Client, smol
 @torch.inference_mode()
 @pytest.mark.parametrize("settings", [{}, {"codec": "paper"}], ids=["default", "paper"])
 def test_presets_reload_close_to_what_was_there(
-    client: Client, smollm2: Any, settings: dict[str, str]
+    client: Client, smollm2: Any, settings: dict[str, Any]
 ) -> None:
     model, tokenizer = smollm2.model, smollm2.tokenizer
     cache = HuggingFaceCache(client, model, page_tokens=PAGE_TOKENS, **settings)
@@ -129,7 +130,7 @@ def test_presets_reload_close_to_what_was_there(
     assert report.bytes_stored < report.bytes_sent / 4
     hit = cache.load(ids)
     assert hit.tokens == ids.shape[1] - DEFAULT_RECENT_TOKENS > 64
-    for mine, other in zip(prefilled.layers, hit.cache.layers, strict=True):
+    for mine, other in zip(prefilled.layers, layers_of(hit.cache), strict=True):
         for a, b in ((mine.keys, other.keys), (mine.values, other.values)):
             a = a[:, :, : hit.tokens]
             assert torch.equal(a[:, :, :4], b[:, :, :4])  # sinks

@@ -16,6 +16,7 @@ from lexico_client.hf import HuggingFaceCache
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.models import load_model
 from tests.support.client_fixtures import PATIENT
+from tests.support.coded_models import layers_of
 
 PAGE_TOKENS, NEW_TOKENS = 32, 20
 
@@ -63,7 +64,7 @@ def test_codes_generate_the_tokens_of_the_dense_reload(offloaded: Offloaded) -> 
     codes, dense = offloaded.shared.load_codes(ids), offloaded.shared.load(ids)
     assert (codes.tokens, codes.reason) == (dense.tokens, None)
     assert codes.tokens == (ids.shape[1] - 1) // PAGE_TOKENS * PAGE_TOKENS == 96
-    memory = sum(layer.keys.nbytes + layer.values.nbytes for layer in dense.cache.layers)
+    memory = sum(layer.keys.nbytes + layer.values.nbytes for layer in layers_of(dense.cache))
     assert codes.cache.held_bytes < memory / 3  # fixed parts weigh here
     answers = [
         model.generate(

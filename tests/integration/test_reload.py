@@ -136,7 +136,11 @@ async def test_a_damaged_page_is_a_miss_and_is_removed(how: str) -> None:
     store = filled(3)
     bad = bytearray(frame_of(1, 2))
     bad[200] ^= 1
-    other = {"flipped bit": bad, "another page's": frame_of(2, 2), "no frame at all": b"junk"}[how]
+    other = {
+        "flipped bit": bytes(bad),
+        "another page's": frame_of(2, 2),
+        "no frame at all": b"junk",
+    }[how]
     store.commit(SCOPE, KEYS[1], [frame_of(1, 0), frame_of(1, 1), other], TTL_S)
     async with running_services(store) as services:
         parts = await get(services, KEYS[:3], 3)

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
+from typing import Any
 
 import grpc
 import psutil
@@ -17,7 +18,7 @@ import pytest
 import torch
 
 from examples.two_nodes.service import Service
-from lexico_client import Client, PageOutcome, PutReport, Tls
+from lexico_client import Client, PageOutcome, PageView, PutReport, Tls
 from lexico_codec.geometry import Geometry
 from lexico_codec.sets.builtin import load_builtin
 from lexico_codec.spec import CacheSpec, make_spec
@@ -70,7 +71,7 @@ class Cache:
             self.last.wait(PATIENCE_S)
         return self.made[page][group]
 
-    def target(self, pages: int) -> Iterator[torch.Tensor]:
+    def target(self, pages: int) -> PageView:
         return lambda page, group: self.loaded[page][group]
 
     def error(self, page: int) -> float:
@@ -193,9 +194,8 @@ def test_shipped_sets_are_there_from_the_start(client: Client) -> None:
 
 
 def test_nothing_listens_beyond_loopback_without_a_token(service: Service) -> None:
-    pids = [service.process, *processes(service.process.pid)]
     replicas = 0
-    for pid in (p.pid for p in pids):
+    for pid in (service.process.pid, *(p.pid for p in processes(service.process.pid))):
         try:
             process = psutil.Process(pid)
             connections = process.net_connections(kind="inet")
@@ -210,7 +210,8 @@ def test_nothing_listens_beyond_loopback_without_a_token(service: Service) -> No
             # Serve's server between replicas listens everywhere, but wants Ray's token.
             assert process.cmdline()[0].startswith("ray::ServeReplica"), (process.cmdline(), host)
             with grpc.insecure_channel(f"127.0.0.1:{port}") as channel:
-                call = channel.unary_unary("/ray.serve.ASGIService/HandleRequest")
+                unary: Any = channel.unary_unary
+                call = unary("/ray.serve.ASGIService/HandleRequest")
                 with pytest.raises(grpc.RpcError) as caught:
                     call(b"", timeout=PATIENCE_S)
             assert caught.value.code() == grpc.StatusCode.UNAUTHENTICATED

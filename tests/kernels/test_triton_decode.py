@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Pairing, Rope
+from lexico_codec.kernels.dispatch import Kernel
 from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.pursuit.codes import Codes
@@ -22,6 +23,7 @@ if os.environ.get("TRITON_INTERPRET") != "1":
     pytest.skip("needs TRITON_INTERPRET=1 before triton is imported", allow_module_level=True)
 
 # dtype of the target: (atol, rtol) of values around 1; the last two are one rounding
+BOTH: tuple[Kernel, Kernel] = ("triton", "naive")
 TOLERANCES = {
     torch.float32: (3e-6, 3e-6),
     torch.float16: (1e-6, 1e-3),
@@ -137,7 +139,7 @@ def check(
     size = 200 + atoms.tables * (tokens + 16) * heads * (atoms.m + 1) * 3
     made = torch.full((size,), torch.nan, dtype=dtype)
     expected = made.clone()
-    for memory, kernel in ((made, "triton"), (expected, "naive")):
+    for memory, kernel in zip((made, expected), BOTH, strict=True):
         target = layout(memory, atoms.tables, tokens, heads, atoms.m)
         reconstruct_into(codes, atoms, target, preparation=preparation, kernel=kernel)
     assert int(expected.isfinite().sum()) == atoms.tables * tokens * heads * atoms.m
@@ -247,7 +249,7 @@ def test_values_beyond_the_range_become_its_largest(dtype: torch.dtype) -> None:
     codes = Codes(torch.zeros(4, 1).int(), signs, torch.ones(4).int())
     preparation = Preparation(scale=torch.full((1, 1), 0.5))
     made, expected = torch.full((2, 4, 1, 4), torch.nan, dtype=dtype)
-    for out, kernel in ((made, "triton"), (expected, "naive")):
+    for out, kernel in zip((made, expected), BOTH, strict=True):
         reconstruct_into(
             codes, atoms, TableMemory.of([out], 4), preparation=preparation, kernel=kernel
         )

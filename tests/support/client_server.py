@@ -66,7 +66,7 @@ class _Reload(reload_pb2_grpc.ReloadServicer):
 
     async def Get(self, request: Any, context: Any) -> Any:
         self._b.note("get", context)
-        messages = self._b.memory.get(request, _TIMEOUT)
+        messages: AsyncIterator[Any] = self._b.memory.get(request, _TIMEOUT)
         if self._b.get is not None:
             messages = self._b.get(request, context)
         try:
@@ -103,7 +103,7 @@ class _Dictionaries(dictionaries_pb2_grpc.DictionariesServicer):
 
     async def Fetch(self, request: Any, context: Any) -> Any:
         self._b.note("fetch", context)
-        messages = self._b.memory.fetch(request, _TIMEOUT)
+        messages: AsyncIterator[Any] = self._b.memory.fetch(request, _TIMEOUT)
         if self._b.fetch is not None:
             messages = self._b.fetch(request, context)
         try:

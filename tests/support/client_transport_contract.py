@@ -53,8 +53,9 @@ async def put_messages(
     if header is not None:
         yield offload.PutRequest(header=header).SerializeToString()
     size = small_spec().page_bytes
-    for page, first in zip(header.pages if header else (), range(0, len(data), size), strict=False):
-        last = page == header.pages[-1]
+    pages = list(header.pages) if header else []
+    for page, first in zip(pages, range(0, len(data), size), strict=False):
+        last = page == pages[-1]
         body = data[first:] if last else data[first : first + size]
         checksum = Checksum()
         checksum.add(body)
@@ -91,7 +92,7 @@ class TransportContract:
 
     async def test_lexico_comes_back_as_the_codec_says(self, client: AsyncClient) -> None:
         dictionary = small_dictionary()
-        spec, landing = (small_spec("lexico", dictionary=dictionary.digest) for _ in "ab")
+        spec = small_spec("lexico", dictionary=dictionary.digest)
         landing = Landing(spec)
         cache = random_cache(spec, 2)
         source = views_of(spec, cache)

@@ -49,7 +49,8 @@ def client_interceptors(
     name: str, notes: list[str], *metadata: Pair
 ) -> list[grpc.aio.ClientInterceptor]:
     """One for each kind of call: gRPC uses an object for one kind alone, whatever it could do."""
-    return [kind(name, notes, metadata) for kind in (_Unary, _Download, _Upload)]
+    kinds: tuple[Any, ...] = (_Unary, _Download, _Upload)
+    return [kind(name, notes, metadata) for kind in kinds]
 
 
 class ServerNotes(grpc.aio.ServerInterceptor):  # type: ignore[type-arg]

@@ -23,7 +23,7 @@ TTL_S = 3600.0
 MIB = 1 << 20
 
 
-def frame_of(page: int, group: int, frame_bytes: int = 300, codec_id: int = 1) -> memoryview:
+def frame_of(page: int, group: int, frame_bytes: int = 300, codec_id: int = 1) -> bytes:
     """A sound frame of that length, whose body says which it is."""
     header = FrameHeader(
         codec_id=codec_id,

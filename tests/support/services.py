@@ -134,9 +134,9 @@ class Prompt:
         """Keys of its pages."""
         return page_keys(self.spec, self.token_ids)
 
-    def header(self, **changes: object) -> offload_pb2.PutRequest:
+    def header(self, **changes: Any) -> offload_pb2.PutRequest:
         """The opening message of a Put of every page, with some fields changed."""
-        fields: dict[str, object] = {
+        fields: dict[str, Any] = {
             "spec": spec_to_wire(self.spec),
             "token_ids": self.token_ids,
             "pages": range(len(self.pages)),
@@ -216,6 +216,6 @@ async def serialised(
 
 def error_of(error: grpc.aio.AioRpcError) -> LexicoError:
     """The error of our tree that a failed call carries."""
-    trailing = error.trailing_metadata() or ()
+    trailing: Any = error.trailing_metadata() or ()
     reason = next((str(v) for k, v in trailing if k == REASON_METADATA_KEY), None)
     return from_wire(error.code().value[0], reason, error.details() or "")

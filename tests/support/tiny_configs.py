@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-SMALL = {
+from typing import Any
+
+SMALL: dict[str, Any] = {
     "hidden_size": 64,
     "num_attention_heads": 4,
     "num_hidden_layers": 2,
@@ -12,5 +14,11 @@ SMALL = {
     "eos_token_id": 2,
     "pad_token_id": 0,
 }
-GROUPED = {**SMALL, "num_key_value_heads": 2}
-OLD = {"n_embd": 64, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 256}
+GROUPED: dict[str, Any] = {**SMALL, "num_key_value_heads": 2}
+OLD: dict[str, Any] = {
+    "n_embd": 64,
+    "n_layer": 2,
+    "n_head": 4,
+    "vocab_size": 64,
+    "n_positions": 256,
+}

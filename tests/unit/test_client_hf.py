@@ -16,6 +16,7 @@ from lexico_client.hf import HuggingFaceCache, weights_fingerprint
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto import errors
 from tests.support.client_fixtures import PATIENT, flipped, small_dictionary
+from tests.support.coded_models import layers_of
 
 LAYERS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 3, 2, 16, 8
 WEIGHTS = bytes(32)
@@ -109,7 +110,7 @@ def generated(model: Any, ids: torch.Tensor, cache: DynamicCache | None = None) 
 def test_raw_is_bit_identical_and_logits_go_on(
     client: Client, dtype: torch.dtype, tokens: int
 ) -> None:
-    model = llama().to(dtype)
+    model = llama().to(dtype)  # type: ignore[arg-type]
     shared, ids = raw(client, model), prompt(tokens)
     cache = prefilled(model, ids)
     report = shared.offload(ids, cache)
@@ -117,7 +118,7 @@ def test_raw_is_bit_identical_and_logits_go_on(
     hit = shared.load(ids)
     assert hit.tokens == min(tokens - 1, 32)
     assert hit.cache.get_seq_length() == hit.tokens
-    for ours, theirs in zip(hit.cache.layers, cache.layers, strict=True):
+    for ours, theirs in zip(layers_of(hit.cache), layers_of(cache), strict=True):
         assert torch.equal(ours.keys, theirs.keys[:, :, : hit.tokens])
         assert torch.equal(ours.values, theirs.values[:, :, : hit.tokens])
     with torch.inference_mode():
@@ -212,7 +213,7 @@ def test_lexico_registers_its_dictionary_when_first_needed(
             recent_tokens=1,
         ).load(ids)
     assert (hit.tokens, hit.reason) == (40, None)
-    for ours, theirs in zip(hit.cache.layers, cache.layers, strict=True):
+    for ours, theirs in zip(layers_of(hit.cache), layers_of(cache), strict=True):
         assert torch.equal(ours.keys[:, :, :4], theirs.keys[:, :, :4])  # sinks are exact
         error = (ours.keys - theirs.keys[:, :, :40]).norm() / theirs.keys[:, :, :40].norm()
         assert 0 < error < 0.7
@@ -291,7 +292,7 @@ def test_what_is_no_single_sequence_of_this_model_is_refused(
         shared.offload(ids, prefilled(model, batch))
     with pytest.raises(errors.ShapeMismatch, match="float"):
         shared.load(ids.float())
-    other = llama().to(torch.bfloat16)
+    other = llama().to(torch.bfloat16)  # type: ignore[arg-type]
     with pytest.raises(errors.ShapeMismatch, match="bfloat16"):
         shared.offload(ids, prefilled(other, ids))
     cache = prefilled(model, ids)
@@ -299,11 +300,11 @@ def test_what_is_no_single_sequence_of_this_model_is_refused(
     with pytest.raises(errors.ShapeMismatch, match="2 layers, needs 3"):
         shared.offload(ids, cache)
     cache = prefilled(model, ids)
-    cache.layers[1].crop(-3)
+    layers_of(cache)[1].crop(-3)
     with pytest.raises(errors.ShapeMismatch, match="layer 1"):
         shared.offload(ids, cache)
     with pytest.raises(errors.Unsupported, match="Static"):
-        shared.offload(ids, StaticCache(config=model.config, max_cache_len=32))
+        shared.offload(ids, StaticCache(config=model.config, max_cache_len=32))  # type: ignore[arg-type]
     with pytest.raises(errors.Unsupported, match="tuple"):
         shared.offload(ids, ())  # type: ignore[arg-type]
 
@@ -312,7 +313,7 @@ def test_a_cache_that_is_not_finite(client: Client, model: LlamaForCausalLM) -> 
     shared, ids = raw(client, model), prompt(20)
     cache = prefilled(model, ids)
     with torch.inference_mode():
-        cache.layers[2].values[0, 1, 9, 3] = float("nan")
+        layers_of(cache)[2].values[0, 1, 9, 3] = float("nan")
     with pytest.raises(errors.NonFiniteCache, match="page 1"):
         shared.offload(ids, cache)
 
@@ -338,11 +339,11 @@ def test_a_sliding_window_is_refused(client: Client) -> None:
 
 def test_the_fingerprint_is_that_of_the_weights_and_what_they_mean() -> None:
     plain, same, other = llama(), llama(), llama(seed=1)
+    halved = llama().to(torch.bfloat16)  # type: ignore[arg-type]
     assert len(weights_fingerprint(plain)) == 32
     assert weights_fingerprint(plain) == weights_fingerprint(same)
     different = {
-        weights_fingerprint(model)
-        for model in (plain, other, llama().to(torch.bfloat16), llama(rms_norm_eps=1e-3))
+        weights_fingerprint(model) for model in (plain, other, halved, llama(rms_norm_eps=1e-3))
     }
     assert len(different) == 4
     same.config._name_or_path = "/elsewhere"

@@ -203,15 +203,15 @@ def test_a_load_from_within_its_own_loop_is_a_miss(tmp_path: Path) -> None:
 
     class Nosy(InMemoryTransport):
         async def match(self, request: object, timeout: float) -> object:  # type: ignore
-            reasons.append(client.load(SPEC, TOKENS, Landing(SPEC)).reason)
-            client.close()  # as a collected object may
+            reasons.append(own.load(SPEC, TOKENS, Landing(SPEC)).reason)
+            own.close()  # as a collected object may
             return await super().match(request, timeout)  # type: ignore[arg-type]
 
-    client = Client(transport=Nosy(), dictionaries_dir=tmp_path, timeouts=PATIENT)  # type: ignore
-    client.match(SPEC, TOKENS)
+    own = Client(transport=Nosy(), dictionaries_dir=tmp_path, timeouts=PATIENT)  # type: ignore
+    own.match(SPEC, TOKENS)
     assert [type(reason) for reason in reasons] == [errors.Unsupported]
     with pytest.raises(errors.Cancelled, match="closed"):
-        client.match(SPEC, TOKENS)
+        own.match(SPEC, TOKENS)
 
 
 def test_two_loops_one_after_another(tmp_path: Path) -> None:

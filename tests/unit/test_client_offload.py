@@ -131,7 +131,7 @@ async def test_the_header_says_what_is_waited_for(
     assert report.pages == ("received",) * 3
     assert report.seconds.receive == 2.5
     assert list(seen[0].token_ids) == TOKENS[:24]
-    assert seen[0].durability == (durability == "received")
+    assert offload.Durability.Name(seen[0].durability) == f"DURABILITY_{durability.upper()}"
 
 
 async def test_once_more_where_the_service_was_away(failing: Failing, client: AsyncClient) -> None:

@@ -111,6 +111,7 @@ def info_for(model: Any, name: str) -> SetInfo:
 
 def lexico_set(model: Any, name: str) -> DictionarySet:
     plain = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM)
+    assert isinstance(plain, AtomSet)
     layers = [(plain.atoms(i, "key"), plain.atoms(i, "value")) for i in range(LAYERS)]
     return AtomSet.build(layers, info_for(model, name))
 

@@ -77,7 +77,7 @@ async def test_an_error_of_our_tree_keeps_its_class() -> None:
     [
         died(),
         ray.exceptions.ActorUnavailableError("gone", None),
-        DeploymentUnavailableError(None),
+        DeploymentUnavailableError(None),  # type: ignore[arg-type]
     ],
 )
 async def test_one_death_is_tried_again_by_the_same_owner(death: Exception) -> None:

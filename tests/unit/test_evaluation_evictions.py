@@ -51,7 +51,7 @@ def never(*_: Any) -> Any:
 @pytest.fixture(scope="module")
 def loaded() -> LoadedModel:
     model = llama(attn_implementation="sdpa", head_dim=HEAD_DIM)
-    return LoadedModel("tiny", model, letters)  # type: ignore[arg-type]
+    return LoadedModel("tiny", model, letters)
 
 
 @pytest.fixture

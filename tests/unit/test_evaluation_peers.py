@@ -256,7 +256,7 @@ class TestReport:
         loaded: LoadedModel,
         settings: EvalSettings,
         monkeypatch: pytest.MonkeyPatch,
-        change: dict[str, int],
+        change: dict[str, Any],
         missing: str,
     ) -> None:
         late = Late(4)
@@ -289,7 +289,8 @@ class TestReport:
         given = replace(settings, turns=0, pairs=0, peer_text=more)
         with monkeypatch.context() as patched:
             patched.setattr(run, "load_model", never)
-            for change in ({}, {"peers": False}):
+            changes: tuple[dict[str, Any], ...] = ({}, {"peers": False})
+            for change in changes:
                 with pytest.raises(ConfigurationError, match=r"more\.txt: cannot read"):
                     evaluate(replace(given, **change))
         more.write_text("Foxes.")

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 
 from lexico_lab.evaluation import units
+from lexico_lab.evaluation.fidelity import through_frames
 from lexico_lab.evaluation.options import table_of
 from lexico_lab.evaluation.prefixes import ExactText
 from lexico_lab.evaluation.run import evaluate
 from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.evaluation.turns import converse
 from lexico_lab.models import LoadedModel
 from lexico_proto.errors import DictionaryMismatch
 from tests.support.coded_models import LAYERS, llama
@@ -56,7 +58,7 @@ class TestRefusedSets:
     ) -> None:
         odd = tmp_path / "odd.txt"
         odd.write_text("x" * 4000)
-        whole = units.through_frames
+        whole = through_frames
 
         def refusing(exact: ExactText, way: Any, coded: int) -> Any:
             if way.name == "lossless" and exact.ids[:3] == (ord("x") % 64,) * 3:
@@ -80,7 +82,7 @@ class TestRefusedSets:
     def test_a_later_turn_takes_no_figures_that_were_found(
         self, model: Any, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        whole = units.converse
+        whole = converse
 
         def refusing(model: Any, exact: Any, open_shelf: Any, settings: EvalSettings) -> Any:
             if open_shelf.args[0].name == "lossless":

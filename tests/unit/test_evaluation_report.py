@@ -18,6 +18,7 @@ from lexico_codec.sets.dictionary import AtomSet
 from lexico_lab.evaluation import peers, run, state
 from lexico_lab.evaluation.run import evaluate
 from lexico_lab.evaluation.settings import EvalSettings
+from lexico_lab.evaluation.units import Judge
 from lexico_lab.models import LoadedModel
 from lexico_lab.published import kivi, per_token
 from lexico_proto.errors import (
@@ -285,7 +286,7 @@ class TestRefusals:
             with pytest.raises(ConfigurationError, match=r"report.html: cannot write \(No space"):
                 evaluate(settings, tiny)
         assert not (settings.out / "report.html").exists()
-        monkeypatch.setattr(run.Judge, "of_way", never)
+        monkeypatch.setattr(Judge, "of_way", never)
         assert evaluate(settings, tiny)["sources"]
         assert (settings.out / "report.html").is_file()
 

@@ -262,7 +262,7 @@ def test_changes_name_every_field() -> None:
 
 
 @pytest.mark.parametrize(("field", "value"), CHANGES)
-def test_sound_frame_of_elsewhere(field: str, value: object) -> None:
+def test_sound_frame_of_elsewhere(field: str, value: Any) -> None:
     frame = pack_frame(replace(HEADER, **{field: value}), BODY)
     with pytest.raises(FrameMismatch, match=f"another {field}$"):
         expect_frame(frame, HEADER)

@@ -309,7 +309,9 @@ def test_less_memory_than_dense(client: Client, model: Any) -> None:
     ids = prompt(401)
     shared = offloaded(client, model, ids)
     hit = shared.load_codes(ids)
-    dense = sum(layer.keys.nbytes + layer.values.nbytes for layer in shared.load(ids).cache.layers)
+    dense = sum(
+        layer.keys.nbytes + layer.values.nbytes for layer in layers_of(shared.load(ids).cache)
+    )
     # 11 bytes a vector of 64, spare room and the index of values beside it
     assert (3 * SPARSITY + 2) / 64 < hit.cache.held_bytes / dense < 0.5
     before = hit.cache.held_bytes

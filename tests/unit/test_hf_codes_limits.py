@@ -145,7 +145,8 @@ def test_padded_batches_and_windows_go_as_with_sdpa(model: Any) -> None:
     logits = []
     for implementation in ("sdpa", "lexico_codes"):
         torch.manual_seed(2)
-        config = MistralConfig(**window, sliding_window=9, attn_implementation=implementation)
+        window |= {"sliding_window": 9, "attn_implementation": implementation}
+        config = MistralConfig(**window)
         logits.append(generated(MistralForCausalLM(config).eval(), prompt(20)).logits)
     torch.testing.assert_close(torch.stack(logits[0]), torch.stack(logits[1]), **TOLERANCE)
 
@@ -315,11 +316,11 @@ def test_one_sequence_and_no_other_place(client: Client, model: Any) -> None:
     ids = prompt(20)
     cache = offloaded(client, model, ids).load_codes(ids).cache
     cache.batch_repeat_interleave(1)
-    cache.reorder_cache(torch.tensor([0]))
+    cache.reorder_cache(torch.LongTensor([0]))
     cache.batch_select_indices(torch.tensor([0]))
     for refused in (
         lambda: cache.batch_repeat_interleave(2),
-        lambda: cache.reorder_cache(torch.tensor([0, 0])),
+        lambda: cache.reorder_cache(torch.LongTensor([0, 0])),
         lambda: cache.batch_select_indices(torch.tensor([1])),
         lambda: cache.layers[0].offload(),
         lambda: cache.layers[0].prefetch(),

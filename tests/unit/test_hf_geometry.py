@@ -13,6 +13,7 @@ from transformers import DynamicCache
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto.errors import Unsupported
+from tests.support.coded_models import layers_of
 from tests.support.tiny_configs import GROUPED, OLD, SMALL
 
 LLAMA3 = {
@@ -110,8 +111,12 @@ def test_geometry_is_that_of_the_cache(name: str) -> None:
     cache = DynamicCache(config=config)
     with torch.no_grad():
         model(torch.arange(3, 8)[None], **cache_inputs(model, cache), use_cache=True)
-    assert [tuple(layer.keys.shape) for layer in cache.layers] == [(1, kv_heads, 5, head_dim)] * 2
-    assert [tuple(layer.values.shape) for layer in cache.layers] == [(1, kv_heads, 5, head_dim)] * 2
+    assert [tuple(layer.keys.shape) for layer in layers_of(cache)] == [
+        (1, kv_heads, 5, head_dim)
+    ] * 2
+    assert [tuple(layer.values.shape) for layer in layers_of(cache)] == [
+        (1, kv_heads, 5, head_dim)
+    ] * 2
 
 
 @pytest.mark.parametrize("name", REFUSED)

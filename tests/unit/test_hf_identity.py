@@ -204,7 +204,7 @@ def test_a_folder_that_says_otherwise(tmp_path: Path) -> None:
 class Louder(LlamaForCausalLM):
     """Code of someone's own, which may do anything before the decoder."""
 
-    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:  # type: ignore[override]
+    def forward(self, input_ids: Any = None, **kwargs: Any) -> Any:
         return super().forward(inputs_embeds=self.model.embed_tokens(input_ids) * 2, **kwargs)
 
 

@@ -21,7 +21,7 @@ from tests.support.coded_models import llama, prompt
 from tests.support.tiny_configs import GROUPED, OLD, SMALL
 
 T = transformers
-VISION = {
+VISION: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 32,
     "num_hidden_layers": 1,
@@ -29,7 +29,7 @@ VISION = {
     "image_size": 8,
     "patch_size": 4,
 }
-AUDIO = {
+AUDIO: dict[str, Any] = {
     "d_model": 32,
     "encoder_layers": 1,
     "encoder_attention_heads": 2,
@@ -41,7 +41,7 @@ ROPE = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [2, 3, 3]}
 
 def llava() -> Any:
     torch.manual_seed(0)
-    config = T.LlavaConfig(
+    config = T.LlavaConfig(  # type: ignore[call-arg]
         text_config=T.LlamaConfig(**GROUPED, initializer_range=0.15),
         vision_config=T.CLIPVisionConfig(**VISION),
         image_token_id=60,
@@ -75,7 +75,7 @@ def sound_within() -> Any:
 
 
 def t5() -> Any:
-    config = T.T5Config(
+    config = T.T5Config(  # type: ignore[call-arg]
         d_model=32, d_ff=32, d_kv=16, num_layers=1, num_heads=2, vocab_size=64,
         decoder_start_token_id=0,
     )  # fmt: skip
@@ -98,7 +98,7 @@ def trocr() -> Any:
 class TypedLlama(T.LlamaForCausalLM):
     """Code of someone's own: an input that nobody has heard of."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_ids: Any = None, mood: torch.Tensor | None = None, **kwargs: Any
     ) -> Any:
         return super().forward(input_ids, **kwargs)
@@ -107,7 +107,7 @@ class TypedLlama(T.LlamaForCausalLM):
 class SetLlama(T.LlamaForCausalLM):
     """The same with settings."""
 
-    def forward(  # type: ignore[override]
+    def forward(
         self, input_ids: torch.Tensor | None = None, fast: bool | None = None, level: int = 3,
         **kwargs: Any,
     ) -> Any:  # fmt: skip

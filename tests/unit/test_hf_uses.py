@@ -45,7 +45,7 @@ SHAPE: dict[str, Any] = {
     "pad_token_id": None,
     "initializer_range": 0.3,  # so that answers depend on what is in the cache
 }
-GROUPED = {"num_key_value_heads": 2, "head_dim": 16}
+GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 16}
 MODELS: dict[str, Callable[[], Any]] = {
     "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, **GROUPED)),
     "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, **GROUPED, use_sliding_window=False)),
@@ -304,7 +304,7 @@ def test_what_a_cache_can_do(model: Any, hit: Hit) -> None:
     repeated = copy.deepcopy(forks[0])
     repeated.crop(LOADED - repeated.get_seq_length())
     repeated.batch_repeat_interleave(3)
-    repeated.reorder_cache(torch.tensor([2, 0, 1]))
+    repeated.reorder_cache(torch.LongTensor([2, 0, 1]))
     got = answer(model, IDS, cache_inputs(model, repeated), num_beams=3)
     assert torch.equal(got, answer(model, IDS, num_beams=3))
     assert torch.equal(answer(model, IDS, hit.inputs), answer(model, IDS))

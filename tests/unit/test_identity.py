@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import struct
 from dataclasses import replace
+from typing import Any
 
 import pytest
 from hypothesis import given
@@ -91,7 +92,7 @@ def test_a_salt_is_bytes_or_text() -> None:
 
 
 @pytest.mark.parametrize("salt", [b"s" * (MAX_SALT_BYTES + 1), "ü" * 129, 5, None, "\ud800"])
-def test_other_salts_are_refused(salt: object) -> None:
+def test_other_salts_are_refused(salt: Any) -> None:
     with pytest.raises(InvalidInput, match="salt"):
         replace(BASE, salt=salt)
 

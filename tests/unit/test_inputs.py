@@ -87,7 +87,11 @@ def test_tensors_that_only_look_negated_or_conjugated_count_by_what_they_are() -
 
 @pytest.mark.parametrize(
     "content",
-    [torch.eye(2).to_sparse(), torch.empty(2, device="meta"), np.ma.array([1, 2], mask=[0, 1])],
+    [
+        torch.eye(2).to_sparse(),
+        torch.empty(2, device="meta"),
+        np.ma.array([1, 2], mask=[False, True]),
+    ],
     ids=["sparse", "meta", "masked"],
 )
 def test_contents_that_are_refused(content: Any) -> None:

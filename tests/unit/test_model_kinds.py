@@ -22,6 +22,7 @@ from lexico_codec.rope import rotate, unrotate
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from tests.contract.codec_suite import bits
+from tests.support.coded_models import layers_of
 from tests.support.packed_sets import packed_set
 from tests.support.residual_sets import fitted_to, products
 from tests.support.tiny_configs import GROUPED, OLD, SMALL
@@ -81,7 +82,7 @@ def cache_of(model: Any, ids: list[int]) -> Tensor:
     cache = DynamicCache()
     with torch.no_grad():
         model(torch.tensor([ids]), **cache_inputs(model, cache), use_cache=True)
-    pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
+    pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in layers_of(cache)]
     return torch.stack(pairs).transpose(2, 3).contiguous()
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from typing import Any
 
 import pytest
 import torch
@@ -45,7 +46,7 @@ def unwritten(spec: CacheSpec, group: int) -> Tensor:
     return torch.full(spec.group_shape(group), float("nan"), dtype=spec.geometry.torch_dtype)
 
 
-def encode(spec: CacheSpec, page: int, group: int, tensor: Tensor) -> memoryview:
+def encode(spec: CacheSpec, page: int, group: int, tensor: Tensor) -> bytes:
     return encode_group(spec, KEYS[page], page, group, tensor, DICTIONARY)
 
 
@@ -119,7 +120,8 @@ def test_non_finite_in_any_place(spec: CacheSpec, dtype: str, bad: float) -> Non
 
 
 def test_non_finite_in_each_place() -> None:
-    spec = replace(RAW, geometry=Geometry(1, 2, 3), page_tokens=2, group_layers=1, shard=None)
+    changes: dict[str, Any] = {"page_tokens": 2, "group_layers": 1, "shard": None}
+    spec = replace(RAW, geometry=Geometry(1, 2, 3), **changes)
     for place in range(24):
         tensor = torch.zeros(spec.group_shape(0), dtype=torch.float16)
         tensor.view(-1)[place] = float("inf")

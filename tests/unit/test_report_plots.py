@@ -57,7 +57,7 @@ class TestAxes:
         assert "0.5" not in texts(svg)
 
     def test_bars_begin_at_zero_and_have_their_values(self) -> None:
-        rows = [("one", [25.0, None]), ("two", [50.0, 100.0])]
+        rows: list[tuple[str, list[float | None]]] = [("one", [25.0, None]), ("two", [50.0, 100.0])]
         svg = bars("t", ("a", "b"), rows, Axis("%", from_zero=True, up_to=100), [True, False])
         assert {"one", "two", "a", "b", "25", "50", "100", "0"} <= set(texts(svg))
         assert titles(svg) == ["one, a: 25", "two, a: 50", "two, b: 100"]

@@ -110,7 +110,7 @@ def test_no_tokens() -> None:
     assert rotate(empty, torch.empty(0, dtype=torch.int64), rope_of(4, "half")).shape == (0, 2, 8)
 
 
-SMALL = {
+SMALL: dict[str, Any] = {
     "hidden_size": 64,
     "num_attention_heads": 4,
     "num_hidden_layers": 1,

@@ -123,7 +123,7 @@ def test_settings_are_checked() -> None:
             EncoderConfig(url)
     for options in ({"min_replicas": 0}, {"min_replicas": 3}, {"page_ttl_s": 0.0}):
         with pytest.raises(errors.ConfigurationError):
-            EncoderConfig("redis://127.0.0.1", **options)  # type: ignore[arg-type]
+            EncoderConfig("redis://127.0.0.1", **options)
 
 
 def test_addresses_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
@@ -168,7 +168,7 @@ def test_a_reload_server_starts_before_its_store_and_ends_with_0(tmp_path: Path)
             def refused() -> bool:
                 with pytest.raises(grpc.RpcError) as caught:
                     reload_pb2_grpc.ReloadStub(channel).Match(request, timeout=PATIENCE_S)
-                codes.append(caught.value.code())  # type: ignore[attr-defined]
+                codes.append(caught.value.code())
                 return codes[-1] is not grpc.StatusCode.DEADLINE_EXCEEDED
 
             wait_until(refused, "a Match that the server had time for")
@@ -194,7 +194,7 @@ def test_the_buffers_of_the_reload_server_hold_at_least_one_frame_and_one_set() 
     ReloadConfig(max_buffered_bytes=64 << 20)
     for bad in ({"max_buffered_bytes": 1 << 20}, {"max_dictionary_bytes": 1 << 30}):
         with pytest.raises(errors.ConfigurationError, match="max_buffered_bytes"):
-            ReloadConfig(**bad)  # type: ignore[arg-type]
+            ReloadConfig(**bad)
 
 
 async def test_bytes_are_waited_for_in_turn() -> None:

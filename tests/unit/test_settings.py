@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 import stat
+import subprocess
 import tomllib
 from dataclasses import fields
 from pathlib import Path
@@ -244,7 +245,7 @@ def test_a_child_gets_every_setting_by_a_file_of_its_own(
         def wait(self, timeout: float) -> int:
             return 0
 
-    monkeypatch.setattr(child_module.subprocess, "Popen", Process)
+    monkeypatch.setattr(subprocess, "Popen", Process)
     monkeypatch.setenv("LEXICO_LISTEN__DRAIN_S", "9")
     monkeypatch.setenv("LEXICO_STORE", "redis://elsewhere")
     file.write_text(

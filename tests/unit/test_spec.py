@@ -47,8 +47,8 @@ OTHERS = [
     replace(BASE, geometry=replace(GEOMETRY, rope=None)),
     replace(BASE, geometry=replace(GEOMETRY, rope=Rope((1.0, 0.25)))),
     replace(BASE, geometry=replace(GEOMETRY, head_dim=80)),
-    replace(BASE, geometry=replace(GEOMETRY, layers=3), shard=None),
-    replace(BASE, geometry=replace(GEOMETRY, kv_heads=1), shard=None),
+    replace(BASE, geometry=replace(GEOMETRY, layers=3), shard=None),  # type: ignore[arg-type]
+    replace(BASE, geometry=replace(GEOMETRY, kv_heads=1), shard=None),  # type: ignore[arg-type]
     replace(BASE, shard=Shard(0, 8, 0, 2)),
     replace(BASE, shard=Shard(0, 4, 0, 4)),
     replace(BASE, codec=RawCodec(), dictionary=b""),

@@ -276,8 +276,9 @@ def test_rays_agents_get_their_ports(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 
     monkeypatch.setattr(services, "start_raylet", start_raylet)
     with ray_patience.patient_start(PATIENCE_S):
-        assert services.start_raylet(node, str(tmp_path), metrics_agent_port=0) == "started"
-    assert services.start_raylet is start_raylet
+        raylet: Any = services.start_raylet
+        assert raylet(node, str(tmp_path), metrics_agent_port=0) == "started"
+    assert vars(services)["start_raylet"] is start_raylet
     ports = {given[name] for name in ray_patience._AGENTS_PORTS}
     assert len(ports) == 4
     assert all(port in ray_patience._PORTS for port in ports)

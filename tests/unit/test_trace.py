@@ -6,7 +6,7 @@ import pickle
 
 import pytest
 
-from lexico_services.auth import Metadata
+from lexico_services.caller import Metadata
 from lexico_services.trace import MAX_TRACEPARENT_CHARS, MAX_TRACESTATE_CHARS, trace_of
 from lexico_worker.page_encoder import PageJob
 from tests.support.services import prompt

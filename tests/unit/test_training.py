@@ -14,13 +14,14 @@ from safetensors.torch import load
 from torch import Tensor
 
 from lexico_codec.codecs.packed.codec import PackedCodec, allocate
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training import costs, dictionaries, options, state
 from lexico_lab.training import run as runner
 from lexico_lab.training.learn import LearnSettings, learn
-from lexico_lab.training.run import TrainSettings, error_table, train
+from lexico_lab.training.run import error_table, train
 from lexico_lab.training.sample import cut_windows
+from lexico_lab.training.settings import TrainSettings
 from lexico_proto.errors import ConfigurationError, InvalidInput
 from tests.support.tiny_evaluation import letters as tokenizer
 
@@ -111,15 +112,20 @@ class TestRun:
             train(second, tiny)
         assert not second.out.exists()
         monkeypatch.undo()
-        learned = []
-        monkeypatch.setattr(state, "learn", lambda *a: learned.append(1) or learn(*a))
+        learned: list[int] = []
+
+        def counted(*arguments: Any) -> Any:
+            learned.append(1)
+            return learn(*arguments)
+
+        monkeypatch.setattr(state, "learn", counted)
         assert train(second, tiny).to_bytes() == whole.to_bytes()
         assert len(learned) == 2, "finished dictionaries were learned again"
 
     def test_packed_set_is_of_centred_keys_before_rope(
         self, tiny: LoadedModel, packed: TrainSettings
     ) -> None:
-        made = train(packed, tiny)
+        made = train_packed(packed, tiny)
         assert made.unrotated
         assert "--codec lexico-packed" in made.info.command
         assert made.info.training["codec"] == "lexico-packed"
@@ -165,9 +171,10 @@ class TestRun:
             train(second, tiny)
 
     def test_importance_weighs_the_errors(self, tiny: LoadedModel, packed: TrainSettings) -> None:
-        plain = train(packed, tiny, torch.ones(2, 2)).errors
+        plain = train_packed(packed, tiny, torch.ones(2, 2)).errors
         importance = torch.tensor([[1.0, 0.0], [0.5, 3.0]])
-        weighed = train(packed, tiny, importance)  # of the same state: nothing is learned again
+        # Of the same state: nothing is learned again.
+        weighed = train_packed(packed, tiny, importance)
         assert plain is not None
         assert weighed.errors is not None
         assert plain.shape == (2, 2, 9)
@@ -179,7 +186,8 @@ class TestRun:
         seconds = weighed.errors[:, :, 1] - weighed.errors[:, :, 2]
         assert float(firsts.min()) > float(seconds.max()), "a first atom before any second one"
         assert weighed.info.training["importance"] != ""
-        assert train(packed, tiny, torch.zeros(2, 2)).errors is None, "nothing to share out by"
+        nothing = train_packed(packed, tiny, torch.zeros(2, 2)).errors
+        assert nothing is None, "nothing to share out by"
         for wrong in (torch.ones(2), -importance, importance / 0):
             with pytest.raises(InvalidInput, match="importance"):
                 train(packed, tiny, wrong)
@@ -193,7 +201,8 @@ class TestRun:
     def test_costs_are_those_of_one_coded_table(
         self, tiny: LoadedModel, packed: TrainSettings
     ) -> None:
-        made = train(packed, tiny, torch.zeros(2, 2))  # all tables get the same number of atoms
+        # All tables get the same number of atoms.
+        made = train_packed(packed, tiny, torch.zeros(2, 2))
         samples = dictionaries.samples_of(packed, tiny)
         mute = copy.deepcopy(tiny.model)
         mute.model.layers[1].self_attn.o_proj.weight.data.zero_()
@@ -271,6 +280,12 @@ class TestRun:
             "set.safetensors",
             "text.txt",
         ]
+
+
+def train_packed(*arguments: Any) -> AtomSet:
+    made = train(*arguments)
+    assert isinstance(made, AtomSet)
+    return made
 
 
 def stop_after(patch: pytest.MonkeyPatch, module: Any, name: str, steps: int) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.sets.dictionary import AtomSet, DictionarySet
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training import costs, dictionaries, learn, options, residual
 from lexico_lab.training import run as runner
@@ -111,12 +111,13 @@ class TestAll:
         args = asked(folder, "--codec", "all", "--joint", "40", *mine)
         args.state = folder / "state"
         packed = runner.train(options.settings_of(args)[1], tiny)
+        assert isinstance(packed, AtomSet)
         assert packed.errors is not None
         curve = DictionaryState(folder / "state" / "lexico-packed").result(1, "value").errors
         assert curve is not None
         torch.testing.assert_close(packed.errors[1, 1, 1:], curve[1:] * float(found[1, 1]) ** 0.75)
         assert "--importance set-residual.safetensors" in packed.info.command
-        measured = DictionarySet.load(finished / NAMES["lexico-packed"])
+        measured = AtomSet.load(finished / NAMES["lexico-packed"])
         assert measured.errors is not None
         assert not torch.equal(measured.errors, packed.errors)
         assert "--importance" not in measured.info.command

@@ -23,6 +23,7 @@ from lexico_lab.training.observe import (
     Observations,
     observe,
 )
+from tests.support.coded_models import layers_of
 from tests.support.saved_model import TINY, letters
 from tests.support.tiny_evaluation import letters as tokenizer
 
@@ -77,7 +78,7 @@ def test_gradients_are_those_of_keys_before_rope_and_of_values(name: str, tmp_pa
     cache = DynamicCache()
     with torch.no_grad():
         model(tokens[:, :PROMPT_TOKENS], **cache_inputs(model, cache))
-    pairs = [(layer.keys.clone(), layer.values.clone()) for layer in cache.layers]
+    pairs = [(layer.keys.clone(), layer.values.clone()) for layer in layers_of(cache)]
     positions = torch.arange(PROMPT_TOKENS)
 
     def likelihoods(moved: dict[tuple[int, int], Tensor]) -> Tensor:

@@ -25,6 +25,9 @@ from lexico_worker.ray_runtime import RayConfig, RayRuntime
 from tests.support.training_work import Chores
 from tests.support.waiting import PATIENCE_S, wait_until
 
+REFUSING: list[int | str] = [1, "refuse", 2]
+DYING: list[int | str] = [1, "die", 2]
+
 
 @pytest.mark.parametrize("workers", [1, 2])
 def test_results_come_in_order_or_all_the_same(workers: int, tmp_path: Path) -> None:
@@ -55,12 +58,12 @@ def test_items_are_drawn_as_workers_become_free(workers: int, tmp_path: Path) ->
 @pytest.mark.parametrize("workers", [1, 2])
 def test_errors_of_workers_come_out(workers: int, tmp_path: Path) -> None:
     with pytest.raises(InvalidInput, match="such an item"):
-        list(LocalPool(workers).map(Chores(tmp_path), [1, "refuse", 2]))
+        list(LocalPool(workers).map(Chores(tmp_path), REFUSING))
 
 
 def test_a_process_that_dies_is_named(tmp_path: Path) -> None:
     with pytest.raises(Unavailable, match="--workers"):
-        list(LocalPool(2).map(Chores(tmp_path), [1, "die", 2]))
+        list(LocalPool(2).map(Chores(tmp_path), DYING))
 
 
 def test_threads_are_those_of_the_work(tmp_path: Path) -> None:
@@ -113,7 +116,7 @@ def test_a_cluster_on_loopback_alone_is_joined_there(monkeypatch: pytest.MonkeyP
     monkeypatch.setenv(ray_runtime._ON_LOOPBACK, "")
     with socket.create_server(("127.0.0.1", 0)) as server:
         ray_runtime.check_answers(f"127.0.0.1:{server.getsockname()[1]}")
-    assert ray_runtime.os.environ[ray_runtime._ON_LOOPBACK] == "0"
+    assert os.environ[ray_runtime._ON_LOOPBACK] == "0"
 
 
 class Deserted(training_pool._Crew[int, int]):

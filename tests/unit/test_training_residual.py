@@ -30,8 +30,10 @@ from lexico_lab.training.observe import (
     observe,
 )
 from lexico_lab.training.residual import ResidualSettings, windows_of
-from lexico_lab.training.run import TrainSettings, train
+from lexico_lab.training.run import train
+from lexico_lab.training.settings import TrainSettings
 from lexico_proto.errors import ConfigurationError, InvalidInput
+from tests.support.coded_models import layers_of
 from tests.support.residual_sets import transform_of
 from tests.support.saved_model import TINY, letters
 from tests.support.tiny_evaluation import letters as tokenizer
@@ -82,7 +84,7 @@ def sound_round_trip(made: DictionarySet, model: Any, run_layers: int = 2) -> fl
     ids = torch.tensor([[ord(c) % 64 for c in letters(90, seed=9)]])
     with torch.no_grad():
         model(ids, **cache_inputs(model, cache))
-    pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in cache.layers]
+    pairs = [torch.stack([layer.keys[0], layer.values[0]]) for layer in layers_of(cache)]
     group = torch.stack(pairs).transpose(2, 3).contiguous()
     codec, out = ResidualCodec("near", run_layers=run_layers), torch.empty_like(group)
     for layer in range(0, 2, run_layers):

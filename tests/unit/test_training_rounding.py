@@ -66,15 +66,15 @@ def test_room_for_more_atoms_changes_nothing() -> None:
         rows = slice(60 * table, 60 * table + 60)
         width = int(codes.counts[rows].max())
         columns = (codes.indices[rows, :width], codes.coefficients[rows, :width])
-        own = quantise(
+        of_table = quantise(
             Codes(*columns, codes.counts[rows]), atoms.narrow(table, 1), squares[rows], 3
         )
-        assert own.bits == whole.bits[table]
-        assert torch.equal(own.scales, whole.scales[rows])
-        used = torch.arange(width) < own.counts[:, None]
+        assert of_table.bits == whole.bits[table]
+        assert torch.equal(of_table.scales, whole.scales[rows])
+        used = torch.arange(width) < of_table.counts[:, None]
         for name in ("indices", "levels"):
             made = getattr(whole, name)[rows, :width]
-            assert torch.equal(getattr(own, name)[used], made[used])
+            assert torch.equal(getattr(of_table, name)[used], made[used])
 
 
 def test_no_codes_at_all() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import pytest
 import torch
@@ -56,6 +57,12 @@ def repeated(name: str) -> Tensor:
 
 
 NAMES = sorted(name.removeprefix("residual.") for name in TENSORS)
+
+
+def changed(name: str, change: Callable[[Tensor], Tensor]) -> dict[str, Tensor | None]:
+    return {name: change(of(name))}
+
+
 MALFORMED: dict[str, Callable[[], dict[str, Tensor | None]]] = {
     "order twice": lambda: {"order": repeated("order")},
     "order out of range": lambda: {"order": with_number("order", COUNT, 0, 0)},
@@ -128,11 +135,11 @@ MALFORMED: dict[str, Callable[[], dict[str, Tensor | None]]] = {
     "bases of fewer blocks": lambda: {"bases": of("bases")[..., :12, :12]},
     "bases of nothing": lambda: {"bases": of("bases")[:, :0]},
     "bases infinite": lambda: {"bases": with_number("bases", float("inf"), 0, 0, 0, 0)},
-    **{f"{name} missing": lambda name=name: {name: None} for name in NAMES},
-    **{f"{name} of one axis more": lambda name=name: {name: of(name)[None]} for name in NAMES},
-    **{f"{name} in double": lambda name=name: {name: of(name).double()} for name in NAMES},
+    **{f"{name} missing": partial(dict, [(name, None)]) for name in NAMES},
+    **{f"{name} of one axis more": partial(changed, name, lambda t: t[None]) for name in NAMES},
+    **{f"{name} in double": partial(changed, name, Tensor.double) for name in NAMES},
     **{
-        f"{name} NaN": lambda name=name: {name: torch.full_like(of(name), float("nan"))}
+        f"{name} NaN": partial(changed, name, lambda t: torch.full_like(t, float("nan")))
         for name in NAMES
         if TENSORS[f"residual.{name}"].is_floating_point()
     },

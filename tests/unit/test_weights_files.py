@@ -66,7 +66,7 @@ def shard(folder: Path) -> None:
     made = tensors()
     names = sorted(made)
     (folder / "model.safetensors").unlink()
-    places = {}
+    places: dict[str, str] = {}
     for part, mine in enumerate((names[2:], names[:2]), 1):
         file = f"model-{part:05}-of-00002.safetensors"
         save_file({name: made[name] for name in mine}, folder / file, {"format": "pt"})
