@@ -265,7 +265,9 @@ def test_quantised_codes_are_the_plain_ones_rounded(norm: float) -> None:
     atoms, vectors = unit_rows(70, 32), drawn(20, 32) * norm
     vectors[3] = 0
     plain = triton(vectors, atoms, 4, 0.75)
-    assert_equal(encode(vectors, atoms, 4, 0.75, quantised=True, kernel="triton"), plain.quantised())
+    assert_equal(
+        encode(vectors, atoms, 4, 0.75, quantised=True, kernel="triton"), plain.quantised()
+    )
 
 
 def test_every_rounding_of_e4m3() -> None:
