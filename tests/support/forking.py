@@ -13,8 +13,10 @@ import traceback
 from collections.abc import Callable
 from typing import Any
 
-PATIENCE_SECONDS = 120.0
-"""What counts as waiting for ever, on a busy machine too."""
+from tests.support.waiting import PATIENCE_S
+
+CHILDS_PATIENCE_S = PATIENCE_S / 2
+"""Below that of the program, which does not say which child hangs."""
 
 
 def in_child(work: Callable[[], Any], in_order: bool = True) -> Any:
@@ -27,7 +29,7 @@ def in_child(work: Callable[[], Any], in_order: bool = True) -> Any:
             thread had used OpenMP.
 
     Raises:
-        AssertionError: it raised, died, or was still at it after `PATIENCE_SECONDS`.
+        AssertionError: it raised, died, or was still at it after `CHILDS_PATIENCE_S`.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -41,7 +43,7 @@ def in_child(work: Callable[[], Any], in_order: bool = True) -> Any:
             traceback.print_exc()
         sys.exit(status) if in_order else os._exit(status)
     os.close(write)
-    end = time.monotonic() + PATIENCE_SECONDS
+    end = time.monotonic() + CHILDS_PATIENCE_S
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > end:
             os.kill(child, signal.SIGKILL)
@@ -60,7 +62,7 @@ def run_program(program: str, *arguments: str) -> Any:
         [sys.executable, "-c", textwrap.dedent(program), *arguments],
         capture_output=True,
         text=True,
-        timeout=3 * PATIENCE_SECONDS,
+        timeout=PATIENCE_S,
         check=False,
     )
     assert done.returncode == 0, done.stderr
