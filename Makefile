@@ -6,6 +6,10 @@ BIN := $(VENV)/bin
 UV := 0.13.9
 NATIVE := hatch_build.py $(wildcard lexico_codec/kernels/native/*.cpp lexico_codec/kernels/native/*.inl lexico_codec/kernels/native/*.h)
 PIP := python -m pip install -qq --disable-pip-version-check --no-input
+# Two processes share the tests by files, in the order of the tree: while one waits for servers, the other computes.
+# `WORKERS=0` runs them in one process, for a debugger.
+WORKERS ?= 2
+PYTESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PACKAGES := proto/lexico_proto lexico_codec lexico_store lexico_worker lexico_lab services/lexico_services client/lexico_client
 
 # One thread a process and sleeping waiters: on small and shared machines spinning threads cost more than they give.
@@ -25,7 +29,7 @@ demo: $(VENV)/demo ## two nodes share a prompt cache on a real model
 test: $(VENV)/dev redis lint tests ## everything that must hold before a change lands
 
 tests: $(VENV)/dev redis
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest $(PYTEST)
+	$(PYTESTS) $(PYTEST)
 
 lint: $(VENV)/dev  ## ruff, mypy, import directions, generated stubs, README figures
 	$(BIN)/ruff format --check .
@@ -46,7 +50,7 @@ proto: $(VENV)/dev ## generate the gRPC stubs
 	$(BIN)/python proto/compile_protos.py
 
 unit contract integration kernels: $(VENV)/dev redis ## one category of tests
-	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests/$@ $(PYTEST)
+	$(PYTESTS) tests/$@ $(PYTEST)
 
 goldens: $(VENV)/dev ## write golden frames where there are none; --rewrite is by hand
 	$(BIN)/python -m tests.support.goldens

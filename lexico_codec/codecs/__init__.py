@@ -7,9 +7,8 @@ which decodes nothing, uses none.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import fields
-from importlib import import_module
 from typing import TYPE_CHECKING, Any, Final
 
 from lexico_codec.limits import MAX_CONFIG_BYTES
@@ -40,62 +39,94 @@ __all__ = [
     "codec_from_config",
 ]
 
-_MODULES: Final = {
-    "AdaptiveCodec": "adaptive",
-    "Codec": "codec",
-    "GroupCodes": "sparse",
-    "LexicoCodec": "lexico",
-    "LosslessCodec": "lossless",
-    "PackedCodec": "packed",
-    "Place": "codec",
-    "RawCodec": "raw",
-    "ResidualCodec": "residual",
-    "SparseCodec": "sparse",
-}
-"""class → the module of this package that has it."""
+
+def _adaptive() -> type[Codec]:
+    from lexico_codec.codecs.adaptive import AdaptiveCodec
+
+    return AdaptiveCodec
+
+
+def _lexico() -> type[Codec]:
+    from lexico_codec.codecs.lexico import LexicoCodec
+
+    return LexicoCodec
+
+
+def _lossless() -> type[Codec]:
+    from lexico_codec.codecs.lossless import LosslessCodec
+
+    return LosslessCodec
+
+
+def _packed() -> type[Codec]:
+    from lexico_codec.codecs.packed import PackedCodec
+
+    return PackedCodec
+
+
+def _raw() -> type[Codec]:
+    from lexico_codec.codecs.raw import RawCodec
+
+    return RawCodec
+
+
+def _residual() -> type[Codec]:
+    from lexico_codec.codecs.residual import ResidualCodec
+
+    return ResidualCodec
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _MODULES:
+    if name in _CLASSES:
+        return _CLASSES[name]()
+    if name in ("Codec", "Place"):
+        from lexico_codec.codecs import codec as module
+    elif name in ("GroupCodes", "SparseCodec"):
+        from lexico_codec.codecs import sparse as module
+    else:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
+    return getattr(module, name)
 
 
 class _Codecs(Mapping[str, "type[Codec]"]):
     """name → class, which is imported when it is asked for."""
 
-    def __init__(self, classes: dict[str, str]) -> None:
-        """
-        Args:
-            classes: name → name of the class.
-        """
-        self._classes = classes
+    def __init__(self, loaders: dict[str, Callable[[], type[Codec]]]) -> None:
+        self._loaders = loaders
 
     def __getitem__(self, name: str) -> type[Codec]:
-        cls: type[Codec] = __getattr__(self._classes[name])
-        return cls
+        return self._loaders[name]()
 
     def __contains__(self, name: object) -> bool:
-        return name in self._classes
+        return name in self._loaders
 
     def __iter__(self) -> Iterator[str]:
-        return iter(self._classes)
+        return iter(self._loaders)
 
     def __len__(self) -> int:
-        return len(self._classes)
+        return len(self._loaders)
 
 
 CODECS: Final = _Codecs(
     {
-        "raw": "RawCodec",
-        "lexico": "LexicoCodec",
-        "lexico-packed": "PackedCodec",
-        "lexico-residual": "ResidualCodec",
-        "lossless": "LosslessCodec",
-        "lexico-adaptive": "AdaptiveCodec",
+        "raw": _raw,
+        "lexico": _lexico,
+        "lexico-packed": _packed,
+        "lexico-residual": _residual,
+        "lossless": _lossless,
+        "lexico-adaptive": _adaptive,
     }
 )
-"""name → class. A new codec is a line here, in `_MODULES` and above it."""
+"""name → class. A new codec is a line here and in `_CLASSES`, and a function above."""
+
+_CLASSES: Final = {
+    "AdaptiveCodec": _adaptive,
+    "LexicoCodec": _lexico,
+    "LosslessCodec": _lossless,
+    "PackedCodec": _packed,
+    "RawCodec": _raw,
+    "ResidualCodec": _residual,
+}
 
 
 def codec_from_config(name: str, config_json: str = "{}") -> Codec:

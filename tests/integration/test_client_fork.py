@@ -125,8 +125,9 @@ async def match():
         return error.reason
 
 async def all_of_it():
+    matched = await match()
     loaded = await shared.load(SPEC, TOKENS, Landing(SPEC), timeout=PATIENCE_S)
-    answers = [await match(), loaded.pages]
+    answers = [matched, loaded.pages]
     await shared.close()
     return answers
 

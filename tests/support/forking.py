@@ -15,6 +15,9 @@ from typing import Any
 
 from tests.support.waiting import PATIENCE_S
 
+CHILDS_PATIENCE_S = PATIENCE_S / 2
+"""Below that of the program, which does not say which child hangs."""
+
 
 def in_child(work: Callable[[], Any], in_order: bool = True) -> Any:
     """Forks; what `work` returns in the child, as JSON carries it.
@@ -26,7 +29,7 @@ def in_child(work: Callable[[], Any], in_order: bool = True) -> Any:
             thread had used OpenMP.
 
     Raises:
-        AssertionError: it raised, died, or was still at it after `PATIENCE_S`.
+        AssertionError: it raised, died, or was still at it after `CHILDS_PATIENCE_S`.
     """
     read, write = os.pipe()
     child = os.fork()
@@ -40,7 +43,7 @@ def in_child(work: Callable[[], Any], in_order: bool = True) -> Any:
             traceback.print_exc()
         sys.exit(status) if in_order else os._exit(status)
     os.close(write)
-    end = time.monotonic() + PATIENCE_S
+    end = time.monotonic() + CHILDS_PATIENCE_S
     while (ended := os.waitpid(child, os.WNOHANG)) == (0, 0):
         if time.monotonic() > end:
             os.kill(child, signal.SIGKILL)

@@ -10,7 +10,7 @@ import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache
-from tests.support.client_fixtures import small_dictionary
+from tests.support.client_fixtures import PATIENT, small_dictionary
 from tests.support.forking import in_child
 
 torch.set_num_threads(2)  # so that there are teams of OpenMP to miss
@@ -19,7 +19,9 @@ model = LlamaForCausalLM(LlamaConfig(
     num_attention_heads=4, num_key_value_heads=2, head_dim=16,
 )).eval()
 ids = torch.randint(0, 97, (1, 400))
-client = Client(transport=InMemoryTransport(), dictionaries_dir=tempfile.mkdtemp())
+client = Client(
+    transport=InMemoryTransport(), dictionaries_dir=tempfile.mkdtemp(), timeouts=PATIENT
+)
 cache = model(ids).past_key_values
 answers = []
 for codec in ("raw", "lossless", "lexico"):
@@ -28,7 +30,7 @@ for codec in ("raw", "lossless", "lexico"):
     shared.offload(ids, cache)
     here = shared.load(ids)
     torch.zeros(1 << 20) + 1  # this thread has a team too
-    there = in_child(lambda: shared.load(ids, timeout=600).tokens, in_order=False)
+    there = in_child(lambda: shared.load(ids).tokens, in_order=False)
     answers.append([here.tokens, there])
 print(json.dumps(answers))
 """
@@ -38,12 +40,13 @@ import json, threading
 from lexico_client._runner import Runner
 from lexico_codec.kernels.forms import Forms
 from tests.support.forking import in_child
+from tests.support.waiting import PATIENCE_S
 
 async def seven():
     return 7
 
 forms, runner = Forms(), Runner("forked")
-runner.run(seven(), 60)
+runner.run(seven(), PATIENCE_S)
 making, forked = threading.Event(), threading.Event()
 
 def make():
@@ -55,10 +58,10 @@ thread = threading.Thread(target=forms.once, args=("name", make))
 thread.start()
 making.wait()
 with runner._lock, runner._closing:
-    child = in_child(lambda: [forms.once("name", lambda: 8), runner.run(seven(), 60)])
+    child = in_child(lambda: [forms.once("name", lambda: 8), runner.run(seven(), PATIENCE_S)])
 forked.set()
 thread.join()
-print(json.dumps([child, forms.once("name", int), runner.run(seven(), 60)]))
+print(json.dumps([child, forms.once("name", int), runner.run(seven(), PATIENCE_S)]))
 """
 
 

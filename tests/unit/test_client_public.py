@@ -75,7 +75,7 @@ def test_a_timeout_is_a_positive_number(seconds: object) -> None:
         {"reload": "localhost:80", "transport": InMemoryTransport()},
         {"transport": InMemoryTransport(), "threads": 0},
     ],
-    ids=str,
+    ids=lambda arguments: "+".join(arguments) or "nothing",
 )
 def test_clients_that_cannot_be_built(arguments: dict[str, object]) -> None:
     with pytest.raises(ConfigurationError):

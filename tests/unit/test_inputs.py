@@ -138,7 +138,7 @@ def test_no_prefix_ends_within_a_span() -> None:
     "spans",
     [[(-1, 2, "a")], [(0, 9, "a")], [(9, 0, "a")], [(0, -1, "a")], [(0, 1, object())],
      [(0, 1, {5: "a"})], [(0, 1, np.array([None]))]],
-    ids=repr,
+    ids=["before", "too-long", "behind", "backwards", "object", "numbered", "array-of-objects"],
 )  # fmt: skip
 def test_spans_that_cannot_be(spans: Any) -> None:
     with pytest.raises(InvalidInput, match="input digests"):
