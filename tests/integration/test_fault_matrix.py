@@ -1,0 +1,113 @@
+"""Every fault against every kind of call, by one oracle: never wrong, never hung, all given back.
+
+Columns are the operations, rows are in `tests/support/fault_rows.py`; `fault_table.py` beside it says
+which of them hold each failure of docs/operations.md.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+
+import psutil
+import pytest
+
+from lexico_store.redis_rights import RULE
+from tests.support.fault_rig import KEPT, NEW, PAGES, SHORT_S, USER, Answer, Rig, running_rig
+from tests.support.fault_rows import OPERATIONS, ROWS, Row
+from tests.support.fault_table import ELSEWHERE, HEADING, HELD, failures_of
+from tests.support.named_tests import ROOT, missing
+from tests.support.servers import RedisServer, redis_server
+from tests.support.topologies import client_of
+from tests.support.waiting import PATIENCE_S, until
+
+
+@pytest.fixture(scope="module")
+def another_redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[], RedisServer]]:
+    """The one that runs, or a new one in its place."""
+    running: list[RedisServer] = []
+    with ExitStack() as stack:
+
+        def get() -> RedisServer:
+            if not running or running[-1].process.poll() is not None:
+                server = redis_server(tmp_path_factory.mktemp("redis"))
+                running.append(stack.enter_context(server))
+                with client_of(running[-1]) as raw:
+                    raw.execute_command("ACL", "SETUSER", USER, "on", ">secret", *RULE.split())
+            return running[-1]
+
+        yield get
+
+
+@pytest.fixture
+async def rig(another_redis: Callable[[], RedisServer], tmp_path: Path) -> AsyncIterator[Rig]:
+    """What it takes while it runs it gives back when it ends."""
+    async with running_rig(another_redis, tmp_path):
+        pass  # what gRPC and torch take once, they keep
+    before = _taken()
+    async with running_rig(another_redis, tmp_path) as rig:
+        yield rig
+    await until(
+        lambda: all(now <= was for now, was in zip(_taken(), before, strict=True)),
+        f"threads and descriptors as before: {before}",
+        _taken,
+    )
+
+
+def _taken() -> tuple[int, int]:
+    return threading.active_count(), psutil.Process().num_fds()
+
+
+@pytest.mark.parametrize("name", ROWS)
+async def test_fault(rig: Rig, name: str) -> None:
+    for operation in OPERATIONS:
+        await _cell(rig, ROWS[name], operation)
+
+
+async def _cell(rig: Rig, row: Row, operation: str) -> None:
+    allowed = row.allowed(operation)
+    await rig.fresh()
+    rig.seconds = SHORT_S if row.deadline and None not in allowed else PATIENCE_S
+    async with row.broken(rig):
+        answer = await rig.call(operation)
+    assert answer.error in allowed, f"{operation}: {answer}"
+    rig.seconds = PATIENCE_S
+    await rig.all_given_back()
+    if operation == "load" and (answer.error is None or row.pages < PAGES):
+        assert answer.pages == row.pages
+    await _what_is_left(rig, row, operation, answer)
+    await rig.fresh()  # and all of it works again
+
+
+async def _what_is_left(rig: Rig, row: Row, operation: str, answer: Answer) -> None:
+    """What either prompt gives now is what was offered; and it is there as the answer said."""
+    kept, new = await rig.given(KEPT), await rig.given(NEW)
+    done = answer.error is None
+    if row.loses:
+        assert (kept, new) == (0, 0)
+    elif operation == "forget":
+        assert kept == 0 if done else kept <= PAGES
+    elif row.pages == PAGES:
+        assert kept == PAGES
+    if operation == "offload" and done:
+        assert new == PAGES
+
+
+def test_every_failure_of_the_table_is_held() -> None:
+    """The table of docs/operations.md, this matrix and the tests that it names are one."""
+    assert failures_of((ROOT / "docs" / "operations.md").read_text()) == list(HELD)
+    names = {name for held in (*HELD.values(), *ELSEWHERE.values()) for name in held}
+    rows = {name for name in names if not name.startswith("tests/")}
+    assert rows <= ROWS.keys()
+    assert [name for name in sorted(names - rows) if missing(name)] == []
+    assert all((*HELD.values(), *ELSEWHERE.values())), "each is held by something"
+
+
+def test_a_failure_without_a_cell_would_be_seen() -> None:
+    document = f"{HEADING}\n\n| failure | class |\n|---|---|\n| a new one | `Busy` |\n\nend\n"
+    assert failures_of(document) == ["a new one"]
+    assert missing("tests/unit/test_nothing.py")
+    assert missing("tests/unit/test_waiting.py::test_nothing")
+    assert not missing("tests/unit/test_waiting.py::test_no_test_waits_for_seconds")
