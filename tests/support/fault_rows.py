@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -241,6 +241,8 @@ def _policy(line: str) -> Break:
         former = file.read_text()
         file.write_text(f"[default]\n{line}\n")
         look_again()
+        with suppress(QuotaExceeded):  # a first call may be made of any quota of them
+            await rig.patient.match(SPEC, KEPT.tokens)
         yield
         file.write_text(former)
         look_again()

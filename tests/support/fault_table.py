@@ -1,4 +1,4 @@
-"""What holds each failure that docs/operations.md promises: rows of the fault matrix, other tests."""
+"""What holds each failure of docs/operations.md: rows of the fault matrix, other tests."""
 
 from __future__ import annotations
 
@@ -154,7 +154,10 @@ ELSEWHERE: Final[Held] = {
         _LIFECYCLE + "test_rays_session_is_private_and_the_loss_of_the_store_ends_all",
         "tests/integration/test_serve.py::test_the_parts_run_apart_and_survive_the_loss_of_redis",
     ),
-    "full disk": (_START + "test_a_full_disk_is_one_line",),
+    "full disk": (
+        _START + "test_a_full_disk_is_one_line",
+        _START + "test_a_folder_of_the_store_without_room_is_one_line",
+    ),
     "no IPv6": (_START + "test_without_ipv6_the_service_is_up",),
     "a poor container": (
         "tests/unit/test_doctor.py::test_a_poor_container_is_described_in_a_line_each",
