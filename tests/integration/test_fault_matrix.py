@@ -15,6 +15,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
 
+import grpc
 import pytest
 
 from lexico_store.redis_rights import RULE
@@ -59,6 +60,7 @@ async def rig(
         async with running_rig(another_redis, tmp_path) as first:
             await first.fresh()
             warm |= {operation for operation in OPERATIONS if await first.call(operation)}
+    grpc.aio.init_grpc_aio()  # its thread and sockets are there as long as anyone uses it: we do
     before = _taken()
     async with running_rig(another_redis, tmp_path) as rig:
         yield rig
@@ -67,11 +69,12 @@ async def rig(
         "threads and descriptors as before",
         lambda: _taken() - before,
     )
+    grpc.aio.shutdown_grpc_aio()
 
 
 def _taken() -> Counter[str]:
     """Threads of Python's by name, and descriptors by kind, but for those of the test's loop."""
-    gc.collect()  # gRPC's thread ends with the last channel, which may lie in a circle
+    gc.collect()  # channels may lie in a circle
     names = (re.sub(r"-\d+", "", thread.name) for thread in threading.enumerate())
     taken = Counter(name for name in names if not name.startswith("asyncio_"))
     for name in os.listdir("/proc/self/fd"):
