@@ -87,7 +87,8 @@ def _of_soak(result: Mapping[str, Any]) -> list[str]:
 
 
 def _given_up(calls: list[dict[str, Any]]) -> float:
-    return sum(call.get("reason") == "given-up" for call in calls) / max(1, len(calls))
+    given_up = [call for call in calls if call.get("reason") == "given-up"]
+    return len(given_up) / max(1, len(calls))
 
 
 def _outcomes(calls: list[dict[str, Any]], some: str, none: str) -> dict[str, int]:
