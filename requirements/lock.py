@@ -105,7 +105,8 @@ def resolved(options: Sequence[str], pins: Sequence[str], known: str = "") -> st
 def parts(pins: Sequence[str], resolution: str, known: str = "") -> dict[str, str]:
     """The text of each part's file, without its header."""
     how = [f"--resolution={resolution}"]
-    everything = [*list(PARTS.values())[-1], *how]
+    groups = [each for options in PARTS.values() for each in options if not _is_of_output(each)]
+    everything = [*dict.fromkeys(groups), *how]
     whole = resolved([*everything, "--generate-hashes"], pins, known)
     left = {name: each for name, each in entries(whole).items() if not name.startswith(CUDA)}
     made = {}
@@ -115,6 +116,11 @@ def parts(pins: Sequence[str], resolution: str, known: str = "") -> dict[str, st
         made[part] = "".join("".join(left.pop(name)) for name in sorted(set(names) & set(left)))
     made["torch"] = _HASHES.sub("\n", made["torch"])
     return made
+
+
+def _is_of_output(option: str) -> bool:
+    """Whether it says what is written, and not what is needed."""
+    return option.startswith("--no-emit-")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -129,9 +135,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     files = {part: options.out / f"{part}.lock" for part in PARTS}
     head = header(inputs_digest())
     if options.check:
-        old = [path for path in files.values() if not _starts_with(path, head)]
+        old = [path for path in files.values() if not _is_of(path, head)]
         for path in old:
-            sys.stderr.write(f"{path} is older than pyproject.toml: run make lock\n")
+            sys.stderr.write(f"{path} is empty or older than pyproject.toml: run make lock\n")
         return 1 if old else 0
     locked = "".join(path.read_text() for path in sorted(HERE.glob("*.lock")))
     known = "" if options.upgrade or options.oldest else locked
@@ -145,8 +151,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _starts_with(path: Path, head: str) -> bool:
-    return path.is_file() and path.read_text().startswith(head)
+def _is_of(path: Path, head: str) -> bool:
+    if not path.is_file():
+        return False
+    text = path.read_text()
+    return text.startswith(head) and bool(entries(text))
 
 
 if __name__ == "__main__":

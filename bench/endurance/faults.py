@@ -26,7 +26,7 @@ def _kill(words: str) -> Fault:
     return kill
 
 
-def _sleep(dice: random.Random, most: float = 4.0) -> None:
+def _sleep(dice: random.Random, most: float = 2.5) -> None:
     time.sleep(dice.uniform(0.2, most))
 
 
@@ -65,16 +65,37 @@ def stop_encoder(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
 def slow_network(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
     """Every answer of Redis comes 100 ms late."""
     stack.proxy.delay_s = 0.1
-    _sleep(dice, 8.0)
+    _sleep(dice)
     stack.proxy.delay_s = 0.0
 
 
 def forgetful_network(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
     """Connections go dead without a reset; later ones work."""
+    stack.proxy.forget()
+
+
+def black_hole(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """Whatever is sent vanishes for a while, on later connections too."""
     stack.proxy.swallows = True
-    _sleep(dice, 8.0)
-    stack.proxy.cut()
+    _sleep(dice)
     stack.proxy.swallows = False
+    stack.proxy.cut()
+
+
+def refuse_connections(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """Nobody listens on the port of Redis for a while."""
+    stack.proxy.refuse()
+    _sleep(dice)
+    stack.proxy.accept()
+
+
+def demote_redis(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
+    """Redis is a replica for a while, of a primary that is not there: nothing can be written."""
+    with suppress(redis.RedisError):
+        client = stack.direct()
+        client.replicaof("127.0.0.1", 1)
+        _sleep(dice)
+        client.replicaof("NO", "ONE")
 
 
 def cut_network(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
@@ -149,13 +170,18 @@ FAULTS: Final[dict[str, Fault]] = {
     "redis restarted": restart_redis,
     "redis stopped": stop_redis,
     "encoder stopped": stop_encoder,
+    "redis read-only": demote_redis,
     "network slow": slow_network,
     "network forgetful": forgetful_network,
+    "network swallows": black_hole,
+    "network refuses": refuse_connections,
     "network cut": cut_network,
     "pages damaged": damage_pages,
     "pages lost": lose_pages,
     "store full": fill_redis,
     "rights revoked": refuse_writes,
 }
+MEDIUM: Final = frozenset({"encoder killed", "ingress killed"})
+"""Those after which Ray Serve starts a part again, which takes seconds."""
 HEAVY: Final = frozenset({"raylet killed", "serve killed", "serve ended", "reload server killed"})
-"""Those after which the whole service starts again: rarer than the others."""
+"""Those after which the whole service starts again."""

@@ -12,6 +12,7 @@ import signal
 import sys
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from typing import Any, Final
 
 import torch
@@ -36,7 +37,9 @@ from lexico_proto.errors import LexicoError
 LOAD_S: Final = 10.0
 OFFLOAD_S: Final = 20.0
 ABORTED: Final = 1 / 3
-"""Share of calls that are given up half-way."""
+"""Share of calls of each kind that are given up half-way."""
+MISS_S: Final = 0.1
+"""What a node does after a miss or a refusal: it prefills."""
 
 
 class Node:
@@ -45,6 +48,7 @@ class Node:
     def __init__(self, client: AsyncClient, seed: int) -> None:
         self._client = client
         self._random = random.Random(seed)
+        self._calls = {"load": Calls(), "offload": Calls()}
 
     async def step(self) -> None:
         """One turn of one conversation: a load, and perhaps an offload."""
@@ -57,35 +61,40 @@ class Node:
             await self._offload(spec, tokens)
 
     async def _load(self, spec: CacheSpec, tokens: list[int]) -> None:
-        landing, stop = Landing(spec), self._stop_after()
+        landing = Landing(spec)
+        giving_up = self._giving_up("load")
 
         def target(pages: int) -> PageView:
             view = landing(pages)
+            giving_up.moves(pages * spec.groups)
 
             def counted(page: int, group: int) -> Tensor:
-                stop()
+                giving_up.moved()
                 return view(page, group)
 
             return counted
 
         async def call() -> dict[str, Any]:
             loaded = await self._client.load(spec, tokens, target, timeout=LOAD_S)
+            giving_up.over()
             wrong = wrong_pages(spec, tokens, landing.cache, loaded.pages)
             reason = None if loaded.reason is None else loaded.reason.reason
             return {"pages": loaded.pages, "wrong": wrong, "reason": reason}
 
-        await self._told("load", LOAD_S, call)
+        outcome = await self._told("load", LOAD_S, call, giving_up)
         # Whoever gave the call up uses the memory for something else now.
         before = landing.cache.clone()
-        await asyncio.sleep(self._random.random() / 20)
+        await asyncio.sleep(self._random.random() / 20 if outcome.get("pages") else MISS_S)
         if not torch.equal(before, landing.cache):  # NaN is never equal: see Landing
             tell("late", 0.0, 0.0, {})
 
     async def _offload(self, spec: CacheSpec, tokens: list[int]) -> None:
-        keys, stop = page_keys(spec, tokens), self._stop_after()
+        keys = page_keys(spec, tokens)
+        giving_up = self._giving_up("offload")
+        giving_up.moves(len(keys) * spec.groups)
 
         def source(page: int, group: int) -> Tensor:
-            stop()
+            giving_up.moved()
             layers = spec.group_range(group)
             return offered(spec, keys[page])[layers.start : layers.stop]
 
@@ -93,27 +102,30 @@ class Node:
             if spec.codec.needs_dictionary:
                 await self._client.register_dictionary(DICTIONARY, timeout=OFFLOAD_S)
             report = await self._client.offload(spec, tokens, source, timeout=OFFLOAD_S)
+            giving_up.over()
             return {"pages": len(report.pages), "sent": report.bytes_sent}
 
-        await self._told("offload", 2 * OFFLOAD_S, call)
+        outcome = await self._told("offload", 2 * OFFLOAD_S, call, giving_up)
+        if "pages" not in outcome:
+            await asyncio.sleep(MISS_S)
 
-    def _stop_after(self) -> Callable[[], None]:
-        """What gives the running task up at some count of groups, or never."""
-        task, loop = asyncio.current_task(), asyncio.get_running_loop()
-        assert task is not None
-        left = self._random.randint(1, 8) if self._random.random() < ABORTED else 0
-
-        def stop() -> None:  # in a worker thread
-            nonlocal left
-            left -= 1
-            if left == 0:
-                loop.call_soon_threadsafe(task.cancel)
-
-        return stop
+    def _giving_up(self, what: str) -> GivingUp:
+        """Whether the next call is given up, and where. Calls may be over before that, so whoever
+        is behind the share tries with the next."""
+        calls = self._calls[what]
+        behind = calls.given_up <= ABORTED * calls.made
+        giving_up = GivingUp()
+        if self._random.random() < (0.9 if behind else 0.1):
+            giving_up.at(self._random.random(), calls.seconds)
+        return giving_up
 
     async def _told(
-        self, what: str, deadline: float, call: Callable[[], Awaitable[dict[str, Any]]]
-    ) -> None:
+        self,
+        what: str,
+        deadline: float,
+        call: Callable[[], Awaitable[dict[str, Any]]],
+        giving_up: GivingUp,
+    ) -> dict[str, Any]:
         started = time.monotonic()
         task = asyncio.current_task()
         assert task is not None
@@ -123,11 +135,76 @@ class Node:
             outcome = {"reason": error.reason}
             if error.reason in ("internal", "configuration"):
                 sys.stderr.write(f"{what}: {error!r}\n")
-            await asyncio.sleep(0.2)  # a node that is refused prefills
         except asyncio.CancelledError:
             task.uncancel()
-            outcome = {"reason": "given-up"}
-        tell(what, time.monotonic() - started, deadline, outcome)
+            outcome = {"reason": "given-up", "moved": giving_up.count}
+        giving_up.over()
+        seconds = time.monotonic() - started
+        self._calls[what].add(seconds, outcome.get("reason"))
+        tell(what, seconds, deadline, outcome)
+        return outcome
+
+
+@dataclass
+class Calls:
+    """A node's calls of one kind."""
+
+    made: int = 0
+    given_up: int = 0
+    seconds: float = 0.1
+    """What the last took that was not given up."""
+
+    def add(self, seconds: float, reason: str | None) -> None:
+        """One more."""
+        self.made += 1
+        if reason == "given-up":
+            self.given_up += 1
+        else:
+            self.seconds = seconds
+
+
+class GivingUp:
+    """Cancels the running task in the middle of a call: at a group that it moves, or at a time,
+    whichever comes first. One that nobody told `at` never does."""
+
+    def __init__(self) -> None:
+        task = asyncio.current_task()
+        assert task is not None
+        self._task = task
+        self._loop = asyncio.get_running_loop()
+        self._share: float | None = None
+        self._last = 0
+        self._timer: asyncio.TimerHandle | None = None
+        self._over = False
+        self.count = 0
+        """Groups moved so far."""
+
+    def at(self, share: float, seconds: float) -> None:
+        """Gives up after that share of a call that takes so many seconds."""
+        self._share = share
+        self._timer = self._loop.call_later(share * seconds, self._cancel)
+
+    def moves(self, groups: int) -> None:
+        """It will move as many at most."""
+        if self._share is not None:
+            self._last = 1 + int(self._share * groups)
+
+    def moved(self) -> None:
+        """A group is about to be moved, in a worker thread."""
+        self.count += 1
+        if self.count == self._last:
+            self._loop.call_soon_threadsafe(self._cancel)
+
+    def over(self) -> None:
+        """The call has its outcome: it is too late."""
+        self._over = True
+        if self._timer is not None:
+            self._timer.cancel()
+
+    def _cancel(self) -> None:
+        if not self._over:
+            self._over = True
+            self._task.cancel()
 
 
 class Landing:

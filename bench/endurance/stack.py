@@ -18,11 +18,11 @@ from typing import Any, Final
 import psutil
 import redis
 
-from bench.endurance.proxy import Proxy
 from lexico_store.child import spawn_bound
+from tests.support.proxy import Proxy
 from tests.support.servers import free_port
 
-START_S: Final = 180
+START_S: Final = 600
 PASSWORD: Final = "endurance"
 
 

@@ -139,7 +139,7 @@ def test_a_restart_costs_no_error(tmp_path: Path) -> None:
             first.process.wait()
             (tmp_path / "second").mkdir()
             with redis_server(tmp_path / "second") as second:
-                proxy._server_port = second.port
+                proxy.server_port = second.port
                 assert store.present(SCOPE, [key_of(1)]) == [False]
                 assert lease.release() is False
                 store.commit(SCOPE, key_of(1), [b"x"], TTL_S)

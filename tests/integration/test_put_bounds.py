@@ -10,9 +10,11 @@ import grpc
 import pytest
 
 from lexico_codec.pieces import Piece
+from lexico_codec.put_messages import parse_put
 from lexico_proto import errors
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_services.config import OffloadConfig
+from lexico_services.offload.ingress import Upload
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob
 from tests.support.services import (
     Services,
@@ -22,7 +24,7 @@ from tests.support.services import (
     stream,
 )
 from tests.support.uploads import put
-from tests.support.waiting import PATIENCE_S, lingering, until
+from tests.support.waiting import PATIENCE_S, lingering, settle, until
 
 
 class StuckEncoders:
@@ -101,6 +103,41 @@ async def test_a_caller_that_cancels_frees_everything() -> None:
         with pytest.raises(asyncio.CancelledError):
             await call
         await _everything_free(services, stuck)
+
+
+class SlowToStop(StuckEncoders):
+    """Encoders whose work ends some time after it was cancelled."""
+
+    async def encode(self, job: PageJob, placed: Any) -> PageDone:
+        self.running += 1
+        try:
+            return await asyncio.Future[PageDone]()
+        finally:
+            await self.go.wait()
+            self.running -= 1
+
+
+async def test_a_call_that_is_cancelled_twice_frees_everything() -> None:
+    """By the end of its stream and by the end of its call, as gRPC does it in either order."""
+    made, slow = prompt(), SlowToStop()
+    async with running_services(encoders=slow) as services:
+
+        async def first_page() -> AsyncIterator[Any]:
+            for message in made.page(0):
+                yield parse_put(message.SerializeToString())
+            await asyncio.Event().wait()
+
+        upload = Upload(b"scope", made.spec, made.token_ids, (0, 1), tuple(made.keys))
+        call = asyncio.create_task(services.ingress.put(upload, first_page()))
+        await until(lambda: slow.running, "a page in an encoder")
+        for _ in range(2):
+            call.cancel()
+            await settle()
+        with pytest.raises(asyncio.CancelledError):
+            await call
+        assert services.ingress.budget.used == 2 * made.spec.page_bytes, "as long as it is there"
+        slow.go.set()
+        await _everything_free(services, slow)
 
 
 async def test_a_caller_whose_deadline_comes_frees_everything() -> None:

@@ -1,71 +1,143 @@
-"""A TCP proxy on loopback that misbehaves as networks do: it swallows, delays, or refuses."""
+"""A TCP proxy on loopback that misbehaves as networks do: it swallows, delays, resets, refuses."""
 
 from __future__ import annotations
 
-import contextlib
+import asyncio
 import socket
+import struct
 import threading
-import time
+from collections.abc import Coroutine
+from contextlib import suppress
+from typing import Any, Final, TypeVar
+
+T = TypeVar("T")
+
+_PIECE: Final = 1 << 16
+_RESET_ON_CLOSE: Final = struct.pack("ii", 1, 0)
 
 
 class Proxy:
     """Passes bytes between those who connect to `port` and a server on loopback.
 
-    It never resets a connection: what it has forgotten stays open and silent.
+    Any thread may change how. What it has forgotten stays open and silent.
     """
 
     def __init__(self, server_port: int) -> None:
-        self._server_port = server_port
-        self._listener = socket.create_server(("127.0.0.1", 0))
-        self.port: int = self._listener.getsockname()[1]
+        self.server_port = server_port
+        """Of connections to come."""
         self.connections = 0
         """Made so far."""
         self.delay_s = 0.0
         """Of what a server sends, a piece."""
+        self.swallows = False
+        """Bytes of every connection vanish, and nobody is told."""
         self._forgotten = 0
-        self._sockets: list[socket.socket] = []
-        self._threads = [threading.Thread(target=self._accept, daemon=True)]
-        self._threads[0].start()
+        self._writers: set[asyncio.StreamWriter] = set()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+        self._socket = socket.socket()
+        self._socket.bind(("127.0.0.1", 0))
+        self.port: int = self._socket.getsockname()[1]
+        self._server = self._done(self._listen())
 
     def forget(self) -> None:
         """Swallows from now on what either end of the present connections sends."""
         self._forgotten = self.connections
 
-    def _accept(self) -> None:
-        with contextlib.suppress(OSError):
-            while True:
-                near, _ = self._listener.accept()
-                far = socket.create_connection(("127.0.0.1", self._server_port))
-                self.connections += 1
-                self._sockets += [near, far]
-                for source, sink, delayed in ((near, far, False), (far, near, True)):
-                    thread = threading.Thread(
-                        target=self._pass,
-                        args=(source, sink, self.connections, delayed),
-                        daemon=True,
-                    )
-                    self._threads.append(thread)
-                    thread.start()
+    def cut(self) -> None:
+        """Resets every connection."""
+        self._done(self._reset_all())
 
-    def _pass(self, source: socket.socket, sink: socket.socket, number: int, delayed: bool) -> None:
-        with contextlib.suppress(OSError):
-            while data := source.recv(1 << 16):
-                if number <= self._forgotten:
-                    continue
-                if delayed and self.delay_s:
-                    time.sleep(self.delay_s)
-                sink.sendall(data)
-        if number > self._forgotten:
-            with contextlib.suppress(OSError):
-                sink.shutdown(socket.SHUT_WR)
+    def refuse(self) -> None:
+        """Resets every connection, and takes no more until `accept`. The port stays ours."""
+
+        async def close() -> None:
+            self._server.close()
+            await self._reset_all()
+
+        self._done(close())
+        self._socket = socket.socket()
+        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._socket.bind(("127.0.0.1", self.port))  # and does not listen
+
+    def accept(self) -> None:
+        """Takes connections again."""
+        self._server = self._done(self._listen())
+
+    def close(self) -> None:
+        """Ends all of it."""
+
+        async def end() -> None:
+            self._server.close()
+            await self._reset_all()
+            for task in self._tasks:
+                task.cancel()
+            await asyncio.gather(*self._tasks, return_exceptions=True)
+
+        self._done(end())
+        self._socket.close()
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
 
     def __enter__(self) -> Proxy:
         return self
 
     def __exit__(self, *_: object) -> None:
-        for each in [self._listener, *self._sockets]:
-            with contextlib.suppress(OSError):
-                each.shutdown(socket.SHUT_RDWR)
-            each.close()
-        for thread in self._threads:
-            thread.join(5)
+        self.close()
+
+    def _done(self, work: Coroutine[Any, Any, T]) -> T:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    async def _listen(self) -> asyncio.Server:
+        return await asyncio.start_server(self._accepted, sock=self._socket)
+
+    async def _reset_all(self) -> None:
+        for writer in list(self._writers):
+            _reset(writer)
+
+    def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        task = self._loop.create_task(self._join(reader, writer))
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            there, back = await asyncio.open_connection("127.0.0.1", self.server_port)
+        except OSError:
+            _reset(writer)
+            return
+        self.connections += 1
+        number, ends = self.connections, {writer, back}
+        self._writers |= ends
+        try:
+            await asyncio.gather(
+                self._carry(reader, back, number, delayed=False),
+                self._carry(there, writer, number, delayed=True),
+            )
+        finally:
+            self._writers -= ends
+            for end in ends:
+                end.close()
+
+    async def _carry(
+        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, number: int, delayed: bool
+    ) -> None:
+        with suppress(OSError):
+            while data := await source.read(_PIECE):
+                if delayed and self.delay_s:
+                    await asyncio.sleep(self.delay_s)
+                if not self.swallows and number > self._forgotten:
+                    sink.write(data)
+                    await sink.drain()
+        if not self.swallows and number > self._forgotten:
+            sink.close()
+
+
+def _reset(writer: asyncio.StreamWriter) -> None:
+    with suppress(OSError):  # closed already
+        end: socket.socket = writer.get_extra_info("socket")
+        end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, _RESET_ON_CLOSE)
+    writer.transport.abort()

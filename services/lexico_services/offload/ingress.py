@@ -7,9 +7,9 @@ from __future__ import annotations
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Awaitable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Protocol, TypeVar
 
 from lexico_codec.pieces import Piece
 from lexico_codec.put_messages import PageEnd
@@ -34,6 +34,8 @@ from lexico_services.policies import Policies
 from lexico_services.quotas import FairTurns, TenantBytes
 from lexico_store.lifetimes import now_us
 from lexico_worker.page_encoder import PageDone, PageJob, Trace
+
+T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
 
@@ -135,7 +137,7 @@ class Ingress:
         self._encoders = encoders
         self._config = config
         self.budget = ByteBudget(config.max_inflight_bytes)
-        self._background: set[asyncio.Task[None]] = set()
+        self._background: set[asyncio.Task[Any]] = set()
         self._pages = {outcome: metrics.counter(PAGES, outcome) for outcome in PAGE_OUTCOMES}
         self._received = metrics.counter(RECEIVED_BYTES)
         self._stored = metrics.counter(STORED_BYTES)
@@ -203,12 +205,15 @@ class Ingress:
             else:
                 report.pages = dict.fromkeys(upload.pages)
                 handed_over = True
-                self._finish_later(tasks, upload.scope, units * spec.page_bytes)
+                self._keep(self._tell_lost(tasks, upload.scope, units * spec.page_bytes))
             return report
         finally:
             if not handed_over:
-                await _cancel(tasks)
-                self._give_back(upload.scope, units * spec.page_bytes)
+                for task in tasks:
+                    task.cancel()
+                # A caller that goes away cancels us here as well: the room is given back even so.
+                over = self._over(tasks, upload.scope, units * spec.page_bytes)
+                await asyncio.shield(self._keep(over))
 
     async def close(self, within_s: float | None = None) -> None:
         """Waits for pages that nobody waits for.
@@ -265,20 +270,30 @@ class Ingress:
         self.budget.give_back(size)
         self._tenant_bytes.give_back(scope, size)
 
-    def _finish_later(self, tasks: list[asyncio.Task[PageDone]], scope: bytes, size: int) -> None:
-        async def finish() -> None:
-            try:
-                for result in await asyncio.gather(*tasks, return_exceptions=True):
-                    if isinstance(result, LexicoError):
-                        _log.warning("page lost reason=%s", result.reason)
-                    elif isinstance(result, BaseException):
-                        _log.error("page lost", exc_info=result)
-            finally:
-                self._give_back(scope, size)
+    async def _over(
+        self, tasks: list[asyncio.Task[PageDone]], scope: bytes, size: int
+    ) -> list[PageDone | BaseException]:
+        """Waits for the end of each task, then gives their room back."""
+        try:
+            return await asyncio.gather(*tasks, return_exceptions=True)
+        finally:
+            self._give_back(scope, size)
 
-        task = asyncio.create_task(finish())
+    async def _tell_lost(
+        self, tasks: list[asyncio.Task[PageDone]], scope: bytes, size: int
+    ) -> None:
+        for result in await self._over(tasks, scope, size):
+            if isinstance(result, LexicoError):
+                _log.warning("page lost reason=%s", result.reason)
+            elif isinstance(result, BaseException):
+                _log.error("page lost", exc_info=result)
+
+    def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
+        """Goes on with it whatever becomes of the caller; `close` waits for it."""
+        task = asyncio.create_task(work)
         self._background.add(task)
         task.add_done_callback(self._background.discard)
+        return task
 
 
 class _PageStream:

@@ -1,0 +1,104 @@
+"""What the calls of all nodes came to, and what of a run is a failure."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from typing import Any, Final
+
+from bench.endurance.node import ABORTED
+
+SLACK_S: Final = 30.0
+"""A call that takes longer than its deadline by this much hung: a busy machine is late by less."""
+GROWTH: Final = 0.05
+SETTLED_MINUTES: Final = 5.0
+LEAST_OF_A_KIND: Final = 2
+LEAST_UP: Final = 0.5
+ABORTED_WITHIN: Final = 0.05
+
+
+def summary(calls: Iterable[dict[str, Any]]) -> dict[str, Any]:
+    """Pages, deadlines and outcomes.
+
+    Args:
+        calls: lines of the nodes' records.
+    """
+    calls = list(calls)
+    loads = [call for call in calls if call["what"] == "load"]
+    offloads = [call for call in calls if call["what"] == "offload"]
+    late = [call["seconds"] - call["deadline"] for call in loads + offloads]
+    return {
+        "loads": len(loads),
+        "offloads": len(offloads),
+        "pages_compared": sum(call.get("pages", 0) for call in loads),
+        "wrong_pages": sum(len(call.get("wrong", ())) for call in loads),
+        "late_writes": sum(call["what"] == "late" for call in calls),
+        "calls_hung": sum(seconds > SLACK_S for seconds in late),
+        "longest_over_deadline_s": max(late, default=0.0),
+        "given_up_share": {"load": _given_up(loads), "offload": _given_up(offloads)},
+        "given_up_while_moving": sum(call.get("moved", 0) > 0 for call in calls),
+        "load_outcomes": _outcomes(loads, "pages", "miss"),
+        "offload_outcomes": _outcomes(offloads, "done", "nothing"),
+    }
+
+
+def failures(result: Mapping[str, Any], kind: str) -> list[str]:
+    """One line for each.
+
+    Args:
+        result: of `summary` and of the run.
+        kind: "chaos" or "soak".
+    """
+    names = ("wrong_pages", "late_writes", "calls_hung", "leases_left", "tracebacks")
+    found = [f"{name}: {result[name]}" for name in names if result[name]]
+    found += [f"left behind: {name}" for name in result["left_behind"]]
+    found += [f"hung: {name}" for name in result["nodes_hung"]]
+    if not result["pages_compared"]:
+        found.append("no page was compared")
+    found += [
+        f"{share:.0%} of the calls {what} were given up"
+        for what, share in result["given_up_share"].items()
+        if abs(share - ABORTED) > ABORTED_WITHIN
+    ]
+    return found + (_of_chaos(result) if kind == "chaos" else _of_soak(result))
+
+
+def _of_chaos(result: Mapping[str, Any]) -> list[str]:
+    found = [
+        f"fault {name}: {times} times of {result['faults_planned'][name]}"
+        for name, times in result["faults"].items()
+        if times < min(LEAST_OF_A_KIND, result["faults_planned"][name])
+    ]
+    if result["up_share"] < LEAST_UP:
+        found.append(f"up for {result['up_share']:.0%} of the time")
+    return found
+
+
+def _of_soak(result: Mapping[str, Any]) -> list[str]:
+    found = [
+        f"{row['process'][:60]}: {name} grew by {row[f'{name} growth']:.1%}"
+        for row in result["processes"]
+        for name in ("rss", "descriptors", "threads")
+        if row[f"{name} growth"] > GROWTH
+    ]
+    if result["restarts"]:
+        found.append(f"the service ended {result['restarts']} times")
+    return found
+
+
+def _given_up(calls: list[dict[str, Any]]) -> float:
+    given_up = [call for call in calls if call.get("reason") == "given-up"]
+    return len(given_up) / max(1, len(calls))
+
+
+def _outcomes(calls: list[dict[str, Any]], some: str, none: str) -> dict[str, int]:
+    """Outcome → calls, the most frequent first: "pages", "miss, unavailable", "given-up"."""
+
+    def outcome(call: dict[str, Any]) -> str:
+        reason = call.get("reason")
+        if reason == "given-up":
+            return "given-up"
+        what = some if call.get("pages") else none
+        return f"{what}, {reason}" if reason else what
+
+    return dict(Counter(map(outcome, calls)).most_common())

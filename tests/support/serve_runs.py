@@ -1,0 +1,123 @@
+"""Runs of `lexico serve` from start to end, each with its files in one folder."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
+from os import environ
+from pathlib import Path
+
+import psutil
+
+from tests.support.servers import address_of
+from tests.support.waiting import PATIENCE_S, wait_until
+
+
+class Run:
+    """A run of `lexico serve` whose temporary files lie in one folder."""
+
+    def __init__(self, folder: Path, *options: str, within: Sequence[str] = ()) -> None:
+        self.folder = folder
+        self.address = folder / "address.json"
+        self._log = folder / "log"
+        self._family: set[psutil.Process] = set()
+        line = [sys.executable, "-m", "lexico_services", "serve", "--offload-port", "0"]
+        line += ["--reload-port", "0", "--drain-seconds", "5", "--start-seconds", f"{PATIENCE_S}"]
+        line += ["--address-file", str(self.address)]
+        with self._log.open("wb") as log:
+            self.process = subprocess.Popen(
+                [*within, *line, *options],
+                stdout=subprocess.DEVNULL,
+                stderr=log,
+                env={**environ, "TMPDIR": str(folder), "OMP_WAIT_POLICY": "passive"},
+            )
+
+    def family(self) -> set[psutil.Process]:
+        """Every process that is or was our descendant, or names our folder."""
+        with suppress(psutil.Error):
+            self._family |= set(psutil.Process(self.process.pid).children(recursive=True))
+        for process in psutil.process_iter():
+            with suppress(psutil.Error):
+                # Not the environment alone: who changes his title may write over it.
+                words = [process.environ().get("TMPDIR", ""), *process.cmdline()]
+                if any(str(self.folder) in word for word in words):
+                    self._family.add(process)
+        return self._family
+
+    def wait_until_up(self) -> dict[str, str]:
+        """Service → address, once both are announced."""
+        return address_of(self.process, self.address, self.said)
+
+    def wait_until_there(self, words: str) -> None:
+        """Until the family has a process whose title or command line holds these words."""
+
+        def there() -> bool:
+            assert self.process.poll() is None, self.said()
+            return any(words in title for title in self.titles())
+
+        wait_until(there, f"a process {words}", self.titles)
+
+    def titles(self) -> list[str]:
+        """Name and command line of each living process of the family."""
+        found = []
+        for process in self.family():
+            with suppress(psutil.Error):
+                found.append(" ".join([process.name(), *process.cmdline()]))
+        return found
+
+    def end_of(self) -> int:
+        """The exit code."""
+        return self.process.wait(PATIENCE_S)
+
+    def said(self) -> str:
+        return self._log.read_text()
+
+    def left(self) -> list[str]:
+        """Temporary folders, and processes that do not end."""
+        _, alive = psutil.wait_procs(list(self.family()), timeout=PATIENCE_S)
+        names = [p.name for p in self.folder.iterdir() if p not in (self.address, self._log)]
+        return names + [f"{process}" for process in alive]
+
+    def end(self) -> None:
+        for process in self.family():
+            with suppress(psutil.Error):
+                process.kill()
+        self.process.wait()
+
+
+class Runs:
+    """Starts them; all are over when the block of `serve_runs` is."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._runs: list[Run] = []
+
+    def __call__(self, *options: str, within: Sequence[str] = ()) -> Run:
+        """
+        Args:
+            options: of `lexico serve`.
+            within: a command that runs the one after it: `("unshare", "-n")`.
+        """
+        self._runs.append(Run(self.folder, *options, within=within))
+        return self._runs[-1]
+
+    def end(self) -> None:
+        """Kills what still runs."""
+        for run in self._runs:
+            run.end()
+
+
+@contextmanager
+def serve_runs() -> Iterator[Runs]:
+    """What starts runs in a new folder."""
+    # Not pytest's folder: its path is too long for Ray's sockets.
+    runs = Runs(Path(tempfile.mkdtemp(prefix="lx", dir="/tmp")))
+    try:
+        yield runs
+    finally:
+        runs.end()
+        shutil.rmtree(runs.folder)
