@@ -244,7 +244,7 @@ class RedisStore(PageStore):
         self, name: str, pin: bytes, value: bytes, former: bytes, most_bytes: int, most_pins: int
     ) -> PinNote:
         with self._guard("pin"):
-            args = [pin, value, former, most_bytes, most_pins]
+            args: list[Argument] = [pin, value, former, most_bytes, most_pins]
             return PinNote(int(self._pin_script(keys=[name], args=args)))
 
     def _discard(self, names: Sequence[str]) -> None:

@@ -80,12 +80,14 @@ def __getattr__(name: str) -> Any:
     if name in _CLASSES:
         return _CLASSES[name]()
     if name in ("Codec", "Place"):
-        from lexico_codec.codecs import codec as module
-    elif name in ("GroupCodes", "SparseCodec"):
-        from lexico_codec.codecs import sparse as module
-    else:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(module, name)
+        from lexico_codec.codecs import codec
+
+        return getattr(codec, name)
+    if name in ("GroupCodes", "SparseCodec"):
+        from lexico_codec.codecs import sparse
+
+        return getattr(sparse, name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 
 class _Codecs(Mapping[str, "type[Codec]"]):

@@ -6,6 +6,7 @@ import os
 import signal
 from collections.abc import Callable, Iterator
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -97,7 +98,7 @@ def test_a_shard_that_hangs_does_not_stop_the_others(tmp_path: Path) -> None:
         pages = {nodes.owner(keys.page(SCOPE, key_of(n))).port: key_of(n) for n in range(64)}
         hung, *others = nodes.servers[:3]
         for key in pages.values():
-            wait_until(lambda key=key: is_well(store, lambda: stored(store, key)), "a page")
+            wait_until(partial(is_well, store, partial(stored, store, key)), "a page")
         with stopped(hung.pid):
             lost = pages[hung.port]
             wait_until(lambda: at_once(lambda: store.read_page(SCOPE, lost)), "an open circuit")

@@ -60,7 +60,8 @@ async def rig(
         async with running_rig(another_redis, tmp_path) as first:
             await first.fresh()
             warm |= {operation for operation in OPERATIONS if await first.call(operation)}
-    grpc.aio.init_grpc_aio()  # its thread and sockets are there as long as anyone uses it: we do
+    # Its thread and sockets are there as long as anyone uses it: we do.
+    grpc.aio.init_grpc_aio()  # type: ignore[attr-defined]
     before = _taken()
     async with running_rig(another_redis, tmp_path) as rig:
         yield rig
@@ -69,7 +70,7 @@ async def rig(
         "threads and descriptors as before",
         lambda: _taken() - before,
     )
-    grpc.aio.shutdown_grpc_aio()
+    grpc.aio.shutdown_grpc_aio()  # type: ignore[attr-defined]
 
 
 def _taken() -> Counter[str]:

@@ -62,7 +62,7 @@ def test_live_at_once_and_ready_part_by_part(port: HealthPort) -> None:
 
 def test_there_is_nothing_else(port: HealthPort) -> None:
     assert seen(port, "lexico_proto.v1.Nothing") == ["NOT_FOUND"]
-    with grpc.insecure_channel(port.address) as channel:
+    with grpc.insecure_channel(str(port.address)) as channel:
         ask = reflection_pb2.ServerReflectionRequest(list_services="")
         reflected = reflection_pb2_grpc.ServerReflectionStub(channel)
         with pytest.raises(grpc.RpcError) as caught:
@@ -74,7 +74,7 @@ def test_there_is_nothing_else(port: HealthPort) -> None:
 
 
 def test_whoever_watches_is_told(port: HealthPort) -> None:
-    with grpc.insecure_channel(port.address) as channel:
+    with grpc.insecure_channel(str(port.address)) as channel:
         request = health_pb2.HealthCheckRequest(service=RELOAD)
         watching = health_pb2_grpc.HealthStub(channel).Watch(request, timeout=PATIENCE_S)
         states = health_pb2.HealthCheckResponse

@@ -26,8 +26,10 @@ from tests.support.services import TINY, Prompt, Services, prompt, running_servi
 from tests.support.waiting import PATIENCE_S
 
 RED, BLUE = "token-of-tenant-red", "token-of-tenant-blue"
-CALLS = ("match", "get", "put", "put-coded", "bad-put", "bad-get", "register", "fetch", "list")
-CALLS += ("namespaces",)
+CALLS = (
+    *("match", "get", "put", "put-coded", "bad-put", "bad-get"),
+    *("register", "fetch", "list", "namespaces"),
+)
 
 Call = tuple[str, int]
 Step = tuple[str, Call]

@@ -64,9 +64,9 @@ class Row:
         return errors
 
 
-def every(errors: Errors) -> dict[str, Errors]:
-    """The same for each operation."""
-    return dict.fromkeys(OPERATIONS, errors)
+def every(broken: Break, errors: Errors, *, deadline: bool = False, loses: bool = False) -> Row:
+    """A fault that comes to the same for each operation."""
+    return Row(broken, errors, errors, errors, errors, deadline=deadline, loses=loses)
 
 
 @asynccontextmanager
@@ -279,15 +279,15 @@ async def _given_up(rig: Rig) -> AsyncIterator[None]:
 
 
 ROWS: Final[dict[str, Row]] = {
-    "redis killed": Row(_redis_killed, **every(AWAY), loses=True),
-    "redis stopped": Row(_redis_stopped, **every(SILENT), deadline=True),
-    "connections forgotten": Row(_forgotten, **every((*WELL, *SILENT))),
-    "network swallows": Row(_black_hole, **every(SILENT), deadline=True),
-    "port refused": Row(_refused, **every(AWAY)),
-    "connections reset": Row(_reset, **every(WELL)),
-    "100 ms an answer": Row(_slow, **every((*WELL, *SILENT))),
+    "redis killed": every(_redis_killed, AWAY, loses=True),
+    "redis stopped": every(_redis_stopped, SILENT, deadline=True),
+    "connections forgotten": every(_forgotten, (*WELL, *SILENT)),
+    "network swallows": every(_black_hole, SILENT, deadline=True),
+    "port refused": every(_refused, AWAY),
+    "connections reset": every(_reset, WELL),
+    "100 ms an answer": every(_slow, (*WELL, *SILENT)),
     "out of memory": Row(_FULL, WELL, WELL, (Busy,), (None, Busy)),
-    "names revoked": Row(_REVOKED, **every((ConfigurationError,))),
+    "names revoked": every(_REVOKED, (ConfigurationError,)),
     "writes revoked": Row(
         _UNWRITABLE,
         (None, ConfigurationError),
@@ -295,9 +295,9 @@ ROWS: Final[dict[str, Row]] = {
         (ConfigurationError,),
         (ConfigurationError,),
     ),
-    "password changed": Row(_ANOTHER_PASSWORD, **every((ConfigurationError,))),
+    "password changed": every(_ANOTHER_PASSWORD, (ConfigurationError,)),
     "read-only replica": Row(_REPLICA, WELL, WELL, AWAY, AWAY),
-    "replica without its primary": Row(_STALE, **every(AWAY)),
+    "replica without its primary": every(_STALE, AWAY),
     "frame truncated": Row(
         _rewritten(lambda f: f[: len(f) // 2]), WELL, (DamagedFrame,), WELL, WELL, 1
     ),
@@ -313,12 +313,10 @@ ROWS: Final[dict[str, Row]] = {
         _rewritten(lambda f: of_codec(f, 999)), WELL, (NewerFrame,), WELL, WELL, 1
     ),
     "frame lost": Row(_rewritten(lambda f: None), WELL, (None, Unavailable), WELL, WELL, 1),
-    "servers gone": Row(_servers_gone, **every((Unavailable,))),
-    "connections to servers reset": Row(_servers_reset, **every((None, Unavailable))),
-    "servers swallowed": Row(
-        _servers_swallowed, **every((DeadlineExpired, Unavailable)), deadline=True
-    ),
-    "wrong token": Row(_as_node(token="token-of-nobody-01234"), **every((Unauthenticated,))),
+    "servers gone": every(_servers_gone, (Unavailable,)),
+    "connections to servers reset": every(_servers_reset, (None, Unavailable)),
+    "servers swallowed": every(_servers_swallowed, (DeadlineExpired, Unavailable), deadline=True),
+    "wrong token": every(_as_node(token="token-of-nobody-01234"), (Unauthenticated,)),
     "role lacking": Row(
         _as_node(token=READER), WELL, WELL, (PermissionDenied,), (PermissionDenied,)
     ),
@@ -333,6 +331,6 @@ ROWS: Final[dict[str, Row]] = {
     ),
     "encoders lost": Row(_encoders_lost, WELL, WELL, (EncoderLost,), WELL),
     "no encoder": Row(_no_encoder, WELL, WELL, (DeadlineExpired,), WELL, deadline=True),
-    "deadline over": Row(_no_time, **every((DeadlineExpired,)), deadline=True),
-    "cancelled half-way": Row(_given_up, *[(*CANCELLED, *WELL)] * 4),
+    "deadline over": every(_no_time, (DeadlineExpired,), deadline=True),
+    "cancelled half-way": every(_given_up, (*CANCELLED, *WELL)),
 }

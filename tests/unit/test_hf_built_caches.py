@@ -85,5 +85,6 @@ def test_of_tensors_of_a_hit_it_is_not_known_where_they_are_from(
     model: Any, shared: HuggingFaceCache, hit: Hit
 ) -> None:
     """Their tokens are the caller's duty, as with every cache that no load made."""
-    made = DynamicCache([(layer.keys, layer.values) for layer in hit.cache.layers])
+    layers: list[Any] = hit.cache.layers
+    made = DynamicCache([(layer.keys, layer.values) for layer in layers])
     assert shared.offload((IDS + 1) % 97, made).tokens == hit.tokens // 8 * 8

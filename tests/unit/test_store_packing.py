@@ -25,7 +25,7 @@ COMMANDS = (
 def test_packed_as_redis_py_would(command: tuple[object, ...]) -> None:
     plain = [b"".join(a.parts) if isinstance(a, LongValue) else a for a in command]
     theirs = PythonRespSerializer(PACK_CUTOFF_BYTES, _encode)
-    expected = theirs.pack(*plain)  # type: ignore[no-untyped-call]
+    expected = theirs.pack(*plain)
     packed = _Packer(PACK_CUTOFF_BYTES, _encode).pack(*command)
     assert b"".join(packed) == b"".join(expected)
 
