@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import copy
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,6 @@ import torch
 from torch import Tensor
 from transformers import (
     DynamicCache,
-    GPTNeoXConfig,
-    GPTNeoXForCausalLM,
-    LlamaConfig,
-    LlamaForCausalLM,
-    Qwen2Config,
-    Qwen2ForCausalLM,
 )
 
 from lexico_client import Client, InMemoryTransport
@@ -28,42 +22,19 @@ from lexico_client.engines.hf._hits import Hit
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.hf_inputs import cache_inputs, cache_keyword
 from lexico_proto import errors
+from tests.support.answers import (
+    IDS,
+    LOADED,
+    MODELS,
+    PAGE_TOKENS,
+    TOKENS,
+    WAYS,
+    answer,
+    made,
+    tokens,
+)
 from tests.support.client_fixtures import PATIENT
-from tests.support.coded_models import llama as coded_llama
-from tests.support.coded_models import offloaded as offloaded_codes
 from tests.support.waiting import PATIENCE_S
-
-SHAPE: dict[str, Any] = {
-    "vocab_size": 97,
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "max_position_embeddings": 256,
-    "bos_token_id": 1,
-    "eos_token_id": None,
-    "pad_token_id": None,
-    "initializer_range": 0.3,  # so that answers depend on what is in the cache
-}
-GROUPED: dict[str, Any] = {"num_key_value_heads": 2, "head_dim": 16}
-MODELS: dict[str, Callable[[], Any]] = {
-    "llama": lambda: LlamaForCausalLM(LlamaConfig(**SHAPE, **GROUPED)),
-    "qwen2": lambda: Qwen2ForCausalLM(Qwen2Config(**SHAPE, **GROUPED, use_sliding_window=False)),
-    "gpt-neox": lambda: GPTNeoXForCausalLM(GPTNeoXConfig(**SHAPE)),
-}
-TOKENS, PAGE_TOKENS, LOADED = 50, 8, 48
-
-
-def tokens(count: int, seed: int = 3) -> Tensor:
-    return torch.randint(0, 97, (1, count), generator=torch.Generator().manual_seed(seed))
-
-
-IDS = tokens(TOKENS)
-
-
-def made(name: str, seed: int = 0) -> Any:
-    torch.manual_seed(seed)
-    return MODELS[name]().train(False)
 
 
 @pytest.fixture(scope="module", params=list(MODELS))
@@ -89,30 +60,6 @@ def hit(shared: HuggingFaceCache) -> Hit:
     hit = shared.load(IDS)
     assert hit.tokens == LOADED
     return hit
-
-
-def answer(model: Any, ids: Tensor, inputs: dict[str, Any] | None = None, **changes: Any) -> Tensor:
-    arguments: dict[str, Any] = {"max_new_tokens": 7, "do_sample": False}
-    torch.manual_seed(5)
-    mask = torch.ones_like(ids)
-    given: Tensor = model.generate(
-        ids, **{"attention_mask": mask} | arguments | (inputs or {}) | changes
-    )
-    return given
-
-
-WAYS: dict[str, dict[str, Any]] = {
-    "greedy": {},
-    "no mask": {"attention_mask": None},
-    "sampled": {"do_sample": True, "top_k": 9},
-    "beams": {"num_beams": 3},
-    "beams that are returned": {"num_beams": 4, "num_return_sequences": 3},
-    "several answers": {"do_sample": True, "num_return_sequences": 3},
-    "beams that are sampled": {"do_sample": True, "num_beams": 3, "num_return_sequences": 2},
-    "prompt lookup": {"prompt_lookup_num_tokens": 3, "eos_token_id": 96},
-    "a penalty on the prompt": {"repetition_penalty": 1.7, "no_repeat_ngram_size": 2},
-    "guidance": {"guidance_scale": 1.5},
-}
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -366,43 +313,3 @@ def test_caches_that_were_not_loaded_pass(model: Any, hit: Hit) -> None:
     assert torch.equal(got, answer(model, IDS))
     static = answer(model, IDS, cache_implementation="static")
     assert torch.equal(static, got)
-
-
-class TestCodes:
-    """A cache of codes: one sequence, one use, the same checks."""
-
-    @pytest.fixture
-    def client(self, tmp_path: Path) -> Iterator[Client]:
-        with Client(
-            transport=InMemoryTransport(), dictionaries_dir=tmp_path, timeouts=PATIENT
-        ) as client:
-            yield client
-
-    def test_used_in_every_way(self, client: Client) -> None:
-        model = coded_llama()
-        shared = offloaded_codes(client, model, IDS)
-
-        def load() -> Any:
-            return shared.load_codes(IDS)
-
-        hit = load()
-        expected = answer(model, IDS, shared.load(IDS).inputs)
-        fork = copy.deepcopy(hit.cache)
-        assert torch.equal(answer(model, IDS, hit.inputs), expected)
-        with pytest.raises(errors.Unsupported, match="deepcopy"):
-            hit.inputs  # noqa: B018
-        assert torch.equal(answer(model, IDS, cache_inputs(model, fork)), expected)
-        with pytest.raises(errors.InvalidInput, match="does not begin"):
-            answer(model, tokens(TOKENS, seed=1), load().inputs)
-        with pytest.raises(errors.InvalidInput, match=r"hit.tokens:\]"):
-            model(IDS, **load().inputs)
-        for way in ("beams", "several answers"):
-            with pytest.raises(errors.Unsupported, match=r"load\(\)"):
-                answer(model, IDS, load().inputs, **WAYS[way])
-        with pytest.raises(errors.Unsupported, match="crop by"):
-            answer(model, IDS[:, :9], load().inputs)
-        for refused in ("static", "quantized", "offloaded"):
-            with pytest.raises(errors.Unsupported, match="leave"):
-                answer(model, IDS, load().inputs, cache_implementation=refused)
-        with pytest.raises(errors.Unsupported, match=r"load\(\)"):
-            answer(model, IDS, load().inputs, prompt_lookup_num_tokens=3)
