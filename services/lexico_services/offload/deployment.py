@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from ray import serve
 
@@ -41,6 +41,23 @@ class IngressConfig:
     offload: OffloadConfig
     security: Security | None = None
     """None for what `listen` says."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which nodes have an ingress."""
+
+    resource: str
+    """Ray resource that they have."""
+    ingresses: int = 1
+    """How many there are, each on a node of its own."""
+
+    @classmethod
+    def on(cls, address: str) -> Self:
+        """One ingress, on the node with this IP address: Ray gives every node a resource of its
+        name.
+        """
+        return cls(f"node:{address}")
 
 
 class IngressReplica:
@@ -96,24 +113,23 @@ class IngressReplica:
         await self.drain()
 
 
-def offload_app(ingress: IngressConfig, encoder: EncoderConfig, node: str) -> Any:
+def offload_app(ingress: IngressConfig, encoder: EncoderConfig, placement: Placement) -> Any:
     """The whole application, to be given to `serve.run_many`.
 
     One ingress a node (`max_replicas_per_node`): its port is fixed, and pages stay in the shared
-    memory of the node that received them. There is one ingress in all, on the node of the caller,
-    whose address is the one announced; an ingress on every node of a cluster is a later step.
+    memory of the node that received them until an encoder fetches them.
 
     Args:
         ingress: settings of the ingress.
         encoder: settings of the encoders, which run on any node.
-        node: Ray's IP address of the node that the ingress runs on.
+        placement: where ingresses run, and how many.
     """
     deployment = serve.deployment(
         name="Ingress",
-        num_replicas=1,
+        num_replicas=placement.ingresses,
         max_replicas_per_node=1,
-        # Every node has one unit of a resource of its own name: a sliver of it binds to the node.
-        ray_actor_options={"num_cpus": INGRESS_CPUS, "resources": {f"node:{node}": 0.001}},
+        # A sliver of the resource binds to its nodes, and leaves room for one that takes over.
+        ray_actor_options={"num_cpus": INGRESS_CPUS, "resources": {placement.resource: 0.001}},
         health_check_period_s=2,
         graceful_shutdown_timeout_s=ingress.listen.drain_s + 5,
     )
