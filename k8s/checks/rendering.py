@@ -1,0 +1,125 @@
+"""What kustomize makes of this folder: every overlay, and every component on the base."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cache
+from pathlib import Path
+from typing import Any, Final
+
+import yaml
+
+HERE: Final = Path(__file__).resolve().parent.parent
+BASE: Final = HERE / "base"
+COMPONENTS: Final = HERE / "components"
+OVERLAYS: Final = HERE / "overlays"
+
+STORES: Final = ("external-redis", "sentinel", "cluster")
+"""Components that give the page store another shape: one of them at a time."""
+
+NAMESPACE: Final = "lexico"
+
+Object = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Problem:
+    """Something that would not work, or that no pod should be allowed."""
+
+    where: str
+    """The object, as `Kind/name`, and what in it."""
+    what: str
+
+    def __str__(self) -> str:
+        return f"{self.where}: {self.what}"
+
+
+@dataclass(frozen=True)
+class Rendering:
+    """Objects that are applied together."""
+
+    name: str
+    objects: tuple[Object, ...]
+
+    def of_kind(self, *kinds: str) -> Iterator[Object]:
+        """Objects of these kinds."""
+        return (each for each in self.objects if each["kind"] in kinds)
+
+    def find(self, kind: str, name: str) -> Object | None:
+        """The object of that kind and name."""
+        for each in self.of_kind(kind):
+            if each["metadata"]["name"] == name:
+                return each
+        return None
+
+
+def shown(item: Mapping[str, Any]) -> str:
+    """`Kind/name`."""
+    return f"{item['kind']}/{item['metadata']['name']}"
+
+
+def components() -> list[str]:
+    """Names of all components."""
+    return sorted(path.parent.name for path in COMPONENTS.glob("*/kustomization.yaml"))
+
+
+def rendered(name: str, text: str) -> Rendering:
+    """The objects of a stream of YAML documents."""
+    documents = yaml.load_all(text, Loader=getattr(yaml, "CSafeLoader", yaml.SafeLoader))
+    return Rendering(name, tuple(each for each in documents if each))
+
+
+@cache
+def overlay(name: str) -> Rendering:
+    """An overlay of this folder."""
+    return rendered(f"overlays/{name}", _kustomize(OVERLAYS / name))
+
+
+@cache
+def base_with(*names: str, generator_options: str = "") -> Rendering:
+    """The base with components.
+
+    Args:
+        names: of components, in the order in which they are applied.
+        generator_options: of kustomize, such as `disableNameSuffixHash: true`.
+    """
+    # Beside this folder, as kustomize takes relative paths alone.
+    with tempfile.TemporaryDirectory() as scratch:
+        start = os.path.relpath(HERE, scratch)
+        lines = ["apiVersion: kustomize.config.k8s.io/v1beta1", "kind: Kustomization"]
+        # Without it, what components bring would be in another namespace than what they refer to.
+        lines += [f"namespace: {NAMESPACE}", "resources:", f"  - {start}/base"]
+        if names:
+            lines += ["components:", *(f"  - {start}/components/{name}" for name in names)]
+        if generator_options:
+            lines += [f"generatorOptions: {{{generator_options}}}"]
+        (Path(scratch) / "kustomization.yaml").write_text("\n".join(lines) + "\n")
+        return rendered(" + ".join(("base", *names)), _kustomize(Path(scratch)))
+
+
+def everything() -> list[Rendering]:
+    """All that the checks look at: overlays, the base, each component alone, and each shape of the
+    store with all that it can be together with.
+    """
+    others = [name for name in components() if name not in STORES]
+    return [
+        *(overlay(path.name) for path in sorted(OVERLAYS.iterdir()) if path.is_dir()),
+        base_with(),
+        *(base_with(name) for name in components()),
+        *(base_with(store, *others) for store in STORES),
+    ]
+
+
+def _kustomize(folder: Path) -> str:
+    command: Sequence[str] = ("kubectl", "kustomize", str(folder))
+    try:
+        done = subprocess.run(command, capture_output=True, text=True, check=False)
+    except FileNotFoundError as error:
+        raise RuntimeError("kubectl is not on PATH: make k8s-check installs it") from error
+    if done.returncode:
+        raise RuntimeError(f"{folder}: {done.stderr.strip()}")
+    return done.stdout
