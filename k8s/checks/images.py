@@ -7,7 +7,7 @@ import subprocess
 from pathlib import Path
 from typing import Final
 
-from k8s.checks.rendering import HERE, Problem
+from k8s.checks.rendering import HERE, Problem, program
 
 ROOT: Final = HERE.parent
 PASSED_OVER: Final = {
@@ -33,7 +33,7 @@ def check(files: list[Path] | None = None) -> list[Problem]:
     if not files:
         return []
     ignored = [f"--ignore={rule}" for rule in PASSED_OVER]
-    command = ["hadolint", "--format=json", *ignored, *map(str, files)]
+    command = [program("hadolint"), "--format=json", *ignored, *map(str, files)]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode > 1 or not done.stdout:
         raise RuntimeError(f"hadolint: {done.stderr.strip()}")

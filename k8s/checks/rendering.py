@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
+import sys
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -55,6 +57,19 @@ class Rendering:
             if each["metadata"]["name"] == name:
                 return each
         return None
+
+
+def program(name: str) -> str:
+    """Path of a program that a package brings, beside this Python, or else on PATH.
+
+    Raises:
+        RuntimeError: it is not installed.
+    """
+    path = os.pathsep.join((str(Path(sys.executable).parent), os.environ.get("PATH", "")))
+    found = shutil.which(name, path=path)
+    if found is None:
+        raise RuntimeError(f"{name} is not installed: make k8s-check does it")
+    return found
 
 
 def shown(item: Mapping[str, Any]) -> str:
@@ -115,11 +130,8 @@ def everything() -> list[Rendering]:
 
 
 def _kustomize(folder: Path) -> str:
-    command: Sequence[str] = ("kubectl", "kustomize", str(folder))
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
-    except FileNotFoundError as error:
-        raise RuntimeError("kubectl is not on PATH: make k8s-check installs it") from error
+    command = (program("kubectl"), "kustomize", str(folder))
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise RuntimeError(f"{folder}: {done.stderr.strip()}")
     return done.stdout

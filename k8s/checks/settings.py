@@ -14,7 +14,7 @@ from typing import Any, Final
 
 from k8s.checks.pods import Pod, pods, quantity
 from k8s.checks.rendering import HERE, Problem, Rendering
-from lexico_proto.errors import LexicoError
+from lexico_proto.errors import ConfigurationError, LexicoError
 from lexico_services.doctor.needs import shared_bytes
 from lexico_services.policies import Policies
 from lexico_services.settings import Settings
@@ -49,7 +49,9 @@ def settings_of(rendering: Rendering, pod: Pod, container: Mapping[str, Any]) ->
     Raises:
         ConfigurationError: one that cannot be used.
     """
-    text = _files(rendering, pod, container)["lexico.toml"]
+    text = _files(rendering, pod, container).get("lexico.toml")
+    if text is None:
+        raise ConfigurationError(f"lexico.toml is not in {CONFIG}")
     environment = {
         name: value
         for name, value in variables(rendering, container).items()
