@@ -36,6 +36,7 @@ PARTS: Final[dict[str, list[str]]] = {
     "dev": ["--group=torch", "--group=demo", "--group=dev", "--extra=dev"],
     "bench": ["--group=torch", "--group=demo", "--group=dev", "--extra=bench"],
     "fuzz": ["--group=torch", "--group=demo", "--group=dev", "--extra=dev", "--group=fuzz"],
+    "k8s": ["--group=torch", "--group=demo", "--group=dev", "--extra=dev", "--group=k8s"],
     "evict": ["--group=torch", "--group=demo", "--group=dev", "--extra=bench", "--group=evict"],
 }
 """What each part must serve, in the order in which the parts are installed."""
@@ -105,7 +106,8 @@ def resolved(options: Sequence[str], pins: Sequence[str], known: str = "") -> st
 def parts(pins: Sequence[str], resolution: str, known: str = "") -> dict[str, str]:
     """The text of each part's file, without its header."""
     how = [f"--resolution={resolution}"]
-    everything = [*list(PARTS.values())[-1], *how]
+    wanted = {option for options in PARTS.values() for option in options}
+    everything = [*sorted(w for w in wanted if not w.startswith("--no-emit")), *how]
     whole = resolved([*everything, "--generate-hashes"], pins, known)
     left = {name: each for name, each in entries(whole).items() if not name.startswith(CUDA)}
     made = {}
