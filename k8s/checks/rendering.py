@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import shutil
 import subprocess
@@ -95,13 +96,8 @@ def overlay(name: str) -> Rendering:
 
 
 @cache
-def base_with(*names: str, generator_options: str = "") -> Rendering:
-    """The base with components.
-
-    Args:
-        names: of components, in the order in which they are applied.
-        generator_options: of kustomize, such as `disableNameSuffixHash: true`.
-    """
+def base_with(*names: str) -> Rendering:
+    """The base with components, in the order in which they are applied."""
     # Beside this folder, as kustomize takes relative paths alone.
     with tempfile.TemporaryDirectory() as scratch:
         start = os.path.relpath(HERE, scratch)
@@ -110,10 +106,19 @@ def base_with(*names: str, generator_options: str = "") -> Rendering:
         lines += [f"namespace: {NAMESPACE}", "resources:", f"  - {start}/base"]
         if names:
             lines += ["components:", *(f"  - {start}/components/{name}" for name in names)]
-        if generator_options:
-            lines += [f"generatorOptions: {{{generator_options}}}"]
         (Path(scratch) / "kustomization.yaml").write_text("\n".join(lines) + "\n")
         return rendered(" + ".join(("base", *names)), _kustomize(Path(scratch)))
+
+
+def without_digests(rendering: Rendering) -> Rendering:
+    """The same with ConfigMaps by the names that they are given here: kustomize puts a digest of
+    their content behind each.
+    """
+    text = json.dumps(rendering.objects)
+    for each in rendering.of_kind("ConfigMap"):
+        name = each["metadata"]["name"]
+        text = text.replace(f'"{name}"', f'"{name.rpartition("-")[0]}"')
+    return Rendering(rendering.name, tuple(json.loads(text)))
 
 
 def everything() -> list[Rendering]:
