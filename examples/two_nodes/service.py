@@ -45,6 +45,8 @@ class Service:
         addresses = json.loads(file.read_text())
         self.offload: str = addresses["offload"]
         self.reload: str = addresses["reload"]
+        self.health: str = addresses.get("health", "")
+        """Empty without `--health-address`."""
 
     def stop(self) -> int:
         """SIGTERM, and the exit code once everything has drained."""

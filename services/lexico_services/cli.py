@@ -196,6 +196,9 @@ def _service_options(parser: argparse.ArgumentParser) -> None:
     )
     _option(parser, "--drain-seconds", "listen.drain_s", type=float, help="for running calls")
     _option(
+        parser, "--health-address", "listen.health_address", help="HOST:PORT of plaintext health"
+    )
+    _option(
         parser, "--store", "store.url", help="URL of the page store (environment: LEXICO_STORE)"
     )
     _option(parser, "--page-ttl-seconds", "store.page_ttl_s", type=float, help="life of a page")

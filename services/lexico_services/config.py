@@ -10,7 +10,7 @@ from pathlib import Path
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.limits import MAX_CALL_PAGES, MAX_FRAME_BYTES
 from lexico_services.door_config import JwtConfig, TlsConfig
-from lexico_services.process import address
+from lexico_services.process import address, split_address
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,9 @@ class ListenConfig:
     """Seconds that running calls are given at shutdown."""
     start_s: float = 120.0
     """Seconds that ingress and encoders, and then the reload server, are given to start."""
+    health_address: str | None = None
+    """HOST:PORT for standard gRPC health alone, without TLS and tokens, for probes; port 0 takes a
+    free one. None: no such port."""
     tls: TlsConfig = field(default_factory=TlsConfig)
     """How the port is secured."""
     jwt: JwtConfig = field(default_factory=JwtConfig)
@@ -42,6 +45,8 @@ class ListenConfig:
             raise ConfigurationError(f"drain time {self.drain_s}: give 0 or more seconds")
         if not 0 < self.start_s < math.inf:
             raise ConfigurationError(f"start time {self.start_s}: give more than 0 seconds")
+        if self.health_address is not None:
+            split_address(self.health_address)
         if not (self.knows_callers or self.allow_anonymous or self.is_loopback):
             raise ConfigurationError(
                 f"listening on {self.host} without tokens: anyone there could use the caches. "

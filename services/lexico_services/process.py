@@ -117,6 +117,20 @@ def address(host: str, port: int) -> str:
     return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
+def split_address(text: str) -> tuple[str, int]:
+    """Host and port of `HOST:PORT`, the host without brackets.
+
+    Raises:
+        ConfigurationError: it is none.
+    """
+    host, colon, port = text.rpartition(":")
+    bare = host[1:-1] if host.startswith("[") and host.endswith("]") else host
+    plain = bare == host and ":" in host  # IPv6 wants brackets, or the port is not told apart
+    if not colon or not bare or plain or not port.isdecimal() or int(port) >= 1 << 16:
+        raise ConfigurationError(f"address {text!r}: write HOST:PORT, such as 127.0.0.1:7413")
+    return bare, int(port)
+
+
 def announce(addresses: Mapping[str, str]) -> None:
     """Tells people where the servers listen.
 

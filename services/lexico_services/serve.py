@@ -12,21 +12,28 @@ from pathlib import Path
 from lexico_proto.errors import Busy, ConfigurationError, Unavailable
 from lexico_services import beginning
 from lexico_services.address_file import claimed
+from lexico_services.config import ListenConfig
 from lexico_services.doors import check_doors, warn_of_doors
 from lexico_services.ending import Ending
+from lexico_services.health import HealthPort, health_port
 from lexico_services.offload.server import OffloadServer
-from lexico_services.process import address, announce, on_reload, stop_event, take_port
+from lexico_services.process import (
+    address,
+    announce,
+    on_reload,
+    split_address,
+    stop_event,
+    take_port,
+)
 from lexico_services.reload.child import ReloadChild
 from lexico_services.settings import Settings
 from lexico_services.store_look import look_before_start
-from lexico_store import PageStore, StoreSettings, open_store, reachable_store
+from lexico_services.store_pings import PING_EVERY_S, PINGS_MISSED, QUICK, pinged
+from lexico_store import PageStore, open_store, reachable_store
 
 _log = logging.getLogger(__name__)
 
 WATCH_EVERY_S = 0.5
-PING_EVERY_S = 2.0
-PINGS_MISSED = 3
-"""Pings in a row without an answer, after which the embedded store counts as gone."""
 
 
 def run_offload(settings: Settings, address_file: Path | None) -> int:
@@ -44,18 +51,39 @@ def run_offload(settings: Settings, address_file: Path | None) -> int:
     beginning.check(settings)
     stopped = stop_event()
     ending = Ending(settings.listen_offload.drain_s)
+    listen = settings.listen_offload
     with ExitStack() as stack:
         file = stack.enter_context(claimed(address_file))
+        health = stack.enter_context(health_port(listen.health_address, ("offload",)))
+        if health.address is not None:
+            stack.enter_context(pinged(settings.store_url, health.store))
         stack.callback(server.stop, ending)
         stack.callback(ending.begin)
+        stack.callback(health.drain)  # before anything closes
         if not server.start(stopped):
             return 0
-        addresses = {"offload": address(settings.listen_offload.host, server.port)}
+        addresses = {"offload": address(listen.host, server.port)} | _told(health)
         on_reload("ingress", server.read_again)
+        health.turn("offload", True)
         file.write(addresses)
         announce(addresses)
-        _watch([server.check], stopped)
+        _watch([server.check, *_beats(health, server)], stopped)
     return 0
+
+
+def _health_port(listen: ListenConfig) -> int:
+    """Its number; 0 where any will do, or there is none."""
+    return 0 if listen.health_address is None else split_address(listen.health_address)[1]
+
+
+def _told(health: HealthPort) -> dict[str, str]:
+    """What the address file says of it."""
+    return {} if health.address is None else {"health": health.address}
+
+
+def _beats(health: HealthPort, server: OffloadServer) -> list[Callable[[], None]]:
+    """What the loop of this process tells the port."""
+    return [health.beat, lambda: health.turn("offload", server.answers)]
 
 
 class StoreWatch:
@@ -113,9 +141,11 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
     settings.check()
     listen = settings.listen_offload
     check_doors(listen)  # the reload server warns, in the same log
-    ports = listen.port, settings.listen_reload.port
-    if ports[0] and ports[0] == ports[1]:
-        raise ConfigurationError(f"port {ports[0]} is given twice")
+    ports = [listen.port, settings.listen_reload.port]
+    given = [port for port in (*ports, _health_port(listen)) if port]
+    twice = [port for port in given if given.count(port) > 1]
+    if twice:
+        raise ConfigurationError(f"port {twice[0]} is given twice")
     for port in ports:  # what cannot be used is said before anything is started
         take_port(listen.host, port)
     beginning.check(settings, store=True)
@@ -123,19 +153,22 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
     ending = Ending(listen.drain_s)
     with ExitStack() as stack:
         file = stack.enter_context(claimed(address_file))
+        health = stack.enter_context(health_port(listen.health_address, ("offload", "reload")))
         url = stack.enter_context(reachable_store(settings.store_url, settings.store))
         look_before_start(url, log=False)  # the reload server says what it finds
+        if health.address is not None:
+            stack.enter_context(pinged(url, health.store))
         server = offload_server(settings, url)
-        child = ReloadChild(settings.with_store(url))
+        child = ReloadChild(settings.with_store(url).without_health())
         # Unwound in reverse: reload drains while ingress and encoders do, the store goes last.
         stack.callback(child.stop, ending)
         stack.callback(server.stop, ending)
         stack.callback(child.drain)
         stack.callback(ending.begin)
-        checks = [child.check, server.check]
+        stack.callback(health.drain)  # before anything closes
+        checks = [child.check, server.check, *_beats(health, server)]
         if settings.store_url.startswith("embedded:"):
-            quick = StoreSettings(timeout_s=1.0, connect_timeout_s=1.0, max_connections=1)
-            checks.append(StoreWatch(stack.enter_context(open_store(url, quick))).check)
+            checks.append(StoreWatch(stack.enter_context(open_store(url, QUICK))).check)
         if not server.start(stopped):
             return 0
         reload = child.address(stopped, listen.start_s)
@@ -143,7 +176,10 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
             return 0
         on_reload("ingress", server.read_again)
         on_reload("reload server", child.read_again)
+        for part in ("offload", "reload"):
+            health.turn(part, True)
         addresses = {"offload": address(listen.host, server.port), "reload": reload}
+        addresses |= _told(health)
         file.write(addresses)
         announce(addresses)
         _watch(checks, stopped)

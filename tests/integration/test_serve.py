@@ -24,9 +24,11 @@ from lexico_codec.spec import CacheSpec, make_spec
 from lexico_proto import errors
 from tests.support.authorities import Authority
 from tests.support.client_fixtures import PATIENT
+from tests.support.health import NOT_SERVING, SERVING, health_of
 from tests.support.servers import address_of, redis_server
 from tests.support.waiting import PATIENCE_S, wait_until
 
+SERVICES = ("lexico_proto.v1.Offload", "lexico_proto.v1.Reload", "lexico_proto.v1.Versions")
 SLOW_START = ("--start-seconds", f"{PATIENCE_S}")
 SLOW_END = ("--drain-seconds", f"{PATIENCE_S}")
 SMOLLM2 = Geometry(30, 3, 64, "float16", load_builtin("smollm2-135m").rope)
@@ -243,7 +245,7 @@ def test_an_encoder_killed_in_the_middle_of_a_page_costs_only_time(
 
 def test_sigterm_lets_a_put_end_and_leaves_no_process(tmp_path: Path) -> None:
     with (
-        Service(*SLOW_START, *SLOW_END) as own,
+        Service(*SLOW_START, *SLOW_END, "--health-address", "127.0.0.1:0") as own,
         Client(
             offload=own.offload, reload=own.reload, dictionaries_dir=tmp_path, timeouts=PATIENT
         ) as client,
@@ -251,7 +253,12 @@ def test_sigterm_lets_a_put_end_and_leaves_no_process(tmp_path: Path) -> None:
         family = processes(own.process.pid)
         offload = Offload(client, Cache(spec_of("lexico", 128), pages=4, seed=4, hold=True))
         offload.wait_until_stored()
+        for name in ("live", "ready", *SERVICES):
+            assert health_of(own.health, name) == SERVING
         own.process.send_signal(signal.SIGTERM)
+        wait_until(lambda: health_of(own.health, "ready") == NOT_SERVING, "not ready")
+        assert {health_of(own.health, name) for name in SERVICES} == {NOT_SERVING}
+        assert health_of(own.health, "live") == SERVING
         assert len(offload.report().pages) == 4
         assert own.process.wait(PATIENCE_S) == 0
     _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)

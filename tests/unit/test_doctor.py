@@ -173,6 +173,16 @@ def test_ports_that_are_taken_or_given_twice() -> None:
         assert f"port {port} is taken" in first.text
     found = list(neighbours.ports("127.0.0.1", {"--offload-port": 7, "--reload-port": 7}))
     assert "given twice" in found[0].text
+    found = list(neighbours.ports("127.0.0.1", {"--port": 7411}, "127.0.0.2:7411"))
+    assert "port 7411 is given twice" in found[0].text
+
+
+def test_a_port_for_health_that_is_taken() -> None:
+    with socket.create_server(("127.0.0.1", 0)) as holder:
+        port = holder.getsockname()[1]
+        found = list(neighbours.ports("127.0.0.1", {"--port": 0}, f"127.0.0.1:{port}"))
+    assert [each.state for each in found] == [State.OK, State.FAIL]
+    assert found[1].mend == "end what listens there, or give --health-address"
 
 
 @pytest.mark.parametrize(

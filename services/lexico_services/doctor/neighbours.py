@@ -17,7 +17,7 @@ from lexico_services.config import ListenConfig
 from lexico_services.doctor.finding import Finding, fail, ok, warn
 from lexico_services.doctor.machine import readable_by_others
 from lexico_services.policies import Policies
-from lexico_services.process import take_port
+from lexico_services.process import split_address, take_port
 from lexico_services.settings import Settings
 from lexico_services.settings.schema import SETTINGS
 from lexico_services.token_file import TokenFile
@@ -29,22 +29,29 @@ _DOORS: Final = frozenset({"listen", "tls", "jwt"})
 """Tables of settings that say who may come in."""
 
 
-def ports(host: str, wanted: dict[str, int]) -> Iterator[Finding]:
+def ports(host: str, wanted: dict[str, int], health: str | None = None) -> Iterator[Finding]:
     """
     Args:
         host: to listen on.
         wanted: option → port; 0 is always free.
+        health: `HOST:PORT` of the port for health alone, or None.
     """
     given = [port for port in wanted.values() if port]
     if len(set(given)) < len(given):
         yield fail("ports", f"port {given[0]} is given twice", "give each part its own")
-    for option, port in wanted.items():
+    places = {option: (host, port) for option, port in wanted.items()}
+    if health is not None:
+        places["--health-address"] = split_address(health)
+        if places["--health-address"][1] in given:
+            text = f"port {places['--health-address'][1]} is given twice"
+            yield fail("ports", text, "give --health-address one of its own")
+    for option, (where, port) in places.items():
         try:
-            take_port(host, port)
+            take_port(where, port)
         except LexicoError as error:
             yield fail("ports", error.message, f"end what listens there, or give {option}")
         else:
-            yield ok("ports", f"{host} {port or 'any'} for {option}")
+            yield ok("ports", f"{where} {port or 'any'} for {option}")
     if not _speaks_ipv6() and ":" in host:
         yield fail("ports", "this machine has no IPv6", "give an IPv4 --host")
 

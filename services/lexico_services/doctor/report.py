@@ -45,7 +45,8 @@ def _of_settings(settings: Settings, part: str, default_store: str) -> Iterator[
         wanted[option] = settings.listen_offload.port
     if not with_ray or alone:
         wanted["--reload-port" if alone else "--port"] = settings.listen_reload.port
-    yield from neighbours.ports(settings.listen_offload.host, wanted)
+    listen = settings.listen_offload
+    yield from neighbours.ports(listen.host, wanted, listen.health_address)
     yield from neighbours.secrets(settings)
     yield from neighbours.store(settings)
     if with_ray:

@@ -162,6 +162,12 @@ class OffloadServer:
         if now - self._answered > self._listen.drain_s + RECOVERY_S:
             raise Unavailable(f"the ingress has not answered for {now - self._answered:.0f} s")
 
+    @property
+    def answers(self) -> bool:
+        """Whether the ingress listens, and answered when it was last to be asked by `check`."""
+        late = time.monotonic() - self._answered > 2 * PROBE_EVERY_S
+        return self._ingress is not None and self.port > 0 and not late
+
     def read_again(self) -> None:
         """Has the ingress read tokens and certificates again; returns once it has.
 

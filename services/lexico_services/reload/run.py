@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from contextlib import ExitStack
 from pathlib import Path
 
 from lexico_proto.errors import ConfigurationError, LexicoError
@@ -13,6 +14,7 @@ from lexico_services import beginning
 from lexico_services.address_file import AddressFile, claimed
 from lexico_services.config import ListenConfig, ReloadConfig
 from lexico_services.doors import check_doors, warn_of_doors
+from lexico_services.health import HealthPort, health_port
 from lexico_services.process import (
     address,
     announce,
@@ -25,6 +27,7 @@ from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
 from lexico_services.settings import Settings
 from lexico_services.store_look import look_at_start
+from lexico_services.store_pings import pinged
 from lexico_store import PageStore, open_store
 from lexico_worker.malloc import keep_freed_memory
 
@@ -61,8 +64,13 @@ def run_reload(settings: Settings, address_file: Path | None, parent: int = 0) -
     on_reload("files", look_again)
     warn_of_doors(listen)
     keep_freed_memory()
-    with claimed(address_file) as file, open_store(url, settings.store) as store:
-        asyncio.run(_serve_reload(store, listen, config, file, stopped))
+    with ExitStack() as stack:
+        file = stack.enter_context(claimed(address_file))
+        health = stack.enter_context(health_port(listen.health_address, ("reload",)))
+        if health.address is not None:
+            stack.enter_context(pinged(url, health.store))
+        store = stack.enter_context(open_store(url, settings.store))
+        asyncio.run(_serve_reload(store, listen, config, file, health, stopped))
     return 0
 
 
@@ -71,6 +79,7 @@ async def _serve_reload(
     listen: ListenConfig,
     config: ReloadConfig,
     address_file: AddressFile,
+    health: HealthPort,
     stopped: threading.Event,
 ) -> None:
     server = ReloadServer(store, listen, config)
@@ -82,13 +91,18 @@ async def _serve_reload(
         await asyncio.wait([asyncio.create_task(tried.wait())], timeout=FIRST_TRY_S)
         if not registering.done() or registering.exception() is None:
             addresses = {"reload": address(listen.host, server.port)}
+            if health.address is not None:
+                addresses["health"] = health.address
+            health.turn("reload", True)
             address_file.write(addresses)
             announce(addresses)
         while not stopped.is_set():  # a signal handler may only set an event
             if registering.done():
                 registering.result()
+            health.beat()
             await asyncio.sleep(0.05)
     finally:
+        health.drain()  # before anything closes
         registering.cancel()
         await server.drain()
 

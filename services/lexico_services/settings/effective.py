@@ -13,6 +13,7 @@ from lexico_proto.errors import ConfigurationError
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
 from lexico_services.door_config import JwtConfig, TlsConfig
 from lexico_services.settings.schema import (
+    HEALTH,
     LOG_LEVEL,
     OFFLOAD_PORT,
     PAGE_TTL,
@@ -123,6 +124,10 @@ class Settings:
     def with_store(self, url: str) -> Settings:
         """The same settings with another page store."""
         return Settings({**self.given, STORE_URL: Given(url, DEFAULT)})
+
+    def without_health(self) -> Settings:
+        """The same settings without a port for health, for a process whose parent has it."""
+        return Settings({**self.given, HEALTH: Given(None, DEFAULT)})
 
     def check(self) -> None:
         """Builds all of them.

@@ -25,6 +25,7 @@ STORE_URL: Final = "store.url"
 PAGE_TTL: Final = "store.page_ttl_s"
 OFFLOAD_PORT: Final = "offload.port"
 RELOAD_PORT: Final = "reload.port"
+HEALTH: Final = "listen.health_address"
 LOG_LEVEL: Final = "log.level"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
 
