@@ -69,7 +69,8 @@ def _store() -> dict[str, str]:
         "operator-password": operator,
         "users.acl": "\n".join(users) + "\n",
         "replication.conf": f"masteruser replica\nmasterauth {replica}\n",
-        "sentinel.conf": f"sentinel auth-user lexico sentinel\nsentinel auth-pass lexico {sentinel}\n",
+        "sentinel.conf": "sentinel auth-user lexico sentinel\n"
+        f"sentinel auth-pass lexico {sentinel}\n",
     }
 
 

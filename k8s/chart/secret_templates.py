@@ -16,7 +16,7 @@ TENANT = "TENANT"
 def secret_templates() -> str:
     """All of them. One that is there stays as it is, whatever else changes."""
     drawn = itertools.count(1)
-    with mock.patch.object(new_secrets, "_random", lambda: f"<{next(drawn)}>"):
+    with mock.patch.object(new_secrets, "_random", side_effect=lambda: f"<{next(drawn)}>"):
         made = new_secrets.secrets_of([TENANT])
     lines = ["{{- if .Values.secrets.create }}"]
     lines += [f"{{{{- $r{number} := randAlphaNum 64 }}}}" for number in range(1, next(drawn))]

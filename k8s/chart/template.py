@@ -58,9 +58,12 @@ class Templates:
             Conflict: see there.
         """
         changed = {name: each for name, each in variants.items() if each != base}
-        lines = self._member("document", base, changed, lambda value, below: self._map(
-            "", value if isinstance(value, dict) else {}, below, 0
-        ))
+        lines = self._member(
+            "document",
+            base,
+            changed,
+            lambda value, below: self._map("", value if isinstance(value, dict) else {}, below, 0),
+        )
         return "\n".join(lines) + "\n"
 
     def _member(

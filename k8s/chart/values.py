@@ -1,4 +1,4 @@
-"""Values of the chart: their defaults are what the manifests have, and each has its places there."""
+"""Values of the chart: defaults are what the manifests have, and each has its places there."""
 
 from __future__ import annotations
 
@@ -51,7 +51,9 @@ _MEMORY: Final = "^[1-9][0-9]*(Mi|Gi)$"
 _IMAGE: Final = "^[^\\s]+[:@][^\\s]+$"
 
 VALUES: Final = (
-    _text("images.cpu", "lexico-offload:0.1.0", "Reload servers, Ray's head, the smoke test", _IMAGE),
+    _text(
+        "images.cpu", "lexico-offload:0.1.0", "Reload servers, Ray's head, the smoke test", _IMAGE
+    ),
     _text("images.cuda", "lexico-offload-cuda:0.1.0", "Ingress, encoders, training", _IMAGE),
     _text("images.valkey", "docker.io/valkey/valkey:9.1.2", "The store's servers", _IMAGE),
     Value(
@@ -60,7 +62,12 @@ VALUES: Final = (
         {"enum": ["single", "sentinel", "cluster", "external"]},
         "Shape of the page store; `external` takes its URL from the Secret lexico-external-redis",
     ),
-    _text("store.maxmemory", "6gb", "Bytes of pages of one server, as Valkey takes them", "^[1-9]\\d*[mg]b$"),
+    _text(
+        "store.maxmemory",
+        "6gb",
+        "Bytes of pages of one server, as Valkey takes them",
+        "^[1-9]\\d*[mg]b$",
+    ),
     _text("store.memory", "8Gi", "Memory of its pod: a third above maxmemory", _MEMORY),
     _flag("tls.enabled", False, "TLS and certificates of clients, by cert-manager"),
     _flag("monitoring.enabled", False, "PodMonitors of the Prometheus operator"),
@@ -76,9 +83,7 @@ VALUES: Final = (
         {"type": "string"},
         "Lifetimes and quotas by tenant, as docs/operations.md has them",
     ),
-    Value(
-        "logLevel", "info", {"enum": ["debug", "info", "warning", "error"]}, "What servers log"
-    ),
+    Value("logLevel", "info", {"enum": ["debug", "info", "warning", "error"]}, "What servers log"),
     _flag("secrets.create", True, "Makes Secrets with random passwords, once: they are kept"),
     Value(
         "secrets.tenants",

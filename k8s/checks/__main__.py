@@ -20,11 +20,11 @@ def main() -> int:
         objects += len(rendering.objects)
         for problem in problems(rendering):
             seen.setdefault(str(problem), rendering.name)
-    for problem, where in seen.items():
-        sys.stdout.write(f"{where}: {problem}\n")
+    for told, where in seen.items():
+        sys.stdout.write(f"{where}: {told}\n")
     sys.stdout.write(
-        f"{len(renderings)} renderings, {objects} objects, {len(CHECKS)} checks, {len(seen)} problems, "
-        f"{time.monotonic() - started:.1f} s\n"
+        f"{len(renderings)} renderings, {objects} objects, {len(CHECKS)} checks, "
+        f"{len(seen)} problems, {time.monotonic() - started:.1f} s\n"
     )
     return 1 if seen else 0
 

@@ -19,7 +19,10 @@ PASSED_OVER: Final = {
 def containerfiles() -> list[Path]:
     """Those of the project."""
     folders = [folder for folder in ROOT.iterdir() if folder.is_dir() and folder.name[0] != "."]
-    found = [*ROOT.glob("*Containerfile*"), *(p for f in folders for p in f.rglob("Containerfile*"))]
+    found = [
+        *ROOT.glob("*Containerfile*"),
+        *(p for f in folders for p in f.rglob("Containerfile*")),
+    ]
     return sorted(found)
 
 
@@ -38,6 +41,8 @@ def check(files: list[Path] | None = None) -> list[Problem]:
     if done.returncode > 1 or not done.stdout:
         raise RuntimeError(f"hadolint: {done.stderr.strip()}")
     return [
-        Problem(f"{Path(each['file']).name} line {each['line']}", f"{each['code']} {each['message']}")
+        Problem(
+            f"{Path(each['file']).name} line {each['line']}", f"{each['code']} {each['message']}"
+        )
         for each in json.loads(done.stdout)
     ]

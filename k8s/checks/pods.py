@@ -17,11 +17,14 @@ LEAST_USER: Final = 10_000
 """Below it are users of the machine, whose files a pod that breaks out could read."""
 
 VOLUMES: Final = frozenset(
-    "configMap csi downwardAPI emptyDir ephemeral persistentVolumeClaim projected secret".split()
+    {
+        *("configMap", "csi", "downwardAPI", "emptyDir", "ephemeral"),
+        *("persistentVolumeClaim", "projected", "secret"),
+    }
 )
 """Kinds of volumes that restricted pods may have."""
 
-_UNITS: Final = {
+_UNITS: Final[dict[str, int | Decimal]] = {
     "": 1, "m": Decimal("0.001"), "k": 10**3, "M": 10**6, "G": 10**9,
     "Ki": 1 << 10, "Mi": 1 << 20, "Gi": 1 << 30, "Ti": 1 << 40,
 }  # fmt: skip

@@ -54,7 +54,11 @@ def _of_service(rendering: Rendering, service: Object) -> Iterator[str]:
 
 
 def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
-    if not group["minReplicas"] <= group.get("replicas", group["minReplicas"]) <= group["maxReplicas"]:
+    if (
+        not group["minReplicas"]
+        <= group.get("replicas", group["minReplicas"])
+        <= group["maxReplicas"]
+    ):
         yield "needs minReplicas <= replicas <= maxReplicas"
     spec = group["template"]["spec"]
     container = spec["containers"][0]

@@ -22,8 +22,11 @@ READ_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
     "ray-head": ("/etc/lexico/store", "/etc/lexico/tls", "/etc/lexico/tokens"),
     "encoder": ("/etc/lexico/tls", "/etc/lexico/tokens"),
 }
-"""Component → folders that it needs not: all of Ray's pods have the same settings, as any of them may
-build the application, and not all of them open what is named there."""
+"""Component → folders that it needs not: all of Ray's pods have the same settings, as any of them
+may build the application, and not all of them open what is named there."""
+
+AGENT: Final = 52365
+"""Port of Ray's agent on each node, which Ray opens by itself."""
 
 _PATH: Final = re.compile(r"/(?:etc/lexico|etc/valkey|models|work|data)(?:/[\w.-]+)+")
 """Of a file that a pod is told of, and that must be mounted for it."""
@@ -83,14 +86,12 @@ def _of_ray(
         yield f"gcsFaultToleranceOptions: {host}:{port} is no Service's port"
 
 
-def _of_pod(
-    rendering: Rendering, secrets: Mapping[str, frozenset[str]], pod: Pod
-) -> Iterator[str]:
+def _of_pod(rendering: Rendering, secrets: Mapping[str, frozenset[str]], pod: Pod) -> Iterator[str]:
     account = pod.spec.get("serviceAccountName")
     if account and rendering.find("ServiceAccount", account) is None:
         yield f"service account {account} is not there"
     claims = _claims(rendering, pod)
-    volumes: dict[str, frozenset[str] | None] = {name: None for name in claims}
+    volumes: dict[str, frozenset[str] | None] = dict.fromkeys(claims)
     for volume in pod.spec.get("volumes", ()):
         if volume["name"] in volumes:
             yield f"volume {volume['name']} is there twice"
@@ -173,9 +174,9 @@ def _of_container(
         if not re.fullmatch(r"(?=.*[a-z])[a-z0-9]([a-z0-9-]{0,13}[a-z0-9])?", port.get("name", "")):
             yield f"{name}: port {port.get('name')!r} is no name of at most 15 characters"
     for probe in ("startupProbe", "livenessProbe", "readinessProbe"):
-        for how in ("tcpSocket", "httpGet"):
+        for how in ("tcpSocket", "httpGet", "grpc"):
             asked = container.get(probe, {}).get(how, {}).get("port")
-            if isinstance(asked, str) and pod.port(asked) is None:
+            if asked not in (None, AGENT) and pod.port(asked) is None:
                 yield f"{name}: {probe} asks port {asked}, which is not there"
     yield from _of_paths(rendering, container, places, READ_ELSEWHERE.get(pod.component, ()))
 

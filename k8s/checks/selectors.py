@@ -111,9 +111,9 @@ def _policy(policy: Object, everyone: Sequence[Pod]) -> Iterator[str]:
 
 def _peer(peer: Mapping[str, Any], everyone: Sequence[Pod]) -> Iterator[str]:
     ours = "podSelector" in peer and "namespaceSelector" not in peer
-    if ours and not _selected(peer["podSelector"], everyone):
-        if peer["podSelector"].get("matchLabels") != CLIENTS:
-            yield f"names pods that are not there: {peer['podSelector']}"
+    selector = peer.get("podSelector", {})
+    if ours and not _selected(selector, everyone) and selector.get("matchLabels") != CLIENTS:
+        yield f"names pods that are not there: {selector}"
 
 
 def _ports(rule: Mapping[str, Any], at: Sequence[Pod]) -> Iterator[str]:

@@ -16,7 +16,9 @@ from k8s.checks.pods import Pod, pods, quantity
 from k8s.checks.rendering import HERE, Problem, Rendering
 from lexico_proto.errors import ConfigurationError, LexicoError
 from lexico_services.doctor.needs import shared_bytes
+from lexico_services.health import LIVE, READY
 from lexico_services.policies import Policies
+from lexico_services.process import split_address
 from lexico_services.settings import Settings
 from lexico_services.settings.schema import SETTINGS
 
@@ -29,7 +31,7 @@ STAND_IN: Final = "redis://store"
 
 
 def check(rendering: Rendering) -> list[Problem]:
-    """Commands with unknown options, settings that are none, and sizes that do not fit each other."""
+    """Commands with unknown options, settings that are none, sizes that do not fit."""
     found = []
     for pod in pods(rendering):
         for container in pod.containers:
@@ -119,9 +121,7 @@ def _refusal(arguments: tuple[str, ...]) -> str:
     return ""
 
 
-def _of_settings(
-    rendering: Rendering, pod: Pod, container: Mapping[str, Any]
-) -> Iterator[str]:
+def _of_settings(rendering: Rendering, pod: Pod, container: Mapping[str, Any]) -> Iterator[str]:
     try:
         settings = settings_of(rendering, pod, container)
     except LexicoError as error:
@@ -139,6 +139,7 @@ def _of_settings(
         port = pod.port(name)
         if port is not None and port != settings.value(key):
             yield f"its port {name} is {port}, and {key} is {settings.value(key)}"
+    yield from _of_health(container, settings)
     yield from _of_end(pod, container, settings)
     if pod.component == "ray-head":
         return
@@ -154,6 +155,20 @@ def _needed(pod: Pod, settings: Settings) -> int:
     if pod.kind != "RayService":
         return shared_bytes(settings)
     return max(int(settings.offload.max_inflight_bytes * 2.75), 0)
+
+
+def _of_health(container: Mapping[str, Any], settings: Settings) -> Iterator[str]:
+    address = settings.listen_offload.health_address
+    port = None if address is None else split_address(address)[1]
+    for name in ("startupProbe", "livenessProbe", "readinessProbe"):
+        probe = container.get(name, {}).get("grpc")
+        if probe is None:
+            continue
+        if probe["port"] != port:
+            yield f"{name} asks port {probe['port']}, and listen.health_address is {address}"
+        service = LIVE if name == "livenessProbe" else (READY,)
+        if probe.get("service", "") not in service:
+            yield f"{name} asks for {probe.get('service', '')!r}: a name of it is {service[-1]}"
 
 
 def _of_end(pod: Pod, container: Mapping[str, Any], settings: Settings) -> Iterator[str]:

@@ -61,7 +61,9 @@ def comparable(rendering: Rendering) -> dict[str, Any]:
 def _ordered(value: Any) -> Any:
     if isinstance(value, dict):
         kept = {k: v for k, v in value.items() if not k.startswith("checksum/")}
-        return {k: _ordered(v) for k, v in kept.items() if not (k == "annotations" and not _ordered(v))}
+        return {
+            k: _ordered(v) for k, v in kept.items() if not (k == "annotations" and not _ordered(v))
+        }
     if isinstance(value, list):
         items = [_ordered(each) for each in value]
         named = all(isinstance(each, dict) and "name" in each for each in items)

@@ -36,9 +36,7 @@ class Server:
     folder: Path
 
     def client(self, user: str, password: str) -> Any:
-        return redis.Redis(
-            port=self.port, username=user, password=password, decode_responses=True
-        )
+        return redis.Redis(port=self.port, username=user, password=password, decode_responses=True)
 
     @property
     def operator(self) -> Any:
@@ -213,4 +211,3 @@ def test_the_job_makes_a_cluster_and_leaves_one_alone(store_conf: str, tmp_path:
         with open_store(f"redis+cluster://lexico@{hosts}?password_file={password}") as store:
             assert [str(each) for each in store.look()] == []
             store.ping()
-

@@ -11,7 +11,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from lexico_services.offload.application import INGRESS_RESOURCE
 from lexico_worker.ray_runtime import RayConfig, RayRuntime
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -50,6 +49,9 @@ def start(environment: Mapping[str, str]) -> Iterator[ServeCluster]:
     Args:
         environment: beside this process's own: of the cluster, and so of what builds.
     """
+    # Not above: Ray reads its token's place when it is imported, and the process below sets that.
+    from lexico_services.offload.application import INGRESS_RESOURCE
+
     own = {**os.environ, **environment}
     own["RAY_OVERRIDE_RESOURCES"] = json.dumps({INGRESS_RESOURCE: 1})
     process = subprocess.Popen(
@@ -75,6 +77,8 @@ def start(environment: Mapping[str, str]) -> Iterator[ServeCluster]:
 
 def main() -> None:
     """Runs until standard input ends."""
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Ray writes there what it pleases
     runtime = RayRuntime(RayConfig(num_cpus=2, object_store_bytes=200 << 20, start_s=PATIENCE_S))
     runtime.start()
     from ray import serve
@@ -94,8 +98,8 @@ def main() -> None:
                 return found if found is not None and found.status in ENDED else None
 
             found = wait_until(state, "an application that runs or has failed")
-            sys.stdout.write(json.dumps({"status": found.status, "message": found.message}) + "\n")
-            sys.stdout.flush()
+            answers.write(json.dumps({"status": found.status, "message": found.message}) + "\n")
+            answers.flush()
             if found.status == "DEPLOY_FAILED":
                 serve.delete(name)
     finally:

@@ -6,6 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.serve.exceptions import RayServeException
 
 from lexico_proto.errors import ConfigurationError
 from lexico_services.offload.application import BuildArguments, build
@@ -53,5 +54,10 @@ def test_settings_that_no_cluster_can_use_are_refused(
     monkeypatch.delenv("LEXICO_STORE", raising=False)
     file = tmp_path / "lexico.toml"
     file.write_text(lines)
-    with pytest.raises(ConfigurationError, match=told):
+    with pytest.raises(RayServeException, match=told):
         build({"config": str(file)})
+
+
+def test_arguments_are_refused_in_the_words_that_serve_passes_on() -> None:
+    with pytest.raises(RayServeException, match="ingreses: there are config and ingresses"):
+        build({"ingreses": 2})

@@ -20,7 +20,9 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
-from lexico_proto.errors import ConfigurationError
+from ray.serve.exceptions import RayServeException
+
+from lexico_proto.errors import ConfigurationError, LexicoError
 from lexico_services.offload.deployment import IngressConfig, Placement, offload_app
 from lexico_services.settings import Settings
 
@@ -67,19 +69,28 @@ def build(args: dict[str, Any]) -> Any:
         args: as in `BuildArguments`.
 
     Raises:
-        ConfigurationError: an argument or a setting that cannot be used. Ray Serve gives its text
-            as the state of the application.
+        RayServeException: an argument or a setting cannot be used. Ray Serve gives its text as the
+            state of the application; of any other exception it would give the traceback, after
+            three more tries.
     """
-    given = BuildArguments.of(args)
+    try:
+        return _built(BuildArguments.of(args))
+    except LexicoError as error:
+        raise RayServeException(error.message) from error
+
+
+def _built(given: BuildArguments) -> Any:
     settings = Settings.of({}, given.config)
     encoder = settings.encoder(settings.store_url)
     if encoder.num_gpus is None:
         raise ConfigurationError(
-            "encoder.num_gpus is not given: a cluster may grow, so what it has now decides nothing. "
-            "Give 0, or the GPUs of one encoder"
+            "encoder.num_gpus is not given: a cluster may grow, so what it has now decides "
+            "nothing. Give 0, or the GPUs of one encoder"
         )
     listen = settings.listen_offload
     if not listen.port:
         raise ConfigurationError("offload.port is 0: nobody would know where an ingress listens")
     placement = Placement(INGRESS_RESOURCE, given.ingresses)
-    return offload_app(IngressConfig(listen, settings.offload), encoder, placement)
+    # Nobody else on the ingress's node could say that it is ready.
+    ingress = IngressConfig(listen, settings.offload, health_address=listen.health_address)
+    return offload_app(ingress, encoder, placement)

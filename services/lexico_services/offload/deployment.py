@@ -15,6 +15,7 @@ from lexico_proto.watched import look_again
 from lexico_services import process
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig
+from lexico_services.health import HealthPort
 from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_services.offload.ingress import Ingress
 from lexico_services.offload.servicer import SERVICES, OffloadServicer
@@ -41,6 +42,8 @@ class IngressConfig:
     offload: OffloadConfig
     security: Security | None = None
     """None for what `listen` says."""
+    health_address: str | None = None
+    """`HOST:PORT` for health alone; None where another process has it, which knows of the store."""
 
 
 @dataclass(frozen=True)
@@ -80,11 +83,20 @@ class IngressReplica:
             config.security,
         )
         process.on_reload("files", look_again)
-        self._ready = asyncio.get_running_loop().create_task(self._server.start())
+        self._health = HealthPort(config.health_address, ("offload",))
+        self._ready = asyncio.get_running_loop().create_task(self._start())
+
+    async def _start(self) -> None:
+        await asyncio.to_thread(self._health.start)
+        await self._server.start()
+        self._health.turn("offload", True)
 
     async def check_health(self) -> None:
-        """Raises where the server could not bind."""
+        """Raises where the server could not bind. Serve asks every two seconds: the loop is not
+        stuck.
+        """
         await asyncio.shield(self._ready)
+        self._health.beat()
 
     async def port(self) -> int:
         """Port that the server listens on."""
@@ -106,8 +118,10 @@ class IngressReplica:
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._drain_s
+        self._health.drain()  # before anything closes
         await self._server.drain()
         await self._ingress.close(max(0.0, until - loop.time()))
+        await asyncio.to_thread(self._health.close)
 
     async def __del__(self) -> None:
         await self.drain()
