@@ -31,7 +31,6 @@ OTHERS = tuple(name for name in COMPONENTS if name not in STORES)
 TOGETHER = [
     (),
     *((name,) for name in COMPONENTS),
-    *((a, b) for a in STORES for b in OTHERS),
     *((store, *OTHERS) for store in STORES),
 ]
 
