@@ -13,10 +13,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from lexico_proto.errors import InvalidInput, QuotaExceeded
+from lexico_proto.errors import Busy, InvalidInput, QuotaExceeded
 from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 from lexico_store import keys as keyspace
 from lexico_store.checks import check_key, check_scope
+from lexico_store.records import PinNote, pinned_bytes
 from lexico_store.store import PageStore
 
 T = TypeVar("T")
@@ -34,6 +35,8 @@ OTHERS: Final = 2
 MAX_PINS: Final = 1024
 """Pins of a tenant: their record never expires."""
 _PIN_BYTES: Final = 20
+_PIN_TRIES: Final = 8
+"""Times that a pin is looked at again because somebody else has changed it meanwhile."""
 
 
 @dataclass(frozen=True)
@@ -201,23 +204,32 @@ class Ledger:
         found = self._store.match(tenant, namespace, keys)
         leading = [*found.present, False].index(False)
         name = hashlib.blake2b(namespace + keys[-1], digest_size=_PIN_BYTES).digest()
-        pins = self.pins(tenant)
-        # What it held before it holds on: pages behind one that was lost would stay unlisted.
-        former = max((len(pin.keys) for pin in pins if pin.pin == name), default=0)
-        held = tuple(keys[: max(leading, former)])
-        size = self._bytes_of(tenant, namespace, found.scope, held)
-        others = [pin for pin in pins if pin.pin != name]
-        if len(others) >= MAX_PINS:
-            raise QuotaExceeded(f"the tenant has {MAX_PINS} pins: unpin another prompt first")
-        if most is not None and size + sum(pin.size for pin in others) > most:
-            return None
-        pin = Pin(name, namespace, label, size, held)
-        if held:
-            # First the note: a page that neither expires nor is listed would stay for ever.
-            self._store.write_record(keyspace.pins(tenant), {name: _packed(pin)})
-            for some in _batches(held):
-                self._store.persist(found.scope, some)
-        return pin
+        for _ in range(_PIN_TRIES):
+            kept = self._store.read_record(keyspace.pins(tenant))
+            # What it held before it holds on: pages behind one that was lost would stay unlisted.
+            former = kept.get(name, b"")
+            before = len(_unpacked(name, former).keys) if former else 0
+            held = tuple(keys[: max(leading, before)])
+            size = self._bytes_of(tenant, namespace, found.scope, held)
+            pin, bound = Pin(name, namespace, label, size, held), -1 if most is None else most
+            others = {field: value for field, value in kept.items() if field != name}
+            if not held:
+                over = 0 <= bound < sum(map(pinned_bytes, others.values()))
+                return None if over else pin
+            # First the note: a page that neither expires nor is listed would stay for ever. Whether
+            # it fits is decided with it, in one step: others pin too.
+            note = self._store.note_pin(
+                keyspace.pins(tenant), name, _packed(pin), former, bound, MAX_PINS
+            )
+            if note is PinNote.FULL:
+                raise QuotaExceeded(f"the tenant has {MAX_PINS} pins: unpin another prompt first")
+            if note is PinNote.OVER:
+                return None
+            if note is PinNote.NOTED:
+                for some in _batches(held):
+                    self._store.persist(found.scope, some)
+                return pin
+        raise Busy("others pin and unpin this prompt: pin it again")
 
     def unpin(self, tenant: bytes, name: bytes, ttl_s: float) -> int:
         """Lets the pages of a pin expire `ttl_s` from now, but for those of other pins.

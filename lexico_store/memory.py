@@ -14,6 +14,7 @@ from typing import Final
 from lexico_proto.errors import Busy, StoreUnavailable
 from lexico_store.checks import Parts
 from lexico_store.lifetimes import ALL_NAMESPACES, MAX_FORGOTTEN, newest
+from lexico_store.records import PinNote, judge_pin
 from lexico_store.store import PageStore
 
 DEFAULT_MAX_BYTES: Final = 1 << 30
@@ -190,6 +191,17 @@ class MemoryStore(PageStore):
             kept = self._records.get(name, {})
             drawn = random.sample(sorted(kept), min(count, len(kept)))
             return len(kept), {field: kept[field] for field in drawn}
+
+    def note_pin(
+        self, name: str, pin: bytes, value: bytes, former: bytes, most_bytes: int, most_pins: int
+    ) -> PinNote:
+        with self._lock:
+            self._check_open()
+            record = self._records.get(name, {})
+            note = judge_pin(record, pin, value, former, most_bytes, most_pins)
+            if note is PinNote.NOTED:
+                self._records.setdefault(name, {})[pin] = value
+            return note
 
     def _discard(self, names: Sequence[str]) -> None:
         with self._lock:

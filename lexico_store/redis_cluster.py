@@ -126,10 +126,12 @@ class ClusterServers(Servers):
             self._mapping.release()
 
     def _shown(self) -> dict[int, Node]:
-        """The map of the first node that shows one: those that are known, then those of the URL."""
+        """The map of the first node that shows one: those that are known, then those of the URL.
+        Nodes that were silent come last."""
         known = random.sample(self._primaries, len(self._primaries))
         failure: Exception = redis.ConnectionError("no node of the cluster is known")
-        for node in dict.fromkeys([*known, *self._seeds]):
+        nodes = dict.fromkeys([*known, *self._seeds])
+        for node in sorted(nodes, key=lambda node: self.breaker(self._pool(node)).open):
             with within(self._timeout_s * _MAP_SHARE):
                 answer = self._ask(node)
             if not isinstance(answer, Exception):

@@ -14,6 +14,11 @@ from lexico_proto.errors import (
     StoreUnavailable,
 )
 
+
+class ServerSilent(redis_exceptions.ConnectionError):
+    """A server was silent lately, and is not asked by this call: see `Breaker`."""
+
+
 REFUSED: Final = (
     redis_exceptions.AuthenticationError,  # WRONGPASS, NOAUTH, invalid password
     redis_exceptions.AuthenticationWrongNumberOfArgsError,  # a user name, to a server before 6.0

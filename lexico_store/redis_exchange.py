@@ -86,6 +86,8 @@ class Exchange:
         """Those of `units` that follow an ASK."""
         self.outcomes: dict[int, Any] = {}
         """By place: a reply, the replies of a MULTI, or the error."""
+        self.heard: bool | None = None
+        """Whether the server answered, if only that it will not; None where it was not asked."""
         self.reused = False
         """The connection had answered before."""
         self._timeout_s = timeout_s
@@ -123,6 +125,7 @@ class Exchange:
                     connection.update_current_socket_timeout(self._timeout_s)
                     first = False
             connection.answered()
+            self.heard = True
         except (redis.RedisError, OSError) as error:
             self._fail(error)
 
@@ -143,6 +146,9 @@ class Exchange:
         what befell it, a restart or a cut, befell them too."""
         if self._connection is not None:
             self._connection.disconnect()
+        if not isinstance(error, redis_exceptions.MaxConnectionsError):
+            loading = isinstance(error, redis_exceptions.BusyLoadingError)
+            self.heard = loading or not is_lost(error)
         if is_lost(error):
             self.pool.disconnect(inuse_connections=False)
         for i in self.units:

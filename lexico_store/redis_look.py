@@ -11,7 +11,7 @@ from redis.exceptions import NoPermissionError
 from lexico_store.deadline import within
 from lexico_store.findings import Finding, Level
 from lexico_store.redis_exchange import Command, interview
-from lexico_store.redis_rights import KEYS, RULE, lacking, trial
+from lexico_store.redis_rights import IN_A_CLUSTER, KEYS, RULE, lacking, trial
 
 LEAST_VERSION: Final = (7, 0)
 POLICY: Final = "volatile-ttl"
@@ -37,7 +37,7 @@ def look_at_server(pool: redis.ConnectionPool, timeout_s: float, *, cluster: boo
     with within(timeout_s), interview(pool, timeout_s) as ask:
         info = _info(ask)
         configured = _config(ask)
-        findings = _rights(ask)  # the last question: it leaves a MULTI open
+        findings = _rights(ask, cluster)  # the last question: it leaves a MULTI open
     if info is None:
         remedy = "allow it +info, to be told what is wrong with the server"
         return [*findings, Finding(Level.NOTE, "the store's user may not use INFO", remedy)]
@@ -66,7 +66,7 @@ def _config(ask: Ask) -> dict[str, str]:
     return found
 
 
-def _rights(ask: Ask) -> list[Finding]:
+def _rights(ask: Ask, cluster: bool) -> list[Finding]:
     # An EXEC without a MULTI is an error of another kind where it is allowed.
     exec_, multi = ask([("EXEC",), ("MULTI",)])
     if isinstance(multi, NoPermissionError):  # what follows would be carried out
@@ -74,9 +74,14 @@ def _rights(ask: Ask) -> list[Finding]:
         return [Finding(Level.REFUSED, what, f"give it the rights {RULE}")]
     if isinstance(multi, Exception):
         raise multi
-    commands = trial()
+    commands = trial(cluster=cluster)
     names, keys_refused = lacking([("EXEC",), *commands], [exec_, *ask(commands)])
     findings = []
+    for name in IN_A_CLUSTER:
+        if name in names:
+            names.remove(name)
+            what = f"the store's user may not use {name.upper()}: pages of slots that move fail"
+            findings.append(Finding(Level.WARNING, what, f"allow it +{name}"))
     if names:
         missing = " ".join(f"+{name}" for name in names)
         what = f"the store's user may not use {', '.join(names).upper()}"

@@ -29,15 +29,18 @@ COMMANDS: Final = (
 USEFUL: Final = ("info", "config|get", "cluster|slots", "asking", "select")
 """What the look, a cluster and a database other than 0 take beside them."""
 
+IN_A_CLUSTER: Final = ("asking",)
+"""Of those, what a cluster takes beside the commands, and only now and then: while slots move."""
+
 RULE: Final = f"{KEYS} " + " ".join(f"+{name}" for name in (*COMMANDS, *USEFUL))
 """The least that suffices, as `ACL SETUSER name on >password <rule>` takes it."""
 
 
-def trial() -> list[Command]:
+def trial(*, cluster: bool = False) -> list[Command]:
     """Commands that tell what a user may do and change nothing, to be sent after a MULTI that was
     granted: a server checks rights when it queues a command, and none of these is ever executed.
 
-    All of them but PING and MULTI, on names that nobody has.
+    All of them but PING and MULTI, on names that nobody has; in a cluster `IN_A_CLUSTER` too.
     """
     name = f"{keys.PREFIX}:p:{{{secrets.token_hex(20)}}}"
     sample: dict[str, Command] = {
@@ -55,7 +58,8 @@ def trial() -> list[Command]:
         "sadd": ("SADD", name, b"x"),
     }
     tried = [each for each in COMMANDS if each not in ("multi", "exec", "ping")]
-    return [sample.get(each, (each.upper(), name)) for each in tried]
+    last: list[Command] = [(each.upper(),) for each in IN_A_CLUSTER] if cluster else []
+    return [*(sample.get(each, (each.upper(), name)) for each in tried), *last]
 
 
 def lacking(commands: Sequence[Command], replies: Sequence[Any]) -> tuple[list[str], bool]:

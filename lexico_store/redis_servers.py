@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+import threading
 import time
 from abc import ABC, abstractmethod
 from collections import defaultdict
@@ -9,16 +11,20 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
 from typing import Any, ClassVar, Final
+from weakref import WeakKeyDictionary
 
 import redis
 from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, TryAgainError
 
+from lexico_proto.breaker import SLOW_S, Admission, Breaker
 from lexico_store.deadline import remaining_s, within
 from lexico_store.findings import Finding
-from lexico_store.redis_errors import is_lost
+from lexico_store.redis_errors import ServerSilent, is_lost
 from lexico_store.redis_exchange import Command, Exchange, Unit
 from lexico_store.redis_look import look_at_server
 from lexico_store.settings import StoreSettings
+
+_log = logging.getLogger(__name__)
 
 _PASSING: Final = (
     TryAgainError,  # a slot on the move, with a part of the keys on either side
@@ -47,6 +53,10 @@ class Servers(ABC):
     it, what was lost on a connection that had answered before is tried again on a new one, and
     where another server may take over, everything until one has. Every unit may be carried out
     twice, so it must do the same then.
+
+    A server whose call was lost all the same is not asked for `probe_every_s`, and then by one
+    call: the others fail at once. Where another may take over, that is so once it has been silent
+    for `timeout_s`, so that a shorter failover costs no error.
     """
 
     fails_over: ClassVar[bool]
@@ -54,17 +64,43 @@ class Servers(ABC):
 
     def __init__(self, settings: StoreSettings) -> None:
         self._timeout_s = settings.timeout_s
+        self._probe_every_s = settings.probe_every_s
+        self._breakers: WeakKeyDictionary[redis.ConnectionPool, Breaker] = WeakKeyDictionary()
+        self._breakers_lock = threading.Lock()
+        self.directory = self._breaker("the cluster's map")
+        """Of whoever says which server has what."""
+
+    def breaker(self, pool: redis.ConnectionPool) -> Breaker:
+        """The circuit breaker of a server."""
+        with self._breakers_lock:
+            found = self._breakers.get(pool)
+            if found is None:
+                at = pool.connection_kwargs
+                place = at.get("path") or f"{at.get('host', 'primary')}:{at.get('port', '')}"
+                found = self._breakers[pool] = self._breaker(place)
+            return found
+
+    def _breaker(self, peer: str) -> Breaker:
+        patience_s = self._timeout_s if self.fails_over else 0.0
+        return Breaker(self._probe_every_s, patience_s, min(SLOW_S, self._timeout_s / 2), peer)
 
     def run(
-        self, commands: Sequence[Command], *, atomic: bool = False, waits: bool = True
+        self,
+        commands: Sequence[Command],
+        *,
+        atomic: bool = False,
+        waits: bool = True,
+        ordered: bool = False,
     ) -> list[Any]:
         """The replies to `commands`, in one round trip a server; within one MULTI if `atomic`.
 
         Args:
             waits: as `Unit.waits`, of a MULTI.
+            ordered: what is sent again takes along all that comes after it, to whatever server.
 
         Raises:
             redis.TryAgainError: not if it `waits`.
+            ServerSilent: a server was silent lately, and another call is to find out.
             redis.RedisError, OSError: the first failure that trying again did not mend.
         """
         if atomic:
@@ -72,7 +108,7 @@ class Servers(ABC):
         else:
             units = [Unit((command,)) for command in commands]
         with within(self._timeout_s):
-            outcomes = _Call(self, units).outcomes()
+            outcomes = _Call(self, units, ordered).outcomes()
         return outcomes[0] if atomic else outcomes
 
     @abstractmethod
@@ -108,15 +144,37 @@ class Servers(ABC):
 class _Call:
     """One call's units, from the first try to their outcomes."""
 
-    def __init__(self, servers: Servers, units: Sequence[Unit]) -> None:
+    def __init__(self, servers: Servers, units: Sequence[Unit], ordered: bool) -> None:
         self._servers = servers
+        self._ordered = ordered
         self._units = units
         self._outcomes: list[Any] = [None] * len(units)
         self._asking: dict[int, redis.ConnectionPool] = {}
         self._anew: set[redis.ConnectionPool] = set()
         self._pause = False
+        self._began = time.monotonic()
+        self._probes: set[Breaker] = set()
+        """Of servers that this call finds out about for all others."""
+        self._unheard: set[Breaker] = set()
+        """Of servers that were silent in the last round."""
 
     def outcomes(self) -> list[Any]:
+        try:
+            return self._tried()
+        except (redis.RedisError, OSError):
+            for each in self._unheard:
+                if each.lost(self._waited_s(), probe=each in self._probes):
+                    _log.warning("store server=%s silent: calls fail at once", each.peer)
+            self._probes -= self._unheard
+            raise
+        finally:
+            for each in self._probes:
+                each.let_go()
+
+    def _waited_s(self) -> float:
+        return time.monotonic() - self._began
+
+    def _tried(self) -> list[Any]:
         pending = list(range(len(self._units)))
         for round_ in count():
             pending, error = self._try(pending)
@@ -135,8 +193,21 @@ class _Call:
     def _try(self, pending: list[int]) -> tuple[list[int], Exception | None]:
         """One round. What is to be tried again, and the last error among it."""
         exchanges: list[Exchange] = []
+        self._unheard.clear()
+        self._admit(self._servers.directory)
         try:
-            for pool, places in self._parts(pending).items():
+            parts = self._parts(pending)
+        except (redis.RedisError, OSError) as error:  # no map of the cluster
+            if is_lost(error):
+                self._unheard.add(self._servers.directory)
+            if not self._mends(error, None):
+                raise
+            return pending, error
+        self._heard(self._servers.directory)
+        for pool in parts:  # before any is sent to
+            self._admit(self._servers.breaker(pool))
+        try:
+            for pool, places in parts.items():
                 units = {i: self._units[i] for i in places}
                 each = self._servers.exchange(pool, units, anew=pool in self._anew)
                 each.asking = frozenset(i for i in places if i in self._asking)
@@ -144,13 +215,11 @@ class _Call:
                 each.send()
             for each in exchanges:
                 each.receive()
-        except (redis.RedisError, OSError) as error:  # no map of the cluster
-            if not self._mends(error, None):
-                raise
-            return pending, error
         finally:
             for each in exchanges:
                 each.end()
+        for each in exchanges:
+            self._note(each)
         again: list[int] = []
         last: Exception | None = None
         self._asking.clear()
@@ -166,7 +235,35 @@ class _Call:
                     last = outcome
                 else:
                     raise outcome
+        if again and self._ordered:
+            again = list(range(min(again), len(self._units)))
         return again, last
+
+    def _admit(self, breaker: Breaker) -> None:
+        """
+        Raises:
+            ServerSilent: this call is to fail at once.
+        """
+        if breaker in self._probes:
+            return
+        admission = breaker.admit()
+        if admission is Admission.PROBE:
+            self._probes.add(breaker)
+        elif admission is Admission.REFUSED:
+            raise ServerSilent(f"silent for {breaker.silent_s:.1f} s, and not asked by each call")
+
+    def _note(self, exchange: Exchange) -> None:
+        breaker = self._servers.breaker(exchange.pool)
+        if exchange.heard:
+            self._heard(breaker)
+        elif exchange.heard is False:
+            breaker.silent(self._waited_s())
+            self._unheard.add(breaker)
+
+    def _heard(self, breaker: Breaker) -> None:
+        self._probes.discard(breaker)
+        if breaker.answered():
+            _log.warning("store server=%s answers again", breaker.peer)
 
     def _parts(self, pending: list[int]) -> dict[redis.ConnectionPool, list[int]]:
         parts: dict[redis.ConnectionPool, list[int]] = defaultdict(list)

@@ -21,6 +21,7 @@ from lexico_store import keys
 from lexico_store.checks import Parts
 from lexico_store.findings import Finding
 from lexico_store.lifetimes import LINGER_MS, MAX_FORGOTTEN
+from lexico_store.records import PinNote
 from lexico_store.redis_errors import as_lexico
 from lexico_store.redis_exchange import Argument, Command
 from lexico_store.redis_pool import PACK_CUTOFF_BYTES, LongValue
@@ -63,6 +64,7 @@ class RedisStore(PageStore):
         self._acquire_script = self._script("acquire.lua")
         self._release_script = self._script("release.lua")
         self._forget_script = self._script("forget.lua")
+        self._pin_script = self._script("pin.lua")
         self._fence = _lua("fence.lua")
 
     def _script(self, name: str) -> Script:
@@ -105,7 +107,9 @@ class RedisStore(PageStore):
         generations: Command = ("HMGET", record, *fields) if fields else ("HVALS", record)
         renewals = _renewals(names, lives) if lives is not None else []
         asked: list[Command] = [("EXISTS", name) for name in names]
-        numbers, *replies = self._run("match", [generations, *renewals, *asked])
+        numbers, *replies = self._run(
+            "match", [generations, *renewals, *asked], ordered=bool(renewals)
+        )
         return numbers, [bool(n) for n in replies[len(renewals) :]]
 
     def _commit(
@@ -184,7 +188,7 @@ class RedisStore(PageStore):
     def _touch(self, names: Sequence[str], lives: list[int]) -> list[bool]:
         # A pinned page and one that is not there answer XX alike.
         asked: list[Command] = [("EXISTS", name) for name in names]
-        replies = self._run("touch", [*_renewals(names, lives), *asked])
+        replies = self._run("touch", [*_renewals(names, lives), *asked], ordered=True)
         return [bool(n) for n in replies[len(names) :]]
 
     def _persist(self, names: Sequence[str]) -> list[bool]:
@@ -195,7 +199,7 @@ class RedisStore(PageStore):
     def _expire(self, names: Sequence[str], lives: list[int]) -> list[bool]:
         pairs = list(zip(names, lives, strict=True))
         commands: list[Command] = [("PEXPIRE", name, life) for name, life in reversed(pairs)]
-        return [bool(n) for n in reversed(self._run("expire", commands))]
+        return [bool(n) for n in reversed(self._run("expire", commands, ordered=True))]
 
     def _forget(self, record: str, field: bytes, when_us: int) -> int | None:
         with self._guard("forget"):
@@ -226,6 +230,13 @@ class RedisStore(PageStore):
         commands = [("HLEN", name), ("HRANDFIELD", name, count, "WITHVALUES")]
         fields, drawn = self._run("record", commands)
         return int(fields), dict(zip(drawn[::2], drawn[1::2], strict=True))
+
+    def note_pin(
+        self, name: str, pin: bytes, value: bytes, former: bytes, most_bytes: int, most_pins: int
+    ) -> PinNote:
+        with self._guard("pin"):
+            args = [pin, value, former, most_bytes, most_pins]
+            return PinNote(int(self._pin_script(keys=[name], args=args)))
 
     def _discard(self, names: Sequence[str]) -> None:
         self._run("discard", [("UNLINK", name) for name in names])
@@ -266,10 +277,17 @@ class RedisStore(PageStore):
     def _list_dictionaries(self, listing: str) -> list[bytes]:
         return list(self._run("list_dictionaries", [("SMEMBERS", listing)])[0])
 
-    def _run(self, doing: str, commands: Sequence[Command], *, atomic: bool = False) -> list[Any]:
-        """The replies to `commands`, in one round trip; within one MULTI if `atomic`."""
+    def _run(
+        self,
+        doing: str,
+        commands: Sequence[Command],
+        *,
+        atomic: bool = False,
+        ordered: bool = False,
+    ) -> list[Any]:
+        """The replies to `commands`, in one round trip; see `Servers.run`."""
         with self._guard(doing):
-            return self._servers.run(commands, atomic=atomic)
+            return self._servers.run(commands, atomic=atomic, ordered=ordered)
 
     @contextmanager
     def _guard(self, doing: str) -> Iterator[None]:
@@ -287,7 +305,8 @@ class RedisStore(PageStore):
 
 
 def _renewals(names: Sequence[str], lives: list[int]) -> list[Command]:
-    """The last page first, so that whoever looks in between finds none that outlives one ahead."""
+    """The last page first: one that is renewed late, or once more, has those ahead of it renewed
+    afterwards, so that none outlives one ahead."""
     pairs = list(zip(names, lives, strict=True))
     return [("PEXPIRE", name, life, "XX") for name, life in reversed(pairs)]
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import secrets
-from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from abc import abstractmethod
+from collections.abc import Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Final, Self
 
@@ -22,6 +22,7 @@ from lexico_store.lifetimes import (
     page_life_ms,
     prefix_lives_ms,
 )
+from lexico_store.records import Records
 from lexico_store.scopes import generation_scope
 
 if TYPE_CHECKING:
@@ -36,7 +37,7 @@ _SEEN: Final = 4096
 """Generations that a handle remembers."""
 
 
-class PageStore(ABC):
+class PageStore(Records):
     """Encoded pages, leases and dictionary sets of many tenants.
 
     Calls block and may come from many threads at once. `scope` is the digest of the *authenticated*
@@ -271,23 +272,6 @@ class PageStore(ABC):
         """Removes pages by their `keys.page_digest`s."""
         if digests:
             self._discard([keyspace.page_of(digest) for digest in digests])
-
-    @abstractmethod
-    def read_record(self, name: str, fields: Sequence[bytes] | None = None) -> dict[bytes, bytes]:
-        """Fields of a record, those of them that are there; None for all. For this package: records
-        are small, are named in `keys`, never expire and are not evicted."""
-
-    @abstractmethod
-    def write_record(self, name: str, values: Mapping[bytes, bytes]) -> None:
-        """Sets fields of a record, at least one."""
-
-    @abstractmethod
-    def remove_fields(self, name: str, fields: Sequence[bytes]) -> None:
-        """Removes fields of a record, at least one; a record without any is gone."""
-
-    @abstractmethod
-    def sample_record(self, name: str, count: int) -> tuple[int, dict[bytes, bytes]]:
-        """How many fields a record has, and up to `count` of them, drawn by chance."""
 
     @abstractmethod
     def ping(self) -> None:

@@ -111,10 +111,13 @@ class AsyncClient:
             ConfigurationError: an address or number that cannot be used, a token or TLS in two
                 places, or neither address nor transport.
         """
+        self._timeouts = timeouts or Timeouts()
         if transport is None:
             if reload is None:
                 raise ConfigurationError("reload=None: where are pages matched and loaded?")
-            transport = GrpcTransport(reload, offload, token, metrics=metrics, tls=tls)
+            transport = GrpcTransport(
+                reload, offload, token, metrics=metrics, tls=tls, probe_every=self._timeouts.probe
+            )
         elif not (reload is offload is token is None and tls is None):
             raise ConfigurationError("give addresses, token and TLS, or a transport, not both")
         if threads < 1:
@@ -124,7 +127,6 @@ class AsyncClient:
         self._metrics = metrics
         self._sent = metrics.counter(CLIENT_BYTES, "sent")
         self._received = metrics.counter(CLIENT_BYTES, "received")
-        self._timeouts = timeouts or Timeouts()
         self._transport = transport
         self._crew = Crew(threads)
         self._closed = False

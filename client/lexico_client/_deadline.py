@@ -9,7 +9,13 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
-from lexico_proto.errors import DeadlineExpired, EncoderLost, LexicoError, Unavailable
+from lexico_proto.errors import (
+    CircuitOpen,
+    DeadlineExpired,
+    EncoderLost,
+    LexicoError,
+    Unavailable,
+)
 
 T = TypeVar("T")
 
@@ -76,9 +82,9 @@ def may_retry(error: LexicoError) -> bool:
     """Whether the same call may go through a moment later.
 
     `Unavailable`: a replica went away, and another may be there. Not `EncoderLost`: the service has
-    tried the page twice already.
+    tried the page twice already. Not `CircuitOpen`: the next call would not be made either.
     """
-    return isinstance(error, Unavailable) and not isinstance(error, EncoderLost)
+    return isinstance(error, Unavailable) and not isinstance(error, EncoderLost | CircuitOpen)
 
 
 async def pause(budget: Budget) -> bool:

@@ -5,18 +5,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
 from contextlib import aclosing
+from functools import partial
 from typing import Any, Final
 
 import grpc
 import grpc.aio
 
 from lexico_client._channels import Channels
+from lexico_client._circuit import HEALTH, Circuit
 from lexico_client._endpoint import Endpoint, endpoint_of
 from lexico_client._errors import translated
+from lexico_client._settings import Timeouts
 from lexico_client._tls import Tls
 from lexico_client._transport import Server, check_size
 from lexico_client._upload_end import UploadEnd
-from lexico_proto.errors import ConfigurationError
+from lexico_codec.forks import renew_in_children
+from lexico_proto.errors import CircuitOpen, ConfigurationError
 from lexico_proto.metrics import CLIENT_CALLS, METHODS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
@@ -28,6 +32,8 @@ from lexico_proto.v1.versions_pb2_grpc import VersionsStub
 
 _OFFLOAD: Final = offload.DESCRIPTOR.services_by_name["Offload"]
 _PUT: Final = f"/{_OFFLOAD.full_name}/{_OFFLOAD.methods_by_name['Put'].name}"
+SILENT_S: Final = 1.0
+"""Seconds without a message of a stream, after which its end by us counts as a silence."""
 _EOF: Final = vars(grpc.aio)["EOF"]  # grpc-stubs does not know it
 
 
@@ -42,6 +48,7 @@ class GrpcTransport:
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         metrics: Metrics = PROCESS,
         tls: Tls | None = None,
+        probe_every: float = Timeouts.probe,
     ) -> None:
         """
         Args:
@@ -53,6 +60,7 @@ class GrpcTransport:
                 Register). What one raises of its own leaves the call as it is.
             metrics: where calls are counted.
             tls: for endpoints that are plaintext.
+            probe_every: see `Timeouts.probe`.
 
         Raises:
             ConfigurationError: an address or interceptor that cannot be used, or a token or TLS in
@@ -66,7 +74,13 @@ class GrpcTransport:
             offload = endpoint_of("offload", offload, token, tls)
         self._offload = offload
         self._channels = Channels(interceptors)
+        self._circuits = {
+            endpoint: Circuit(f"the {server} server", probe_every, partial(self._check, endpoint))
+            for server, endpoint in (("offload", self._offload), ("reload", self._reload))
+            if endpoint is not None
+        }
         self._calls = {method: Calls(metrics, CLIENT_CALLS, method) for method in METHODS}
+        renew_in_children(self)
 
     async def match(self, request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
         """Reload.Match."""
@@ -130,7 +144,20 @@ class GrpcTransport:
 
     async def close(self) -> None:
         """Closes the channels."""
+        for circuit in self._circuits.values():
+            await circuit.close()
         await self._channels.close()
+
+    def after_fork(self) -> None:
+        """What was silent for the parent need not be so for the child."""
+        for circuit in self._circuits.values():
+            circuit.after_fork()
+
+    async def _check(self, endpoint: Endpoint, timeout: float) -> object:
+        """Standard health of a server, which asks for no token."""
+        check = self._channels.to(endpoint).unary_unary(HEALTH, None, None)
+        answer: object = await check(b"", timeout=timeout)
+        return answer
 
     def _endpoint(self, server: Server) -> Endpoint:
         if server == "reload":
@@ -153,18 +180,23 @@ class GrpcTransport:
         timeout: float,
         endpoint: Endpoint | None = None,
     ) -> Any:
-        metadata = (endpoint or self._reload).metadata
-        with self._calls[name].counted(), translated(name):
-            return await method(request, timeout=timeout, metadata=metadata)
+        endpoint = endpoint or self._reload
+        circuit = self._circuits[endpoint]
+        with self._calls[name].counted():
+            await circuit.enter()
+            with translated(name), circuit.listening(timeout):
+                return await method(request, timeout=timeout, metadata=endpoint.metadata)
 
     async def _stream(
         self, name: str, method: Callable[..., Any], request: object, timeout: float
     ) -> AsyncGenerator[Any, None]:
+        circuit = self._circuits[self._reload]
         with self._calls[name].counted():
+            await circuit.enter()
             call = method(request, timeout=timeout, metadata=self._reload.metadata)
             try:
                 while True:
-                    with translated(name):
+                    with translated(name), circuit.listening(min(timeout, SILENT_S)):
                         message = await call.read()
                     if message is _EOF:
                         return
@@ -180,8 +212,15 @@ class GrpcTransport:
         timeout: float,
         endpoint: Endpoint,
     ) -> Any:
+        circuit = self._circuits[endpoint]
         with self._calls[name].counted():
-            return await self._write_all(name, method, messages, timeout, endpoint)
+            try:
+                await circuit.enter()
+            except CircuitOpen:
+                await messages.aclose()
+                raise
+            with circuit.listening(timeout):
+                return await self._write_all(name, method, messages, timeout, endpoint)
 
     async def _write_all(
         self,

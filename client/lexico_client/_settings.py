@@ -22,9 +22,14 @@ class Timeouts:
     """A whole offload, to the answer that `wait` asks for."""
     dictionaries: float = 60.0
     """Registering, fetching or listing dictionary sets."""
+    probe: float = 1.0
+    """Between two looks at a server that was silent; calls fail at once meanwhile. 0 for none: each
+    call finds out by itself."""
 
     def __post_init__(self) -> None:
         for field in fields(self):
+            if field.name == "probe" and self.probe == 0:
+                continue
             check_seconds(f"timeouts: {field.name}", getattr(self, field.name))
 
 

@@ -22,7 +22,8 @@
     │   └── QuotaExceeded       RESOURCE_EXHAUSTED   the tenant has what it may have
     ├── Unavailable             UNAVAILABLE          a part of the service is not there
     │   ├── StoreUnavailable    UNAVAILABLE          the page store does not answer
-    │   └── EncoderLost         UNAVAILABLE          an encoder died twice with the same page
+    │   ├── EncoderLost         UNAVAILABLE          an encoder died twice with the same page
+    │   └── CircuitOpen         UNAVAILABLE          a server was silent, and was not asked again
     ├── DeadlineExpired         DEADLINE_EXCEEDED    no answer within the caller's deadline
     ├── Cancelled               CANCELLED            the caller went away
     │   └── Forgotten           CANCELLED            the page was forgotten on its way
@@ -196,6 +197,12 @@ class EncoderLost(Unavailable):
     """An encoder died with the page, and so did the one that tried again."""
 
     reason = "encoder-lost"
+
+
+class CircuitOpen(Unavailable):
+    """A server did not answer lately, and this call was not to find out whether it does now."""
+
+    reason = "circuit-open"
 
 
 class DeadlineExpired(LexicoError):

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from lexico_store import PageStore
 from lexico_store.lifetimes import now_us
+from lexico_store.records import PinNote
 from tests.support.waiting import PATIENCE_S
 
 TTL_S = 3600.0
@@ -26,16 +28,18 @@ class SequenceSuite(ABC):
 
     def test_pages_of_a_sequence_expire_from_its_end(self, store: PageStore, scope: bytes) -> None:
         keys = [key_of(n) for n in range(4)]
-        for page in (2, 0, 3, 1):
-            store.commit(scope, keys[page], [b"a"], 0.15, page=page)
-        store.touch(scope, keys, 0.15)
+        for ttl_s in (0.15, 1.5, 15.0, PATIENCE_S / 2):
+            for page in (2, 0, 3, 1):
+                store.commit(scope, keys[page], [b"a"], ttl_s, page=page)
+            if all(store.touch(scope, keys, ttl_s)):  # else one was gone before: a longer life
+                break
         seen: set[tuple[bool, ...]] = set()
 
         def over() -> bool:
             seen.add(tuple(store.present(scope, keys)))
             return seen >= {(False,) * 4}
 
-        self.expire(over, 0.15)
+        self.expire(over, ttl_s)
         assert all(sorted(present, reverse=True) == list(present) for present in seen)
 
     def test_match_says_what_is_there_and_renews_it(self, store: PageStore, scope: bytes) -> None:
@@ -127,3 +131,26 @@ class SequenceSuite(ABC):
         assert store.sample_record(name, 9) == (3, {b"a": b"4", b"b\xff": b"2", b"c": b"3"})
         store.remove_fields(name, [b"a", b"x"])
         assert store.read_record(name) == {b"b\xff": b"2", b"c": b"3"}
+
+    def test_a_pin_is_noted_only_as_it_was_read_and_within_bounds(self, store: PageStore) -> None:
+        name = f"lx1:k:{{{os.urandom(20).hex()}}}"
+
+        def value(size: int, keys: int = 1) -> bytes:
+            about = {"namespace": "00", "label": 'a "bytes": 9\n', "bytes": size}
+            return json.dumps(about).encode() + b"\n" + bytes(range(256))[: 32 * keys]
+
+        def note(pin: bytes, new: bytes, former: bytes = b"", most: int = 100) -> PinNote:
+            return store.note_pin(name, pin, new, former, most, 3)
+
+        assert note(b"a\xff", value(60)) is PinNote.NOTED
+        assert note(b"a\xff", value(60)) is PinNote.NOTED, "its answer was lost: once more"
+        assert note(b"b", value(41)) is PinNote.OVER
+        assert note(b"b", value(40)) is PinNote.NOTED
+        assert note(b"a\xff", value(61), value(60)) is PinNote.OVER
+        assert note(b"a\xff", value(50), value(59)) is PinNote.CHANGED
+        assert note(b"a\xff", value(50, keys=4), value(60)) is PinNote.NOTED
+        assert note(b"c", value(1 << 40), most=-1) is PinNote.NOTED
+        assert note(b"d", value(0), most=-1) is PinNote.FULL
+        assert note(b"c", value(0), value(1 << 40), most=90) is PinNote.NOTED
+        record = {b"a\xff": value(50, keys=4), b"b": value(40), b"c": value(0)}
+        assert store.read_record(name) == record

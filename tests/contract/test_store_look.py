@@ -283,6 +283,18 @@ def test_what_all_nodes_have_is_said_once(nodes: Cluster) -> None:
     assert "noeviction" in finding.what
 
 
+def test_a_cluster_whose_user_may_not_follow_slots_that_move(nodes: Cluster) -> None:
+    for node in nodes.servers:
+        with client_of(node) as client:
+            rights = f"{RULE} -asking".split()
+            client.execute_command("ACL", "SETUSER", "still", "reset", "on", ">still", *rights)
+    says = [str(each) for each in found(nodes.url.replace(f":{PASSWORD_IN_URL}@", "still:still@"))]
+    expected = (
+        "the store's user may not use ASKING: pages of slots that move fail: allow it +asking"
+    )
+    assert expected in says
+
+
 def test_a_full_node_is_busy(nodes: Cluster) -> None:
     with open_store(nodes.url, PATIENT) as store:
         with pytest.raises(Busy, match="maxmemory"):

@@ -116,12 +116,12 @@ def test_an_address_that_is_taken_or_is_none(port: HealthPort) -> None:
 def test_a_store_is_gone_after_some_pings_and_back_with_one(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    class Store(MemoryStore):
-        answers = [True, False, False, True, False, False, False, False, True]
+    answers = [True, False, False, True, False, False, False, False, True]
 
+    class Store(MemoryStore):
         def ping(self) -> None:
-            answer = self.answers.pop(0)
-            if not self.answers:
+            answer = answers.pop(0)
+            if not answers:
                 stopped.set()
             if not answer:
                 raise StoreUnavailable("away")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
@@ -18,8 +18,11 @@ from lexico_codec.wire import spec_to_wire
 from lexico_proto import errors
 from lexico_proto.v1 import admin_pb2 as pb
 from lexico_proto.v1 import admin_pb2_grpc, offload_pb2, reload_pb2
+from lexico_proto.v1 import dictionaries_pb2 as dict_pb
+from lexico_proto.watched import look_again
 from lexico_services.cli import main
 from lexico_store import MemoryStore
+from lexico_store.records import PinNote
 from lexico_store.scopes import tenant_scope
 from tests.support.services import (
     Prompt,
@@ -198,40 +201,67 @@ async def test_pins_are_listed_bounded_and_let_go(tmp_path: Path) -> None:
         assert await present(services, made) == [False] * 3
 
 
-async def test_pins_at_the_same_time_stay_within_the_bound(tmp_path: Path) -> None:
-    """Two that are counted at once would both find room."""
+async def test_pins_of_two_servers_at_the_same_time_stay_within_the_bound(tmp_path: Path) -> None:
+    """Each finds room for its own, and one of them gets it."""
     policy = tmp_path / "policy.toml"
     policy.write_text('[default]\nmax_pinned_bytes = "1 MiB"\n')
-    made, store = prompt(), HeldUp()
-    asked = pb.PinRequest(prompt=pb.Prompt(namespace=made.spec.namespace, page_keys=made.keys[:1]))
+    made, store = prompt(), Together()
+
+    def asked(pages: int) -> pb.PinRequest:
+        keys = made.keys[:pages]
+        return pb.PinRequest(prompt=pb.Prompt(namespace=made.spec.namespace, page_keys=keys))
+
     async with (
         running_services(store, policy_file=policy) as services,
         admin_of(services) as admin,
+        running_services(store, policy_file=policy) as others,
+        admin_of(others) as other,
     ):
         await offload(services, made, 2)
-        store.go_on.clear()
-        first = asyncio.ensure_future(admin.Pin(asked))
-        await asyncio.to_thread(store.reached.wait, PATIENCE_S)
-        with pytest.raises(grpc.aio.AioRpcError) as refusal:
-            await admin.Pin(asked)
-        assert type(error_of(refusal.value)) is errors.Busy
-        store.go_on.set()
-        assert (await first).pages == 1
-        assert (await admin.Pin(asked)).pages == 1, "the same again"
+        (use,) = (await admin.Usage(pb.UsageRequest())).namespaces
+        policy.write_text(f"[default]\nmax_pinned_bytes = {use.bytes}\n")  # two pages
+        look_again()
+        pinning = (admin.Pin(asked(1)), other.Pin(asked(2)))
+        pinned = await asyncio.gather(*pinning, return_exceptions=True)
+        (refused,) = [each for each in pinned if isinstance(each, BaseException)]
+        assert isinstance(refused, grpc.aio.AioRpcError)
+        assert type(error_of(refused)) is errors.QuotaExceeded
+        (pin,) = (await admin.Usage(pb.UsageRequest())).pins
+        assert pin.bytes <= use.bytes
 
 
-class HeldUp(MemoryStore):
-    """Holds up whoever pins, while `go_on` is not set."""
+class Together(MemoryStore):
+    """Two that pin have both read before either notes."""
 
     def __init__(self) -> None:
         super().__init__()
-        self.go_on, self.reached = threading.Event(), threading.Event()
-        self.go_on.set()
+        self.both = threading.Barrier(2, timeout=PATIENCE_S)
 
-    def persist(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
-        self.reached.set()
-        self.go_on.wait(PATIENCE_S)
-        return super().persist(scope, keys)
+    def note_pin(self, *given: Any) -> PinNote:
+        self.both.wait()
+        return super().note_pin(*given)
+
+
+async def test_calls_a_second_are_of_every_service(tokens: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.toml"
+    policy.write_text("[tenants.red]\nmax_calls_per_s = 0.001\n")
+    fetch, sets = dict_pb.FetchRequest(digest=bytes(32)), dict_pb.ListRequest()
+
+    async def registrations() -> AsyncIterator[dict_pb.RegisterRequest]:
+        yield dict_pb.RegisterRequest()
+
+    async with running_services(token_file=tokens, policy_file=policy) as services:
+        await present(services, prompt(), RED)  # the one that it has
+        stub = services.dictionaries
+        for call in (
+            stub.List(sets, metadata=bearer(RED)),
+            stub.Register(registrations(), metadata=bearer(RED)),
+            stub.Fetch(fetch, metadata=bearer(RED)).read(),
+        ):
+            with pytest.raises(grpc.aio.AioRpcError) as refusal:
+                await call
+            assert type(error_of(refusal.value)) is errors.QuotaExceeded
+        await stub.List(sets, metadata=bearer(BLUE))
 
 
 async def test_without_a_policy_nothing_may_be_pinned() -> None:

@@ -2,10 +2,16 @@
 
 from __future__ import annotations
 
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
 import pytest
 
 from lexico_proto.errors import InvalidInput
 from lexico_store import Ledger, MemoryStore, keys
+from lexico_store.ledger import Pin
+from lexico_store.records import PinNote
 from tests.contract.store_suite import key_of
 
 TENANT, OTHER = b"tenant-of-a-test", b"another-tenant"
@@ -209,3 +215,49 @@ def test_notes_stay_bounded_where_nobody_looks() -> None:
     put(store, ledger, [key_of(n) for n in range(3000)])
     index = keys.index(TENANT, NAMESPACE)
     assert store.sample_record(index, 1)[0] < 500
+
+
+def test_pins_of_several_servers_stay_within_the_bound() -> None:
+    """Each has read that there is room, and then notes."""
+    together = threading.Barrier(4)
+
+    class Store(MemoryStore):
+        def note_pin(self, *given: Any) -> PinNote:
+            together.wait()
+            return super().note_pin(*given)
+
+    store = Store()
+    put(store, Ledger(store), KEYS)
+    prompts = [KEYS[:count] for count in (1, 2, 3, 4)]
+
+    def pin(keys: list[bytes]) -> Pin | None:
+        return Ledger(store).pin(TENANT, NAMESPACE, keys, "", 40)
+
+    with ThreadPoolExecutor(4) as threads:
+        made = [pin for pin in threads.map(pin, prompts) if pin is not None]
+    assert made
+    assert sum(pin.size for pin in made) <= 40
+    assert {pin.pin for pin in Ledger(store).pins(TENANT)} == {pin.pin for pin in made}
+
+
+def test_a_pin_that_others_change_meanwhile_is_looked_at_again() -> None:
+    store = MemoryStore()
+    ledger = Ledger(store)
+    put(store, ledger, KEYS)
+    former = ledger.pin(TENANT, NAMESPACE, KEYS, "", None)
+    assert former is not None
+    store.discard(TENANT, KEYS[3:])
+    read = store.read_record
+    unpinned: list[int] = []
+
+    def read_record(name: str, fields: Any = None) -> dict[bytes, bytes]:
+        found = read(name, fields)
+        if name == keys.pins(TENANT) and not unpinned:
+            unpinned.append(0)  # once, and before it unpins by itself
+            ledger.unpin(TENANT, former.pin, 60)
+        return found
+
+    store.read_record = read_record  # type: ignore[method-assign]
+    again = ledger.pin(TENANT, NAMESPACE, KEYS, "", None)
+    assert again is not None
+    assert again.keys == tuple(KEYS[:3]), "not what a pin held that has ended"

@@ -8,7 +8,7 @@ from typing import Any, Final, TypeVar
 
 import grpc
 
-from lexico_proto.errors import Busy, InvalidInput, QuotaExceeded
+from lexico_proto.errors import InvalidInput, QuotaExceeded
 from lexico_proto.limits import DIGEST_BYTES
 from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import admin_pb2 as pb
@@ -63,8 +63,6 @@ class AdminServicer(pb_grpc.AdminServicer):
         self._policies = policies
         self._config = config
         self._calls = calls
-        self._pinning: set[bytes] = set()
-        """Scopes of tenants whose pins are being counted: two at once would both fit."""
         names = ("usage", "pin", "unpin", "forget")
         self._counts = {name: Calls(metrics, CALLS, name) for name in names}
 
@@ -110,13 +108,7 @@ class AdminServicer(pb_grpc.AdminServicer):
                 raise InvalidInput(f"a pin's label has at most {MAX_LABEL_BYTES} bytes")
             most = self._policies.of(scope).max_pinned_bytes
             label = request.label
-            if scope in self._pinning:
-                raise Busy("another prompt of the tenant is being pinned: pin this one after it")
-            self._pinning.add(scope)
-            try:
-                pin = await self._run(lambda: self._ledger.pin(scope, namespace, keys, label, most))
-            finally:
-                self._pinning.discard(scope)
+            pin = await self._run(lambda: self._ledger.pin(scope, namespace, keys, label, most))
             if pin is None:
                 raise QuotaExceeded(
                     f"the tenant's pins would hold over max_pinned_bytes={most} of its policy: "

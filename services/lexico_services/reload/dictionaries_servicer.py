@@ -29,6 +29,8 @@ from lexico_proto.v1 import dictionaries_pb2_grpc as pb_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, to_the_end, write_to
 from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
+from lexico_services.policies import Policies
+from lexico_services.quotas import CallRates
 from lexico_services.roles import OFFLOAD, RELOAD
 from lexico_services.status import translated
 from lexico_store import PageStore
@@ -66,6 +68,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         calls: ThreadCalls,
         buffers: ByteBudget,
         metrics: Metrics = PROCESS,
+        rates: CallRates | None = None,
     ) -> None:
         """
         Args:
@@ -77,9 +80,11 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
             calls: where store calls of a List block.
             buffers: bound on sets that are held.
             metrics: where calls are counted.
+            rates: what each tenant may call, with the other services of the port.
         """
         self._store = store
         self._tenants = tenants
+        self._rates = rates or CallRates(Policies())
         self._config = config
         self._threads = threads
         self._streams = streams
@@ -102,6 +107,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         added = False
         async with translated(context, self._registers):
             scope = self._tenants.admit(context, OFFLOAD).scope
+            self._rates.count(scope)
             with self._streams.held():
                 taking = self._take(scope, request_iterator)
                 added = await in_time(taking, self._config.max_stream_s)
@@ -115,6 +121,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         """Sends a set in pieces. Writes by itself, as Get does and for the same reason."""
         async with translated(context, self._fetches):
             scope = self._tenants.admit(context, OFFLOAD, RELOAD).scope
+            self._rates.count(scope)
             digest = _checked(request.digest)
             with self._streams.held():
                 sending = self._send(scope, digest, partial(write_to, context))
@@ -129,6 +136,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         response = pb.ListResponse()
         async with translated(context, self._lists):
             scope = self._tenants.admit(context, OFFLOAD, RELOAD).scope
+            self._rates.count(scope)
             # The first List of a tenant reads its sets: it has a stream's time.
             infos = await self._calls.run(lambda: self._list(scope), self._config.max_stream_s)
             response.dictionaries.extend(infos)

@@ -16,6 +16,7 @@ from lexico_services.admission import ByteBudget, Slots, ThreadCalls
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, ReloadConfig
 from lexico_services.policies import Policies
+from lexico_services.quotas import CallRates
 from lexico_services.reload import admin_servicer, dictionaries_servicer
 from lexico_services.reload import servicer as reload_servicer
 from lexico_services.security import Security
@@ -53,8 +54,9 @@ class ReloadServer:
         self.buffers = ByteBudget(config.max_buffered_bytes)
         policies = Policies(listen.policy_file, metrics)
         parts = (store, tenants, config, self._threads, streams, calls, self.buffers, metrics)
-        self._reload = reload_servicer.ReloadServicer(*parts, policies=policies)
-        self._dictionaries = dictionaries_servicer.DictionariesServicer(*parts)
+        rates = CallRates(policies)
+        self._reload = reload_servicer.ReloadServicer(*parts, policies=policies, rates=rates)
+        self._dictionaries = dictionaries_servicer.DictionariesServicer(*parts, rates=rates)
         self._admin = admin_servicer.AdminServicer(store, tenants, policies, config, calls, metrics)
         self._versions = versions_servicer.VersionsServicer(tenants, metrics)
         self._server = GrpcServer(

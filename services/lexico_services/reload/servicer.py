@@ -68,6 +68,7 @@ class ReloadServicer:
         buffers: ByteBudget,
         metrics: Metrics = PROCESS,
         policies: Policies | None = None,
+        rates: CallRates | None = None,
     ) -> None:
         """
         Args:
@@ -80,11 +81,12 @@ class ReloadServicer:
             buffers: bound on frames that are held.
             metrics: where calls, bytes and misses are counted.
             policies: what each tenant may have.
+            rates: where its calls are counted, with those to the other services of the port.
         """
         self._store = store
         self._tenants = tenants
         self._policies = policies or Policies()
-        self._rates = CallRates(self._policies)
+        self._rates = rates or CallRates(self._policies)
         self._config = config
         self._threads = threads
         self._streams = streams
