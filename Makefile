@@ -18,23 +18,23 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench chaos soak fuzz test-gpu bench-gpu
-.PHONY: lock test-newest test-oldest compatibility redis compiler clean
+.PHONY: k8s k8s-check k8s-chart k8s-audit lock test-newest test-oldest compatibility redis compiler clean
 
 help:            ## this list
-	@grep -E '^[a-z -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
 demo: $(VENV)/demo ## two nodes share a prompt cache on a real model
 	$(BIN)/python -m examples.two_nodes
 
-test: $(VENV)/dev redis lint tests ## everything that must hold before a change lands
+test: $(VENV)/dev redis lint k8s-check tests ## everything that must hold before a change lands
 
-tests: $(VENV)/dev redis
+tests: $(VENV)/dev $(VENV)/k8s redis
 	$(PYTESTS) $(PYTEST)
 
 lint: $(VENV)/dev  ## ruff, mypy, import directions, generated stubs, README figures
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PACKAGES) bench examples tests requirements proto/compile_protos.py
+	$(BIN)/mypy $(PACKAGES) bench examples k8s tests requirements proto/compile_protos.py
 	$(BIN)/lint-imports
 	$(BIN)/python -m requirements.lock --check
 	$(BIN)/python proto/compile_protos.py --check
@@ -48,6 +48,19 @@ format: $(VENV)/dev ## rewrite sources in the house style
 
 proto: $(VENV)/dev ## generate the gRPC stubs
 	$(BIN)/python proto/compile_protos.py
+
+k8s-check: $(VENV)/k8s ## manifests of k8s/ and the chart made of them: schemas, references, policies, settings
+	$(BIN)/python -m k8s.checks
+	$(BIN)/python -m k8s.chart --check
+
+k8s-chart: $(VENV)/k8s ## write the Helm chart anew from the manifests
+	$(BIN)/python -m k8s.chart
+
+k8s-audit: $(VENV)/k8s ## the same manifests by checkov, in an environment of its own
+	$(BIN)/python -m k8s.audit
+
+k8s: $(VENV)/k8s redis ## tests of k8s/
+	$(PYTESTS) tests/k8s $(PYTEST)
 
 unit contract integration kernels: $(VENV)/dev redis ## one category of tests
 	$(PYTESTS) tests/$@ $(PYTEST)
@@ -125,6 +138,10 @@ $(VENV)/bench: $(LOCKS)/bench.lock $(VENV)/dev
 
 $(VENV)/fuzz: $(LOCKS)/fuzz.lock $(VENV)/dev
 	$(call install,fuzz)
+	@touch $@
+
+$(VENV)/k8s: $(LOCKS)/k8s.lock $(VENV)/dev
+	$(call install,k8s, (130 MB))
 	@touch $@
 
 $(VENV)/evict: $(LOCKS)/evict.lock $(VENV)/bench

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import re
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -75,3 +76,9 @@ def test_entries_keep_every_version_of_a_name() -> None:
     found = lock.entries(text)
     assert list(found) == ["a", "b-c"]
     assert "".join(found["a"]) + "".join(found["b-c"]) == text.removeprefix("# top\n")
+
+
+def test_what_the_groups_name_is_in_a_lock() -> None:
+    groups = tomllib.loads(lock.PROJECT.read_text())["dependency-groups"]
+    wanted = {lock.entries(each).popitem()[0] for group in groups.values() for each in group}
+    assert wanted <= {name for text in LOCKED.values() for name in lock.entries(text)}

@@ -6,7 +6,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Self
 
 from ray import serve
 
@@ -15,6 +15,7 @@ from lexico_proto.watched import look_again
 from lexico_services import process
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig
+from lexico_services.health import HealthPort
 from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_services.offload.ingress import Ingress
 from lexico_services.offload.servicer import SERVICES, OffloadServicer
@@ -41,6 +42,25 @@ class IngressConfig:
     offload: OffloadConfig
     security: Security | None = None
     """None for what `listen` says."""
+    health_address: str | None = None
+    """`HOST:PORT` for health alone; None where another process has it, which knows of the store."""
+
+
+@dataclass(frozen=True)
+class Placement:
+    """Which nodes have an ingress."""
+
+    resource: str
+    """Ray resource that they have."""
+    ingresses: int = 1
+    """How many there are, each on a node of its own."""
+
+    @classmethod
+    def on(cls, address: str) -> Self:
+        """One ingress, on the node with this IP address: Ray gives every node a resource of its
+        name.
+        """
+        return cls(f"node:{address}")
 
 
 class IngressReplica:
@@ -63,11 +83,20 @@ class IngressReplica:
             config.security,
         )
         process.on_reload("files", look_again)
-        self._ready = asyncio.get_running_loop().create_task(self._server.start())
+        self._health = HealthPort(config.health_address, ("offload",))
+        self._ready = asyncio.get_running_loop().create_task(self._start())
+
+    async def _start(self) -> None:
+        await asyncio.to_thread(self._health.start)
+        await self._server.start()
+        self._health.turn("offload", True)
 
     async def check_health(self) -> None:
-        """Raises where the server could not bind."""
+        """Raises where the server could not bind. Serve asks every two seconds: the loop is not
+        stuck.
+        """
         await asyncio.shield(self._ready)
+        self._health.beat()
 
     async def port(self) -> int:
         """Port that the server listens on."""
@@ -89,31 +118,32 @@ class IngressReplica:
         """
         loop = asyncio.get_running_loop()
         until = loop.time() + self._drain_s
+        self._health.drain()  # before anything closes
         await self._server.drain()
         await self._ingress.close(max(0.0, until - loop.time()))
+        await asyncio.to_thread(self._health.close)
 
     async def __del__(self) -> None:
         await self.drain()
 
 
-def offload_app(ingress: IngressConfig, encoder: EncoderConfig, node: str) -> Any:
+def offload_app(ingress: IngressConfig, encoder: EncoderConfig, placement: Placement) -> Any:
     """The whole application, to be given to `serve.run_many`.
 
     One ingress a node (`max_replicas_per_node`): its port is fixed, and pages stay in the shared
-    memory of the node that received them. There is one ingress in all, on the node of the caller,
-    whose address is the one announced; an ingress on every node of a cluster is a later step.
+    memory of the node that received them until an encoder fetches them.
 
     Args:
         ingress: settings of the ingress.
         encoder: settings of the encoders, which run on any node.
-        node: Ray's IP address of the node that the ingress runs on.
+        placement: where ingresses run, and how many.
     """
     deployment = serve.deployment(
         name="Ingress",
-        num_replicas=1,
+        num_replicas=placement.ingresses,
         max_replicas_per_node=1,
-        # Every node has one unit of a resource of its own name: a sliver of it binds to the node.
-        ray_actor_options={"num_cpus": INGRESS_CPUS, "resources": {f"node:{node}": 0.001}},
+        # A sliver of the resource binds to its nodes, and leaves room for one that takes over.
+        ray_actor_options={"num_cpus": INGRESS_CPUS, "resources": {placement.resource: 0.001}},
         health_check_period_s=2,
         graceful_shutdown_timeout_s=ingress.listen.drain_s + 5,
     )

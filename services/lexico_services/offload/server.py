@@ -103,14 +103,14 @@ class OffloadServer:
             APP_NAME,
             INGRESS_CPUS,
             IngressConfig,
+            Placement,
             offload_app,
         )
 
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         encoder = placed(self._encoder, nodes, INGRESS_CPUS)
-        app = offload_app(
-            IngressConfig(listen, self._offload), encoder, ray.util.get_node_ip_address()
-        )
+        here = Placement.on(ray.util.get_node_ip_address())
+        app = offload_app(IngressConfig(listen, self._offload), encoder, here)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         if stopped.is_set():
             return False

@@ -1,0 +1,1 @@
+"""Checks of everything that is rendered: `python -m k8s.checks`."""

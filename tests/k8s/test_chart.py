@@ -1,0 +1,157 @@
+"""The Helm chart, by Helm itself, against what kustomize renders."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import jsonschema
+import pytest
+
+from k8s.chart.generate import FOLDER, default_values, differences
+from k8s.chart.template import MISSING, Conflict, Templates
+from k8s.chart.values import COMPONENTS, unused
+from k8s.checks.all_checks import problems
+from k8s.checks.rendering import STORES, Rendering, base_with, rendered, without_digests
+
+helm = pytest.importorskip("helm_python", reason="Helm's package is for Linux on x86_64 alone")
+
+ON: dict[str, dict[str, Any]] = {
+    "cert-manager": {"tls": {"enabled": True}},
+    "cluster": {"store": {"kind": "cluster"}},
+    "cpu-workers": {"encoders": {"gpu": False}},
+    "external-redis": {"store": {"kind": "external"}},
+    "sentinel": {"store": {"kind": "sentinel"}},
+    "smoke-test": {"smokeTest": {"enabled": True}},
+    "train": {"train": {"enabled": True}},
+}
+OTHERS = tuple(name for name in COMPONENTS if name not in STORES)
+TOGETHER = [
+    (),
+    *((name,) for name in COMPONENTS),
+    *((store, *OTHERS) for store in STORES),
+]
+
+
+@pytest.fixture(scope="module")
+def chart() -> Iterator[Any]:
+    with helm.Chart.load(str(FOLDER)) as chart:
+        yield chart
+
+
+def render(chart: Any, values: dict[str, Any]) -> Rendering:
+    made = chart.render(values, name="lexico", namespace="lexico")
+    return rendered("chart", "\n---\n".join(t for n, t in made.items() if n.endswith(".yaml")))
+
+
+def comparable(rendering: Rendering) -> dict[str, Any]:
+    """Objects by kind and name: without what only one of the two makes, and items of lists whose
+    order means nothing in an order of their own.
+    """
+    found = {}
+    for each in rendering.objects:
+        if each["kind"] not in ("Namespace", "Secret"):
+            found[f"{each['kind']}/{each['metadata']['name']}"] = _ordered(each)
+    return found
+
+
+def _ordered(value: Any) -> Any:
+    if isinstance(value, dict):
+        kept = {k: v for k, v in value.items() if not k.startswith("checksum/")}
+        return {
+            k: _ordered(v) for k, v in kept.items() if not (k == "annotations" and not _ordered(v))
+        }
+    if isinstance(value, list):
+        items = [_ordered(each) for each in value]
+        named = all(isinstance(each, dict) and "name" in each for each in items)
+        return sorted(items, key=lambda each: json.dumps(each, sort_keys=True)) if named else items
+    return value
+
+
+def test_the_chart_is_what_the_manifests_give() -> None:
+    assert differences() == []
+
+
+def test_each_place_of_a_value_is_there() -> None:
+    everything = [each for name in COMPONENTS for each in without_digests(base_with(name)).objects]
+    assert unused(iter(everything)) == set()
+
+
+@pytest.mark.parametrize("names", TOGETHER, ids=" ".join)
+def test_helm_renders_what_kustomize_does(chart: Any, names: tuple[str, ...]) -> None:
+    values: dict[str, Any] = {}
+    for name in names:
+        values.update(ON[name])
+    assert comparable(render(chart, values)) == comparable(without_digests(base_with(*names)))
+
+
+def test_helm_finds_nothing_to_say() -> None:
+    found = helm.lint(str(FOLDER))
+    assert [each for each in found.get("messages", found) if "icon" not in str(each)] == []
+
+
+def test_values_are_in_their_places(chart: Any) -> None:
+    values = {
+        "ingress": {"nodes": 3},
+        "encoders": {"more": 7, "memory": "24Gi"},
+        "store": {"maxmemory": "20gb", "memory": "27Gi"},
+        "images": {"cpu": "registry.example/lexico@sha256:00"},
+        "logLevel": "debug",
+        "policy": "[default]\npage_ttl_s = 60\n",
+    }
+    made = render(chart, values)
+    text = json.dumps(made.objects)
+    assert "min_replicas = 3\\nmax_replicas = 10\\n" in text
+    assert "ingresses: 3\\n" in text
+    assert "maxmemory 20gb" in text
+    assert "page_ttl_s = 60" in text
+    assert "registry.example/lexico@sha256:00" in text
+    objects = (*made.objects, *base_with().of_kind("Namespace"))
+    assert [str(each) for each in problems(Rendering("chart", objects))] == []
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"store": {"kind": "double"}},
+        {"ingress": {"node": 3}},
+        {"ingress": {"nodes": 0}},
+        {"encoders": {"memory": "16"}},
+        {"images": {"cpu": "lexico"}},
+    ],
+)
+def test_values_that_are_none_are_refused(chart: Any, values: dict[str, Any]) -> None:
+    with pytest.raises(helm.HelmError):
+        chart.validate_schema(values)
+
+
+def test_defaults_fit_the_schema() -> None:
+    schema = json.loads((FOLDER / "values.schema.json").read_text())
+    jsonschema.validate(default_values(), schema)
+
+
+def test_secrets_are_those_of_the_manifests(chart: Any) -> None:
+    made = render(chart, {"secrets": {"tenants": ["team-a", "team-b"]}})
+    data = {each["metadata"]["name"]: each["stringData"] for each in made.of_kind("Secret")}
+    store = data["lexico-store"]
+    assert f"user lexico on >{store['password']} " in store["users.acl"]
+    assert store["operator-password"] in store["users.acl"]
+    assert data["lexico-ray-state"]["password"] in data["lexico-ray-state"]["users.acl"]
+    lines = dict(line.split(":") for line in data["lexico-tokens"]["tokens"].splitlines())
+    assert list(lines) == ["team-a", "team-b", "smoke-test"]
+    assert lines["smoke-test"] == data["lexico-smoke-test"]["token"]
+    assert len(set(lines.values())) == 3
+    assert not list(render(chart, {"secrets": {"create": False}}).of_kind("Secret"))
+
+
+def test_components_that_change_the_same_place_are_refused() -> None:
+    both = {"a": {"x": 2}, "b": {"x": 3}}
+    with pytest.raises(Conflict):
+        Templates({"a": ".Values.a", "b": ".Values.b"}, frozenset()).document({"x": 1}, both)
+    made = Templates({"a": "A", "b": "B"}, frozenset({"a", "b"})).document({"x": 1}, both)
+    assert made.splitlines() == [
+        "{{- if A }}", "x: 2", "{{- else if B }}", "x: 3", "{{- else }}", "x: 1", "{{- end }}",
+    ]  # fmt: skip
+    gone = Templates({"a": "A"}, frozenset()).document({"x": 1}, {"a": MISSING})
+    assert gone.splitlines() == ["{{- if not (A) }}", "x: 1", "{{- end }}"]

@@ -1,0 +1,80 @@
+"""Copies of the manifests with one thing broken."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from typing import Any
+
+from k8s.checks.all_checks import problems
+from k8s.checks.rendering import Rendering, base_with, overlay, without_digests
+
+Broken = Callable[[Any], object]
+Case = tuple[str, str, Broken, str]
+"""An overlay, `base`, or the component that the base has with it; kind and name of an object; what
+is done to it; what is said of it then."""
+
+OVERLAYS = ("dev", "production")
+
+
+def put(path: str, value: object) -> Broken:
+    """Sets a field of an object; None takes it out."""
+
+    def broken(item: Any) -> None:
+        *way, last = [int(part) if part.isdigit() else part for part in path.split(".")]
+        for part in way:
+            item = item[part]
+        if value is None:
+            del item[last]
+        elif isinstance(item, list) and last == len(item):
+            item.append(value)
+        else:
+            item[last] = value
+
+    return broken
+
+
+def swap(path: str, old: str, new: str) -> Broken:
+    """Replaces a part of a text."""
+
+    def broken(item: Any) -> None:
+        *way, last = [int(part) if part.isdigit() else part for part in path.split("/")]
+        for part in way:
+            item = item[part]
+        assert old in item[last]
+        item[last] = item[last].replace(old, new)
+
+    return broken
+
+
+def environment(path: str, name: str, value: str) -> Broken:
+    """Sets a variable of a container."""
+
+    def broken(item: Any) -> None:
+        for part in path.split("."):
+            item = item[int(part) if part.isdigit() else part]
+        found = [each for each in item.get("env", ()) if each["name"] == name]
+        if found:
+            found[0]["value"] = value
+        else:
+            item.setdefault("env", []).append({"name": name, "value": value})
+
+    return broken
+
+
+def drop(_: Any) -> str:
+    """Takes the object out."""
+    return "drop"
+
+
+def said(rendering: str, of: str, broken: Broken) -> list[str]:
+    """All that the checks say of a rendering with one object broken."""
+    components = () if rendering == "base" else (rendering,)
+    whole = overlay(rendering) if rendering in OVERLAYS else base_with(*components)
+    objects = copy.deepcopy(list(whole.objects))
+    # By the names that ConfigMaps are given, without the digest behind them.
+    names = [f"{x['kind']}/{x['metadata']['name']}" for x in without_digests(whole).objects]
+    item = objects[names.index(of)]
+    if broken(item) == "drop":
+        objects.remove(item)
+    return [str(each) for each in problems(Rendering(rendering, tuple(objects)))]
