@@ -15,6 +15,7 @@ from lexico_store.opening import open_store
 from lexico_store.settings import StoreSettings
 from lexico_store.sharing import reachable_store
 from lexico_store.store import PageStore
+from lexico_store.usage import StoreUsage
 
 __all__ = [
     "EmbeddedServer",
@@ -25,6 +26,7 @@ __all__ = [
     "MemoryStore",
     "PageStore",
     "StoreSettings",
+    "StoreUsage",
     "open_store",
     "reachable_store",
 ]
