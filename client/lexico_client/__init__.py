@@ -11,6 +11,7 @@ from lexico_client._explain import Explanation
 from lexico_client._grpc import GrpcTransport
 from lexico_client._load import CodesReceiver, PageView, Target
 from lexico_client._memory import InMemoryTransport
+from lexico_client._observer import CallEnded, LoadEnded, Observer, OffloadEnded
 from lexico_client._offload import PageSource
 from lexico_client._results import (
     Described,
@@ -30,10 +31,12 @@ from lexico_client._weights_files import fingerprint_files
 from lexico_codec.inputs import PageInputs, input_digests
 from lexico_codec.memory import CacheMemory
 from lexico_proto.errors import LexicoError
+from lexico_proto.request_id import request
 
 __all__ = [
     "AsyncClient",
     "CacheMemory",
+    "CallEnded",
     "Client",
     "CodesReceiver",
     "Described",
@@ -43,9 +46,12 @@ __all__ = [
     "GrpcTransport",
     "InMemoryTransport",
     "LexicoError",
+    "LoadEnded",
     "LoadSeconds",
     "Loaded",
     "Match",
+    "Observer",
+    "OffloadEnded",
     "PageInputs",
     "PageOutcome",
     "PageSource",
@@ -59,4 +65,5 @@ __all__ = [
     "Wait",
     "fingerprint_files",
     "input_digests",
+    "request",
 ]

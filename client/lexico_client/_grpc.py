@@ -13,11 +13,13 @@ import grpc.aio
 from lexico_client._channels import Channels
 from lexico_client._endpoint import Endpoint, endpoint_of
 from lexico_client._errors import translated
+from lexico_client._observer import Observer
 from lexico_client._tls import Tls
+from lexico_client._told import ToldCalls
 from lexico_client._transport import Server, check_size
 from lexico_client._upload_end import UploadEnd
 from lexico_proto.errors import ConfigurationError
-from lexico_proto.metrics import CLIENT_CALLS, METHODS, PROCESS, Calls, Metrics
+from lexico_proto.metrics import PROCESS, Metrics
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
@@ -42,6 +44,7 @@ class GrpcTransport:
         interceptors: Sequence[grpc.aio.ClientInterceptor] = (),
         metrics: Metrics = PROCESS,
         tls: Tls | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """
         Args:
@@ -53,6 +56,7 @@ class GrpcTransport:
                 Register). What one raises of its own leaves the call as it is.
             metrics: where calls are counted.
             tls: for endpoints that are plaintext.
+            observer: is told of each call.
 
         Raises:
             ConfigurationError: an address or interceptor that cannot be used, or a token or TLS in
@@ -66,7 +70,7 @@ class GrpcTransport:
             offload = endpoint_of("offload", offload, token, tls)
         self._offload = offload
         self._channels = Channels(interceptors)
-        self._calls = {method: Calls(metrics, CLIENT_CALLS, method) for method in METHODS}
+        self._told = ToldCalls(metrics, observer)
 
     async def match(self, request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
         """Reload.Match."""
@@ -154,14 +158,15 @@ class GrpcTransport:
         endpoint: Endpoint | None = None,
     ) -> Any:
         metadata = (endpoint or self._reload).metadata
-        with self._calls[name].counted(), translated(name):
-            return await method(request, timeout=timeout, metadata=metadata)
+        with self._told.call(name) as told, translated(name):
+            return await method(request, timeout=timeout, metadata=(*metadata, *told))
 
     async def _stream(
         self, name: str, method: Callable[..., Any], request: object, timeout: float
     ) -> AsyncGenerator[Any, None]:
-        with self._calls[name].counted():
-            call = method(request, timeout=timeout, metadata=self._reload.metadata)
+        with self._told.call(name) as told:
+            metadata = (*self._reload.metadata, *told)
+            call = method(request, timeout=timeout, metadata=metadata)
             try:
                 while True:
                     with translated(name):
@@ -180,8 +185,9 @@ class GrpcTransport:
         timeout: float,
         endpoint: Endpoint,
     ) -> Any:
-        with self._calls[name].counted():
-            return await self._write_all(name, method, messages, timeout, endpoint)
+        with self._told.call(name) as told:
+            metadata = (*endpoint.metadata, *told)
+            return await self._write_all(name, method, messages, timeout, metadata)
 
     async def _write_all(
         self,
@@ -189,11 +195,11 @@ class GrpcTransport:
         method: Callable[..., Any],
         messages: AsyncGenerator[Any, None],
         timeout: float,
-        endpoint: Endpoint,
+        metadata: tuple[tuple[str, str], ...],
     ) -> Any:
         # Written here and not by gRPC's own request iterator, which swallows what the iterator
         # raises.
-        call = method(timeout=timeout, metadata=endpoint.metadata)
+        call = method(timeout=timeout, metadata=metadata)
         end = UploadEnd(call)
         try:
             async with aclosing(messages):

@@ -42,9 +42,9 @@ class Service:
                 self.stop()
                 raise SystemExit(f"the service did not start:\n{message}")
             time.sleep(0.05)
-        addresses = json.loads(file.read_text())
-        self.offload: str = addresses["offload"]
-        self.reload: str = addresses["reload"]
+        self.addresses: dict[str, str] = json.loads(file.read_text())
+        self.offload = self.addresses["offload"]
+        self.reload = self.addresses["reload"]
 
     def stop(self) -> int:
         """SIGTERM, and the exit code once everything has drained."""

@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lexico_proto.errors import Busy, ConfigurationError, Unavailable
+from lexico_proto.metrics import PROCESS
 from lexico_services import beginning
 from lexico_services.address_file import claimed
 from lexico_services.doors import check_doors, warn_of_doors
@@ -19,6 +20,9 @@ from lexico_services.process import address, announce, on_reload, stop_event, ta
 from lexico_services.reload.child import ReloadChild
 from lexico_services.settings import Settings
 from lexico_services.store_look import look_before_start
+from lexico_services.telemetry.config import INGRESS, RELOAD_BESIDE, SERVICE
+from lexico_services.telemetry.gauges import watch_parts
+from lexico_services.telemetry.running import Telemetry
 from lexico_store import PageStore, StoreSettings, open_store, reachable_store
 
 _log = logging.getLogger(__name__)
@@ -46,11 +50,14 @@ def run_offload(settings: Settings, address_file: Path | None) -> int:
     ending = Ending(settings.listen_offload.drain_s)
     with ExitStack() as stack:
         file = stack.enter_context(claimed(address_file))
+        telemetry = stack.enter_context(_telling(settings, INGRESS))
+        watch_parts(PROCESS, {"ingress": lambda: server.answers, "ray": lambda: server.ray_runs})
         stack.callback(server.stop, ending)
         stack.callback(ending.begin)
         if not server.start(stopped):
             return 0
         addresses = {"offload": address(settings.listen_offload.host, server.port)}
+        addresses |= _metrics_addresses(server, telemetry)
         on_reload("ingress", server.read_again)
         file.write(addresses)
         announce(addresses)
@@ -69,6 +76,11 @@ class StoreWatch:
         self._store = store
         self._due = time.monotonic() + PING_EVERY_S
         self._missed = 0
+
+    @property
+    def answers(self) -> bool:
+        """Whether it answered when it was asked last."""
+        return not self._missed
 
     def check(self) -> None:
         """To be called every second or so; blocks for the store's timeout at most.
@@ -123,6 +135,7 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
     ending = Ending(listen.drain_s)
     with ExitStack() as stack:
         file = stack.enter_context(claimed(address_file))
+        telemetry = stack.enter_context(_telling(settings, INGRESS, RELOAD_BESIDE))
         url = stack.enter_context(reachable_store(settings.store_url, settings.store))
         look_before_start(url, log=False)  # the reload server says what it finds
         server = offload_server(settings, url)
@@ -133,9 +146,17 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
         stack.callback(child.drain)
         stack.callback(ending.begin)
         checks = [child.check, server.check]
+        parts = {
+            "reload-server": lambda: child.runs,
+            "ingress": lambda: server.answers,
+            "ray": lambda: server.ray_runs,
+        }
         if settings.store_url.startswith("embedded:"):
             quick = StoreSettings(timeout_s=1.0, connect_timeout_s=1.0, max_connections=1)
-            checks.append(StoreWatch(stack.enter_context(open_store(url, quick))).check)
+            watch = StoreWatch(stack.enter_context(open_store(url, quick)))
+            checks.append(watch.check)
+            parts["store"] = lambda: watch.answers
+        watch_parts(PROCESS, parts)
         if not server.start(stopped):
             return 0
         reload = child.address(stopped, listen.start_s)
@@ -144,6 +165,7 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
         on_reload("ingress", server.read_again)
         on_reload("reload server", child.read_again)
         addresses = {"offload": address(listen.host, server.port), "reload": reload}
+        addresses |= _metrics_addresses(server, telemetry) | child.metrics
         file.write(addresses)
         announce(addresses)
         _watch(checks, stopped)
@@ -158,5 +180,32 @@ def offload_server(settings: Settings, store_url: str) -> OffloadServer:
         store_url: of the store, as other processes reach it.
     """
     return OffloadServer(
-        settings.listen_offload, settings.offload, settings.encoder(store_url), settings.ray
+        settings.listen_offload,
+        settings.offload,
+        settings.encoder(store_url),
+        settings.ray,
+        settings.telemetry,
     )
+
+
+@contextmanager
+def _telling(settings: Settings, *parts: int) -> Iterator[Telemetry]:
+    """Telemetry of this process, the parent of the others, which are `parts` as `MetricsConfig.at`
+    has them.
+    """
+    settings.telemetry.check(SERVICE, *parts)
+    telemetry = Telemetry(settings.telemetry, "service", SERVICE, spans=False)
+    try:
+        yield telemetry
+    finally:
+        telemetry.close()
+
+
+def _metrics_addresses(server: OffloadServer, telemetry: Telemetry) -> dict[str, str]:
+    """Where the metrics of ingress and service are shown, if they are."""
+    own = telemetry.address()
+    if own is None:
+        return {}
+    port = server.metrics_port()
+    found = {"service-metrics": address(*own)}
+    return found if port is None else {"offload-metrics": address(own[0], port), **found}

@@ -13,6 +13,7 @@ def test_public_names() -> None:
     assert lexico_client.__all__ == [
         "AsyncClient",
         "CacheMemory",
+        "CallEnded",
         "Client",
         "CodesReceiver",
         "Described",
@@ -22,9 +23,12 @@ def test_public_names() -> None:
         "GrpcTransport",
         "InMemoryTransport",
         "LexicoError",
+        "LoadEnded",
         "LoadSeconds",
         "Loaded",
         "Match",
+        "Observer",
+        "OffloadEnded",
         "PageInputs",
         "PageOutcome",
         "PageSource",
@@ -38,6 +42,7 @@ def test_public_names() -> None:
         "Wait",
         "fingerprint_files",
         "input_digests",
+        "request",
     ]
     assert all(hasattr(lexico_client, name) for name in lexico_client.__all__)
 

@@ -24,27 +24,27 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clexico_proto/v1/reload.proto\x12\x0flexico_proto.v1\"W\n\x0cMatchRequest\x12\x11\n\tpage_keys\x18\x01 \x03(\x0c\x12\x11\n\tnamespace\x18\x02 \x01(\x0c\x12\x12\n\nfirst_page\x18\x03 \x01(\r\x12\r\n\x05renew\x18\x04 \x01(\x08\"1\n\rMatchResponse\x12\x0f\n\x07leading\x18\x01 \x01(\r\x12\x0f\n\x07present\x18\x02 \x03(\x08\"V\n\nGetRequest\x12\x11\n\tpage_keys\x18\x01 \x03(\x0c\x12\x0e\n\x06groups\x18\x02 \x01(\r\x12\x11\n\tnamespace\x18\x03 \x01(\x0c\x12\x12\n\nfirst_page\x18\x04 \x01(\r\"i\n\x0bGetResponse\x12+\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x1a.lexico_proto.v1.FramePartH\x00\x12%\n\x04miss\x18\x02 \x01(\x0b\x32\x15.lexico_proto.v1.MissH\x00\x42\x06\n\x04part\"K\n\tFramePart\x12\x0c\n\x04page\x18\x01 \x01(\r\x12\r\n\x05group\x18\x02 \x01(\r\x12\x13\n\x0b\x66rame_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"A\n\x04Miss\x12\x0c\n\x04page\x18\x01 \x01(\r\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.lexico_proto.v1.MissReason*q\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12MISS_REASON_ABSENT\x10\x01\x12\x17\n\x13MISS_REASON_DAMAGED\x10\x02\x12\x15\n\x11MISS_REASON_NEWER\x10\x03\x32\x94\x01\n\x06Reload\x12\x46\n\x05Match\x12\x1d.lexico_proto.v1.MatchRequest\x1a\x1e.lexico_proto.v1.MatchResponse\x12\x42\n\x03Get\x12\x1b.lexico_proto.v1.GetRequest\x1a\x1c.lexico_proto.v1.GetResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clexico_proto/v1/reload.proto\x12\x0flexico_proto.v1\"{\n\x0cMatchRequest\x12\x11\n\tpage_keys\x18\x01 \x03(\x0c\x12\x11\n\tnamespace\x18\x02 \x01(\x0c\x12\x12\n\nfirst_page\x18\x03 \x01(\r\x12\r\n\x05renew\x18\x04 \x01(\x08\x12\x13\n\x0bpage_tokens\x18\x0e \x01(\r\x12\r\n\x05\x63odec\x18\x0f \x01(\t\"1\n\rMatchResponse\x12\x0f\n\x07leading\x18\x01 \x01(\r\x12\x0f\n\x07present\x18\x02 \x03(\x08\"V\n\nGetRequest\x12\x11\n\tpage_keys\x18\x01 \x03(\x0c\x12\x0e\n\x06groups\x18\x02 \x01(\r\x12\x11\n\tnamespace\x18\x03 \x01(\x0c\x12\x12\n\nfirst_page\x18\x04 \x01(\r\"i\n\x0bGetResponse\x12+\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x1a.lexico_proto.v1.FramePartH\x00\x12%\n\x04miss\x18\x02 \x01(\x0b\x32\x15.lexico_proto.v1.MissH\x00\x42\x06\n\x04part\"K\n\tFramePart\x12\x0c\n\x04page\x18\x01 \x01(\r\x12\r\n\x05group\x18\x02 \x01(\r\x12\x13\n\x0b\x66rame_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"A\n\x04Miss\x12\x0c\n\x04page\x18\x01 \x01(\r\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.lexico_proto.v1.MissReason*q\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12MISS_REASON_ABSENT\x10\x01\x12\x17\n\x13MISS_REASON_DAMAGED\x10\x02\x12\x15\n\x11MISS_REASON_NEWER\x10\x03\x32\x94\x01\n\x06Reload\x12\x46\n\x05Match\x12\x1d.lexico_proto.v1.MatchRequest\x1a\x1e.lexico_proto.v1.MatchResponse\x12\x42\n\x03Get\x12\x1b.lexico_proto.v1.GetRequest\x1a\x1c.lexico_proto.v1.GetResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lexico_proto.v1.reload_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MISSREASON']._serialized_start=528
-  _globals['_MISSREASON']._serialized_end=641
+  _globals['_MISSREASON']._serialized_start=564
+  _globals['_MISSREASON']._serialized_end=677
   _globals['_MATCHREQUEST']._serialized_start=49
-  _globals['_MATCHREQUEST']._serialized_end=136
-  _globals['_MATCHRESPONSE']._serialized_start=138
-  _globals['_MATCHRESPONSE']._serialized_end=187
-  _globals['_GETREQUEST']._serialized_start=189
-  _globals['_GETREQUEST']._serialized_end=275
-  _globals['_GETRESPONSE']._serialized_start=277
-  _globals['_GETRESPONSE']._serialized_end=382
-  _globals['_FRAMEPART']._serialized_start=384
-  _globals['_FRAMEPART']._serialized_end=459
-  _globals['_MISS']._serialized_start=461
-  _globals['_MISS']._serialized_end=526
-  _globals['_RELOAD']._serialized_start=644
-  _globals['_RELOAD']._serialized_end=792
+  _globals['_MATCHREQUEST']._serialized_end=172
+  _globals['_MATCHRESPONSE']._serialized_start=174
+  _globals['_MATCHRESPONSE']._serialized_end=223
+  _globals['_GETREQUEST']._serialized_start=225
+  _globals['_GETREQUEST']._serialized_end=311
+  _globals['_GETRESPONSE']._serialized_start=313
+  _globals['_GETRESPONSE']._serialized_end=418
+  _globals['_FRAMEPART']._serialized_start=420
+  _globals['_FRAMEPART']._serialized_end=495
+  _globals['_MISS']._serialized_start=497
+  _globals['_MISS']._serialized_end=562
+  _globals['_RELOAD']._serialized_start=680
+  _globals['_RELOAD']._serialized_end=828
 # @@protoc_insertion_point(module_scope)

@@ -16,14 +16,16 @@ from lexico_codec.sets.builtin import builtin_sets, load_builtin
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_proto.errors import (
     Busy,
+    DictionaryMismatch,
     InvalidInput,
     LexicoError,
     StreamTooLong,
     StreamTruncated,
     UnknownDictionary,
+    Unsupported,
 )
 from lexico_proto.limits import DIGEST_BYTES, PIECE_BYTES
-from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
+from lexico_proto.metrics import CALLS, PROCESS, SETS_REFUSED, Calls, Metrics
 from lexico_proto.v1 import dictionaries_pb2 as pb
 from lexico_proto.v1 import dictionaries_pb2_grpc as pb_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, to_the_end, write_to
@@ -88,6 +90,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         self._registers = Calls(metrics, CALLS, "register")
         self._fetches = Calls(metrics, CALLS, "fetch")
         self._lists = Calls(metrics, CALLS, "list")
+        self._metrics = metrics
         self._infos: dict[tuple[bytes, bytes], pb.DictionaryInfo] = {}
         self._sizes: dict[tuple[bytes, bytes], int] = {}
         # One at a time: so the bounds of a tenant hold, and one set is in the making at most.
@@ -104,7 +107,11 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
             scope = self._tenants.admit(context, OFFLOAD).scope
             with self._streams.held():
                 taking = self._take(scope, request_iterator)
-                added = await in_time(taking, self._config.max_stream_s)
+                try:
+                    added = await in_time(taking, self._config.max_stream_s)
+                except (InvalidInput, DictionaryMismatch, Busy, Unsupported) as error:
+                    self._metrics.counter(SETS_REFUSED, error.reason).add()
+                    raise
         return pb.RegisterResponse(added=added)
 
     async def Fetch(

@@ -25,6 +25,8 @@ from lexico_services.reload.dictionaries_servicer import register_builtin_sets
 from lexico_services.reload.server import ReloadServer
 from lexico_services.settings import Settings
 from lexico_services.store_look import look_at_start
+from lexico_services.telemetry.config import INGRESS, RELOAD_BESIDE
+from lexico_services.telemetry.running import Telemetry
 from lexico_store import PageStore, open_store
 from lexico_worker.malloc import keep_freed_memory
 
@@ -61,8 +63,14 @@ def run_reload(settings: Settings, address_file: Path | None, parent: int = 0) -
     on_reload("files", look_again)
     warn_of_doors(listen)
     keep_freed_memory()
-    with claimed(address_file) as file, open_store(url, settings.store) as store:
-        asyncio.run(_serve_reload(store, listen, config, file, stopped))
+    if not parent:
+        settings.telemetry.check(INGRESS)
+    told = Telemetry(settings.telemetry, "reload-server", RELOAD_BESIDE if parent else INGRESS)
+    try:
+        with claimed(address_file) as file, open_store(url, settings.store) as store:
+            asyncio.run(_serve_reload(store, listen, config, file, stopped, told))
+    finally:
+        told.close()
     return 0
 
 
@@ -72,6 +80,7 @@ async def _serve_reload(
     config: ReloadConfig,
     address_file: AddressFile,
     stopped: threading.Event,
+    telemetry: Telemetry,
 ) -> None:
     server = ReloadServer(store, listen, config)
     await server.start()
@@ -82,6 +91,8 @@ async def _serve_reload(
         await asyncio.wait([asyncio.create_task(tried.wait())], timeout=FIRST_TRY_S)
         if not registering.done() or registering.exception() is None:
             addresses = {"reload": address(listen.host, server.port)}
+            if (metrics := await asyncio.to_thread(telemetry.address)) is not None:
+                addresses["reload-metrics"] = address(*metrics)
             address_file.write(addresses)
             announce(addresses)
         while not stopped.is_set():  # a signal handler may only set an event
