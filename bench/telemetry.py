@@ -1,14 +1,14 @@
 """What metrics and traces cost: two services side by side, one with both and one with neither.
 
-    python -m bench.telemetry [--rounds 80] [--starts 2] [--pages 4]
+    python -m bench.telemetry [--rounds 40] [--starts 4] [--pages 4]
 
 Both are `lexico serve` in processes of their own, with codec raw: nothing but the way of the bytes,
 of which telemetry is the largest part that it can be. One counts nothing and traces nothing; the
 other counts, is scraped, and has 1 % of its traces sampled and sent to a collector. The node is
 this process, with and without telemetry of its own. Offloads and loads are interleaved, the order
-turned every round; and both services are started more than once, in another order, as two processes
-of the same program may differ by more than what is looked for. What single steps cost is timed
-beside.
+turned every round. Both services use one store, and are started several times, in turned order: two
+processes of the same program may differ by more than what is looked for, as `cost by start` shows.
+What single steps cost is timed beside.
 """
 
 from __future__ import annotations
@@ -40,6 +40,7 @@ from lexico_proto import metrics as m
 from lexico_proto import tracing
 from lexico_proto.metrics import Metrics
 from lexico_proto.prometheus import registry_of
+from lexico_store import reachable_store
 
 SIDES: Final = ("none", "telemetry")
 SAMPLE: Final = 0.01
@@ -53,12 +54,16 @@ max_inflight_bytes = "96 MiB"
 [ray]
 object_store_bytes = "256 MiB"
 [store]
-url = "embedded://?maxmemory=256mb"
+url = "{store}"
 """
 NONE: Final = COMMON + "[metrics]\ncount = false\n"
 TELEMETRY: Final = (
-    COMMON + '[metrics]\naddress = "127.0.0.1:0"\n[tracing]\nsample = 0.01\nendpoint = "{}"\n'
+    COMMON
+    + '[metrics]\naddress = "127.0.0.1:0"\n[tracing]\nsample = 0.01\nendpoint = "{endpoint}"\n'
 )
+STORE: Final = "embedded://?maxmemory=256mb"
+WARM_ROUNDS: Final = 8
+"""They fill store and shared memory, whose first use is slower."""
 
 
 def watch(pipe: Connection) -> None:
@@ -168,18 +173,22 @@ Rates = dict[str, list[tuple[float, float]]]
 
 def measure(nodes: dict[str, Node], prompts: Prompts, rounds: int, rates: Rates) -> None:
     """Interleaved rounds, the order turned each time."""
-    for number in range(-3, rounds):  # the first three warm both sides
+    for number in range(-WARM_ROUNDS, rounds):
         for side in SIDES[:: 1 if number % 2 else -1]:
             found = moved(nodes[side], prompts)
             if number >= 0:
                 rates[side].append(found)
 
 
-def rows_of(rates: Rates) -> list[dict[str, Any]]:
-    """What the rounds say."""
+def rows_of(starts: list[Rates]) -> list[dict[str, Any]]:
+    """What the rounds of every start say."""
     rows = []
     for place, what in enumerate(("offload", "reload")):
-        none, told = ([rate[place] for rate in rates[side]] for side in SIDES)
+        pairs = [
+            [(a[place], b[place]) for a, b in zip(*(rates[side] for side in SIDES), strict=True)]
+            for rates in starts
+        ]
+        none, told = zip(*(pair for start in pairs for pair in start), strict=True)
         ratios = [b / a for a, b in zip(none, told, strict=True)]
         low, high = spread(ratios)
         rows.append(
@@ -190,6 +199,9 @@ def rows_of(rates: Rates) -> list[dict[str, Any]]:
                 "cost": 1 - statistics.median(ratios),
                 "cost low": 1 - high,
                 "cost high": 1 - low,
+                "cost by start": [
+                    round(1 - statistics.median(b / a for a, b in start), 4) for start in pairs
+                ],
             }
         )
     return rows
@@ -247,8 +259,8 @@ def _us(step: Callable[[], object], times: int = 20_000) -> float:
 def main() -> None:
     """Runs the benchmark."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--rounds", type=int, default=80, help="of each start")
-    parser.add_argument("--starts", type=int, default=2, help="of both services")
+    parser.add_argument("--rounds", type=int, default=40, help="of each start")
+    parser.add_argument("--starts", type=int, default=4, help="of both services")
     parser.add_argument("--pages", type=int, default=4, help="pages of 8 MiB a prompt")
     parser.add_argument("--no-gate", action="store_true")
     options = parser.parse_args()
@@ -272,19 +284,20 @@ def main() -> None:
     provider = TracerProvider(shutdown_on_exit=False)
     provider.add_span_processor(BatchSpanProcessor(OTLPSpanExporter(endpoint=endpoint)))
     single = steps(TracerProvider(shutdown_on_exit=False))
-    rates: Rates = {side: [] for side in SIDES}
+    starts: list[Rates] = [{side: [] for side in SIDES} for _ in range(options.starts)]
     prompts = Prompts(options.pages)
-    for start in range(options.starts):
-        order = SIDES[:: -1 if start % 2 else 1]
-        with running(order, endpoint, provider) as (nodes, addresses):
-            here.send(addresses)
-            measure(nodes, prompts, options.rounds, rates)
-            here.send([])  # nobody to be scraped
+    with reachable_store(STORE) as store:
+        for number, rates in enumerate(starts):
+            order = SIDES[:: -1 if number % 2 else 1]
+            with running(order, store, endpoint, provider) as (nodes, addresses):
+                here.send(addresses)
+                measure(nodes, prompts, options.rounds, rates)
+                here.send([])  # nobody to be scraped
     _shut_down(provider)
     here.send(None)
     spans, scrapes = here.recv()
     watcher.join()
-    rows = rows_of(rates)
+    rows = rows_of(starts)
     print(table(rows))
     print(table([{"step": name, "us": cost} for name, cost in single.items()]))
     print(f"{spans} spans and {scrapes} pages of metrics were taken meanwhile")
@@ -292,7 +305,7 @@ def main() -> None:
         "telemetry",
         {
             "cost": max(row["cost"] for row in rows),
-            "rounds": len(rates[SIDES[0]]),
+            "rounds": options.rounds * options.starts,
             "rows": rows,
             "step_us": single,
             "spans": spans,
@@ -304,10 +317,11 @@ def main() -> None:
 
 @contextmanager
 def running(
-    order: tuple[str, ...], endpoint: str, provider: Any
+    order: tuple[str, ...], store: str, endpoint: str, provider: Any
 ) -> Iterator[tuple[dict[str, Node], list[str]]]:
     """Both sides, started in this order, and where the metrics of the one are that has some."""
-    texts = dict(zip(SIDES, (NONE, TELEMETRY.format(endpoint)), strict=True))
+    texts = [text.format(store=store, endpoint=endpoint) for text in (NONE, TELEMETRY)]
+    files = dict(zip(SIDES, texts, strict=True))
     providers = dict(zip(SIDES, (None, provider), strict=True))
     nodes: dict[str, Node] = {}
     addresses: list[str] = []
@@ -315,7 +329,7 @@ def running(
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory()))
         for side in order:
             file = folder / f"{side}.toml"
-            file.write_text(texts[side])
+            file.write_text(files[side])
             service = stack.enter_context(Service("--config", str(file)))
             nodes[side] = Node(service, providers[side], folder)
             stack.callback(nodes[side].close)
