@@ -96,13 +96,13 @@ class Servers(ABC):
             redis.RedisError, OSError: a server cannot be asked.
         """
 
-    @abstractmethod
     def primaries(self) -> Sequence[redis.ConnectionPool]:
-        """Connections to each server that keeps pages.
+        """Connections to each server that keeps pages; none where they are not to be asked.
 
         Raises:
             redis.RedisError, OSError: nobody says which.
         """
+        return ()
 
     def usage(self) -> StoreUsage | None:
         """See `PageStore.usage`.

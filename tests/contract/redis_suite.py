@@ -59,10 +59,14 @@ class RedisSuite(StoreSuite):
         before = store.usage()
         assert before is not None
         assert store.commit(scope, key_of(1), [b"x" * (1 << 20)], 0.05)
-        after = wait_until(
-            lambda: (found := store.usage()) and found.expiries > before.expiries and found,
-            "a page that expired is counted",
-        )
+
+        def expiries() -> int:
+            now = store.usage()
+            return now.expiries if now is not None else 0
+
+        wait_until(lambda: expiries() > before.expiries, "a page that expired is counted")
+        after = store.usage()
+        assert after is not None
         assert after.used_bytes > 0
         assert after.connections >= 1
         assert after.max_bytes >= 0

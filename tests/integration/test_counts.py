@@ -60,7 +60,7 @@ def target(made: Prompt) -> Any:
     return lambda _: lambda _, group: torch.empty(made.spec.group_shape(group))
 
 
-def counts(metrics: Metrics, family: Family) -> dict[tuple[str, ...], int]:
+def counts(metrics: Metrics, family: Family) -> dict[tuple[str, ...], int | float]:
     """Zeros left out."""
     return {values: n for values, n in metrics.snapshot().get(family, {}).items() if n}
 

@@ -104,7 +104,7 @@ async def _seen(services: Services, steps: list[Step], who: str) -> list[object]
         try:
             got = await _answers(call)
         except grpc.aio.AioRpcError as error:
-            told = [pair for pair in error.trailing_metadata() if pair[0] != METADATA_KEY]
+            told = [(key, value) for key, value in error.trailing_metadata() if key != METADATA_KEY]
             got = (error.code(), error.details(), sorted(map(str, told)))  # the id is random
         if token == who:
             seen.append((name, got, sorted(map(str, await call.initial_metadata()))))

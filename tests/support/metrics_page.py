@@ -11,6 +11,7 @@ from typing import Final
 
 from lexico_proto import metrics as m
 from lexico_proto.counters import MAX_OPEN
+from lexico_proto.errors import ERRORS
 
 PAGE: Final = Path(__file__).parents[2] / "docs" / "reference" / "metrics.md"
 
@@ -60,7 +61,7 @@ def lines() -> Iterator[str]:
     yield ""
     yield "Reasons are those of [the errors](../operations.md#failures-as-the-node-sees-them), in"
     yield (
-        "`lexico_proto/errors.py`: " + ", ".join(f"`{reason}`" for reason in sorted(m.ERRORS)) + "."
+        "`lexico_proto/errors.py`: " + ", ".join(f"`{reason}`" for reason in sorted(ERRORS)) + "."
     )
     yield ""
     yield "## Buckets of histograms\n"
@@ -80,11 +81,11 @@ def _values(label: m.Label) -> str:
     if label.values is None:
         return "names of tenants" if label.name == "tenant" else "this process's release"
     if len(label.values) > _LONG:
-        more = sorted(label.values - set(m.ERRORS))
+        more = sorted(label.values - set(ERRORS))
         named = ", ".join(f"`{value}`" for value in more)
         return (
             f"{named}, and every reason"
-            if named and set(m.ERRORS) <= label.values
+            if named and set(ERRORS) <= label.values
             else (named or "every reason")
         )
     return ", ".join(f"`{value}`" for value in sorted(label.values))

@@ -46,7 +46,7 @@ def collecting() -> Iterator[Collector]:
 
     collector = Collector()
 
-    class Service(trace_service_pb2_grpc.TraceServiceServicer):  # type: ignore[misc]
+    class Service(trace_service_pb2_grpc.TraceServiceServicer):
         def Export(self, request: Any, context: Any) -> Any:
             for resource in request.resource_spans:
                 named = {a.key: a.value.string_value for a in resource.resource.attributes}

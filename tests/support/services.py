@@ -53,7 +53,7 @@ class Services:
     metrics: Metrics
     """Of both servers."""
 
-    def counts(self, family: Family) -> dict[tuple[str, ...], int]:
+    def counts(self, family: Family) -> dict[tuple[str, ...], int | float]:
         """What they counted of a family, zeros left out."""
         counts = self.metrics.snapshot().get(family, {})
         return {values: number for values, number in counts.items() if number}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import random
 import re
 import threading
 from collections.abc import AsyncGenerator, Iterator
@@ -94,7 +95,7 @@ def test_a_part_of_the_traces_is_sampled(
     kept: Kept, sample: float, fewest: float, most: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(tracing, "_sample", sample)
-    tracing.random.seed(7)
+    random.seed(7)
     for _ in range(1000):
         with tracing.span("root") as root, tracing.span("child"):
             assert len(root.trace[0][1]) == 55
