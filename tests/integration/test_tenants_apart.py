@@ -104,8 +104,9 @@ async def _seen(services: Services, steps: list[Step], who: str) -> list[object]
         try:
             got = await _answers(call)
         except grpc.aio.AioRpcError as error:
-            told = [(key, value) for key, value in error.trailing_metadata() if key != METADATA_KEY]
-            got = (error.code(), error.details(), sorted(map(str, told)))  # the id is random
+            told = sorted(map(str, error.trailing_metadata()))
+            told = [text for text in told if METADATA_KEY not in text]  # the id is random
+            got = (error.code(), error.details(), told)
         if token == who:
             seen.append((name, got, sorted(map(str, await call.initial_metadata()))))
     return seen
