@@ -17,6 +17,7 @@ from lexico_store.opening import open_store
 from lexico_store.settings import StoreSettings
 from lexico_store.sharing import reachable_store
 from lexico_store.store import PageStore
+from lexico_store.usage import StoreUsage
 
 __all__ = [
     "Absence",
@@ -31,6 +32,7 @@ __all__ = [
     "MemoryStore",
     "PageStore",
     "StoreSettings",
+    "StoreUsage",
     "open_store",
     "reachable_store",
 ]

@@ -10,6 +10,7 @@ from __future__ import annotations
 import random
 import threading
 import time
+from collections.abc import Sequence
 from typing import Any, Final
 
 import redis
@@ -91,6 +92,11 @@ class ClusterServers(Servers):
             found = look_at_server(self._pool(node), self._timeout_s, cluster=True)
             findings |= dict.fromkeys(found)
         return list(findings)
+
+    def primaries(self) -> Sequence[redis.ConnectionPool]:
+        if self._doubted:
+            self._map()
+        return [self._pool(node) for node in self._primaries]
 
     def close(self) -> None:
         with self._lock:

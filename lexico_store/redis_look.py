@@ -46,6 +46,16 @@ def look_at_server(pool: redis.ConnectionPool, timeout_s: float, *, cluster: boo
     return [*findings, *_copies(info, configured), *_disk(info, configured)]
 
 
+def server_info(pool: redis.ConnectionPool, timeout_s: float) -> dict[str, str] | None:
+    """What INFO says; None where the user may not ask.
+
+    Raises:
+        redis.RedisError, OSError: the server does not answer.
+    """
+    with within(timeout_s), interview(pool, timeout_s) as ask:
+        return _info(ask)
+
+
 def _info(ask: Ask) -> dict[str, str] | None:
     (text,) = ask([("INFO",)])
     if isinstance(text, NoPermissionError):

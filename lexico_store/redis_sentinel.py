@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 import redis
@@ -58,6 +59,9 @@ class SentinelServers(Servers):
         if any(each.level is Level.REFUSED for each in findings):
             return findings  # none of them names the primary
         return findings + look_at_server(self._pool, self._timeout_s, cluster=False)
+
+    def primaries(self) -> Sequence[redis.ConnectionPool]:
+        return [self._pool]
 
     def close(self) -> None:
         self._pool.disconnect()

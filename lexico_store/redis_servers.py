@@ -17,12 +17,14 @@ import redis
 from redis.exceptions import AskError, ClusterDownError, ReadOnlyError, TryAgainError
 
 from lexico_proto.breaker import SLOW_S, Admission, Breaker
+from lexico_proto.metrics import PROCESS, STORE_RETRIES
 from lexico_store.deadline import remaining_s, within
 from lexico_store.findings import Finding
 from lexico_store.redis_errors import ServerSilent, is_lost
 from lexico_store.redis_exchange import Command, Exchange, Unit
-from lexico_store.redis_look import look_at_server
+from lexico_store.redis_look import look_at_server, server_info
 from lexico_store.settings import StoreSettings
+from lexico_store.usage import StoreUsage
 
 _log = logging.getLogger(__name__)
 
@@ -133,6 +135,25 @@ class Servers(ABC):
         Raises:
             redis.RedisError, OSError: a server cannot be asked.
         """
+
+    def primaries(self) -> Sequence[redis.ConnectionPool]:
+        """Connections to each server that keeps pages; none where they are not to be asked.
+
+        Raises:
+            redis.RedisError, OSError: nobody says which.
+        """
+        return ()
+
+    def usage(self) -> StoreUsage | None:
+        """See `PageStore.usage`.
+
+        Raises:
+            redis.RedisError, OSError: a server does not answer.
+        """
+        with within(self._timeout_s):
+            found = [server_info(pool, self._timeout_s) for pool in self.primaries()]
+        told = [info for info in found if info is not None]
+        return StoreUsage.of(told) if told and len(told) == len(found) else None
 
     @abstractmethod
     def close(self) -> None:
@@ -291,6 +312,7 @@ class _Call:
             self._pause = True
         else:
             return False
+        PROCESS.counter(STORE_RETRIES).add()
         self._servers.doubt()
         return True
 
@@ -309,6 +331,9 @@ class OneServer(Servers):
 
     def look(self) -> list[Finding]:
         return look_at_server(self._pool, self._timeout_s, cluster=False)
+
+    def primaries(self) -> Sequence[redis.ConnectionPool]:
+        return [self._pool]
 
     def close(self) -> None:
         self._pool.disconnect()

@@ -31,6 +31,7 @@ from lexico_store.redis_servers import Servers
 from lexico_store.room import Frame, Room
 from lexico_store.settings import StoreSettings
 from lexico_store.store import PageStore
+from lexico_store.usage import StoreUsage
 
 READ_WINDOW: Final = 64
 """Most frames asked for in one go. Replies that wait for us count against the server's maxmemory,
@@ -78,6 +79,10 @@ class RedisStore(PageStore):
     def look(self) -> list[Finding]:
         with self._guard("look"):
             return self._servers.look()
+
+    def usage(self) -> StoreUsage | None:
+        with self._guard("usage"):
+            return self._servers.usage()
 
     def close(self) -> None:
         with self._close_lock:

@@ -29,6 +29,7 @@ from lexico_store.scopes import generation_scope
 if TYPE_CHECKING:
     from lexico_store.checks import BytesLike, FrameLike
     from lexico_store.findings import Finding
+    from lexico_store.usage import StoreUsage
 
 CHUNK_BYTES: Final = 1 << 20
 """Bytes of one stored piece of a dictionary set: where Redis and the sockets are fastest."""
@@ -299,6 +300,10 @@ class PageStore(Records):
         Changes nothing. A store in this process has nothing to say.
         """
         return []
+
+    def usage(self) -> StoreUsage | None:
+        """What its servers say of themselves; None where there are none that may be asked."""
+        return None
 
     def __enter__(self) -> Self:
         return self

@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass, field
 
 from lexico_proto.errors import ConfigurationError
+from lexico_proto.tracing import TracingConfig
 from lexico_store.settings import StoreSettings
 
 
@@ -43,8 +44,17 @@ class EncoderConfig:
     """Torch threads of one encoder; 0 shares the cores, by CPU quota, among `max_replicas`."""
     dictionary_cache_bytes: int = 1 << 30
     """Dictionary sets that one encoder keeps in memory."""
+    error_every: int = 256
+    """Pages from one whose coding error is measured to the next: a layer group of it is decoded
+    again. 0 for none."""
     log_level: str = "warning"
     """What an encoder logs, to the error file that Ray keeps of its process."""
+    log_format: str = "text"
+    """How: text or json."""
+    count: bool = True
+    """Whether it counts anything."""
+    tracing: TracingConfig = field(default_factory=TracingConfig)
+    """Where its spans go."""
 
     def __post_init__(self) -> None:
         if self.store_url.startswith(("memory:", "embedded:")):
@@ -57,7 +67,7 @@ class EncoderConfig:
         for name in ("page_ttl_s", "lease_ttl_s", "ongoing_per_replica", "queued_per_handle"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"encoders: {name} must be positive")
-        for name in ("num_cpus", "threads", "dictionary_cache_bytes"):
+        for name in ("num_cpus", "threads", "dictionary_cache_bytes", "error_every"):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"encoders: {name} must not be negative")
         if self.num_gpus is not None and not _is_fraction(self.num_gpus):

@@ -12,14 +12,18 @@ import os
 import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
 from ray import serve
 
 from lexico_codec.pieces import Piece
+from lexico_proto import tracing
 from lexico_proto.cgroup import cores
 from lexico_proto.errors import InternalError, LexicoError
+from lexico_proto.logs import log_to_stderr
+from lexico_proto.metrics import OF_ENCODERS, PROCESS
 from lexico_store import open_store
 from lexico_worker.config import EncoderConfig
 from lexico_worker.malloc import keep_freed_memory
@@ -34,17 +38,7 @@ Failure = tuple[str, str]
 """Reason and message of an error of our tree: errors cross processes as plain strings."""
 
 
-def _log_to_stderr(level: str) -> None:
-    """Our loggers' records, which nothing in a worker process of Ray would write else."""
-    handler = logging.StreamHandler()
-    handler.setFormatter(
-        logging.Formatter("%(asctime)s level=%(levelname)s logger=%(name)s %(message)s")
-    )
-    for name in ("lexico_worker", "lexico_codec", "lexico_store"):
-        logger = logging.getLogger(name)
-        logger.setLevel(level.upper())
-        logger.handlers = [handler]
-        logger.propagate = False
+LOGGERS = ("lexico_worker", "lexico_codec", "lexico_store", "lexico_proto")
 
 
 class Encoder:
@@ -52,7 +46,9 @@ class Encoder:
 
     def __init__(self, config: EncoderConfig) -> None:
         keep_freed_memory()
-        _log_to_stderr(config.log_level)
+        log_to_stderr(config.log_level, config.log_format, LOGGERS)
+        PROCESS.configure(max_open=0, count=config.count)  # no open label here
+        tracing.start(config.tracing, "encoder")
         threads = config.threads or max(1, cores() // config.max_replicas)
         torch.set_num_threads(threads)
         device = "cuda" if config.num_gpus and torch.cuda.is_available() else "cpu"
@@ -63,6 +59,7 @@ class Encoder:
             lease_ttl_s=config.lease_ttl_s,
             device=device,
             dictionary_cache_bytes=config.dictionary_cache_bytes,
+            error_every=config.error_every if config.count else 0,
         )
         self._pool = ThreadPoolExecutor(config.ongoing_per_replica, thread_name_prefix="encode")
         self._running: dict[int, float] = {}
@@ -101,7 +98,8 @@ class Encoder:
 
         progress()
         try:
-            return self._pages.encode_page(job, page, cancelled, progress)
+            done = self._pages.encode_page(job, page, cancelled, progress)
+            return replace(done, counted=PROCESS.take_changes(OF_ENCODERS))
         except LexicoError as error:
             return error.reason, error.message
         except Exception:  # noqa: BLE001 - the caller must hear of it, and only the log see why
@@ -132,6 +130,7 @@ class Encoder:
             cancelled.set()
         await asyncio.to_thread(self._pool.shutdown, wait=True, cancel_futures=True)
         self._store.close()
+        await asyncio.to_thread(tracing.stop)
 
 
 def encoder_app(config: EncoderConfig) -> Any:

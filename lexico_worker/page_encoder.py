@@ -22,6 +22,7 @@ from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
 from lexico_codec.wire import described
+from lexico_proto import request_id, tracing
 from lexico_proto.errors import (
     Cancelled,
     Forgotten,
@@ -29,9 +30,12 @@ from lexico_proto.errors import (
     ShapeMismatch,
     UnknownDictionary,
 )
+from lexico_proto.metrics import LEASES, LEASES_TAKEN, PROCESS, Change, Metrics
+from lexico_proto.tracing import Trace
 from lexico_store import Ledger, PageStore
 from lexico_store.lifetimes import now_us
 from lexico_store.scopes import SHARED_SCOPE
+from lexico_worker.measured_error import ErrorSamples
 
 _log = logging.getLogger(__name__)
 
@@ -39,10 +43,6 @@ _ESTIMATED_FOR_S: Final = 5.0
 """How long an estimate of a tenant's bytes counts."""
 _RENEW_AT: Final = 0.1
 """Part of a lease's time after which it is renewed, before the next layer group."""
-
-
-Trace = tuple[tuple[str, str], ...]
-"""Trace context of a call: the names and values of its W3C headers, or nothing."""
 
 
 @dataclass(frozen=True)
@@ -59,6 +59,8 @@ class PageJob:
     """Who holds the page's lease: the job, so that a second attempt takes over from a dead one."""
     trace: Trace = field(default=(), repr=False)
     """What the caller's call is part of, for whoever makes spans; it is never logged."""
+    request: str = ""
+    """Request id of the caller's call, for logs."""
     began_us: int = field(default_factory=now_us)
     """When its upload began, in microseconds since 1970: pages live from then on, and what was
     forgotten since is not stored."""
@@ -89,6 +91,8 @@ class PageDone:
     stored_bytes: int = 0
     encode_s: float = 0.0
     commit_s: float = 0.0
+    counted: tuple[Change, ...] = field(default=(), repr=False)
+    """What its encoder counted since its last answer, if that counts elsewhere than its caller."""
 
 
 class PageEncoder:
@@ -104,6 +108,8 @@ class PageEncoder:
         lease_ttl_s: float,
         device: torch.device | str = "cpu",
         dictionary_cache_bytes: int = 1 << 30,
+        error_every: int = 0,
+        metrics: Metrics = PROCESS,
     ) -> None:
         """
         Args:
@@ -112,7 +118,12 @@ class PageEncoder:
             lease_ttl_s: seconds after which another encoder may take a page over.
             device: where vectors are coded.
             dictionary_cache_bytes: dictionary sets kept in memory.
+            error_every: of so many pages, one is decoded again in part to measure the error; 0 for
+                none.
+            metrics: where leases and errors are counted.
         """
+        self._leases = {what: metrics.counter(LEASES, what) for what in LEASES_TAKEN}
+        self._errors = ErrorSamples(error_every, metrics)
         self._store = store
         self._page_ttl_s = page_ttl_s
         self._lease_ttl_s = lease_ttl_s
@@ -148,7 +159,21 @@ class PageEncoder:
             QuotaExceeded: the tenant has stored what it may.
             Cancelled: the caller went away.
         """
-        spec, pieces = job.spec, Pieces(raw)
+        span = tracing.span("lexico.encode", job.trace, "server", page=job.page)
+        with request_id.request(job.request), span:
+            span.set(codec=job.spec.codec.name, request=request_id.current())
+            done = self._encode_page(job, Pieces(raw), cancelled, progress)
+            span.set(outcome=done.outcome.value)
+        return done
+
+    def _encode_page(
+        self,
+        job: PageJob,
+        pieces: Pieces,
+        cancelled: threading.Event | None,
+        progress: Callable[[], None] | None,
+    ) -> PageDone:
+        spec = job.spec
         if len(pieces) != spec.page_bytes:
             raise ShapeMismatch(f"page {job.page}: {len(pieces)} bytes, needs {spec.page_bytes}")
         ttl_s = job.ttl_s or self._page_ttl_s
@@ -163,7 +188,9 @@ class PageEncoder:
         leased = time.monotonic()
         lease = self._store.lease(scope, job.page_key, self._lease_ttl_s, job.owner)
         if lease is None:
+            self._leases["held"].add()
             return PageDone(Outcome.IN_PROGRESS)
+        self._leases["taken"].add()
         with lease:
             if self._store.present(scope, [job.page_key])[0]:  # another was faster
                 return PageDone(Outcome.PRESENT)
@@ -180,10 +207,9 @@ class PageEncoder:
                     # not ask the store before each of its groups.
                     leased = time.monotonic()
                     self._store.lease(scope, job.page_key, self._lease_ttl_s, job.owner)
+                    self._leases["renewed"].add()
                 end = start + spec.group_bytes(group)
-                tensor = tensor_from(
-                    pieces.cut(start, end), spec.geometry.torch_dtype, spec.group_shape(group)
-                ).to(self._device)
+                tensor = _group(spec, group, pieces, start).to(self._device)
                 frames.append(
                     encode_group_parts(spec, job.page_key, job.page, group, tensor, dictionary)
                 )
@@ -192,6 +218,12 @@ class PageEncoder:
             size = sum(len(part) for frame in frames for part in frame)
             self._commit(job, scope, frames, size, ttl_s)
             committed = time.perf_counter()
+        measured = self._errors.group_of_next(spec)
+        if measured is not None:
+            start = sum(map(spec.group_bytes, range(measured)))
+            tensor = _group(spec, measured, pieces, start).to(self._device)
+            frame = b"".join(frames[measured])
+            self._errors.measure(spec, job.page_key, job.page, measured, tensor, frame, dictionary)
         return PageDone(
             Outcome.STORED,
             stored_bytes=size,
@@ -205,7 +237,8 @@ class PageEncoder:
         keys, renew_s = job.sequence or [job.page_key], ttl_s if job.sequence else None
         first = job.sequence_first if job.sequence else job.page
         namespace = job.spec.namespace
-        found = self._store.match(job.scope, namespace, keys, renew_s=renew_s, first=first)
+        with tracing.span("lexico.store.match", pages=len(keys)):
+            found = self._store.match(job.scope, namespace, keys, renew_s=renew_s, first=first)
         if job.began_us <= found.generation:
             raise _forgotten(job)
         return found.scope, found.present[job.page - first]
@@ -223,7 +256,11 @@ class PageEncoder:
         late_s = max(0.0, (now_us() - job.began_us) / 1e6)
         left_s = max(ttl_s / 2, ttl_s - late_s)
         key, began_us = job.page_key, job.began_us
-        if not self._store.commit(scope, key, frames, left_s, page=job.page, began_us=began_us):
+        with tracing.span("lexico.store.commit", bytes=size):
+            stored = self._store.commit(
+                scope, key, frames, left_s, page=job.page, began_us=began_us
+            )
+        if not stored:
             raise _forgotten(job)
         self._ledger.note(
             job.scope,
@@ -249,6 +286,12 @@ class PageEncoder:
                 f"about {stored} of the tenant's {most} bytes are stored: pages that nobody uses "
                 "expire; forget some with `lexico pages forget`, or have max_stored_bytes raised"
             )
+
+
+def _group(spec: CacheSpec, group: int, pieces: Pieces, start: int) -> torch.Tensor:
+    """A layer group of a page, which begins at `start`."""
+    cut = pieces.cut(start, start + spec.group_bytes(group))
+    return tensor_from(cut, spec.geometry.torch_dtype, spec.group_shape(group))
 
 
 def _forgotten(job: PageJob) -> Forgotten:

@@ -13,6 +13,7 @@ from lexico_client._explain import Absence, AbsenceCause, Explanation
 from lexico_client._grpc import GrpcTransport
 from lexico_client._load import CodesReceiver, PageView, Target
 from lexico_client._nearest import Difference, StoredNamespace
+from lexico_client._observer import CallEnded, LoadEnded, Observer, OffloadEnded
 from lexico_client._offload import PageSource
 from lexico_client._results import (
     Described,
@@ -32,6 +33,7 @@ from lexico_client._weights_files import fingerprint_files
 from lexico_codec.inputs import PageInputs, input_digests
 from lexico_codec.memory import CacheMemory
 from lexico_proto.errors import LexicoError
+from lexico_proto.request_id import request
 
 if TYPE_CHECKING:  # `__getattr__` gives it
     from lexico_client._memory import InMemoryTransport
@@ -41,6 +43,7 @@ __all__ = [
     "AbsenceCause",
     "AsyncClient",
     "CacheMemory",
+    "CallEnded",
     "Client",
     "CodesReceiver",
     "Described",
@@ -51,9 +54,12 @@ __all__ = [
     "GrpcTransport",
     "InMemoryTransport",
     "LexicoError",
+    "LoadEnded",
     "LoadSeconds",
     "Loaded",
     "Match",
+    "Observer",
+    "OffloadEnded",
     "PageInputs",
     "PageOutcome",
     "PageSource",
@@ -68,6 +74,7 @@ __all__ = [
     "Wait",
     "fingerprint_files",
     "input_digests",
+    "request",
 ]
 
 

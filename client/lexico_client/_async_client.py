@@ -18,6 +18,7 @@ from lexico_client._grpc import GrpcTransport
 from lexico_client._load import Target
 from lexico_client._loading import Loading
 from lexico_client._match import match_pages
+from lexico_client._observer import Observer
 from lexico_client._offload import Offloading, PageOffer, PageSource
 from lexico_client._parts import keys_of
 from lexico_client._results import (
@@ -30,6 +31,7 @@ from lexico_client._results import (
 )
 from lexico_client._settings import Timeouts, cache_folder, check_seconds
 from lexico_client._tls import Tls
+from lexico_client._told import Told
 from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.keys import TokenIds, token_array
@@ -41,14 +43,8 @@ from lexico_proto.errors import (
     InvalidInput,
     TokenCountMismatch,
 )
-from lexico_proto.metrics import (
-    ABSENT,
-    CLIENT_BYTES,
-    CLIENT_MISSES,
-    PROCESS,
-    Metrics,
-    reason_of,
-)
+from lexico_proto.metrics import PROCESS, Metrics
+from lexico_proto.request_id import request
 from lexico_proto.v1 import offload_pb2 as offload_pb
 
 Wait = Literal["committed", "received"]
@@ -90,6 +86,7 @@ class AsyncClient:
         transport: Transport | None = None,
         metrics: Metrics = PROCESS,
         tls: Tls | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """Connects nothing yet.
 
@@ -105,6 +102,7 @@ class AsyncClient:
                 process counts.
             tls: how the service is known and this node is to it, for endpoints that are plaintext;
                 None for no encryption.
+            observer: is told of calls, loads and offloads as they end.
 
         Raises:
             ConfigurationError: an address or number that cannot be used, a token or TLS in two
@@ -115,7 +113,13 @@ class AsyncClient:
             if reload is None:
                 raise ConfigurationError("reload=None: where are pages matched and loaded?")
             transport = GrpcTransport(
-                reload, offload, token, metrics=metrics, tls=tls, probe_every=self._timeouts.probe
+                reload,
+                offload,
+                token,
+                metrics=metrics,
+                tls=tls,
+                probe_every=self._timeouts.probe,
+                observer=observer,
             )
         elif not (reload is offload is token is None and tls is None):
             raise ConfigurationError("give addresses, token and TLS, or a transport, not both")
@@ -123,9 +127,7 @@ class AsyncClient:
             raise ConfigurationError(f"threads={threads}: at least 1")
         if dictionaries_dir is None:
             dictionaries_dir = cache_folder("dictionaries")
-        self._metrics = metrics
-        self._sent = metrics.counter(CLIENT_BYTES, "sent")
-        self._received = metrics.counter(CLIENT_BYTES, "received")
+        self._told = Told(metrics, observer)
         self._transport = transport
         self._crew = Crew(threads)
         self._closed = False
@@ -178,9 +180,10 @@ class AsyncClient:
         digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         budget = self._budget("match", timeout, self._timeouts.match)
         self._check_open()
-        async with budget.bound():
-            keys = await keys_of(spec, ids, digests)
-            return await match_pages(self._transport, spec, keys, budget)
+        with request():
+            async with budget.bound():
+                keys = await keys_of(spec, ids, digests)
+                return await match_pages(self._transport, spec, keys, budget)
 
     async def explain(
         self,
@@ -255,14 +258,15 @@ class AsyncClient:
                 f"pages={pages}: {len(ids)} token ids make {full} pages of {spec.page_tokens}"
             )
         budget = self._budget("offload", timeout, self._timeouts.offload)
-        with self._crew.shift(budget) as shift:
-            async with budget.bound():
-                keys = await keys_of(spec, ids, digests)
-                offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait], digests)
-                report = await Offloading(
-                    self._transport, shift, offer, budget, self._timeouts.match
-                ).run()
-        self._sent.add(report.bytes_sent)
+        with self._told.offload(spec) as told:
+            with self._crew.shift(budget) as shift:
+                async with budget.bound():
+                    keys = await keys_of(spec, ids, digests)
+                    offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait], digests)
+                    report = await Offloading(
+                        self._transport, shift, offer, budget, self._timeouts.match
+                    ).run()
+            told(report)
         return report
 
     async def load(
@@ -319,12 +323,9 @@ class AsyncClient:
         digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         budget = self._budget("load", timeout, self._timeouts.load)
         loading = Loading(self._transport, self._crew, self._shelf, self._timeouts, budget, access)
-        loaded = await loading.run(spec, ids, digests, target)
-        self._received.add(loaded.bytes_received)
-        if loaded.reason is not None:
-            self._metrics.counter(CLIENT_MISSES, reason_of(loaded.reason)).add()
-        elif not loaded.pages:
-            self._metrics.counter(CLIENT_MISSES, ABSENT).add()
+        with self._told.load(spec, len(ids)) as told:
+            loaded = await loading.run(spec, ids, digests, target)
+            told(loaded)
         return loaded
 
     async def register_dictionary(
@@ -394,4 +395,5 @@ class AsyncClient:
             raise Cancelled("the client is closed")
 
     def _budget(self, what: str, timeout: float | None, usual: float) -> Budget:
-        return Budget(what, usual if timeout is None else check_seconds("timeout", timeout))
+        seconds = usual if timeout is None else check_seconds("timeout", timeout)
+        return Budget(what, seconds, self._told.retries)

@@ -16,6 +16,7 @@ from lexico_proto.errors import (
     LexicoError,
     Unavailable,
 )
+from lexico_proto.metrics import Counter
 
 T = TypeVar("T")
 
@@ -27,8 +28,10 @@ class Budget:
     """Seconds that an operation may still take; they run from when it is built, in a running
     loop."""
 
-    def __init__(self, what: str, seconds: float) -> None:
+    def __init__(self, what: str, seconds: float, retries: Counter | None = None) -> None:
         self.what = what
+        self.retries = retries or Counter()
+        """Counts what is tried again within it."""
         self._seconds = seconds
         self.end = asyncio.get_running_loop().time() + seconds
         """Time of the event loop at which they are over."""
@@ -95,6 +98,7 @@ async def pause(budget: Budget) -> bool:
     if budget.left() <= 2 * seconds:
         return False
     await asyncio.sleep(seconds)
+    budget.retries.add()
     return True
 
 

@@ -10,6 +10,7 @@ from typing import Final, cast
 import grpc
 import grpc.aio
 
+from lexico_proto import request_id
 from lexico_proto.errors import (
     REASON_METADATA_KEY,
     Cancelled,
@@ -28,12 +29,16 @@ def error_of(code: grpc.StatusCode, details: str | None, trailing: object) -> Le
         details: what the service said, if anything.
         trailing: trailing metadata: pairs, or None.
     """
-    pairs = cast(Iterable[tuple[str, str | bytes]], trailing or ())
+    pairs = tuple(cast(Iterable[tuple[str, str | bytes]], trailing or ()))
     reason = next((str(value) for key, value in pairs if key == REASON_METADATA_KEY), None)
     message = details or f"the call ended with {code.name} and said no more"
     if reason is None:
         message += _hint(message)
-    return from_wire(int(code.value[0]), reason, message)
+    error = from_wire(int(code.value[0]), reason, message)
+    if request := request_id.given_in(pairs):
+        error.request_id = request
+        error.add_note(f"request={request}")
+    return error
 
 
 _HINTS: Final = (

@@ -15,13 +15,15 @@ from lexico_client._channels import Channels
 from lexico_client._circuit import HEALTH, Circuit
 from lexico_client._endpoint import Endpoint, endpoint_of
 from lexico_client._errors import translated
+from lexico_client._observer import Observer
 from lexico_client._settings import Timeouts
 from lexico_client._tls import Tls
+from lexico_client._told import ToldCalls
 from lexico_client._transport import Server, check_size
 from lexico_client._upload_end import UploadEnd
 from lexico_codec.forks import renew_in_children
 from lexico_proto.errors import CircuitOpen, ConfigurationError
-from lexico_proto.metrics import CLIENT_CALLS, METHODS, PROCESS, Calls, Metrics
+from lexico_proto.metrics import PROCESS, Metrics
 from lexico_proto.v1 import dictionaries_pb2 as dictionaries
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
@@ -49,6 +51,7 @@ class GrpcTransport:
         metrics: Metrics = PROCESS,
         tls: Tls | None = None,
         probe_every: float = Timeouts.probe,
+        observer: Observer | None = None,
     ) -> None:
         """
         Args:
@@ -61,6 +64,7 @@ class GrpcTransport:
             metrics: where calls are counted.
             tls: for endpoints that are plaintext.
             probe_every: see `Timeouts.probe`.
+            observer: is told of each call.
 
         Raises:
             ConfigurationError: an address or interceptor that cannot be used, or a token or TLS in
@@ -79,7 +83,7 @@ class GrpcTransport:
             for server, endpoint in (("offload", self._offload), ("reload", self._reload))
             if endpoint is not None
         }
-        self._calls = {method: Calls(metrics, CLIENT_CALLS, method) for method in METHODS}
+        self._told = ToldCalls(metrics, observer)
         renew_in_children(self)
 
     async def match(self, request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
@@ -193,18 +197,20 @@ class GrpcTransport:
     ) -> Any:
         endpoint = endpoint or self._reload
         circuit = self._circuits[endpoint]
-        with self._calls[name].counted():
+        with self._told.call(name) as told:
             await circuit.enter()
+            metadata = (*endpoint.metadata, *told)
             with translated(name), circuit.listening(timeout):
-                return await method(request, timeout=timeout, metadata=endpoint.metadata)
+                return await method(request, timeout=timeout, metadata=metadata)
 
     async def _stream(
         self, name: str, method: Callable[..., Any], request: object, timeout: float
     ) -> AsyncGenerator[Any, None]:
         circuit = self._circuits[self._reload]
-        with self._calls[name].counted():
+        with self._told.call(name) as told:
             await circuit.enter()
-            call = method(request, timeout=timeout, metadata=self._reload.metadata)
+            metadata = (*self._reload.metadata, *told)
+            call = method(request, timeout=timeout, metadata=metadata)
             try:
                 while True:
                     with translated(name), circuit.listening(min(timeout, SILENT_S)):
@@ -224,14 +230,15 @@ class GrpcTransport:
         endpoint: Endpoint,
     ) -> Any:
         circuit = self._circuits[endpoint]
-        with self._calls[name].counted():
+        with self._told.call(name) as told:
             try:
                 await circuit.enter()
             except CircuitOpen:
                 await messages.aclose()
                 raise
+            metadata = (*endpoint.metadata, *told)
             with circuit.listening(timeout):
-                return await self._write_all(name, method, messages, timeout, endpoint)
+                return await self._write_all(name, method, messages, timeout, metadata)
 
     async def _write_all(
         self,
@@ -239,11 +246,11 @@ class GrpcTransport:
         method: Callable[..., Any],
         messages: AsyncGenerator[Any, None],
         timeout: float,
-        endpoint: Endpoint,
+        metadata: tuple[tuple[str, str], ...],
     ) -> Any:
         # Written here and not by gRPC's own request iterator, which swallows what the iterator
         # raises.
-        call = method(timeout=timeout, metadata=endpoint.metadata)
+        call = method(timeout=timeout, metadata=metadata)
         end = UploadEnd(call)
         try:
             async with aclosing(messages):

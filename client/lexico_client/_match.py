@@ -48,6 +48,8 @@ async def match_pages(
             namespace=spec.namespace,
             first_page=first + part.start,
             renew=renew,
+            page_tokens=spec.page_tokens,
+            codec=spec.codec.name,
         )
         present += await _ask(transport, request, budget, most)
         if prefix and not all(present[part.start :]):

@@ -14,6 +14,7 @@ from lexico_client._deadline import Clock
 from lexico_client._endpoint import Endpoint
 from lexico_client._explain import Explanation
 from lexico_client._load import Target
+from lexico_client._observer import Observer
 from lexico_client._offload import PageSource
 from lexico_client._results import Described, DictionaryEntry, Loaded, LoadSeconds, Match, PutReport
 from lexico_client._runner import Runner
@@ -48,6 +49,7 @@ class Client:
         transport: Transport | None = None,
         metrics: Metrics = PROCESS,
         tls: Tls | None = None,
+        observer: Observer | None = None,
     ) -> None:
         """As `AsyncClient`; the first call starts a thread."""
         self._client = AsyncClient(
@@ -60,6 +62,7 @@ class Client:
             transport=transport,
             metrics=metrics,
             tls=tls,
+            observer=observer,
         )
         self._timeouts = timeouts or Timeouts()
         self._runner = Runner("lexico-client-loop")

@@ -42,10 +42,10 @@ class Service:
                 self.stop()
                 raise SystemExit(f"the service did not start:\n{message}")
             time.sleep(0.05)
-        addresses = json.loads(file.read_text())
-        self.offload: str = addresses["offload"]
-        self.reload: str = addresses["reload"]
-        self.health: str = addresses.get("health", "")
+        self.addresses: dict[str, str] = json.loads(file.read_text())
+        self.offload = self.addresses["offload"]
+        self.reload = self.addresses["reload"]
+        self.health = self.addresses.get("health", "")
         """Empty without `--health-address`."""
 
     def stop(self) -> int:

@@ -51,6 +51,9 @@ class LexicoError(Exception):
     """Canonical gRPC status code."""
     reason: ClassVar[str]
     """Stable name of the class on the wire."""
+    request_id: str = ""
+    """Of the call that the service ended with it, whose log lines there have the same; empty where
+    it arose here."""
 
     @property
     def message(self) -> str:

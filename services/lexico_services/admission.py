@@ -123,6 +123,16 @@ class Slots:
         finally:
             self.give_back()
 
+    @property
+    def used(self) -> int:
+        """Calls under way."""
+        return self._used
+
+    @property
+    def limit(self) -> int:
+        """Calls at a time."""
+        return self._limit
+
     def take(self) -> None:
         """Takes one slot; give it back with `give_back`.
 
@@ -149,6 +159,11 @@ class ThreadCalls:
         """
         self._threads = threads
         self._slots = Slots(limit, "calls")
+
+    @property
+    def used(self) -> int:
+        """Work that runs or waits."""
+        return self._slots.used
 
     async def run(self, work: Callable[[], T], timeout_s: float) -> T:
         """What `work` returns or raises.

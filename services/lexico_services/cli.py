@@ -245,7 +245,7 @@ def _settings(options: argparse.Namespace, default_store: str | None = None) -> 
     settings = Settings.of(given, options.config)
     if default_store is not None and settings.value(STORE_URL) is None:
         settings = settings.with_store(default_store)
-    process.log_to_stderr(settings.log_level)
+    process.log_to_stderr(settings.log_level, settings.log_format)
     return settings
 
 

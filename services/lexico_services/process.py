@@ -15,6 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import TextIO
 
 from lexico_proto.errors import ConfigurationError, LexicoError
+from lexico_proto.logs import formatter
 
 _log = logging.getLogger(__name__)
 
@@ -158,10 +159,13 @@ def say(stream: TextIO | None, text: str) -> None:
         pass
 
 
-def log_to_stderr(level: str) -> None:
-    """Logs as `time level logger message`, the message key=value."""
-    logging.basicConfig(
-        stream=sys.stderr,
-        level=level.upper(),
-        format="%(asctime)s level=%(levelname)s logger=%(name)s %(message)s",
-    )
+def log_to_stderr(level: str, form: str = "text") -> None:
+    """Logs as `lexico_proto.logs` has it.
+
+    Args:
+        level: debug, info, warning or error.
+        form: text or json.
+    """
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(formatter(form))
+    logging.basicConfig(level=level.upper(), handlers=[handler])

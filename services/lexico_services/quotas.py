@@ -112,6 +112,16 @@ class FairTurns:
         self._running = 0
         self._waiting: dict[bytes, deque[asyncio.Future[None]]] = {}
 
+    @property
+    def running(self) -> int:
+        """Work under way."""
+        return self._running
+
+    @property
+    def waiting(self) -> int:
+        """Work that waits; about right for whoever asks from another thread."""
+        return sum(map(len, list(self._waiting.values())))
+
     @asynccontextmanager
     async def turn(self, scope: bytes) -> AsyncIterator[None]:
         """Waits for the tenant's turn, and holds it for the block."""

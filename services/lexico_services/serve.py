@@ -5,11 +5,12 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 from lexico_proto.errors import Busy, ConfigurationError, Unavailable
+from lexico_proto.metrics import PROCESS
 from lexico_services import beginning
 from lexico_services.address_file import claimed
 from lexico_services.config import ListenConfig
@@ -29,6 +30,9 @@ from lexico_services.reload.child import ReloadChild
 from lexico_services.settings import Settings
 from lexico_services.store_look import look_before_start
 from lexico_services.store_pings import PING_EVERY_S, PINGS_MISSED, QUICK, pinged
+from lexico_services.telemetry.config import INGRESS, RELOAD_BESIDE, SERVICE
+from lexico_services.telemetry.gauges import watch_parts
+from lexico_services.telemetry.running import Telemetry
 from lexico_store import PageStore, open_store, reachable_store
 
 _log = logging.getLogger(__name__)
@@ -57,12 +61,15 @@ def run_offload(settings: Settings, address_file: Path | None) -> int:
         health = stack.enter_context(health_port(listen.health_address, ("offload",)))
         if health.address is not None:
             stack.enter_context(pinged(settings.store_url, health.store))
+        telemetry = stack.enter_context(_telling(settings, INGRESS))
+        watch_parts(PROCESS, {"ingress": lambda: server.answers, "ray": lambda: server.ray_runs})
         stack.callback(server.stop, ending)
         stack.callback(ending.begin)
         stack.callback(health.drain)  # before anything closes
         if not server.start(stopped):
             return 0
         addresses = {"offload": address(listen.host, server.port)} | _told(health)
+        addresses |= _metrics_addresses(server, telemetry)
         on_reload("ingress", server.read_again)
         health.turn("offload", True)
         file.write(addresses)
@@ -97,6 +104,11 @@ class StoreWatch:
         self._store = store
         self._due = time.monotonic() + PING_EVERY_S
         self._missed = 0
+
+    @property
+    def answers(self) -> bool:
+        """Whether it answered when it was asked last."""
+        return not self._missed
 
     def check(self) -> None:
         """To be called every second or so; blocks for the store's timeout at most.
@@ -154,6 +166,7 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
     with ExitStack() as stack:
         file = stack.enter_context(claimed(address_file))
         health = stack.enter_context(health_port(listen.health_address, ("offload", "reload")))
+        telemetry = stack.enter_context(_telling(settings, INGRESS, RELOAD_BESIDE))
         url = stack.enter_context(reachable_store(settings.store_url, settings.store))
         look_before_start(url, log=False)  # the reload server says what it finds
         if health.address is not None:
@@ -167,8 +180,16 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
         stack.callback(ending.begin)
         stack.callback(health.drain)  # before anything closes
         checks = [child.check, server.check, *_beats(health, server)]
+        parts = {
+            "reload-server": lambda: child.runs,
+            "ingress": lambda: server.answers,
+            "ray": lambda: server.ray_runs,
+        }
         if settings.store_url.startswith("embedded:"):
-            checks.append(StoreWatch(stack.enter_context(open_store(url, QUICK))).check)
+            watch = StoreWatch(stack.enter_context(open_store(url, QUICK)))
+            checks.append(watch.check)
+            parts["store"] = lambda: watch.answers
+        watch_parts(PROCESS, parts)
         if not server.start(stopped):
             return 0
         reload = child.address(stopped, listen.start_s)
@@ -179,7 +200,7 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
         for part in ("offload", "reload"):
             health.turn(part, True)
         addresses = {"offload": address(listen.host, server.port), "reload": reload}
-        addresses |= _told(health)
+        addresses |= _told(health) | _metrics_addresses(server, telemetry) | child.metrics
         file.write(addresses)
         announce(addresses)
         _watch(checks, stopped)
@@ -194,5 +215,32 @@ def offload_server(settings: Settings, store_url: str) -> OffloadServer:
         store_url: of the store, as other processes reach it.
     """
     return OffloadServer(
-        settings.listen_offload, settings.offload, settings.encoder(store_url), settings.ray
+        settings.listen_offload,
+        settings.offload,
+        settings.encoder(store_url),
+        settings.ray,
+        settings.telemetry,
     )
+
+
+@contextmanager
+def _telling(settings: Settings, *parts: int) -> Iterator[Telemetry]:
+    """Telemetry of this process, the parent of the others, which are `parts` as `MetricsConfig.at`
+    has them.
+    """
+    settings.telemetry.check(SERVICE, *parts)
+    telemetry = Telemetry(settings.telemetry, "service", SERVICE, spans=False)
+    try:
+        yield telemetry
+    finally:
+        telemetry.close()
+
+
+def _metrics_addresses(server: OffloadServer, telemetry: Telemetry) -> dict[str, str]:
+    """Where the metrics of ingress and service are shown, if they are."""
+    own = telemetry.address()
+    if own is None:
+        return {}
+    port = server.metrics_port()
+    found = {"service-metrics": address(*own)}
+    return found if port is None else {"offload-metrics": address(own[0], port), **found}

@@ -11,6 +11,7 @@ from typing import Any, Final
 import grpc
 from google.protobuf.message import DecodeError
 
+from lexico_proto import request_id, tracing
 from lexico_proto.errors import (
     REASON_METADATA_KEY,
     InternalError,
@@ -19,6 +20,7 @@ from lexico_proto.errors import (
     StoreUnavailable,
 )
 from lexico_proto.metrics import Calls
+from lexico_services.trace import trace_of
 
 _log = logging.getLogger(__name__)
 
@@ -34,20 +36,36 @@ async def translated(
     leaves the block.
 
     Anything else that leaves it is a defect of ours: the caller sees INTERNAL, the log has the
-    traceback.
+    traceback. Log lines of the block have the call's request id, and spans the call as parent.
     """
+    metadata = context.invocation_metadata()
+    with request_id.request(request_id.given_in(metadata)):
+        async with _answered(context, calls):
+            parent = trace_of(metadata) if tracing.is_on() else ()
+            span = tracing.span(f"lexico.{calls.method}", parent, "server")
+            with span, calls.counted():
+                span.set(request=request_id.current())
+                try:
+                    yield
+                except DecodeError as error:
+                    said = "the stream holds a message that cannot be parsed"
+                    raise InvalidInput(said) from error
+
+
+@asynccontextmanager
+async def _answered(
+    context: grpc.aio.ServicerContext[Any, Any], calls: Calls
+) -> AsyncIterator[None]:
     try:
-        with calls.counted():
-            try:
-                yield
-            except DecodeError as error:
-                raise InvalidInput("the stream holds a message that cannot be parsed") from error
+        yield
+        _log.info("call=%s outcome=ok", calls.method)
     except (asyncio.CancelledError, grpc.aio.AbortError):
         raise
     except StoreUnavailable as error:  # what redis-py says names the store's host
         _log.warning("store unavailable: %s", error.message)
         await abort(context, StoreUnavailable("the page store does not answer: try again later"))
     except LexicoError as error:
+        _log.info("call=%s outcome=%s", calls.method, error.reason)
         await abort(context, error)
     except Exception:  # noqa: BLE001 - the caller must hear of it, and only the log see why
         _log.exception("a call failed")
@@ -55,7 +73,8 @@ async def translated(
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: LexicoError) -> None:
-    """Ends a call with the status and reason of an error."""
-    await context.abort(
-        STATUS_CODES[error.status], error.message, ((REASON_METADATA_KEY, error.reason),)
-    )
+    """Ends a call with the status and reason of an error, and the call's request id."""
+    trailing = [(REASON_METADATA_KEY, error.reason)]
+    if request := request_id.current():
+        trailing.append((request_id.METADATA_KEY, request))
+    await context.abort(STATUS_CODES[error.status], error.message, tuple(trailing))

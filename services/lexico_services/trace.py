@@ -1,7 +1,7 @@
 """The trace that a caller is in: W3C Trace Context out of a call's metadata.
 
-https://www.w3.org/TR/trace-context/. Nothing here reads it further: it is carried to where spans
-are made. A caller writes it, so it is checked, bounded and never logged.
+https://www.w3.org/TR/trace-context/. A caller writes it, so it is checked, bounded and never
+logged. `lexico_proto.tracing` makes spans of it.
 """
 
 from __future__ import annotations
@@ -9,8 +9,8 @@ from __future__ import annotations
 import re
 from typing import Final
 
+from lexico_proto.tracing import Trace
 from lexico_services.caller import Metadata
-from lexico_worker.page_encoder import Trace
 
 MAX_TRACEPARENT_CHARS: Final = 128
 """Version 00 has 55; later ones may append fields."""

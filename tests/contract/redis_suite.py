@@ -55,6 +55,23 @@ class RedisSuite(StoreSuite):
         finally:
             raw.config_set(name, former)
 
+    def test_what_the_servers_say_of_themselves(self, store: PageStore, scope: bytes) -> None:
+        before = store.usage()
+        assert before is not None
+        assert store.commit(scope, key_of(1), [b"x" * (1 << 20)], 0.05)
+
+        def expiries() -> int:
+            now = store.usage()
+            return now.expiries if now is not None else 0
+
+        wait_until(lambda: expiries() > before.expiries, "a page that expired is counted")
+        after = store.usage()
+        assert after is not None
+        assert after.used_bytes > 0
+        assert after.connections >= 1
+        assert after.max_bytes >= 0
+        assert after.evictions >= before.evictions
+
     def test_layout(self, store: PageStore, raw: Any, scope: bytes) -> None:
         raw.flushall()
         store.commit(scope, key_of(1), [b"f0", b"f1"], TTL_S)

@@ -15,6 +15,7 @@ from lexico_proto.errors import (
     DamagedFrame,
     DictionaryMismatch,
 )
+from lexico_proto.metrics import EXACT_TOKENS, PROCESS
 from tests.contract.codec_suite import (
     FAR,
     bits,
@@ -52,7 +53,9 @@ class TestTokens(ResidualCase):
             body, plain = coded(codec, usual, dictionary)
             components[100:, [3, 20]] = 2.0
             outliers = transform.synthesise(0, components).view(2, 2, 37, 3, 16)
+            before = PROCESS.counter(EXACT_TOKENS).number
             longer, out = coded(codec, outliers, dictionary)
+            assert PROCESS.counter(EXACT_TOKENS).number == before + 2
             assert torch.equal(out[:, :, [3, 20]], outliers[:, :, [3, 20]])
             others = [t for t in range(37) if t not in (3, 20)]
             off = (out - outliers)[:, :, others]

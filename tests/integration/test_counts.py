@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 import torch
 
@@ -15,21 +16,33 @@ from lexico_codec.pieces import Piece
 from lexico_proto import errors
 from lexico_proto.metrics import (
     CALLS,
+    CHECKSUM_FAILURES,
     CLIENT_BYTES,
     CLIENT_CALLS,
     CLIENT_MISSES,
     MISSES,
+    PAGE_FAILURES,
     PAGES,
     RECEIVED_BYTES,
     SENT_BYTES,
+    SETS_REFUSED,
     STORED_BYTES,
     Family,
     Metrics,
 )
 from lexico_worker.page_encoder import PageDone, PageJob
 from tests.support.client_fixtures import PATIENT
+from tests.support.dictionaries import random_set
 from tests.support.newer_frames import of_version
-from tests.support.services import Prompt, Services, prompt, running_services
+from tests.support.reload_pages import registration, stream_of
+from tests.support.services import (
+    Prompt,
+    Services,
+    page_end,
+    prompt,
+    running_services,
+    stream,
+)
 from tests.support.waiting import PATIENCE_S, until
 
 
@@ -47,7 +60,7 @@ def target(made: Prompt) -> Any:
     return lambda _: lambda _, group: torch.empty(made.spec.group_shape(group))
 
 
-def counts(metrics: Metrics, family: Family) -> dict[tuple[str, ...], int]:
+def counts(metrics: Metrics, family: Family) -> dict[tuple[str, ...], int | float]:
     """Zeros left out."""
     return {values: n for values, n in metrics.snapshot().get(family, {}).items() if n}
 
@@ -101,6 +114,8 @@ async def test_misses_have_reasons(reason: str, tmp_path: Path) -> None:
             loaded = await client.load(made.spec, made.token_ids, target(made))
         assert loaded.pages == 0
         assert services.counts(MISSES) == {(reason,): 1}
+        damaged = {("store",): 1} if reason == "damaged" else {}
+        assert services.counts(CHECKSUM_FAILURES) == damaged
     told = {"absent": "unavailable", "damaged": "damaged-frame", "newer": "newer-frame"}[reason]
     assert counts(mine, CLIENT_MISSES) == {("absent",): 1, (told,): 1}
 
@@ -133,6 +148,24 @@ async def test_pages_that_fail_or_are_given_up(tmp_path: Path) -> None:
         assert services.counts(PAGES) == {("failed",): 1, ("cancelled",): 1}
         assert services.counts(CALLS) == {("put", "store-unavailable"): 1}
     assert counts(mine, CLIENT_CALLS) == {("put", "store-unavailable"): 1}
+
+
+async def test_what_is_refused_is_counted() -> None:
+    made = prompt()
+    damaged = [made.header(), *made.page(0)[:-1], page_end(0, b"other bytes")]
+    coded = prompt(pages=1, codec="lexico", codec_config='{"sparsity":2}', dictionary=b"d" * 32)
+    artefact = random_set(layers=1, head_dim=8, atoms=16).to_bytes()
+    async with running_services() as services:
+        for messages in (damaged, coded.upload()):
+            with pytest.raises(grpc.aio.AioRpcError):
+                await services.offload.Put(stream(messages))
+        with pytest.raises(grpc.aio.AioRpcError):
+            await services.dictionaries.Register(stream_of(registration(artefact, b"x" * 32)))
+        counts = services.counts
+        assert counts(PAGES) == {("failed",): 1}
+        assert counts(CHECKSUM_FAILURES) == {("upload",): 1}
+        assert counts(PAGE_FAILURES) == {("unknown-dictionary",): 1}
+        assert counts(SETS_REFUSED) == {("unknown-dictionary",): 1, ("invalid-input",): 1}
 
 
 async def _messages(made: Prompt) -> Any:

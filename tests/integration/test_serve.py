@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import signal
 import subprocess
 import sys
@@ -15,72 +16,26 @@ from typing import Any
 import grpc
 import psutil
 import pytest
-import torch
 
 from examples.two_nodes.service import Service
-from lexico_client import Client, PageOutcome, PageView, PutReport, Tls
-from lexico_codec.geometry import Geometry
+from lexico_client import Client, PageOutcome, PutReport, Tls, tracing
+from lexico_client import request as lexico_request
 from lexico_codec.sets.builtin import load_builtin
-from lexico_codec.spec import CacheSpec, make_spec
 from lexico_proto import errors
+from lexico_proto import tracing as tracing_api
 from tests.support.authorities import Authority
 from tests.support.client_fixtures import PATIENT
 from tests.support.health import NOT_SERVING, SERVING, health_of
+from tests.support.held_cache import Cache, spec_of
+from tests.support.otlp import Collector, collecting
+from tests.support.scrape import sample, samples_of, text_of
 from tests.support.servers import address_of, redis_server
 from tests.support.waiting import PATIENCE_S, wait_until
 
 SERVICES = ("lexico_proto.v1.Offload", "lexico_proto.v1.Reload", "lexico_proto.v1.Versions")
 SLOW_START = ("--start-seconds", f"{PATIENCE_S}")
+METRICS = ("offload-metrics", "reload-metrics", "service-metrics")
 SLOW_END = ("--drain-seconds", f"{PATIENCE_S}")
-SMOLLM2 = Geometry(30, 3, 64, "float16", load_builtin("smollm2-135m").rope)
-
-
-def spec_of(codec: str, page_tokens: int = 64) -> CacheSpec:
-    digest = load_builtin("smollm2-135m").digest if codec == "lexico" else b""
-    return make_spec(
-        weights=b"w" * 32,
-        geometry=SMOLLM2,
-        codec=codec,
-        dictionary=digest,
-        page_tokens=page_tokens,
-    )
-
-
-class Cache:
-    """A prompt with a random cache, and memory to load it into.
-
-    Of one with `hold` the last page is not offloaded before `last` is set: until then the offload
-    is under way. It has four pages at least: the ingress asks for the fourth, and begins to miss
-    it, once the first is stored.
-    """
-
-    def __init__(self, spec: CacheSpec, pages: int, seed: int, hold: bool = False) -> None:
-        generator = torch.Generator().manual_seed(seed)
-        self.spec = spec
-        self.last = threading.Event()
-        if not hold:
-            self.last.set()
-        self.tokens = [seed * 1000 + i for i in range(pages * spec.page_tokens)]
-        self.made = [self._page(generator) for _ in range(pages)]
-        self.loaded = [[torch.full_like(g, float("nan")) for g in page] for page in self.made]
-
-    def _page(self, generator: torch.Generator) -> list[torch.Tensor]:
-        shapes = [self.spec.group_shape(group) for group in range(self.spec.groups)]
-        return [torch.randn(shape, generator=generator).half() for shape in shapes]
-
-    def source(self, page: int, group: int) -> torch.Tensor:
-        if page == len(self.made) - 1:
-            self.last.wait(PATIENCE_S)
-        return self.made[page][group]
-
-    def target(self, pages: int) -> PageView:
-        return lambda page, group: self.loaded[page][group]
-
-    def error(self, page: int) -> float:
-        """Relative error of what was loaded of a page."""
-        made = torch.cat([g.flatten() for g in self.made[page]]).float()
-        loaded = torch.cat([g.flatten() for g in self.loaded[page]]).float()
-        return float((made - loaded).norm() / made.norm())
 
 
 def processes(parent: int, name: str = "") -> list[psutil.Process]:
@@ -153,9 +108,24 @@ class Offload(threading.Thread):
 
 
 @pytest.fixture(scope="module")
-def service() -> Iterator[Service]:
-    with Service("--drain-seconds", "10", *SLOW_START) as running:
-        yield running
+def collector() -> Iterator[Collector]:
+    with collecting() as found:
+        yield found
+
+
+@pytest.fixture(scope="module")
+def service(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
+    """With metrics, logs as JSON, and spans of what is sampled by its caller."""
+    config = tmp_path_factory.mktemp("settings") / "lexico.toml"
+    config.write_text(
+        '[metrics]\naddress = "127.0.0.1:0"\n[log]\nlevel = "info"\nformat = "json"\n'
+        "[encoder]\nerror_every = 1\n[tracing]\nsample = 0.0\n"
+    )
+    with pytest.MonkeyPatch.context() as environment:
+        environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
+        environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
+        with Service("--drain-seconds", "10", "--config", str(config), *SLOW_START) as running:
+            yield running
 
 
 @pytest.fixture
@@ -193,6 +163,82 @@ def test_shipped_sets_are_there_from_the_start(client: Client) -> None:
 
     # The address is announced after two seconds, also where the first try takes longer.
     wait_until(lambda: load_builtin("smollm2-135m").digest in shared(), "the shipped set", shared)
+
+
+def test_every_process_shows_its_metrics(service: Service, client: Client) -> None:
+    cache = Cache(spec_of("lexico"), pages=1, seed=3)
+    client.offload(cache.spec, cache.tokens, cache.source)
+    client.load(cache.spec, cache.tokens, cache.target)
+    parts = ("ingress", "ray", "reload-server", "store")
+
+    def all_up() -> bool:
+        own = samples_of(text_of(service.addresses["service-metrics"]))
+        return all(sample(own, "lexico_part_up", part=part) == 1 for part in parts)
+
+    wait_until(all_up, "every part is there")
+    shown = {name: samples_of(text_of(service.addresses[name])) for name in METRICS}
+    named = {
+        part: dict(labels)["part"]
+        for part, samples in shown.items()
+        for name, labels in samples
+        if name == "lexico_build_info"
+    }
+    assert named == dict(zip(METRICS, ("ingress", "reload-server", "service"), strict=True))
+    ingress, reload, _ = (shown[name] for name in METRICS)
+    lexico = {"codec": "lexico"}
+    assert sample(ingress, "lexico_encode_seconds_count", **lexico) >= 1
+    # Counted in the encoder's process.
+    assert sample(ingress, "lexico_leases_total", outcome="taken") >= 1
+    measured = sample(ingress, "lexico_relative_error_ratio_count", **lexico)
+    assert measured >= 1
+    assert 0 < sample(ingress, "lexico_relative_error_ratio_sum", **lexico) / measured < 0.6
+    assert sample(reload, "lexico_hit_tokens_total", tenant="default", **lexico) >= 64
+    assert sample(reload, "lexico_store_up") == 1
+    assert sample(reload, "lexico_store_bytes") > 0
+
+
+def test_one_trace_over_all_processes(
+    service: Service, client: Client, collector: Collector
+) -> None:
+    pytest.importorskip("opentelemetry.exporter.otlp.proto.grpc", reason="the extra otel")
+    cache = Cache(spec_of("raw"), pages=2, seed=7)
+    assert tracing.start(collector.endpoint, sample=1.0)
+    try:
+        with tracing_api.span("request") as request:
+            client.offload(cache.spec, cache.tokens, cache.source)
+            assert client.load(cache.spec, cache.tokens, cache.target).pages == 2
+    finally:
+        tracing.stop()
+    trace = bytes.fromhex(request.trace[0][1][3:35])
+    expected = {
+        *("request", "lexico.client.offload", "lexico.client.load"),
+        *("lexico.match", "lexico.put", "lexico.get", "lexico.place", "lexico.encoder"),
+        *("lexico.encode", "lexico.store.match", "lexico.store.commit", "lexico.store.read"),
+    }
+
+    def arrived() -> bool:
+        names = collector.names(trace)
+        return set(names) == expected and names.count("lexico.encode") == 2
+
+    wait_until(arrived, "every span of it", lambda: collector.names(trace))
+    assert collector.services == {
+        *("lexico-client", "lexico-ingress", "lexico-encoder", "lexico-reload-server")
+    }
+    assert {span.trace_id for span in collector.spans} == {trace}  # nothing else is sampled
+
+
+def test_logs_are_documents(service: Service, client: Client) -> None:
+    cache = Cache(spec_of("raw"), pages=1, seed=8)
+    with lexico_request("of-this-test"):
+        client.load(cache.spec, cache.tokens, cache.target)
+
+    def told() -> list[dict[str, object]]:
+        lines = service.log.read_text().splitlines()
+        records = [json.loads(line) for line in lines if line.startswith('{"')]
+        return [each for each in records if each.get("request") == "of-this-test"]
+
+    (match,) = wait_until(told, "the line of the Match", service.log.read_text)
+    assert (match["call"], match["level"]) == ("match", "info")
 
 
 def test_nothing_listens_beyond_loopback_without_a_token(service: Service) -> None:

@@ -53,7 +53,7 @@ class Services:
     metrics: Metrics
     """Of both servers."""
 
-    def counts(self, family: Family) -> dict[tuple[str, ...], int]:
+    def counts(self, family: Family) -> dict[tuple[str, ...], int | float]:
         """What they counted of a family, zeros left out."""
         counts = self.metrics.snapshot().get(family, {})
         return {values: number for values, number in counts.items() if number}
@@ -82,7 +82,7 @@ async def running_services(
         jwt=jwt or JwtConfig(),
     )
     policies = Policies(policy_file)
-    pages = PageEncoder(store, page_ttl_s=3600, lease_ttl_s=PATIENCE_S)
+    pages = PageEncoder(store, page_ttl_s=3600, lease_ttl_s=PATIENCE_S, metrics=metrics)
     local = LocalEncoders(pages, threads=2)
     bounds_up = offload or OffloadConfig(idle_s=PATIENCE_S)
     ingress = Ingress(encoders or local, bounds_up, metrics, policies)

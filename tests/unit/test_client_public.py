@@ -15,6 +15,7 @@ def test_public_names() -> None:
         "AbsenceCause",
         "AsyncClient",
         "CacheMemory",
+        "CallEnded",
         "Client",
         "CodesReceiver",
         "Described",
@@ -25,9 +26,12 @@ def test_public_names() -> None:
         "GrpcTransport",
         "InMemoryTransport",
         "LexicoError",
+        "LoadEnded",
         "LoadSeconds",
         "Loaded",
         "Match",
+        "Observer",
+        "OffloadEnded",
         "PageInputs",
         "PageOutcome",
         "PageSource",
@@ -42,6 +46,7 @@ def test_public_names() -> None:
         "Wait",
         "fingerprint_files",
         "input_digests",
+        "request",
     ]
     assert all(hasattr(lexico_client, name) for name in lexico_client.__all__)
 

@@ -10,6 +10,7 @@ import ray
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
 
 from lexico_proto import errors
+from lexico_proto.metrics import ENCODER_RETRIES, Metrics
 from lexico_services.offload.encoder_pools import RayEncoders
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob
 from tests.support.services import prompt
@@ -81,8 +82,9 @@ async def test_an_error_of_our_tree_keeps_its_class() -> None:
     ],
 )
 async def test_one_death_is_tried_again_by_the_same_owner(death: Exception) -> None:
-    handle = Handle(death, DONE)
-    assert await RayEncoders(handle).encode(job(), "ref") == DONE
+    handle, metrics = Handle(death, DONE), Metrics()
+    assert await RayEncoders(handle, metrics).encode(job(), "ref") == DONE
+    assert metrics.snapshot() == {ENCODER_RETRIES: {(): 1}}
     first, second = handle.jobs
     assert first.owner == second.owner  # else the dead one's lease would keep the page out
 

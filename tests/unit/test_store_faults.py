@@ -17,6 +17,7 @@ from lexico_proto.errors import (
     LexicoError,
     StoreUnavailable,
 )
+from lexico_proto.metrics import PROCESS, STORE_RETRIES
 from lexico_store import PageStore, StoreSettings, open_store
 from tests.support.servers import PATIENT, Answer, FakeServer, answer_of
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -79,7 +80,9 @@ def test_a_server_that_hangs_once_it_has_begun_a_transaction(
 
     store = serve(answer)
     store.ping()
+    before = PROCESS.counter(STORE_RETRIES).number
     store.commit(SCOPE, KEY, [b"frame"], 1)
+    assert PROCESS.counter(STORE_RETRIES).number == before + 1
 
 
 def test_half_a_pipeline_then_silence(serve: Serve) -> None:

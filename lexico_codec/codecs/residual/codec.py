@@ -50,6 +50,7 @@ from lexico_proto.errors import (
     DictionaryMismatch,
     ShapeMismatch,
 )
+from lexico_proto.metrics import EXACT_TOKENS, PROCESS
 
 _TYPICAL_BITS: Final = {"near": 0.9, "balanced": 0.4, "small": 0.25}  # a value, for estimates
 _LARGEST: Final = 2.0**29  # of a level: further out it stays there
@@ -136,6 +137,7 @@ class ResidualCodec(Codec):
         outliers = _outliers(transform, run, step, components, classes, header, unfit)
         self._check_fit(outliers | unfit, dictionary)
         if bool(outliers.any()):
+            PROCESS.counter(EXACT_TOKENS).add(int(outliers.sum()))
             components[:, outliers.to(on)] = 0
             gains[outliers.to(on)] = GAINS[0]
             header, classes, _ = _measured(transform, run, step, components, gains)

@@ -25,35 +25,35 @@ _sym_db = _symbol_database.Default()
 from lexico_proto.v1 import types_pb2 as lexico__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clexico_proto/v1/reload.proto\x12\x0flexico_proto.v1\x1a\x1blexico_proto/v1/types.proto\"W\n\x0cMatchRequest\x12\x11\n\tpage_keys\x18\x01 \x03(\x0c\x12\x11\n\tnamespace\x18\x02 \x01(\x0c\x12\x12\n\nfirst_page\x18\x03 \x01(\r\x12\r\n\x05renew\x18\x04 \x01(\x08\"1\n\rMatchResponse\x12\x0f\n\x07leading\x18\x01 \x01(\r\x12\x0f\n\x07present\x18\x02 \x03(\x08\"V\n\nGetRequest\x12\x11\n\tpage_keys\x18\x01 \x03(\x0c\x12\x0e\n\x06groups\x18\x02 \x01(\r\x12\x11\n\tnamespace\x18\x03 \x01(\x0c\x12\x12\n\nfirst_page\x18\x04 \x01(\r\"i\n\x0bGetResponse\x12+\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x1a.lexico_proto.v1.FramePartH\x00\x12%\n\x04miss\x18\x02 \x01(\x0b\x32\x15.lexico_proto.v1.MissH\x00\x42\x06\n\x04part\"K\n\tFramePart\x12\x0c\n\x04page\x18\x01 \x01(\r\x12\r\n\x05group\x18\x02 \x01(\r\x12\x13\n\x0b\x66rame_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"A\n\x04Miss\x12\x0c\n\x04page\x18\x01 \x01(\r\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.lexico_proto.v1.MissReason\"b\n\x11NamespacesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x10\n\x08page_key\x18\x02 \x01(\x0c\x12(\n\x04spec\x18\x03 \x01(\x0b\x32\x1a.lexico_proto.v1.CacheSpec\"m\n\x0fStoredNamespace\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.lexico_proto.v1.CacheSpec\x12\x0e\n\x06salted\x18\x03 \x01(\x08\x12\x10\n\x08stored_s\x18\x04 \x01(\x01\"\x9c\x01\n\x12NamespacesResponse\x12\x34\n\nnamespaces\x18\x01 \x03(\x0b\x32 .lexico_proto.v1.StoredNamespace\x12\r\n\x05total\x18\x02 \x01(\x04\x12,\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x1d.lexico_proto.v1.AbsenceCause\x12\x13\n\x0b\x66orgotten_s\x18\x04 \x01(\x01*q\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12MISS_REASON_ABSENT\x10\x01\x12\x17\n\x13MISS_REASON_DAMAGED\x10\x02\x12\x15\n\x11MISS_REASON_NEWER\x10\x03*\x99\x01\n\x0c\x41\x62senceCause\x12\x1d\n\x19\x41\x42SENCE_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x42SENCE_CAUSE_PRESENT\x10\x01\x12\x1a\n\x16\x41\x42SENCE_CAUSE_NO_TRACE\x10\x02\x12\x16\n\x12\x41\x42SENCE_CAUSE_LEFT\x10\x03\x12\x1b\n\x17\x41\x42SENCE_CAUSE_FORGOTTEN\x10\x04\x32\xeb\x01\n\x06Reload\x12\x46\n\x05Match\x12\x1d.lexico_proto.v1.MatchRequest\x1a\x1e.lexico_proto.v1.MatchResponse\x12\x42\n\x03Get\x12\x1b.lexico_proto.v1.GetRequest\x1a\x1c.lexico_proto.v1.GetResponse0\x01\x12U\n\nNamespaces\x12\".lexico_proto.v1.NamespacesRequest\x1a#.lexico_proto.v1.NamespacesResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1clexico_proto/v1/reload.proto\x12\x0flexico_proto.v1\x1a\x1blexico_proto/v1/types.proto\"{\n\x0cMatchRequest\x12\x11\n\tpage_keys\x18\x01 \x03(\x0c\x12\x11\n\tnamespace\x18\x02 \x01(\x0c\x12\x12\n\nfirst_page\x18\x03 \x01(\r\x12\r\n\x05renew\x18\x04 \x01(\x08\x12\x13\n\x0bpage_tokens\x18\x0e \x01(\r\x12\r\n\x05\x63odec\x18\x0f \x01(\t\"1\n\rMatchResponse\x12\x0f\n\x07leading\x18\x01 \x01(\r\x12\x0f\n\x07present\x18\x02 \x03(\x08\"V\n\nGetRequest\x12\x11\n\tpage_keys\x18\x01 \x03(\x0c\x12\x0e\n\x06groups\x18\x02 \x01(\r\x12\x11\n\tnamespace\x18\x03 \x01(\x0c\x12\x12\n\nfirst_page\x18\x04 \x01(\r\"i\n\x0bGetResponse\x12+\n\x05\x66rame\x18\x01 \x01(\x0b\x32\x1a.lexico_proto.v1.FramePartH\x00\x12%\n\x04miss\x18\x02 \x01(\x0b\x32\x15.lexico_proto.v1.MissH\x00\x42\x06\n\x04part\"K\n\tFramePart\x12\x0c\n\x04page\x18\x01 \x01(\r\x12\r\n\x05group\x18\x02 \x01(\r\x12\x13\n\x0b\x66rame_bytes\x18\x03 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x04 \x01(\x0c\"A\n\x04Miss\x12\x0c\n\x04page\x18\x01 \x01(\r\x12+\n\x06reason\x18\x02 \x01(\x0e\x32\x1b.lexico_proto.v1.MissReason\"b\n\x11NamespacesRequest\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x10\n\x08page_key\x18\x02 \x01(\x0c\x12(\n\x04spec\x18\x03 \x01(\x0b\x32\x1a.lexico_proto.v1.CacheSpec\"m\n\x0fStoredNamespace\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.lexico_proto.v1.CacheSpec\x12\x0e\n\x06salted\x18\x03 \x01(\x08\x12\x10\n\x08stored_s\x18\x04 \x01(\x01\"\x9c\x01\n\x12NamespacesResponse\x12\x34\n\nnamespaces\x18\x01 \x03(\x0b\x32 .lexico_proto.v1.StoredNamespace\x12\r\n\x05total\x18\x02 \x01(\x04\x12,\n\x05\x63\x61use\x18\x03 \x01(\x0e\x32\x1d.lexico_proto.v1.AbsenceCause\x12\x13\n\x0b\x66orgotten_s\x18\x04 \x01(\x01*q\n\nMissReason\x12\x1b\n\x17MISS_REASON_UNSPECIFIED\x10\x00\x12\x16\n\x12MISS_REASON_ABSENT\x10\x01\x12\x17\n\x13MISS_REASON_DAMAGED\x10\x02\x12\x15\n\x11MISS_REASON_NEWER\x10\x03*\x99\x01\n\x0c\x41\x62senceCause\x12\x1d\n\x19\x41\x42SENCE_CAUSE_UNSPECIFIED\x10\x00\x12\x19\n\x15\x41\x42SENCE_CAUSE_PRESENT\x10\x01\x12\x1a\n\x16\x41\x42SENCE_CAUSE_NO_TRACE\x10\x02\x12\x16\n\x12\x41\x42SENCE_CAUSE_LEFT\x10\x03\x12\x1b\n\x17\x41\x42SENCE_CAUSE_FORGOTTEN\x10\x04\x32\xeb\x01\n\x06Reload\x12\x46\n\x05Match\x12\x1d.lexico_proto.v1.MatchRequest\x1a\x1e.lexico_proto.v1.MatchResponse\x12\x42\n\x03Get\x12\x1b.lexico_proto.v1.GetRequest\x1a\x1c.lexico_proto.v1.GetResponse0\x01\x12U\n\nNamespaces\x12\".lexico_proto.v1.NamespacesRequest\x1a#.lexico_proto.v1.NamespacesResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lexico_proto.v1.reload_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_MISSREASON']._serialized_start=927
-  _globals['_MISSREASON']._serialized_end=1040
-  _globals['_ABSENCECAUSE']._serialized_start=1043
-  _globals['_ABSENCECAUSE']._serialized_end=1196
+  _globals['_MISSREASON']._serialized_start=963
+  _globals['_MISSREASON']._serialized_end=1076
+  _globals['_ABSENCECAUSE']._serialized_start=1079
+  _globals['_ABSENCECAUSE']._serialized_end=1232
   _globals['_MATCHREQUEST']._serialized_start=78
-  _globals['_MATCHREQUEST']._serialized_end=165
-  _globals['_MATCHRESPONSE']._serialized_start=167
-  _globals['_MATCHRESPONSE']._serialized_end=216
-  _globals['_GETREQUEST']._serialized_start=218
-  _globals['_GETREQUEST']._serialized_end=304
-  _globals['_GETRESPONSE']._serialized_start=306
-  _globals['_GETRESPONSE']._serialized_end=411
-  _globals['_FRAMEPART']._serialized_start=413
-  _globals['_FRAMEPART']._serialized_end=488
-  _globals['_MISS']._serialized_start=490
-  _globals['_MISS']._serialized_end=555
-  _globals['_NAMESPACESREQUEST']._serialized_start=557
-  _globals['_NAMESPACESREQUEST']._serialized_end=655
-  _globals['_STOREDNAMESPACE']._serialized_start=657
-  _globals['_STOREDNAMESPACE']._serialized_end=766
-  _globals['_NAMESPACESRESPONSE']._serialized_start=769
-  _globals['_NAMESPACESRESPONSE']._serialized_end=925
-  _globals['_RELOAD']._serialized_start=1199
-  _globals['_RELOAD']._serialized_end=1434
+  _globals['_MATCHREQUEST']._serialized_end=201
+  _globals['_MATCHRESPONSE']._serialized_start=203
+  _globals['_MATCHRESPONSE']._serialized_end=252
+  _globals['_GETREQUEST']._serialized_start=254
+  _globals['_GETREQUEST']._serialized_end=340
+  _globals['_GETRESPONSE']._serialized_start=342
+  _globals['_GETRESPONSE']._serialized_end=447
+  _globals['_FRAMEPART']._serialized_start=449
+  _globals['_FRAMEPART']._serialized_end=524
+  _globals['_MISS']._serialized_start=526
+  _globals['_MISS']._serialized_end=591
+  _globals['_NAMESPACESREQUEST']._serialized_start=593
+  _globals['_NAMESPACESREQUEST']._serialized_end=691
+  _globals['_STOREDNAMESPACE']._serialized_start=693
+  _globals['_STOREDNAMESPACE']._serialized_end=802
+  _globals['_NAMESPACESRESPONSE']._serialized_start=805
+  _globals['_NAMESPACESRESPONSE']._serialized_end=961
+  _globals['_RELOAD']._serialized_start=1235
+  _globals['_RELOAD']._serialized_end=1470
 # @@protoc_insertion_point(module_scope)

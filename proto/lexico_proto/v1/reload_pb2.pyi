@@ -33,16 +33,20 @@ ABSENCE_CAUSE_LEFT: AbsenceCause
 ABSENCE_CAUSE_FORGOTTEN: AbsenceCause
 
 class MatchRequest(_message.Message):
-    __slots__ = ("page_keys", "namespace", "first_page", "renew")
+    __slots__ = ("page_keys", "namespace", "first_page", "renew", "page_tokens", "codec")
     PAGE_KEYS_FIELD_NUMBER: _ClassVar[int]
     NAMESPACE_FIELD_NUMBER: _ClassVar[int]
     FIRST_PAGE_FIELD_NUMBER: _ClassVar[int]
     RENEW_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
     page_keys: _containers.RepeatedScalarFieldContainer[bytes]
     namespace: bytes
     first_page: int
     renew: bool
-    def __init__(self, page_keys: _Optional[_Iterable[bytes]] = ..., namespace: _Optional[bytes] = ..., first_page: _Optional[int] = ..., renew: bool = ...) -> None: ...
+    page_tokens: int
+    codec: str
+    def __init__(self, page_keys: _Optional[_Iterable[bytes]] = ..., namespace: _Optional[bytes] = ..., first_page: _Optional[int] = ..., renew: bool = ..., page_tokens: _Optional[int] = ..., codec: _Optional[str] = ...) -> None: ...
 
 class MatchResponse(_message.Message):
     __slots__ = ("leading", "present")

@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Self
 
 from ray import serve
 
+from lexico_proto.logs import log_to_stderr
 from lexico_proto.metrics import PROCESS
 from lexico_proto.watched import look_again
 from lexico_services import process
@@ -22,6 +23,9 @@ from lexico_services.offload.servicer import SERVICES, OffloadServicer
 from lexico_services.policies import Policies
 from lexico_services.security import Security
 from lexico_services.server import GrpcServer
+from lexico_services.telemetry.config import TelemetryConfig
+from lexico_services.telemetry.gauges import watch_ingress
+from lexico_services.telemetry.running import Telemetry
 from lexico_worker.config import EncoderConfig
 from lexico_worker.deployment import encoder_app
 from lexico_worker.malloc import keep_freed_memory
@@ -29,6 +33,8 @@ from lexico_worker.malloc import keep_freed_memory
 _log = logging.getLogger(__name__)
 
 APP_NAME = "lexico"
+LOGGERS = ("lexico_services", "lexico_codec", "lexico_store", "lexico_proto")
+"""What an ingress writes to its error file."""
 
 INGRESS_CPUS = 0.1
 """Ray's CPU share of the ingress, for placement; it is no limit."""
@@ -44,6 +50,8 @@ class IngressConfig:
     """None for what `listen` says."""
     health_address: str | None = None
     """`HOST:PORT` for health alone; None where another process has it, which knows of the store."""
+    telemetry: TelemetryConfig = field(default_factory=TelemetryConfig)
+    """What its process tells of itself."""
 
 
 @dataclass(frozen=True)
@@ -72,9 +80,12 @@ class IngressReplica:
 
     def __init__(self, encoders: Any, config: IngressConfig) -> None:
         keep_freed_memory()
+        log_to_stderr(config.telemetry.log_level, config.telemetry.log_format, LOGGERS)
+        self._telemetry = Telemetry(config.telemetry, "ingress")
         self._drain_s = config.listen.drain_s
         policies = Policies(config.listen.policy_file, PROCESS)
         self._ingress = Ingress(RayEncoders(encoders), config.offload, policies=policies)
+        watch_ingress(PROCESS, self._ingress)
         servicer = OffloadServicer(self._ingress, Tenants.of(config.listen), policies=policies)
         self._server = GrpcServer(
             config.listen,
@@ -103,6 +114,11 @@ class IngressReplica:
         await asyncio.shield(self._ready)
         return self._server.port
 
+    async def metrics_port(self) -> int | None:
+        """Port that its metrics are on, if they are."""
+        where = await asyncio.to_thread(self._telemetry.address)
+        return None if where is None else where[1]
+
     async def usage(self) -> dict[str, int]:
         """Process id, bytes in flight and their peak, for benchmarks and tests."""
         budget = self._ingress.budget
@@ -121,6 +137,7 @@ class IngressReplica:
         self._health.drain()  # before anything closes
         await self._server.drain()
         await self._ingress.close(max(0.0, until - loop.time()))
+        await asyncio.to_thread(self._telemetry.close)
         await asyncio.to_thread(self._health.close)
 
     async def __del__(self) -> None:

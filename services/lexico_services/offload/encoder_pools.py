@@ -10,6 +10,7 @@ from typing import Any
 
 from lexico_codec.pieces import Piece
 from lexico_proto.errors import ERRORS, Busy, EncoderLost, InternalError
+from lexico_proto.metrics import ENCODER_RETRIES, PROCESS, Metrics
 from lexico_services.admission import to_the_end
 from lexico_worker.page_encoder import PageDone, PageEncoder, PageJob
 
@@ -49,11 +50,13 @@ class LocalEncoders:
 class RayEncoders:
     """Encodes in the Encoder deployment, by handle, with pages in Ray's shared memory."""
 
-    def __init__(self, handle: Any) -> None:
+    def __init__(self, handle: Any, metrics: Metrics = PROCESS) -> None:
         """
         Args:
             handle: a `ray.serve.handle.DeploymentHandle` of the Encoder.
+            metrics: where second tries are counted.
         """
+        self._retries = metrics.counter(ENCODER_RETRIES)
         import ray
         from ray import exceptions
         from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
@@ -97,6 +100,7 @@ class RayEncoders:
                     raise EncoderLost(
                         f"page {job.page}: two encoders died with it ({type(error).__name__})"
                     ) from None  # the cause would keep the page in shared memory alive
+                self._retries.add()
                 continue
             if isinstance(answer, PageDone):
                 return answer

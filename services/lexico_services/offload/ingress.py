@@ -8,32 +8,29 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Protocol, TypeVar
 
 from lexico_codec.pieces import Piece
 from lexico_codec.put_messages import PageEnd
 from lexico_codec.spec import CacheSpec
 from lexico_codec.upload import PageAssembler, checked_keys
+from lexico_proto import request_id, tracing
 from lexico_proto.errors import (
     DeadlineExpired,
     LexicoError,
+    StreamDamaged,
     StreamTooLong,
 )
-from lexico_proto.metrics import (
-    PAGE_OUTCOMES,
-    PAGES,
-    PROCESS,
-    RECEIVED_BYTES,
-    STORED_BYTES,
-    Metrics,
-)
+from lexico_proto.metrics import OTHER, PROCESS, Metrics
+from lexico_proto.tracing import Trace
 from lexico_services.admission import ByteBudget
 from lexico_services.config import OffloadConfig
+from lexico_services.offload.page_counts import PageCounts
 from lexico_services.policies import Policies
 from lexico_services.quotas import FairTurns, TenantBytes
 from lexico_store.lifetimes import now_us
-from lexico_worker.page_encoder import PageDone, PageJob, Trace
+from lexico_worker.page_encoder import PageDone, PageJob
 
 T = TypeVar("T")
 
@@ -73,6 +70,8 @@ class Upload:
     inputs: Sequence[bytes] = ()
     """What reached the model beside token ids: a digest for each page from `first_page` on, or
     none."""
+    tenant: str = OTHER
+    """Name of the tenant, for counting."""
 
     def check(self) -> list[bytes]:
         """Whether tokens, pages and keys fit together.
@@ -133,14 +132,12 @@ class Ingress:
         """
         self._policies = policies or Policies()
         self._tenant_bytes = TenantBytes(self._policies)
-        self._turns = FairTurns(config.max_encoding)
+        self.turns = FairTurns(config.max_encoding)
         self._encoders = encoders
         self._config = config
         self.budget = ByteBudget(config.max_inflight_bytes)
         self._background: set[asyncio.Task[Any]] = set()
-        self._pages = {outcome: metrics.counter(PAGES, outcome) for outcome in PAGE_OUTCOMES}
-        self._received = metrics.counter(RECEIVED_BYTES)
-        self._stored = metrics.counter(STORED_BYTES)
+        self._counts = PageCounts(metrics)
 
     async def put(
         self,
@@ -182,8 +179,9 @@ class Ingress:
                 await _all_but(tasks, units - 1)
                 started = time.perf_counter()
                 pieces = await stream.page(page, spec.page_bytes)
-                report.seconds.receive += time.perf_counter() - started
-                self._received.add(spec.page_bytes)
+                took_s = time.perf_counter() - started
+                report.seconds.receive += took_s
+                self._counts.received(upload.tenant, spec.page_bytes, took_s)
                 job = PageJob(
                     upload.scope,
                     spec,
@@ -196,7 +194,8 @@ class Ingress:
                     ttl_s=policy.page_ttl_s,
                     max_stored_bytes=policy.max_stored_bytes,
                 )
-                tasks.append(asyncio.create_task(self._counted(job, pieces, report)))
+                encoding = self._counted(upload.tenant, job, pieces, report)
+                tasks.append(asyncio.create_task(encoding))
                 del pieces
             await stream.expect_end()
             if wait_committed:
@@ -207,6 +206,9 @@ class Ingress:
                 handed_over = True
                 self._keep(self._tell_lost(tasks, upload.scope, units * spec.page_bytes))
             return report
+        except StreamDamaged:
+            self._counts.damaged.add()
+            raise
         finally:
             if not handed_over:
                 for task in tasks:
@@ -225,33 +227,37 @@ class Ingress:
             _, late = await asyncio.wait(self._background, timeout=within_s)
             await _cancel(list(late))
 
-    async def _counted(self, job: PageJob, pieces: list[Piece], report: Report) -> PageDone:
-        outcome = "failed"
+    async def _counted(
+        self, tenant: str, job: PageJob, pieces: list[Piece], report: Report
+    ) -> PageDone:
         try:
             done = await self._encode(job, pieces, report)
-            self._stored.add(done.stored_bytes)
-            outcome = done.outcome.value
-            return done
-        except asyncio.CancelledError:
-            outcome = "cancelled"
+        except BaseException as error:
+            self._counts.failed(error)
             raise
-        finally:
-            self._pages[outcome].add()
+        self._counts.done(tenant, job, done)
+        return done
 
     async def _encode(self, job: PageJob, pieces: list[Piece], report: Report) -> PageDone:
         started = time.perf_counter()
         try:
-            placed = [await self._encoders.place(pieces)]
+            with tracing.span("lexico.place", page=job.page):
+                placed = [await self._encoders.place(pieces)]
         finally:
             pieces.clear()  # a task's exception would keep the page alive
         called = time.perf_counter()
         try:
-            async with self._turns.turn(job.scope):
-                done = await self._encoders.encode(job, placed[0])
+            with tracing.span("lexico.encoder", page=job.page) as span:
+                job = replace(job, trace=span.trace or job.trace, request=request_id.current())
+                async with self.turns.turn(job.scope):
+                    turned = time.perf_counter()
+                    done = await self._encoders.encode(job, placed[0])
         finally:
             placed.clear()  # and in shared memory as well
+        ended = time.perf_counter()
+        self._counts.passed(called - started, turned - called, ended - turned)
         report.seconds.place += called - started
-        report.seconds.encoder += time.perf_counter() - called
+        report.seconds.encoder += ended - called
         report.seconds.encode += done.encode_s
         report.seconds.commit += done.commit_s
         return done

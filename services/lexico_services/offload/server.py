@@ -14,6 +14,7 @@ from lexico_services.config import ListenConfig, OffloadConfig
 from lexico_services.doctor.needs import PLASMA_FACTOR
 from lexico_services.ending import Ending
 from lexico_services.process import take_port
+from lexico_services.telemetry.config import NOTHING, TelemetryConfig
 from lexico_worker.config import EncoderConfig
 from lexico_worker.ray_runtime import RayConfig, RayRuntime
 
@@ -40,6 +41,7 @@ class OffloadServer:
         offload: OffloadConfig,
         encoder: EncoderConfig,
         ray: RayConfig,
+        telemetry: TelemetryConfig = NOTHING,
     ) -> None:
         """
         Args:
@@ -47,6 +49,7 @@ class OffloadServer:
             offload: bounds of the ingress.
             encoder: the encoders.
             ray: which Ray.
+            telemetry: what the ingress tells of itself.
         """
         if not ray.address:
             needed = int(offload.max_inflight_bytes * PLASMA_FACTOR)
@@ -54,6 +57,7 @@ class OffloadServer:
         self._listen = listen
         self._offload = offload
         self._encoder = encoder
+        self._telemetry = telemetry
         self._runtime = RayRuntime(ray)
         self._ingress: Any = None
         self._probe: Any = None
@@ -110,7 +114,8 @@ class OffloadServer:
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
         encoder = placed(self._encoder, nodes, INGRESS_CPUS)
         here = Placement.on(ray.util.get_node_ip_address())
-        app = offload_app(IngressConfig(listen, self._offload), encoder, here)
+        config = IngressConfig(listen, self._offload, telemetry=self._telemetry)
+        app = offload_app(config, encoder, here)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         if stopped.is_set():
             return False
@@ -127,6 +132,16 @@ class OffloadServer:
         if running:
             self._ingress = ingress
         return running
+
+    @property
+    def ray_runs(self) -> bool:
+        """Whether Ray's own processes are there."""
+        return not self._runtime.lost()
+
+    def metrics_port(self) -> int | None:
+        """Port of the ingress's metrics; None where they are not shown."""
+        port: int | None = self._ingress.metrics_port.remote().result(timeout_s=30)
+        return port
 
     def usage(self) -> dict[str, int]:
         """The ingress's process id, bytes in flight, their peak and their limit."""

@@ -78,7 +78,8 @@ class OffloadServicer:
     async def put(self, parts: AsyncIterator[PutPart], context: Context) -> pb.PutResponse:
         """One header, then pages; see offload.proto."""
         async with translated(context, self._puts):
-            scope = self._tenants.admit(context, OFFLOAD).scope
+            caller = self._tenants.admit(context, OFFLOAD)
+            scope = caller.scope
             self._rates.count(scope)
             header = await anext(parts, None)
             if header is None:
@@ -95,6 +96,7 @@ class OffloadServicer:
                 header.parent_key,
                 trace_of(context.invocation_metadata()),
                 header.page_inputs,
+                caller.tenant,
             )
             if header.durability not in pb.Durability.values():
                 raise InvalidInput(f"durability {header.durability} is unknown")

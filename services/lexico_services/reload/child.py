@@ -40,6 +40,7 @@ class ReloadChild:
         command = [sys.executable, "-m", "lexico_services", "reload-server"]
         command += ["--config", str(config), "--address-file", str(self._file)]
         command += ["--parent", str(os.getpid())]
+        self._addresses: dict[str, str] = {}
         ours = {setting.variable for setting in SETTINGS.values()}
         environment = {name: text for name, text in os.environ.items() if name not in ours}
         self._process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=environment)
@@ -58,7 +59,18 @@ class ReloadChild:
                 raise ConfigurationError("the reload server did not start; its error is above")
             if time.monotonic() > deadline:
                 raise ConfigurationError(f"the reload server took over {within_s:g} s")
-        return str(json.loads(self._file.read_text())["reload"])
+        self._addresses = json.loads(self._file.read_text())
+        return self._addresses["reload"]
+
+    @property
+    def metrics(self) -> dict[str, str]:
+        """Where its metrics are, if they are shown, by the name of the address."""
+        return {name: found for name, found in self._addresses.items() if name != "reload"}
+
+    @property
+    def runs(self) -> bool:
+        """Whether the process is there."""
+        return self._process.poll() is None
 
     def check(self) -> None:
         """Raises Unavailable where the process is gone."""

@@ -15,14 +15,16 @@ import grpc
 from lexico_codec.sets.shipped import builtin_bytes, builtin_digests
 from lexico_proto.errors import (
     Busy,
+    DictionaryMismatch,
     InvalidInput,
     LexicoError,
     StreamTooLong,
     StreamTruncated,
     UnknownDictionary,
+    Unsupported,
 )
 from lexico_proto.limits import DIGEST_BYTES, PIECE_BYTES
-from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
+from lexico_proto.metrics import CALLS, PROCESS, SETS_REFUSED, Calls, Metrics
 from lexico_proto.v1 import dictionaries_pb2 as pb
 from lexico_proto.v1 import dictionaries_pb2_grpc as pb_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, to_the_end, write_to
@@ -94,6 +96,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         self._registers = Calls(metrics, CALLS, "register")
         self._fetches = Calls(metrics, CALLS, "fetch")
         self._lists = Calls(metrics, CALLS, "list")
+        self._metrics = metrics
         self._infos: dict[tuple[bytes, bytes], pb.DictionaryInfo] = {}
         self._sizes: dict[tuple[bytes, bytes], int] = {}
         # One at a time: so the bounds of a tenant hold, and one set is in the making at most.
@@ -111,7 +114,11 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
             self._rates.count(scope)
             with self._streams.held():
                 taking = self._take(scope, request_iterator)
-                added = await in_time(taking, self._config.max_stream_s)
+                try:
+                    added = await in_time(taking, self._config.max_stream_s)
+                except (InvalidInput, DictionaryMismatch, Busy, Unsupported) as error:
+                    self._metrics.counter(SETS_REFUSED, error.reason).add()
+                    raise
         return pb.RegisterResponse(added=added)
 
     async def Fetch(

@@ -28,6 +28,8 @@ from lexico_services.reload.server import ReloadServer
 from lexico_services.settings import Settings
 from lexico_services.store_look import look_at_start
 from lexico_services.store_pings import pinged
+from lexico_services.telemetry.config import INGRESS, RELOAD_BESIDE
+from lexico_services.telemetry.running import Telemetry
 from lexico_store import PageStore, open_store
 from lexico_worker.malloc import keep_freed_memory
 
@@ -64,13 +66,18 @@ def run_reload(settings: Settings, address_file: Path | None, parent: int = 0) -
     on_reload("files", look_again)
     warn_of_doors(listen)
     keep_freed_memory()
+    if not parent:
+        settings.telemetry.check(INGRESS)
     with ExitStack() as stack:
+        place = RELOAD_BESIDE if parent else INGRESS
+        telemetry = Telemetry(settings.telemetry, "reload-server", place)
+        stack.callback(telemetry.close)
         file = stack.enter_context(claimed(address_file))
         health = stack.enter_context(health_port(listen.health_address, ("reload",)))
         if health.address is not None:
             stack.enter_context(pinged(url, health.store))
         store = stack.enter_context(open_store(url, settings.store))
-        asyncio.run(_serve_reload(store, listen, config, file, health, stopped))
+        asyncio.run(_serve_reload(store, listen, config, file, health, stopped, telemetry))
     return 0
 
 
@@ -81,6 +88,7 @@ async def _serve_reload(
     address_file: AddressFile,
     health: HealthPort,
     stopped: threading.Event,
+    telemetry: Telemetry,
 ) -> None:
     server = ReloadServer(store, listen, config)
     await server.start()
@@ -94,6 +102,8 @@ async def _serve_reload(
             if health.address is not None:
                 addresses["health"] = health.address
             health.turn("reload", True)
+            if (metrics := await asyncio.to_thread(telemetry.address)) is not None:
+                addresses["reload-metrics"] = address(*metrics)
             address_file.write(addresses)
             announce(addresses)
         while not stopped.is_set():  # a signal handler may only set an event

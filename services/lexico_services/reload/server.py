@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Sequence
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any
 
 import grpc
@@ -15,12 +14,14 @@ from lexico_services import versions_servicer
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, ReloadConfig
+from lexico_services.context_threads import ContextThreads
 from lexico_services.policies import Policies
 from lexico_services.quotas import CallRates
 from lexico_services.reload import admin_servicer, dictionaries_servicer
 from lexico_services.reload import servicer as reload_servicer
 from lexico_services.security import Security
 from lexico_services.server import GrpcServer
+from lexico_services.telemetry.gauges import watch_reload
 from lexico_store import PageStore
 
 _log = logging.getLogger(__name__)
@@ -48,10 +49,11 @@ class ReloadServer:
             metrics: where calls, bytes and misses are counted.
         """
         tenants = Tenants.of(listen, metrics)
-        self._threads = ThreadPoolExecutor(config.store_threads, thread_name_prefix="store")
+        self._threads = ContextThreads(config.store_threads, thread_name_prefix="store")
         streams = Slots(config.max_streams, "streams")
         calls = ThreadCalls(self._threads, config.max_calls)
         self.buffers = ByteBudget(config.max_buffered_bytes)
+        watch_reload(metrics, store, streams, calls, self.buffers)
         policies = Policies(listen.policy_file, metrics)
         parts = (store, tenants, config, self._threads, streams, calls, self.buffers, metrics)
         rates = CallRates(policies)

@@ -14,14 +14,17 @@ import grpc
 
 from lexico_codec.frame import parse_frame
 from lexico_codec.get_messages import frame_messages, miss_message
+from lexico_proto import tracing
 from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError, NewerFrame
 from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
 from lexico_proto.metrics import (
     CALLS,
+    CHECKSUM_FAILURES,
     MISS_REASONS,
     MISSES,
     PROCESS,
     SENT_BYTES,
+    TENANT_BYTES,
     Calls,
     Counter,
     Metrics,
@@ -34,6 +37,7 @@ from lexico_services.policies import Policies
 from lexico_services.quotas import CallRates
 from lexico_services.reload.frame_memory import FrameMemory
 from lexico_services.reload.frame_reader import Absence, Found, FrameBatch, FrameReader
+from lexico_services.reload.match_counts import MatchCounts
 from lexico_services.reload.namespaces import stored_namespaces
 from lexico_services.roles import OFFLOAD, RELOAD
 from lexico_services.server import add_handlers
@@ -100,6 +104,9 @@ class ReloadServicer:
         self._gets = Calls(metrics, CALLS, "get")
         self._namespaces = Calls(metrics, CALLS, "namespaces")
         self._sent = metrics.counter(SENT_BYTES)
+        self._metrics = metrics
+        self._counts = MatchCounts(metrics)
+        self._damaged = metrics.counter(CHECKSUM_FAILURES, "store")
         self._misses = {reason: metrics.counter(MISSES, reason) for reason in MISS_REASONS}
 
     def add_to(self, server: grpc.aio.Server) -> None:
@@ -129,7 +136,8 @@ class ReloadServicer:
         """Which pages are stored."""
         response = pb.MatchResponse()
         async with translated(context, self._matches):
-            scope = self._tenants.admit(context, OFFLOAD, RELOAD).scope  # an offload asks first
+            caller = self._tenants.admit(context, OFFLOAD, RELOAD)  # an offload asks first
+            scope = caller.scope
             self._rates.count(scope)
             keys = self._checked(request.page_keys, request.first_page)
             looking = partial(
@@ -141,10 +149,12 @@ class ReloadServicer:
                 first=request.first_page,
             )
             if keys:
-                found = await self._calls.run(looking, self._config.match_timeout_s)
+                with tracing.span("lexico.store.match", pages=len(keys)):
+                    found = await self._calls.run(looking, self._config.match_timeout_s)
                 present = found.present
                 response.present.extend(present)
                 response.leading = present.index(False) if False in present else len(present)
+            self._counts.add(caller.tenant, request, response.leading)
         return response
 
     async def namespaces(
@@ -175,7 +185,8 @@ class ReloadServicer:
         `yield` that nothing here could end.
         """
         async with translated(context, self._gets):
-            scope = self._tenants.admit(context, RELOAD).scope
+            caller = self._tenants.admit(context, RELOAD)
+            scope, sent = caller.scope, self._metrics.counter(TENANT_BYTES, caller.tenant, "sent")
             self._rates.count(scope)
             keys = self._checked(request.page_keys, request.first_page)
             if not keys or not 1 <= request.groups <= MAX_GROUPS:
@@ -184,7 +195,7 @@ class ReloadServicer:
                 raise InvalidInput("Get: a page key is there twice")
             namespace, first = _namespace(request.namespace), request.first_page
             with self._streams.held():
-                pages = _Pages(scope, namespace, keys, first, request.groups)
+                pages = _Pages(scope, namespace, keys, first, request.groups, sent)
                 sending = self._send(pages, partial(write_to, context))
                 await in_time(sending, self._config.max_stream_s)
 
@@ -193,7 +204,7 @@ class ReloadServicer:
         keys, loop = pages.keys, asyncio.get_running_loop()
         look = partial(self._store.match, pages.scope, pages.namespace, ())
         scope = (await loop.run_in_executor(self._threads, look)).scope
-        source = _SoundFrames(self._store, scope, keys, self._misses)
+        source = _SoundFrames(self._store, scope, keys, self._misses, self._damaged)
         reader = FrameReader(
             source, len(keys), pages.groups, self._buffers, self._memory, self._threads
         )
@@ -202,7 +213,7 @@ class ReloadServicer:
             while batch is not None:
                 await batch.arrive()
                 ahead = reader.start_if_spare()
-                await self._write_batch(batch, reader, write)
+                await self._write_batch(batch, reader, write, pages.sent)
                 batch.drop()
                 batch = ahead = ahead or await reader.start()
         finally:
@@ -211,7 +222,9 @@ class ReloadServicer:
                     each.drop()
         await self._touch(scope, keys[: reader.limit], self._ttl_s(pages.scope), pages.first)
 
-    async def _write_batch(self, batch: FrameBatch, reader: FrameReader, write: Write) -> None:
+    async def _write_batch(
+        self, batch: FrameBatch, reader: FrameReader, write: Write, sent: Counter
+    ) -> None:
         """Frames of the batch up to the end of the prefix, which may be here."""
         for page, frame in enumerate(batch.frames, batch.first):
             if page >= reader.limit:
@@ -223,6 +236,7 @@ class ReloadServicer:
             for message in frame_messages(page, batch.group, frame):
                 await write(message)
             self._sent.add(len(frame))
+            sent.add(len(frame))
 
     def _ttl_s(self, scope: bytes) -> float:
         return self._policies.of(scope).page_ttl_s or self._config.page_ttl_s
@@ -258,6 +272,8 @@ class _Pages:
     first: int
     """Index of the first of them in their sequence."""
     groups: int
+    sent: Counter
+    """Of the tenant's bytes."""
 
 
 def _namespace(given: bytes) -> bytes:
@@ -275,11 +291,13 @@ class _SoundFrames:
         scope: bytes,
         keys: Sequence[bytes],
         misses: Mapping[str, Counter],
+        damaged: Counter,
     ) -> None:
         self._store = store
         self._scope = scope
         self._keys = keys
         self._misses = misses
+        self._damaged = damaged
 
     def frame_bytes(self, groups: Sequence[int]) -> list[list[int]]:
         return self._store.frame_bytes(self._scope, self._keys, groups)
@@ -292,7 +310,8 @@ class _SoundFrames:
         keys = self._keys[first : first + len(lengths)]
         # Only the last may have none: it ends the batch.
         asked = [key for key, length in zip(keys, lengths, strict=True) if length]
-        read = dict(zip(asked, self._store.read(self._scope, asked, group, room), strict=True))
+        with tracing.span("lexico.store.read", group=group, pages=len(asked)):
+            read = dict(zip(asked, self._store.read(self._scope, asked, group, room), strict=True))
         found = [
             _judged(read.pop(key, None), key, length)
             for key, length in zip(keys, lengths, strict=True)
@@ -301,6 +320,7 @@ class _SoundFrames:
             self._misses[reason].add(found.count(reason))
         damaged = [key for key, frame in zip(keys, found, strict=True) if frame is Absence.DAMAGED]
         if damaged:
+            self._damaged.add(len(damaged))
             _log.warning("damaged pages=%d group=%d: removed", len(damaged), group)
             self._store.discard(self._scope, damaged)
         if newer := found.count(Absence.NEWER):

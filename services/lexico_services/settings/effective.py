@@ -10,10 +10,12 @@ from types import MappingProxyType
 from typing import Any, Final, TypeVar
 
 from lexico_proto.errors import ConfigurationError
+from lexico_proto.tracing import TracingConfig
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
 from lexico_services.door_config import JwtConfig, TlsConfig
 from lexico_services.settings.schema import (
     HEALTH,
+    LOG_FORMAT,
     LOG_LEVEL,
     OFFLOAD_PORT,
     PAGE_TTL,
@@ -24,6 +26,7 @@ from lexico_services.settings.schema import (
 )
 from lexico_services.settings.sources import DEFAULT, OPTION, Given, resolve
 from lexico_services.settings.values import to_toml
+from lexico_services.telemetry.config import MetricsConfig, TelemetryConfig
 from lexico_store.settings import StoreSettings
 from lexico_worker.config import EncoderConfig
 from lexico_worker.ray_runtime import RayConfig
@@ -82,6 +85,20 @@ class Settings:
         return str(self.value(LOG_LEVEL))
 
     @property
+    def log_format(self) -> str:
+        """text or json."""
+        return str(self.value(LOG_FORMAT))
+
+    @property
+    def telemetry(self) -> TelemetryConfig:
+        """What every process tells of itself."""
+        metrics, tracing = (
+            self._built("metrics", MetricsConfig),
+            self._built("tracing", TracingConfig),
+        )
+        return TelemetryConfig(metrics, tracing, self.log_level, self.log_format)
+
+    @property
     def store(self) -> StoreSettings:
         """How the store is spoken to."""
         return self._built("store", StoreSettings)
@@ -116,9 +133,15 @@ class Settings:
         return self._built(
             "encoder",
             EncoderConfig,
-            {"page_ttl_s": PAGE_TTL, "log_level": LOG_LEVEL},
+            {
+                "page_ttl_s": PAGE_TTL,
+                "log_level": LOG_LEVEL,
+                "log_format": LOG_FORMAT,
+                "count": "metrics.count",
+            },
             store_url=store_url,
             store=self.store,
+            tracing=self.telemetry.tracing,
         )
 
     def with_store(self, url: str) -> Settings:
@@ -136,7 +159,7 @@ class Settings:
             ConfigurationError: the first that cannot be used.
         """
         _ = (self.listen_offload, self.listen_reload, self.offload, self.reload)
-        _ = (self.ray, self.store, self.encoder("unix:///"))
+        _ = (self.ray, self.store, self.encoder("unix:///"), self.telemetry)
 
     def as_toml(self, *, secrets: bool, sources: bool = False) -> str:
         """A file that gives these settings.

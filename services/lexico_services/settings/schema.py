@@ -15,8 +15,11 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, Final
 
+from lexico_proto.logs import FORMATS
+from lexico_proto.tracing import TracingConfig
 from lexico_services.config import ListenConfig, OffloadConfig, ReloadConfig
 from lexico_services.door_config import JwtConfig, TlsConfig
+from lexico_services.telemetry.config import MetricsConfig
 from lexico_store.settings import StoreSettings
 from lexico_worker.config import EncoderConfig
 from lexico_worker.ray_runtime import RayConfig
@@ -28,6 +31,9 @@ RELOAD_PORT: Final = "reload.port"
 HEALTH: Final = "listen.health_address"
 LOG_LEVEL: Final = "log.level"
 LOG_LEVELS: Final = ("debug", "info", "warning", "error")
+LOG_FORMAT: Final = "log.format"
+CHOICES: Final = {LOG_LEVEL: LOG_LEVELS, LOG_FORMAT: FORMATS}
+"""Settings that are one of a few words."""
 
 STORE_VARIABLE: Final = "LEXICO_STORE"
 """Variable of `store.url`, which has a name of its own."""
@@ -68,9 +74,16 @@ TABLES: Final[Mapping[str, tuple[type, frozenset[str]]]] = {
     "jwt": (JwtConfig, frozenset()),
     "offload": (OffloadConfig, frozenset()),
     "reload": (ReloadConfig, frozenset({"page_ttl_s"})),
-    "encoder": (EncoderConfig, frozenset({"store_url", "store", "page_ttl_s", "log_level"})),
+    "encoder": (
+        EncoderConfig,
+        frozenset(
+            {"store_url", "store", "page_ttl_s", "log_level", "log_format", "count", "tracing"}
+        ),
+    ),
     "ray": (RayConfig, frozenset({"start_s"})),
     "store": (StoreSettings, frozenset()),
+    "metrics": (MetricsConfig, frozenset()),
+    "tracing": (TracingConfig, frozenset()),
 }
 """table → the dataclass whose fields it holds, less those that are given elsewhere."""
 
@@ -82,6 +95,7 @@ def _all() -> dict[str, Setting]:
         Setting("store", "url", "str", None),
         Setting("store", "page_ttl_s", "float", ReloadConfig.page_ttl_s),
         Setting("log", "level", "str", "warning"),
+        Setting("log", "format", "str", "text"),
     ]
     for table, (cls, elsewhere) in TABLES.items():
         for field in fields(cls):

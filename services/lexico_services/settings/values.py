@@ -7,7 +7,7 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
-from lexico_services.settings.schema import LOG_LEVEL, LOG_LEVELS, Setting
+from lexico_services.settings.schema import CHOICES, Setting
 from lexico_services.sizes import parse_size
 
 _WORDS: Final = {"true": True, "1": True, "false": False, "0": False}
@@ -82,9 +82,9 @@ def _text(setting: Setting, text: str) -> Any:
         text.encode()
     except UnicodeEncodeError as error:  # bytes that are no UTF-8, out of the environment
         raise NotAValue("must be UTF-8") from error
-    if setting.key == LOG_LEVEL:
-        if text.lower() not in LOG_LEVELS:
-            raise NotAValue(f"must be one of {', '.join(LOG_LEVELS)}")
+    if setting.key in CHOICES:
+        if text.lower() not in CHOICES[setting.key]:
+            raise NotAValue(f"must be one of {', '.join(CHOICES[setting.key])}")
         return text.lower()
     return Path(text) if setting.kind.startswith("Path") else text
 
