@@ -41,6 +41,7 @@ async def match_pages(
     Raises:
         LexicoError: the service could not answer.
     """
+    codec = spec.codec if isinstance(spec.codec, str) else spec.codec.name
     present: list[bool] = []
     for part in parts(len(page_keys)):
         request = reload.MatchRequest(
@@ -49,7 +50,7 @@ async def match_pages(
             first_page=first + part.start,
             renew=renew,
             page_tokens=spec.page_tokens,
-            codec=spec.codec.name,
+            codec=codec,
         )
         present += await _ask(transport, request, budget, most)
         if prefix and not all(present[part.start :]):

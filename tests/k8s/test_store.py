@@ -221,7 +221,7 @@ def test_the_job_makes_a_cluster_and_leaves_one_alone(store_conf: str, tmp_path:
             assert done.returncode == 0, done.stdout + done.stderr
             assert "cluster_state:ok" in done.stdout
             slots = servers[0].operator.execute_command("CLUSTER SLOTS")
-            owners = [(first, last, node[2]) for first, last, node in slots]
+            owners: list[object] = [(first, last, node[2]) for first, last, node in slots]
             assert before in ([], owners)
             before = owners
         password = servers[0].folder / "password"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterator
 
 import torch
 
+from lexico_client import PageView
 from lexico_codec.geometry import Geometry
 from lexico_codec.sets.builtin import load_builtin
 from lexico_codec.spec import CacheSpec, make_spec
@@ -53,7 +53,7 @@ class Cache:
             self.last.wait(PATIENCE_S)
         return self.made[page][group]
 
-    def target(self, pages: int) -> Iterator[torch.Tensor]:
+    def target(self, pages: int) -> PageView:
         return lambda page, group: self.loaded[page][group]
 
     def error(self, page: int) -> float:

@@ -90,7 +90,9 @@ def main() -> None:
             config = ServeDeploySchema.model_validate_json(line)
             serve.start(proxy_location=config.proxy_location)
             # What the dashboard does with a configuration that it is given.
-            _get_global_client().deploy_apps(config)
+            client = _get_global_client()
+            assert client is not None
+            client.deploy_apps(config)
             name = config.applications[0].name
 
             def state(name: str = name) -> Any:
