@@ -86,12 +86,6 @@ class Identity:
             yield part.value
 
 
-def namespace_digest(namespace: bytes) -> bytes:
-    """What tells whether two namespaces are the same and names neither, 32 bytes: with a namespace
-    itself one can ask for pages, though the salt in it be a secret."""
-    return hashlib.blake2b(namespace, digest_size=DIGEST_BYTES, person=b"lexico-described").digest()
-
-
 def _geometry_says(geometry: Geometry) -> str:
     rope, turned = geometry.rope, "no rotary embedding"
     if rope is not None:

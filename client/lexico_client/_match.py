@@ -41,7 +41,6 @@ async def match_pages(
     Raises:
         LexicoError: the service could not answer.
     """
-    codec = spec.codec if isinstance(spec.codec, str) else spec.codec.name
     present: list[bool] = []
     for part in parts(len(page_keys)):
         request = reload.MatchRequest(
@@ -49,8 +48,9 @@ async def match_pages(
             namespace=spec.namespace,
             first_page=first + part.start,
             renew=renew,
-            page_tokens=spec.page_tokens,
-            codec=codec,
+            # An explanation asks as well: it is no load, and not to be counted as one.
+            page_tokens=spec.page_tokens if isinstance(spec, CacheSpec) else 0,
+            codec=spec.codec.name if isinstance(spec, CacheSpec) else "",
         )
         present += await _ask(transport, request, budget, most)
         if prefix and not all(present[part.start :]):

@@ -8,7 +8,7 @@ from contextlib import aclosing
 
 from lexico_client._transport import Server, check_size
 from lexico_codec.formats import formats_to_wire, own_formats
-from lexico_codec.identity import namespace_digest
+from lexico_codec.namespaces import namespace_digest
 from lexico_codec.pages import encode_group
 from lexico_codec.pieces import Pieces
 from lexico_codec.put_messages import PageEnd, parse_put

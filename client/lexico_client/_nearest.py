@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, replace
 
-from lexico_codec.identity import Identity, namespace_digest
+from lexico_codec.identity import Identity
+from lexico_codec.namespaces import namespace_digest
 from lexico_codec.wire import identity_from_wire
 from lexico_proto.errors import LexicoError
 from lexico_proto.v1 import reload_pb2 as reload

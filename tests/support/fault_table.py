@@ -49,6 +49,9 @@ HELD: Final[Held] = {
         "tests/integration/test_client_strangers.py::test_nobody_there",
         _CLIENT + "test_a_peer_that_goes_away_in_the_middle",
     ),
+    "server that was silent for a whole deadline, and is not back": (
+        "tests/integration/test_client_circuit.py::test_a_server_that_hangs_costs_one_slow_call",
+    ),
     "store not there, died, loading, read-only, too slow": (
         "redis killed",
         "redis stopped",

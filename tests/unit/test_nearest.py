@@ -12,8 +12,8 @@ import pytest
 from lexico_client import AbsenceCause, Client, InMemoryTransport, input_digests
 from lexico_client._nearest import nearest_first
 from lexico_codec.geometry import Rope
-from lexico_codec.identity import namespace_digest
 from lexico_codec.keys import page_keys
+from lexico_codec.namespaces import namespace_digest
 from lexico_codec.spec import CacheSpec
 from lexico_codec.wire import described
 from lexico_proto.errors import Busy, LexicoError, Unsupported

@@ -6,7 +6,7 @@ from typing import Final
 
 from google.protobuf.message import DecodeError
 
-from lexico_codec.identity import namespace_digest
+from lexico_codec.namespaces import namespace_digest
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_proto.v1 import types_pb2 as types
 from lexico_store import Cause, Described, Descriptions, PageStore
