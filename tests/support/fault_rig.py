@@ -157,7 +157,7 @@ class Rig:
             landing = Landing(SPEC)
             loaded = await self.patient.load(SPEC, known.tokens, landing)
             assert_right(landing, known, loaded.pages)
-            if not isinstance(loaded.reason, errors.Unavailable):
+            if not isinstance(loaded.reason, errors.StoreUnavailable | errors.CircuitOpen):
                 return loaded.pages
 
     async def call(self, operation: str) -> Answer:
