@@ -77,7 +77,11 @@ def test_what_is_no_id_is_replaced(given: str) -> None:
     assert request_id.current() == ""
 
 
-@pytest.mark.parametrize("given", ["a", "x" * 64, "cmpl-7f3a/0:1.2_b", request_id.made()])
+@pytest.mark.parametrize(
+    "given",
+    ["a", "x" * 64, "cmpl-7f3a/0:1.2_b", request_id.made()],
+    ids=["short", "longest", "of-vllm", "ours"],
+)
 def test_ids_are_taken_as_they_are(given: str) -> None:
     pair = (request_id.METADATA_KEY, given)
     assert request_id.given_in((("a", "b"), pair)) == given
