@@ -23,6 +23,7 @@ ON: dict[str, dict[str, Any]] = {
     "cpu-workers": {"encoders": {"gpu": False}},
     "external-redis": {"store": {"kind": "external"}},
     "monitoring": {"monitoring": {"enabled": True}},
+    "otlp": {"otlp": {"enabled": True}},
     "sentinel": {"store": {"kind": "sentinel"}},
     "smoke-test": {"smokeTest": {"enabled": True}},
     "train": {"train": {"enabled": True}},

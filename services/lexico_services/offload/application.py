@@ -92,5 +92,12 @@ def _built(given: BuildArguments) -> Any:
         raise ConfigurationError("offload.port is 0: nobody would know where an ingress listens")
     placement = Placement(INGRESS_RESOURCE, given.ingresses)
     # Nobody else on the ingress's node could say that it is ready.
-    ingress = IngressConfig(listen, settings.offload, health_address=listen.health_address)
+    ingress = IngressConfig(
+        listen,
+        settings.offload,
+        health_address=listen.health_address,
+        telemetry=settings.telemetry,
+        log_level=settings.log_level,
+        log_format=settings.log_format,
+    )
     return offload_app(ingress, encoder, placement)
