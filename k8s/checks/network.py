@@ -54,6 +54,10 @@ def check(rendering: Rendering) -> list[Problem]:
         for a, b in _pairs(everyone, source, target):
             if allowed(policies, a, b, port):
                 found.append(Problem(a.owner, f"may connect to {b.owner} port {port}"))
+    talking = {source for source, target, _ in MUST if any(_pairs(everyone, source, target))}
+    for pod in everyone:
+        if pod.component in talking and not _resolves(policies, pod):
+            found.append(Problem(pod.owner, "may not ask for names of others (DNS)"))
     for pod in everyone:
         doors = _doors(pod)
         for port in doors:
@@ -68,6 +72,14 @@ def check(rendering: Rendering) -> list[Problem]:
 def allowed(policies: Sequence[Object], source: Pod, target: Pod, port: int) -> bool:
     """Whether both ends let a TCP connection through."""
     return _let_out(policies, source, target, port) and _let_in(policies, source, target, port)
+
+
+def _resolves(policies: Sequence[Object], pod: Pod) -> bool:
+    """Whether a pod may ask the DNS of its cluster."""
+    over = [p for p in _of(policies, pod) if "Egress" in p["spec"]["policyTypes"]]
+    rules = [rule for policy in over for rule in policy["spec"].get("egress", ())]
+    dns = {"protocol": "UDP", "port": 53}
+    return not over or any(dns in rule.get("ports", ()) for rule in rules)
 
 
 def _doors(pod: Pod) -> list[int]:

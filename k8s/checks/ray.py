@@ -38,7 +38,7 @@ def _of_service(rendering: Rendering, service: Object) -> Iterator[str]:
     if cluster.get("authOptions", {}).get("mode") != "token":
         yield "authOptions.mode is not token: whoever reaches Ray could run code there"
     if service["spec"].get("rayClusterDeletionDelaySeconds", 60) < 300:
-        yield "clients would lose the old cluster before they found the new one"
+        yield "rayClusterDeletionDelaySeconds: the old cluster goes before clients find the new one"
     head = cluster["headGroupSpec"]
     if head["rayStartParams"].get("num-cpus") != "0":
         yield "the head takes work: num-cpus must be 0"

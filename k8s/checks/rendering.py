@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
@@ -98,16 +98,14 @@ def overlay(name: str) -> Rendering:
 @cache
 def base_with(*names: str) -> Rendering:
     """The base with components, in the order in which they are applied."""
-    # Beside this folder, as kustomize takes relative paths alone.
-    with tempfile.TemporaryDirectory() as scratch:
-        start = os.path.relpath(HERE, scratch)
-        lines = ["apiVersion: kustomize.config.k8s.io/v1beta1", "kind: Kustomization"]
-        # Without it, what components bring would be in another namespace than what they refer to.
-        lines += [f"namespace: {NAMESPACE}", "resources:", f"  - {start}/base"]
-        if names:
-            lines += ["components:", *(f"  - {start}/components/{name}" for name in names)]
-        (Path(scratch) / "kustomization.yaml").write_text("\n".join(lines) + "\n")
-        return rendered(" + ".join(("base", *names)), _kustomize(Path(scratch)))
+    return _combined("base", NAMESPACE, names)
+
+
+@cache
+def overlay_with(name: str, *names: str) -> Rendering:
+    """An overlay with components."""
+    (namespace,) = (each["metadata"]["name"] for each in overlay(name).of_kind("Namespace"))
+    return _combined(f"overlays/{name}", namespace, names)
 
 
 def without_digests(rendering: Rendering) -> Rendering:
@@ -122,16 +120,31 @@ def without_digests(rendering: Rendering) -> Rendering:
 
 
 def everything() -> list[Rendering]:
-    """All that the checks look at: overlays, the base, each component alone, and each shape of the
-    store with all that it can be together with.
+    """All that the checks look at: overlays, with the smoke test too, the base, each component
+    alone, and each shape of the store with all that it can be together with.
     """
     others = [name for name in components() if name not in STORES]
+    overlays = sorted(path.name for path in OVERLAYS.iterdir() if path.is_dir())
     return [
-        *(overlay(path.name) for path in sorted(OVERLAYS.iterdir()) if path.is_dir()),
+        *(overlay(name) for name in overlays),
+        *(overlay_with(name, "smoke-test") for name in overlays),
         base_with(),
         *(base_with(name) for name in components()),
         *(base_with(store, *others) for store in STORES),
     ]
+
+
+def _combined(start: str, namespace: str, components: Sequence[str]) -> Rendering:
+    # Beside this folder, as kustomize takes relative paths alone.
+    with tempfile.TemporaryDirectory() as scratch:
+        here = os.path.relpath(HERE, scratch)
+        lines = ["apiVersion: kustomize.config.k8s.io/v1beta1", "kind: Kustomization"]
+        # Without it, what components bring would be in another namespace than what they refer to.
+        lines += [f"namespace: {namespace}", "resources:", f"  - {here}/{start}"]
+        if components:
+            lines += ["components:", *(f"  - {here}/components/{each}" for each in components)]
+        (Path(scratch) / "kustomization.yaml").write_text("\n".join(lines) + "\n")
+        return rendered(" + ".join((start, *components)), _kustomize(Path(scratch)))
 
 
 def _kustomize(folder: Path) -> str:

@@ -212,6 +212,7 @@ CASES: list[Case] = [
         drop,
         "may not connect to StatefulSet/lexico-store",
     ),
+    ("base", "NetworkPolicy/lexico-dns", drop, "may not ask for names of others"),
     ("base", "NetworkPolicy/lexico-reload", drop, "nodes may not connect to port 7412"),
     ("base", "NetworkPolicy/lexico-ray", drop, "may not connect to RayService/lexico ingress port"),
     (

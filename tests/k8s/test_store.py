@@ -211,3 +211,65 @@ def test_the_job_makes_a_cluster_and_leaves_one_alone(store_conf: str, tmp_path:
         with open_store(f"redis+cluster://lexico@{hosts}?password_file={password}") as store:
             assert [str(each) for each in store.look()] == []
             store.ping()
+
+
+STUBS = {
+    # Sentinels that name a primary, or are not there.
+    "valkey-cli": 'test -n "$PRIMARY" || exit 1\necho "$PRIMARY"\necho 6379\n',
+    "valkey-server": 'echo "server $@"\n',
+    "valkey-sentinel": 'echo "sentinel $@"\n',
+}
+
+
+@pytest.fixture
+def stubs(tmp_path: Path) -> str:
+    """PATH with programs that say what they are given."""
+    for name, text in STUBS.items():
+        path = tmp_path / "bin" / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_text(f"#!/bin/sh\n{text}")
+        path.chmod(0o755)
+    return f"{tmp_path / 'bin'}:{os.environ['PATH']}"
+
+
+def run(script: str, **environment: str) -> str:
+    done = subprocess.run(
+        ["sh", "-c", script], env=environment, capture_output=True, text=True, check=True
+    )
+    return done.stdout.strip()
+
+
+@pytest.mark.parametrize(
+    ("pod", "primary", "follows"),
+    [
+        ("lexico-store-0", "", ""),
+        ("lexico-store-1", "", "lexico-store-0.lexico-store"),
+        ("lexico-store-0", "lexico-store-2.lexico-store", "lexico-store-2.lexico-store"),
+        ("lexico-store-2", "lexico-store-2.lexico-store", ""),
+        ("lexico-store-1", "10.0.0.7", "lexico-store-0.lexico-store"),
+    ],
+)
+def test_a_server_follows_whom_the_sentinels_name(
+    pod: str, primary: str, follows: str, stubs: str
+) -> None:
+    script = (COMPONENTS / "sentinel" / "start.sh").read_text()
+    line = run(script, POD_NAME=pod, PRIMARY=primary, PATH=stubs)
+    assert line.startswith("server /etc/valkey/config/valkey.conf --include /etc/valkey/auth/")
+    assert f"--replica-announce-ip {pod}.lexico-store" in line
+    assert line.endswith(f"--replicaof {follows} 6379") if follows else "replicaof" not in line
+
+
+def test_a_sentinel_keeps_what_it_found(stubs: str, tmp_path: Path) -> None:
+    script = (COMPONENTS / "sentinel" / "sentinel.sh").read_text()
+    for name in ("config", "auth", "data"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "sentinel.conf").write_text(f"# {name}\n" if name != "data" else "")
+        script = script.replace(f"/etc/valkey/{name}", str(tmp_path / name))
+    file = tmp_path / "data" / "sentinel.conf"
+    script = script.replace("/data/sentinel.conf", str(file))
+    assert run(script, POD_NAME="lexico-sentinel-1", PATH=stubs) == f"sentinel {file}"
+    made = "# config\n# auth\nsentinel announce-ip lexico-sentinel-1.lexico-sentinel\n"
+    assert file.read_text() == made
+    file.write_text("# found\n")
+    run(script, POD_NAME="lexico-sentinel-1", PATH=stubs)
+    assert file.read_text() == "# found\n"
