@@ -17,7 +17,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: k8s k8s-check k8s-chart k8s-audit lock test-newest test-oldest compatibility redis compiler clean
 
 help:            ## this list
-	@grep -E '^[a-z -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
+	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
 demo: $(VENV)/demo ## two nodes share a prompt cache on a real model
 	$(BIN)/python -m examples.two_nodes
