@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from k8s.checks import names, network, pods, ray, references, schemas, selectors, settings
+from k8s.checks import kuberay, names, network, pods, ray, references, schemas, selectors, settings
 from k8s.checks.rendering import Problem, Rendering
 
 CHECKS: Final[tuple[Callable[[Rendering], list[Problem]], ...]] = (
@@ -17,6 +17,7 @@ CHECKS: Final[tuple[Callable[[Rendering], list[Problem]], ...]] = (
     network.check,
     settings.check,
     ray.check,
+    kuberay.check,
 )
 
 

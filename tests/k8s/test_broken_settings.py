@@ -86,6 +86,31 @@ CASES: list[Case] = [
         put(f"{POD}.volumes.1.emptyDir.sizeLimit", "64Mi"),
         "/dev/shm is smaller than pages in flight need",
     ),
+    # the operator
+    (
+        "base",
+        "RayService/lexico",
+        put("spec.rayClusterConfig.tlsOptions", {"enabled": True}),
+        "tlsOptions needs a feature gate",
+    ),
+    (
+        "base",
+        "RayService/lexico",
+        environment(f"{WORKER}.containers.0", "RAY_AUTH_MODE", "token"),
+        "group ingress: variable RAY_AUTH_MODE is the operator's",
+    ),
+    (
+        "base",
+        "RayService/lexico",
+        put(f"{WORKER}.restartPolicy", "Always"),
+        "group ingress: restartPolicy must be Never",
+    ),
+    (
+        "base",
+        "RayService/lexico",
+        put("spec.rayClusterConfig.workerGroupSpecs.0.resources", {"CPU": "4"}),
+        "resources and rayStartParams both",
+    ),
     # Ray
     (
         "base",

@@ -6,6 +6,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
@@ -113,13 +114,30 @@ def test_memory_fits_the_limit_of_the_pod(store_conf: str) -> None:
     assert container["resources"]["limits"]["memory"] == "8Gi"
 
 
+@pytest.mark.timeout(2 * PATIENCE_S)
 def test_the_head_of_ray_keeps_its_state(tmp_path: Path) -> None:
     conf = config_of(base_with(), "lexico-ray-state-config")["valkey.conf"]
     secret = SECRETS["lexico-ray-state"]
     with valkey(tmp_path / "state", conf, secret) as server:
-        with redis.Redis(port=server.port, password=secret["password"]) as ray:
-            ray.hset("RAY:cluster", "key", b"value")
-            assert ray.config_get("maxmemory-policy") == {"maxmemory-policy": "noeviction"}
+        (tmp_path / "token").write_text("token-of-ray" * 4)
+        environment = {
+            **os.environ,
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN_PATH": str(tmp_path / "token"),
+            "RAY_REDIS_ADDRESS": f"127.0.0.1:{server.port}",
+            "RAY_external_storage_namespace": "lexico",
+            "REDIS_PASSWORD": secret["password"],
+        }
+        done = subprocess.run(
+            [sys.executable, "-m", "tests.support.ray_head"],
+            env=environment,
+            capture_output=True,
+            text=True,
+            timeout=PATIENCE_S,
+            check=False,
+        )
+        assert done.returncode == 0, done.stderr
+        assert done.stdout.splitlines()[-1] == "by-the-first"
         assert told(server.port, "GET RAY:cluster").startswith("-NOAUTH")
 
 
