@@ -7,12 +7,16 @@ conditions. Components are told apart by the value that turns them on.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 KEYS: Final = ("name", "mountPath", "groupName", "key")
 """Fields by which items of a list are known, the first that all items have."""
+
+
+Write = Callable[[Any, Mapping[str, Any]], Iterator[str]]
+"""Lines of a value, and of what components have in its place."""
 
 
 class Missing:
@@ -58,16 +62,14 @@ class Templates:
             Conflict: see there.
         """
         changed = {name: each for name, each in variants.items() if each != base}
-        lines = self._member(
-            "document",
-            base,
-            changed,
-            lambda value, below: self._map("", value if isinstance(value, dict) else {}, below, 0),
-        )
-        return "\n".join(lines) + "\n"
+
+        def write(value: Any, below: Mapping[str, Any]) -> Iterator[str]:
+            return self._map("", value, below, 0)
+
+        return "\n".join(self._member("document", base, changed, write)) + "\n"
 
     def _member(
-        self, where: str, base: Any, changed: Mapping[str, Any], write: Any
+        self, where: str, base: Any, changed: Mapping[str, Any], write: Write
     ) -> Iterator[str]:
         """A part that may be absent, and is written as `write(value, changed)` says."""
         removers = [name for name, each in changed.items() if each is MISSING]
@@ -81,7 +83,7 @@ class Templates:
         if removers:
             yield "{{- end }}"
 
-    def _added(self, where: str, others: Mapping[str, Any], write: Any) -> Iterator[str]:
+    def _added(self, where: str, others: Mapping[str, Any], write: Write) -> Iterator[str]:
         alike: list[tuple[Any, list[str]]] = []
         for name, each in others.items():
             for value, names in alike:

@@ -22,7 +22,7 @@ KUBERNETES: Final = "1.37"
 # It reads a file of megabytes anew for each object.
 utils.schema_contents = cache(utils.schema_contents)
 
-_Bad = (
+_REFUSALS: Final = (
     jsonschema.ValidationError,
     kubernetes_validate.SchemaNotFoundError,
     kubernetes_validate.InvalidSchemaError,
@@ -51,7 +51,7 @@ def _of_object(document: str) -> tuple[str, ...]:
         return tuple(f"{_path(error)}: {error.message:.200}" for error in errors)
     try:
         kubernetes_validate.validate(each, KUBERNETES, strict=True)
-    except _Bad as error:
+    except _REFUSALS as error:
         return (f"{_path(error)}: {error.message:.200}",)
     return ()
 
