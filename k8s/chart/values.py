@@ -15,6 +15,8 @@ COMPONENTS: Final[Mapping[str, str]] = {
     "cluster": 'eq .Values.store.kind "cluster"',
     "cpu-workers": "not .Values.encoders.gpu",
     "external-redis": 'eq .Values.store.kind "external"',
+    "monitoring": ".Values.monitoring.enabled",
+    "otlp": ".Values.otlp.enabled",
     "sentinel": 'eq .Values.store.kind "sentinel"',
     "smoke-test": ".Values.smokeTest.enabled",
     "train": ".Values.train.enabled",
@@ -46,6 +48,7 @@ def _text(name: str, default: str, what: str, pattern: str = ".") -> Value:
     return Value(name, default, {"type": "string", "pattern": pattern}, what)
 
 
+OTLP: Final = "http://otel-collector.monitoring:4317"
 _MEMORY: Final = "^[1-9][0-9]*(Mi|Gi)$"
 _IMAGE: Final = "^[^\\s]+[:@][^\\s]+$"
 
@@ -69,6 +72,9 @@ VALUES: Final = (
     ),
     _text("store.memory", "8Gi", "Memory of its pod: a third above maxmemory", _MEMORY),
     _flag("tls.enabled", False, "TLS and certificates of clients, by cert-manager"),
+    _flag("monitoring.enabled", False, "PodMonitors of the Prometheus operator"),
+    _flag("otlp.enabled", False, "Spans to the collector of otlp.endpoint"),
+    _text("otlp.endpoint", OTLP, "Where spans go by OTLP over gRPC", "^https?://"),
     _number("ingress.nodes", 2, 1, "Workers with an ingress and an encoder each"),
     _flag("encoders.gpu", True, "One GPU for each encoder; else processors"),
     _number("encoders.more", 4, 0, "Most workers with an encoder alone, made and ended by load"),
@@ -150,10 +156,10 @@ PLACES: Final[Mapping[str, Change]] = {
 }
 """`Kind/name:path` → what stands there in a template."""
 
-IMAGES: Final = {
+ALWAYS: Final = {
     value.default: Expression(f"{{{{ .Values.{value.name} | quote }}}}")
     for value in VALUES
-    if value.name.startswith("images.")
+    if value.name.startswith(("images.", "otlp.endpoint"))
 }
 _NAMES_OF_HOSTS: Final = f".{NAMESPACE}"
 
@@ -182,8 +188,8 @@ def _walk(value: Any, path: str, changes: Mapping[str, Change]) -> Any:
     if isinstance(value, list):
         return [_walk(v, f"{path}.{i}".lstrip("."), changes) for i, v in enumerate(value)]
     if isinstance(value, str):
-        if value in IMAGES:
-            return IMAGES[value]
+        if value in ALWAYS:
+            return ALWAYS[value]
         # Names in certificates say the namespace.
         if value.endswith(_NAMES_OF_HOSTS) or f"{_NAMES_OF_HOSTS}.svc" in value:
             text = value.replace(_NAMES_OF_HOSTS, ".{{ .Release.Namespace }}", 1)

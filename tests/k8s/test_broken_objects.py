@@ -40,6 +40,7 @@ CASES: list[Case] = [
         put("spec.dnsName", ["x"]),
         "'dnsName' was unexpected",
     ),
+    ("production", "PodMonitor/lexico-reload", put("spec.endpoints", []), "'endpoints' was"),
     ("base", "Service/lexico-reload", put("apiVersion", "v7"), "find schema for kind Service"),
     # what pods may do
     (
@@ -192,6 +193,12 @@ CASES: list[Case] = [
         "scales x",
     ),
     ("base", "Deployment/lexico-reload", put("spec.replicas", 3), "would undo the scaling"),
+    (
+        "production",
+        "PodMonitor/lexico-offload",
+        put("spec.podMetricsEndpoints.0.port", "metric"),
+        "has no port metric",
+    ),
     # who talks to whom
     (
         "train",

@@ -22,6 +22,8 @@ ON: dict[str, dict[str, Any]] = {
     "cluster": {"store": {"kind": "cluster"}},
     "cpu-workers": {"encoders": {"gpu": False}},
     "external-redis": {"store": {"kind": "external"}},
+    "monitoring": {"monitoring": {"enabled": True}},
+    "otlp": {"otlp": {"enabled": True}},
     "sentinel": {"store": {"kind": "sentinel"}},
     "smoke-test": {"smokeTest": {"enabled": True}},
     "train": {"train": {"enabled": True}},
