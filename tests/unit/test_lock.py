@@ -68,7 +68,9 @@ def test_a_changed_range_is_noticed(
     head = lock.header(lock.inputs_digest(changed))
     monkeypatch.setattr(lock, "header", lambda digest: head)
     assert lock.main(["--check"]) == 1
-    assert "demo.lock is empty or older than pyproject.toml: run make lock" in capsys.readouterr().err
+    assert (
+        "demo.lock is empty or older than pyproject.toml: run make lock" in capsys.readouterr().err
+    )
 
 
 def test_entries_keep_every_version_of_a_name() -> None:
