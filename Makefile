@@ -69,7 +69,7 @@ goldens: $(VENV)/dev ## write golden frames where there are none; --rewrite is b
 	$(BIN)/python -m tests.support.goldens
 
 bench: $(VENV)/bench ## every benchmark and the short study, results into bench/results/
-	for name in bench.startup bench.wire bench.reload bench.encode bench.codec_speed bench.compile_report bench.fleet lexico_lab.studies.fidelity; do \
+	for name in bench.startup bench.wire bench.reload bench.encode bench.codec_speed bench.compile_report bench.fleet bench.telemetry lexico_lab.studies.fidelity; do \
 	  $(BIN)/python -m $$name || exit 1; done
 
 chaos: $(VENV)/dev redis ## ten minutes of faults under eight nodes; SEED=1
