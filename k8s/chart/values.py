@@ -85,7 +85,7 @@ VALUES: Final = (
         "policy",
         None,  # the file of the manifests
         {"type": "string"},
-        "Lifetimes and quotas by tenant, as docs/operations.md has them",
+        "Lifetimes and quotas by tenant, as docs/tenants.md has them",
     ),
     Value("logLevel", "info", {"enum": ["debug", "info", "warning", "error"]}, "What servers log"),
     _flag("secrets.create", True, "Makes Secrets with random passwords, once: they are kept"),

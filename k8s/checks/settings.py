@@ -22,10 +22,10 @@ from lexico_services.process import split_address
 from lexico_services.settings import Settings
 from lexico_services.settings.schema import SETTINGS
 
-OPERATIONS: Final = HERE.parent / "docs" / "operations.md"
+SETTINGS_PAGE: Final = HERE.parent / "docs" / "settings.md"
 CONFIG: Final = "/etc/lexico/config/"
 GRACE_S: Final = 10
-"""Seconds that an end takes beyond `listen.drain_s`, as docs/operations.md says."""
+"""Seconds that an end takes beyond `listen.drain_s`, as docs/lifecycle.md says."""
 STAND_IN: Final = "redis://store"
 """For a URL that a Secret has."""
 
@@ -127,14 +127,14 @@ def _of_settings(rendering: Rendering, pod: Pod, container: Mapping[str, Any]) -
     except LexicoError as error:
         yield re.sub(r"/\S*/lexico\.toml", "lexico.toml", error.message)
         return
-    known = OPERATIONS.read_text()
+    known = SETTINGS_PAGE.read_text()
     given = tomllib.loads(_files(rendering, pod, container)["lexico.toml"])
     keys = [f"{table}.{name}" for table, entries in given.items() for name in entries]
     set_by = {setting.variable: setting.key for setting in SETTINGS.values()}
     keys += [set_by[name] for name in variables(rendering, container) if name in set_by]
     for key in keys:
         if f"`{key}`" not in known:
-            yield f"{key} is not in docs/operations.md"
+            yield f"{key} is not in docs/settings.md"
     for name, key in (("offload", "offload.port"), ("reload", "reload.port")):
         port = pod.port(name)
         if port is not None and port != settings.value(key):

@@ -7,7 +7,7 @@ session of its own, is the service, the parent of everything else.
     killed                  who ends the rest
     the service             the supervisor: what the service started is handed to it by the kernel
     the supervisor          the service, which the kernel tells with SIGTERM
-    one of the others       the service, as docs/operations.md has it (Shutdown)
+    one of the others       the service, as docs/lifecycle.md has it (Shutdown)
     supervisor and service  the kernel most of it; the next start removes the folder
 
 Standard library alone: this process starts before anything heavy is imported, and never does it.

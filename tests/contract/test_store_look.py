@@ -321,5 +321,5 @@ def test_one_server_is_no_cluster(server: RedisServer) -> None:
 
 
 def test_the_rule_stands_in_the_documentation() -> None:
-    text = Path(__file__).parents[2].joinpath("docs", "operations.md").read_text()
+    text = Path(__file__).parents[2].joinpath("docs", "stores.md").read_text()
     assert RULE in " ".join(text.split())

@@ -1,7 +1,7 @@
 """Every fault against every kind of call, by one oracle: never wrong, never hung, all given back.
 
 Columns are the operations, rows are in `tests/support/fault_rows.py`; `fault_table.py` beside it
-says which of them hold each failure of docs/operations.md.
+says which of them hold each failure of docs/failures.md.
 """
 
 from __future__ import annotations
@@ -121,8 +121,8 @@ async def _what_is_left(rig: Rig, row: Row, operation: str, answer: Answer) -> N
 
 
 def test_every_failure_of_the_table_is_held() -> None:
-    """The table of docs/operations.md, this matrix and the tests that it names are one."""
-    assert failures_of((ROOT / "docs" / "operations.md").read_text()) == list(HELD)
+    """The table of docs/failures.md, this matrix and the tests that it names are one."""
+    assert failures_of((ROOT / "docs" / "failures.md").read_text()) == list(HELD)
     names = {name for held in (*HELD.values(), *ELSEWHERE.values()) for name in held}
     rows = {name for name in names if not name.startswith("tests/")}
     assert rows <= ROWS.keys()

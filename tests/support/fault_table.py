@@ -1,4 +1,4 @@
-"""What holds each failure of docs/operations.md: rows of the fault matrix, other tests."""
+"""What holds each failure of docs/failures.md: rows of the fault matrix, other tests."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Final
 
 Held = dict[str, tuple[str, ...]]
 
-HEADING: Final = "## Failures, as the node sees them"
+HEADING: Final = "## What the node sees"
 
 _CLIENT: Final = "tests/integration/test_client_faults.py::"
 _LOAD: Final = "tests/unit/test_client_load.py::"
@@ -126,14 +126,14 @@ HELD: Final[Held] = {
         "tests/integration/test_roles.py::test_a_token_that_leaked_is_taken_out",
     ),
     "a caller without the role that a call needs": ("role lacking",),
-    "no TLS connection, see [TLS](#tls)": (
+    "no TLS connection, see [TLS](tenants.md#tls)": (
         "no TLS there",
         _TLS + "test_an_authority_that_did_not_make_it",
         _TLS + "test_plaintext_to_a_tls_port",
     ),
     "a defect of the service": (_CLIENT + "test_a_handler_that_crashes",),
 }
-"""Failure, as docs/operations.md has it → what holds it."""
+"""Failure, as docs/failures.md has it → what holds it."""
 
 ELSEWHERE: Final[Held] = {
     "failover": (

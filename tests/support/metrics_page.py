@@ -59,7 +59,7 @@ def lines() -> Iterator[str]:
         for label in family.labels:
             yield f"| `{family.name}` | `{label.name}` | {_values(label)} |"
     yield ""
-    yield "Reasons are those of [the errors](../operations.md#failures-as-the-node-sees-them), in"
+    yield "Reasons are those of [the errors](../failures.md#what-the-node-sees), in"
     yield (
         "`lexico_proto/errors.py`: " + ", ".join(f"`{reason}`" for reason in sorted(ERRORS)) + "."
     )

@@ -288,9 +288,9 @@ def test_the_example_loads_and_names_every_setting() -> None:
 
 
 def test_every_setting_is_documented() -> None:
-    documented = (ROOT / "docs" / "operations.md").read_text()
+    documented = (ROOT / "docs" / "settings.md").read_text()
     for key, setting in SETTINGS.items():
-        assert f"`{key}`" in documented, f"{key} stands nowhere in docs/operations.md"
+        assert f"`{key}`" in documented, f"{key} stands nowhere in docs/settings.md"
         assert setting.variable == "LEXICO_STORE" or setting.variable.startswith("LEXICO_")
 
 
