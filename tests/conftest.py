@@ -1,6 +1,13 @@
-"""For every test: Triton's interpreter, and a Hypothesis that does not look at the clock."""
+"""For every test: Triton's interpreter, a Hypothesis without a clock, and signals that end."""
 
 import os
+import signal
+
+# What a shell in the background or nohup has us ignore, all that tests start and interrupt would
+# ignore too: a handler is not inherited, and does as little.
+for number in (signal.SIGINT, signal.SIGHUP):
+    if signal.getsignal(number) is signal.SIG_IGN:
+        signal.signal(number, lambda *_: None)
 
 if os.environ.get("LEXICO_TEST_GPU") != "1":
     from hypothesis import HealthCheck, settings

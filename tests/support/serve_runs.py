@@ -18,21 +18,21 @@ from tests.support.waiting import PATIENCE_S, wait_until
 
 
 class Run:
-    """A run of `lexico serve` whose temporary files lie in one folder."""
+    """A run of `lexico serve` whose temporary files lie in a folder, with its log."""
 
-    def __init__(self, folder: Path, *options: str, within: Sequence[str] = ()) -> None:
+    def __init__(self, folder: Path, log: Path, *options: str, within: Sequence[str] = ()) -> None:
         self.folder = folder
         self.address = folder / "address.json"
-        self._log = folder / "log"
+        self._log = log
         self._family: set[psutil.Process] = set()
         line = [sys.executable, "-m", "lexico_services", "serve", "--offload-port", "0"]
         line += ["--reload-port", "0", "--drain-seconds", "5", "--start-seconds", f"{PATIENCE_S}"]
         line += ["--address-file", str(self.address)]
-        with self._log.open("wb") as log:
+        with log.open("wb") as file:
             self.process = subprocess.Popen(
                 [*within, *line, *options],
                 stdout=subprocess.DEVNULL,
-                stderr=log,
+                stderr=file,
                 env={**environ, "TMPDIR": str(folder), "OMP_WAIT_POLICY": "passive"},
             )
 
@@ -79,7 +79,7 @@ class Run:
     def left(self) -> list[str]:
         """Temporary folders, and processes that do not end."""
         _, alive = psutil.wait_procs(list(self.family()), timeout=PATIENCE_S)
-        names = [p.name for p in self.folder.iterdir() if p not in (self.address, self._log)]
+        names = [p.name for p in self.folder.iterdir() if p != self.address]
         return names + [f"{process}" for process in alive]
 
     def end(self) -> None:
@@ -92,8 +92,14 @@ class Run:
 class Runs:
     """Starts them; all are over when the block of `serve_runs` is."""
 
-    def __init__(self, folder: Path) -> None:
+    def __init__(self, folder: Path, logs: Path) -> None:
+        """
+        Args:
+            folder: of all of them.
+            logs: a folder for what each of them says.
+        """
         self.folder = folder
+        self._logs = logs
         self._runs: list[Run] = []
 
     def __call__(self, *options: str, within: Sequence[str] = ()) -> Run:
@@ -102,7 +108,8 @@ class Runs:
             options: of `lexico serve`.
             within: a command that runs the one after it: `("unshare", "-n")`.
         """
-        self._runs.append(Run(self.folder, *options, within=within))
+        log = self._logs / f"{len(self._runs)}.log"
+        self._runs.append(Run(self.folder, log, *options, within=within))
         return self._runs[-1]
 
     def end(self) -> None:
@@ -115,9 +122,11 @@ class Runs:
 def serve_runs() -> Iterator[Runs]:
     """What starts runs in a new folder."""
     # Not pytest's folder: its path is too long for Ray's sockets.
-    runs = Runs(Path(tempfile.mkdtemp(prefix="lx", dir="/tmp")))
-    try:
-        yield runs
-    finally:
-        runs.end()
-        shutil.rmtree(runs.folder)
+    folder = Path(tempfile.mkdtemp(prefix="lx", dir="/tmp"))
+    with tempfile.TemporaryDirectory() as logs:
+        runs = Runs(folder, Path(logs))
+        try:
+            yield runs
+        finally:
+            runs.end()
+            shutil.rmtree(folder)
