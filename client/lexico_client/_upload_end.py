@@ -44,17 +44,22 @@ class UploadEnd:
         try:
             return await self._call
         except grpc.aio.AioRpcError as error:
-            for _ in range(_LOOKS):
-                if self._details != _NOT_THE_SERVICES:
-                    break
-                await asyncio.sleep(_LOOK_SECONDS)
-                self._note(self._call)
-            if self._code is None:
+            code, details, trailing = await self.status()
+            if code is None:
                 raise
-            if self._code is grpc.StatusCode.OK:
+            if code is grpc.StatusCode.OK:
                 early = InternalError("the service answered before it had the whole upload")
                 raise early from error
-            raise error_of(self._code, self._details, self._trailing) from error
+            raise error_of(code, details, trailing) from error
+
+    async def status(self) -> tuple[grpc.StatusCode | None, str | None, Any]:
+        """Code, details and trailing metadata of the ended call; None each where it has none."""
+        for _ in range(_LOOKS):
+            if self._details != _NOT_THE_SERVICES:
+                break
+            await asyncio.sleep(_LOOK_SECONDS)
+            self._note(self._call)
+        return self._code, self._details, self._trailing
 
     def _note(self, call: Any) -> None:
         """Called by grpc.aio inside the step that sets the status: nothing can replace it

@@ -11,6 +11,7 @@ import grpc
 from google.protobuf.descriptor import MethodDescriptor
 
 from lexico_proto.v1 import dictionaries_pb2, offload_pb2, reload_pb2, versions_pb2
+from tests.support.channels import service_channel
 from tests.support.services import Prompt, prompt, running_services
 
 CALL_S: Final = 20.0
@@ -50,8 +51,8 @@ async def attack(calls: int, seed: int) -> dict[str, Any]:
     known = list(methods())
     async with running_services() as services:
         channels = {
-            "Offload": grpc.aio.insecure_channel(services.offload_address),
-            "": grpc.aio.insecure_channel(services.reload_address),
+            "Offload": service_channel(services.offload_address),
+            "": service_channel(services.reload_address),
         }
         try:
             for _ in range(calls):

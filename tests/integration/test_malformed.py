@@ -10,6 +10,7 @@ import pytest
 from lexico_proto.errors import InvalidInput
 from lexico_proto.metrics import CALLS
 from tests.fuzz.rpcs import attack, methods
+from tests.support.channels import service_channel
 from tests.support.services import error_of, running_services
 from tests.support.waiting import PATIENCE_S
 
@@ -22,7 +23,7 @@ async def test_every_rpc(caplog: pytest.LogCaptureFixture) -> None:
         for path, method in methods():
             offload = ".Offload/" in path
             address = services.offload_address if offload else services.reload_address
-            async with grpc.aio.insecure_channel(address) as channel:
+            async with service_channel(address) as channel:
                 kind: Any = {
                     (False, False): channel.unary_unary,
                     (False, True): channel.unary_stream,

@@ -18,6 +18,7 @@ from lexico_proto.v1 import reload_pb2_grpc
 from lexico_store import MemoryStore
 from lexico_store.lifetimes import Found
 from lexico_store.scopes import SHARED_SCOPE
+from tests.support.channels import service_channel
 from tests.support.dictionaries import random_set
 from tests.support.reload_pages import (
     KEYS,
@@ -28,7 +29,6 @@ from tests.support.reload_pages import (
     stream_of,
 )
 from tests.support.reload_server import nothing_buffered, running
-from tests.support.services import CHANNEL_OPTIONS
 from tests.support.waiting import PATIENCE_S, lingering, skip_ahead, until
 
 
@@ -63,7 +63,7 @@ async def test_a_peer_that_goes_is_no_defect(caplog: pytest.LogCaptureFixture) -
     async with running(filled(20, 1, MIB)) as services:
         target = f"127.0.0.1:{services.server.port}"
         for _ in range(8):
-            async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+            async with service_channel(target) as channel:
                 call = reload_pb2_grpc.ReloadStub(channel).Get(
                     pb.GetRequest(page_keys=KEYS, groups=1)
                 )

@@ -6,14 +6,12 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
-import grpc
-
 from lexico_proto.v1 import dictionaries_pb2_grpc, reload_pb2_grpc
 from lexico_proto.v1 import reload_pb2 as pb
 from lexico_services.config import ListenConfig, ReloadConfig
 from lexico_services.reload.server import ReloadServer
 from lexico_store import PageStore
-from tests.support.services import CHANNEL_OPTIONS
+from tests.support.channels import service_channel
 from tests.support.waiting import PATIENCE_S, until
 
 
@@ -37,7 +35,7 @@ async def running(store: PageStore, **bounds: object) -> AsyncIterator[Reload]:
     server = ReloadServer(store, ListenConfig(drain_s=1.0), config)
     await server.start()
     target = f"127.0.0.1:{server.port}"
-    async with grpc.aio.insecure_channel(target, options=CHANNEL_OPTIONS) as channel:
+    async with service_channel(target) as channel:
         yield Reload(
             server,
             reload_pb2_grpc.ReloadStub(channel),

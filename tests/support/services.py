@@ -31,12 +31,12 @@ from lexico_services.reload.server import ReloadServer
 from lexico_services.server import GrpcServer
 from lexico_store import MemoryStore, PageStore
 from lexico_worker.page_encoder import PageEncoder
+from tests.support.channels import service_channel
 from tests.support.waiting import PATIENCE_S
 
 Messages = list[offload_pb2.PutRequest]
 
 TINY = Geometry(layers=3, kv_heads=2, head_dim=8, dtype="float32")
-CHANNEL_OPTIONS = (("grpc.max_receive_message_length", 2 << 20),)
 
 
 @dataclass
@@ -100,8 +100,8 @@ async def running_services(
     offload_address, reload_address = f"127.0.0.1:{front.port}", f"127.0.0.1:{back.port}"
     try:
         async with (
-            grpc.aio.insecure_channel(offload_address, options=CHANNEL_OPTIONS) as up,
-            grpc.aio.insecure_channel(reload_address, options=CHANNEL_OPTIONS) as down,
+            service_channel(offload_address) as up,
+            service_channel(reload_address) as down,
         ):
             yield Services(
                 offload_pb2_grpc.OffloadStub(up),
