@@ -12,6 +12,7 @@ from tests.support.servers import free_port
 from tests.support.tutorial import ROOT, TUTORIAL, blocks_of, is_as_said, ran
 
 
+@pytest.mark.timeout(3600)
 def test_every_command_prints_what_stands_below_it(tmp_path: Path) -> None:
     """All but the installation: `make test-tutorial` begins with a clone."""
     text = TUTORIAL.read_text()
