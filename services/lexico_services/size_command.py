@@ -1,0 +1,108 @@
+"""`lexico size`: what a load of prompts needs."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, Final
+
+from lexico_proto.errors import ConfigurationError
+from lexico_services.sizing import (
+    STORED_FRACTION,
+    CacheShape,
+    Load,
+    Needs,
+    needs,
+    shape_of_config,
+)
+
+_SHAPE: Final = ("layers", "kv_heads", "head_dim")
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of the command."""
+    model = parser.add_argument_group("model")
+    model.add_argument("--model", type=Path, metavar="FOLDER", help="its config.json is read")
+    for name in _SHAPE:
+        model.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
+    model.add_argument("--value-bytes", type=int, choices=(2, 4), default=2, help="of the cache")
+    load = parser.add_argument_group("load")
+    load.add_argument("--prompts-per-second", type=float, required=True, metavar="N")
+    load.add_argument("--prompt-tokens", type=float, required=True, metavar="N", help="mean")
+    load.add_argument("--hit-rate", type=float, required=True, metavar="SHARE", help="of tokens")
+    load.add_argument("--ttl-seconds", type=float, default=86400.0, metavar="S")
+    load.add_argument(
+        "--used-seconds", type=float, default=0.0, metavar="S", help="first use to last, mean"
+    )
+    codec = parser.add_mutually_exclusive_group()
+    codec.add_argument("--preset", choices=tuple(STORED_FRACTION), default="balanced")
+    codec.add_argument(
+        "--fraction", type=float, metavar="SHARE", help="stored / 16-bit bytes, as measured"
+    )
+    parser.add_argument(
+        "--prefill-rate", type=float, metavar="N", help="tokens a second that a GPU prefills"
+    )
+    parser.add_argument("--json", action="store_true", help="for programs")
+
+
+def run(options: argparse.Namespace) -> str:
+    """What the command prints.
+
+    Raises:
+        ConfigurationError: an option that cannot be used.
+    """
+    fraction = STORED_FRACTION[options.preset] if options.fraction is None else options.fraction
+    if not 0 < fraction <= 2:
+        raise ConfigurationError(f"--fraction is {fraction:g}: bytes stored / bytes in 16 bits")
+    if options.prefill_rate is not None and not options.prefill_rate > 0:
+        raise ConfigurationError(f"--prefill-rate is {options.prefill_rate:g}: it must be above 0")
+    shape = _shape(options)
+    load = Load(
+        options.prompts_per_second,
+        options.prompt_tokens,
+        options.hit_rate,
+        options.ttl_seconds,
+        options.used_seconds,
+    )
+    needed = needs(shape, load, fraction)
+    gpus = (
+        None if options.prefill_rate is None else needed.saved_tokens_per_s / options.prefill_rate
+    )
+    if options.json:
+        numbers: dict[str, Any] = {"bytes_per_token": shape.bytes_per_token, **asdict(needed)}
+        return json.dumps({**numbers, "saved_gpus": gpus}, indent=1)
+    return "\n".join(_lines(shape, needed, gpus))
+
+
+def _shape(options: argparse.Namespace) -> CacheShape:
+    given = [getattr(options, name) for name in _SHAPE]
+    if options.model is not None and given == [None] * 3:
+        return shape_of_config(options.model)
+    if options.model is not None or None in given:
+        raise ConfigurationError("give --model, or --layers, --kv-heads and --head-dim")
+    if min(given) < 1:
+        raise ConfigurationError("--layers, --kv-heads and --head-dim must be above 0")
+    layers, kv_heads, head_dim = given
+    return CacheShape(layers, kv_heads, head_dim, options.value_bytes)
+
+
+def _lines(shape: CacheShape, needed: Needs, gpus: float | None) -> list[str]:
+    rows = [
+        ("cache", f"{shape.bytes_per_token / 1e3:,.1f} kB a token, as the model has it"),
+        ("store", f"{needed.store_bytes / 2**30:,.1f} GiB of maxmemory"),
+        ("offload", f"{needed.offload_bytes_per_s * 8e-9:,.2f} Gbit/s from nodes to ingresses"),
+        ("reload", f"{needed.reload_bytes_per_s * 8e-9:,.3f} Gbit/s from reload servers to nodes"),
+        ("encoders", f"{needed.encoder_cores:,.1f} CPU cores; on a GPU it was not measured"),
+        ("decoding", f"{needed.decoder_cores:,.1f} CPU cores over all nodes"),
+        ("reload servers", f"{needed.reload_servers:,.2f}; have two at least"),
+        ("prefill saved", f"{needed.saved_tokens_per_s:,.0f} tokens a second"),
+    ]
+    if gpus is not None:
+        rows.append(("GPUs saved", f"{gpus:,.1f}"))
+    width = max(len(name) for name, _ in rows)
+    return [
+        *(f"{name:<{width}}  {text}" for name, text in rows),
+        "These are means: have twice of it for peaks, and measure with your model and texts.",
+    ]
