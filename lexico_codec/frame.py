@@ -7,6 +7,7 @@ input before it is used, and any difference from what the caller expects is an e
 from __future__ import annotations
 
 import struct
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -100,9 +101,22 @@ def parse_frame(frame: bytes | bytearray | memoryview) -> tuple[FrameHeader, mem
         NewerFrame: sound, of a version that this build does not read.
     """
     view = memoryview(frame).cast("B")
-    if not HEADER_BYTES <= len(view) <= MAX_PARSED_FRAME_BYTES:
+    return parse_runs([view]), view[HEADER_BYTES:]
+
+
+def parse_runs(runs: Sequence[memoryview]) -> FrameHeader:
+    """Header of a frame whose checksum holds, and whose bytes lie in several places.
+
+    Args:
+        runs: the bytes, in order; all of the header, or of what is shorter, is in the first.
+
+    Raises:
+        DamagedFrame, NewerFrame: as `parse_frame`.
+    """
+    size = sum(map(len, runs))
+    if not HEADER_BYTES <= size <= MAX_PARSED_FRAME_BYTES:
         raise DamagedFrame(
-            f"a frame of {len(view)} bytes: outside {HEADER_BYTES}..{MAX_PARSED_FRAME_BYTES}"
+            f"a frame of {size} bytes: outside {HEADER_BYTES}..{MAX_PARSED_FRAME_BYTES}"
         )
     (
         magic,
@@ -122,15 +136,13 @@ def parse_frame(frame: bytes | bytearray | memoryview) -> tuple[FrameHeader, mem
         page_key,
         dictionary,
         geometry,
-    ) = _FIELDS.unpack_from(view)
+    ) = _FIELDS.unpack_from(runs[0])
     if magic != MAGIC:
         raise DamagedFrame("not a frame: the magic bytes are missing")
-    if version == VERSION and body_bytes != len(view) - HEADER_BYTES:
-        raise DamagedFrame(
-            f"frame declares {body_bytes} body bytes, has {len(view) - HEADER_BYTES}"
-        )
-    body = view[HEADER_BYTES:]
-    if _CHECKSUM.unpack_from(view, _FIELDS.size)[0] != _checksum(view[: _FIELDS.size], body):
+    if version == VERSION and body_bytes != size - HEADER_BYTES:
+        raise DamagedFrame(f"frame declares {body_bytes} body bytes, has {size - HEADER_BYTES}")
+    checked = (runs[0][: _FIELDS.size], runs[0][HEADER_BYTES:], *runs[1:])
+    if _CHECKSUM.unpack_from(runs[0], _FIELDS.size)[0] != _checksum(*checked):
         raise DamagedFrame("frame checksum does not hold")
     if version > VERSION:
         raise NewerFrame(
@@ -145,7 +157,7 @@ def parse_frame(frame: bytes | bytearray | memoryview) -> tuple[FrameHeader, mem
     dtype = next((name for name, code in DTYPE_CODES.items() if code == dtype_code), None)
     if dtype is None:
         raise DamagedFrame(f"frame dtype code {dtype_code} is unknown")
-    header = FrameHeader(
+    return FrameHeader(
         codec_id=codec_id,
         dtype=dtype,
         sink_tokens=sink_tokens,
@@ -159,7 +171,6 @@ def parse_frame(frame: bytes | bytearray | memoryview) -> tuple[FrameHeader, mem
         dictionary=bytes(dictionary),
         geometry=bytes(geometry),
     )
-    return header, body
 
 
 def expect_frame(frame: bytes | bytearray | memoryview, expected: FrameHeader) -> memoryview:
@@ -179,8 +190,8 @@ def expect_frame(frame: bytes | bytearray | memoryview, expected: FrameHeader) -
     return body
 
 
-def _checksum(fields: bytes | memoryview, body: memoryview) -> int:
+def _checksum(*runs: bytes | memoryview) -> int:
     checksum = Checksum()
-    checksum.add(fields)
-    checksum.add(body)
+    for run in runs:
+        checksum.add(run)
     return checksum.value()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Final
 
-from lexico_codec.put_messages import varint
+from lexico_codec.put_messages import UnsealedMessage, varint
 from lexico_proto.limits import PIECE_BYTES
 from lexico_proto.v1 import reload_pb2 as pb
 
@@ -13,21 +13,37 @@ _FRAME_TAG: Final = bytes((pb.GetResponse.FRAME_FIELD_NUMBER << 3 | 2,))
 _DATA_TAG: Final = bytes((pb.FramePart.DATA_FIELD_NUMBER << 3 | 2,))
 
 
-def frame_messages(page: int, group: int, frame: bytes | memoryview) -> Iterator[bytes]:
+class FrameMessages:
     """The GetResponses that carry a frame, each with a piece of at most `PIECE_BYTES`.
 
-    Args:
-        page: position of the page in the request.
-        group: index of the layer group.
-        frame: the whole of it; each piece is copied once, into its message.
+    The frame is written into them, and is copied no more before gRPC has it.
     """
-    # Protobuf writes fields by their numbers, and the data has the last one.
-    fields = pb.FramePart(page=page, group=group, frame_bytes=len(frame)).SerializeToString()
-    view = memoryview(frame)
-    for start in range(0, len(frame), PIECE_BYTES):
-        piece = view[start : start + PIECE_BYTES]
-        head = fields + _DATA_TAG + varint(len(piece))
-        yield b"".join((_FRAME_TAG, varint(len(head) + len(piece)), head, piece))
+
+    def __init__(self, page: int, group: int, frame_bytes: int) -> None:
+        """
+        Args:
+            page: position of the page in the request.
+            group: index of the layer group.
+            frame_bytes: length of the whole frame.
+        """
+        # Protobuf writes fields by their numbers, and the data has the last one.
+        fields = pb.FramePart(page=page, group=group, frame_bytes=frame_bytes).SerializeToString()
+        self._messages = []
+        for start in range(0, frame_bytes, PIECE_BYTES):
+            size = min(PIECE_BYTES, frame_bytes - start)
+            head = fields + _DATA_TAG + varint(size)
+            prefix = _FRAME_TAG + varint(len(head) + size) + head
+            self._messages.append(UnsealedMessage(prefix, size))
+
+    @property
+    def runs(self) -> tuple[memoryview, ...]:
+        """Where the bytes of the frame go, in order, until the messages are sealed."""
+        return tuple(message.payload for message in self._messages)
+
+    def sealed(self) -> Iterator[bytes]:
+        """The messages, once the frame is there whole. To be gone through once."""
+        for message in self._messages:
+            yield message.seal()
 
 
 def miss_message(page: int, reason: pb.MissReason) -> bytes:

@@ -9,8 +9,10 @@ is read.
 
 from __future__ import annotations
 
+import ctypes
 import io
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final
 
 from google.protobuf.message import DecodeError
@@ -41,27 +43,28 @@ PutPart = pb.PutHeader | PageEnd | memoryview | Malformed
 
 _DATA_TAG: Final = bytes((pb.PutRequest.DATA_FIELD_NUMBER << 3 | 2,))
 _MAX_VARINT_BYTES: Final = 5
+_unwritten_bytes: Final = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, ctypes.c_ssize_t)(
+    ("PyBytes_FromStringAndSize", ctypes.pythonapi)
+)
+"""By NULL and a length: bytes that nobody has cleared. Clearing them costs as much as the copy that
+is saved."""
 
 
-class DataMessage:
-    """A data message in the making: its payload is written where it will be sent from.
+class UnsealedMessage:
+    """A message in the making: its payload is written where it will be sent from.
 
     gRPC for Python takes `bytes` alone, which nobody can write into. `io.BytesIO` lends out the
     memory of its bytes while they are its own, and afterwards gives them away without a copy.
     """
 
-    def __init__(self, size: int) -> None:
+    def __init__(self, prefix: bytes, size: int) -> None:
         """
         Args:
-            size: bytes of payload, 1..`PIECE_BYTES`.
-
-        Raises:
-            InvalidInput: another size.
+            prefix: what stands before the payload.
+            size: bytes of payload. They hold whatever was in that memory: all are to be written
+                before anyone sees the message.
         """
-        if not 0 < size <= PIECE_BYTES:
-            raise InvalidInput(f"a data message of {size} bytes: outside 1..{PIECE_BYTES}")
-        prefix = _DATA_TAG + varint(size)
-        self._memory = io.BytesIO(bytes(len(prefix) + size))
+        self._memory = io.BytesIO(_unwritten_bytes(None, len(prefix) + size))
         self._whole = self._memory.getbuffer()
         self._whole[: len(prefix)] = prefix
         self.payload = self._whole[len(prefix) :]
@@ -75,6 +78,22 @@ class DataMessage:
         self.payload.release()
         self._whole.release()
         return self._memory.getvalue()
+
+
+class DataMessage(UnsealedMessage):
+    """A data message in the making."""
+
+    def __init__(self, size: int) -> None:
+        """
+        Args:
+            size: bytes of payload, 1..`PIECE_BYTES`.
+
+        Raises:
+            InvalidInput: another size.
+        """
+        if not 0 < size <= PIECE_BYTES:
+            raise InvalidInput(f"a data message of {size} bytes: outside 1..{PIECE_BYTES}")
+        super().__init__(_DATA_TAG + varint(size), size)
 
 
 def header_message(header: pb.PutHeader) -> bytes:
@@ -111,6 +130,7 @@ def parse_put(message: bytes) -> PutPart:
     return Malformed("a message without header, data or page end")
 
 
+@lru_cache(maxsize=256)  # most pieces are of one length
 def varint(value: int) -> bytes:
     """A length as protobuf writes it: seven bits a byte, the lowest first."""
     written = bytearray()

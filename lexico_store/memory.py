@@ -116,10 +116,15 @@ class MemoryStore(PageStore):
             self._keep(name, entry)
             return True
 
-    def _read(self, names: Sequence[str], group: int, room: Room | None) -> list[Frame | None]:
+    def _read(
+        self, names: Sequence[str], groups: Sequence[int], room: Room | None
+    ) -> list[Frame | None]:
         with self._lock:
             entries = [self._live(name) for name in names]
-        return [e.frames[group] if e and group < len(e.frames) else None for e in entries]
+        return [
+            entry.frames[group] if entry and group < len(entry.frames) else None
+            for entry, group in zip(entries, groups, strict=True)
+        ]
 
     def _frame_bytes(self, names: Sequence[str], groups: Sequence[int]) -> list[list[int]]:
         with self._lock:

@@ -12,9 +12,11 @@ from typing import Final
 from redis import exceptions as redis_exceptions
 
 from lexico_proto.limits import MAX_FRAME_BYTES
+from lexico_store.room import Runs
 
 _AHEAD_BYTES: Final = 4096
-"""Longest line, and most of a long reply that is copied: what came along with its first line."""
+"""Longest line, and most of a long reply that is copied at either end: what came along with a line
+before or behind it."""
 
 
 class BulkReplies:
@@ -35,7 +37,7 @@ class BulkReplies:
         self._ahead = memoryview(bytearray(_AHEAD_BYTES))
         self._start = self._end = 0
 
-    def next(self, room: Callable[[int], memoryview]) -> memoryview | bytes | Exception | None:
+    def next(self, room: Callable[[int], Runs]) -> Runs | bytes | Exception | None:
         """The next reply: a bulk string in the memory that `room` gives for its length, a line's
         text, None for what is not there, or an error of the server's.
 
@@ -65,21 +67,34 @@ class BulkReplies:
         if self._start != self._end:
             raise redis_exceptions.InvalidResponse("a reply that nobody asked for")
 
-    def _bulk(self, text: bytes, room: Callable[[int], memoryview]) -> memoryview | None:
+    def _bulk(self, text: bytes, room: Callable[[int], Runs]) -> Runs | None:
         length = _number(text)
         if length == -1:
             return None
         if not 0 <= length <= MAX_FRAME_BYTES:
             raise redis_exceptions.InvalidResponse(f"a value of {length} bytes is no frame")
-        value = room(length)
-        here = min(length, self._end - self._start)
-        value[:here] = self._ahead[self._start : self._start + here]
-        self._start += here
-        while here < length:
-            here += self._more(value[here:])
+        runs = room(length)
+        for run in runs:
+            self._fill(run)
         if self._line():
             raise redis_exceptions.InvalidResponse("a value that is longer than was said")
-        return value
+        return runs
+
+    def _fill(self, run: memoryview) -> None:
+        """The end of a long run is read along with what follows it, and copied."""
+        done = self._copied(run)
+        while len(run) - done >= _AHEAD_BYTES:
+            done += self._more(run[done:])
+        while done < len(run):
+            self._start, self._end = 0, self._more(self._ahead)
+            done += self._copied(run[done:])
+
+    def _copied(self, into: memoryview) -> int:
+        """Bytes that were ahead and go there."""
+        size = min(len(into), self._end - self._start)
+        into[:size] = self._ahead[self._start : self._start + size]
+        self._start += size
+        return size
 
     def _line(self) -> bytes:
         """The next line, without its end."""
@@ -101,9 +116,9 @@ class BulkReplies:
         return received
 
 
-def bytearray_room(length: int) -> memoryview:
+def bytearray_room(length: int) -> Runs:
     """Room of its own for one value."""
-    return memoryview(bytearray(length))
+    return (memoryview(bytearray(length)),)
 
 
 def _number(text: bytes) -> int:

@@ -13,6 +13,7 @@ from lexico_store.deadline import remaining_s, within
 from lexico_store.redis_bulk import BulkReplies, bytearray_room
 from lexico_store.redis_errors import cause_of_abort, is_lost
 from lexico_store.redis_pool import LongValue
+from lexico_store.room import Runs
 
 Argument = bytes | LongValue | str | int
 Command = tuple[Argument, ...]
@@ -34,7 +35,7 @@ class Unit(NamedTuple):
     atomic: bool = False
     waits: bool = True
     """Whether it is tried again while a part of its keys is on either side of a slot's move."""
-    room: Callable[[int], memoryview] | None = None
+    room: Callable[[int], Runs] | None = None
     """Of a single command whose reply is one long string: memory for it, by its length."""
 
     @property

@@ -167,11 +167,16 @@ class RedisStore(PageStore):
             return False
         return bool(self._servers.run([("PEXPIRE", name, life_ms, "XX")])[0])
 
-    def _read(self, names: Sequence[str], group: int, room: Room | None) -> list[Frame | None]:
-        field = keys.group_field(group)
+    def _read(
+        self, names: Sequence[str], groups: Sequence[int], room: Room | None
+    ) -> list[Frame | None]:
+        commands = [
+            ("HGET", name, keys.group_field(group))
+            for name, group in zip(names, groups, strict=True)
+        ]
         units = [
-            Unit((("HGET", name, field),), room=None if room is None else partial(room, place))
-            for place, name in enumerate(names)
+            Unit((command,), room=None if room is None else partial(room, place))
+            for place, command in enumerate(commands)
         ]
         frames: list[Frame | None] = []
         for start in range(0, len(units), READ_WINDOW):

@@ -159,16 +159,25 @@ class PageStore(Records):
     def read(
         self, scope: bytes, keys: Sequence[bytes], group: int, room: Room | None = None
     ) -> list[Frame | None]:
-        """Layer group `group` of many pages, in order; None for a page or group that is not there.
+        """Layer group `group` of many pages, as `read_frames`."""
+        checks.check_group(group)
+        return self.read_frames(scope, [(key, group) for key in keys], room)
+
+    def read_frames(
+        self, scope: bytes, places: Sequence[tuple[bytes, int]], room: Room | None = None
+    ) -> list[Frame | None]:
+        """Frames by key and layer group, in order; None for a page or group that is not there.
 
         A store that would have to copy a frame puts it into `room`, if that is given.
 
-        Two calls may fall on either side of a new commit of the page: `read_page` is for all groups
-        at one moment.
+        Two frames may be read on either side of a new commit of their page: `read_page` is for all
+        groups at one moment.
         """
-        checks.check_group(group)
-        names = _page_names(scope, keys)
-        return self._read(names, group, room) if names else []
+        for group in {group for _, group in places}:
+            checks.check_group(group)
+        names = _page_names(scope, [key for key, _ in places])
+        groups = [group for _, group in places]
+        return self._read(names, groups, room) if names else []
 
     def frame_bytes(
         self, scope: bytes, keys: Sequence[bytes], groups: Sequence[int]
@@ -343,7 +352,9 @@ class PageStore(Records):
     ) -> bool: ...
 
     @abstractmethod
-    def _read(self, names: Sequence[str], group: int, room: Room | None) -> list[Frame | None]: ...
+    def _read(
+        self, names: Sequence[str], groups: Sequence[int], room: Room | None
+    ) -> list[Frame | None]: ...
 
     @abstractmethod
     def _frame_bytes(self, names: Sequence[str], groups: Sequence[int]) -> list[list[int]]: ...

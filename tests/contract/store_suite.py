@@ -16,6 +16,7 @@ from lexico_proto.errors import InvalidInput, StoreUnavailable
 from lexico_proto.limits import MAX_GROUPS
 from lexico_store import PageStore
 from lexico_store.lease import Lease
+from lexico_store.room import Runs
 from lexico_store.store import CHUNK_BYTES
 from tests.contract.sequence_suite import TTL_S, SequenceSuite, key_of
 from tests.support.waiting import PATIENCE_S, wait_until
@@ -100,16 +101,25 @@ class StoreSuite(SequenceSuite):
         for key, frames in zip(keys, pages, strict=True):
             store.commit(scope, key, [frames[0] + b"." * longer], TTL_S)
         absent = key_of(len(pages))
-        given: dict[int, memoryview] = {}
+        given: dict[int, Runs] = {}
 
-        def room(place: int, length: int) -> memoryview:
-            given[place] = memoryview(bytearray(length))
+        def room(place: int, length: int) -> Runs:
+            sizes = (length // 3, length - length // 3)
+            given[place] = tuple(memoryview(bytearray(size)) for size in sizes)
             return given[place]
 
         found = store.read(scope, [*keys, absent], 0, room)
-        assert found == [*(frames[0] + b"." * longer for frames in pages), None]
-        assert all(found[place] is view for place, view in given.items())
+        read = [b"".join(frame) if isinstance(frame, tuple) else frame for frame in found]
+        assert read == [*(frames[0] + b"." * longer for frames in pages), None]
+        assert all(found[place] is runs for place, runs in given.items())
         assert len(pages) not in given
+
+    def test_frames_of_several_groups_in_one_call(self, store: PageStore, scope: bytes) -> None:
+        for n in range(3):
+            store.commit(scope, key_of(n), [b"%d of %d" % (group, n) for group in range(4)], TTL_S)
+        places = [(key_of(2), 3), (key_of(0), 1), (key_of(9), 0), (key_of(2), 0), (key_of(1), 4)]
+        assert store.read_frames(scope, places) == [b"3 of 2", b"1 of 0", None, b"0 of 2", None]
+        assert store.read_frames(scope, []) == []
 
     def test_most_frames(self, store: PageStore, scope: bytes) -> None:
         frames = [bytes([n]) for n in range(MAX_GROUPS)]

@@ -93,12 +93,12 @@ async def test_a_page_that_goes_meanwhile_ends_the_prefix(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     class Evicting(MemoryStore):
-        def read(
-            self, scope: bytes, keys: Sequence[bytes], group: int, room: Room | None = None
+        def read_frames(
+            self, scope: bytes, places: Sequence[tuple[bytes, int]], room: Room | None = None
         ) -> list[Frame | None]:
-            frames = super().read(scope, keys, group, room)
-            pairs = zip(keys, frames, strict=True)
-            return [None if group == 1 and key == KEYS[1] else frame for key, frame in pairs]
+            frames = super().read_frames(scope, places, room)
+            pairs = zip(places, frames, strict=True)
+            return [None if place == (KEYS[1], 1) else frame for place, frame in pairs]
 
     store = Evicting()
     for page in range(4):
@@ -114,12 +114,12 @@ async def test_a_page_that_goes_meanwhile_ends_the_prefix(
 @pytest.mark.parametrize("frame_bytes", [299, 301, 5000])
 async def test_a_page_that_is_replaced_meanwhile_ends_the_prefix(frame_bytes: int) -> None:
     class Replacing(MemoryStore):
-        def read(
-            self, scope: bytes, keys: Sequence[bytes], group: int, room: Room | None = None
+        def read_frames(
+            self, scope: bytes, places: Sequence[tuple[bytes, int]], room: Room | None = None
         ) -> list[Frame | None]:
-            if group == 1:
+            if any(group == 1 for _, group in places):
                 fill(self, 2, 3, frame_bytes)  # other lengths than were said before
-            return super().read(scope, keys, group, room)
+            return super().read_frames(scope, places, room)
 
     store = Replacing()
     for page in range(4):

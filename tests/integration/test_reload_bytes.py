@@ -33,12 +33,12 @@ class Measuring(MemoryStore):
         self.go = threading.Event()
         self.go.set()
 
-    def read(
-        self, scope: bytes, keys: Sequence[bytes], group: int, room: Room | None = None
+    def read_frames(
+        self, scope: bytes, places: Sequence[tuple[bytes, int]], room: Room | None = None
     ) -> list[Frame | None]:
-        self.reads.append(len(keys))
+        self.reads.append(len(places))
         self.go.wait(PATIENCE_S)
-        return super().read(scope, keys, group, room)
+        return super().read_frames(scope, places, room)
 
     def frame_bytes(
         self, scope: bytes, keys: Sequence[bytes], groups: Sequence[int]
@@ -63,15 +63,16 @@ async def test_bytes_are_bounded_whatever_frames_are_long() -> None:
         assert budget.peak <= limit
 
 
-async def test_small_frames_are_read_many_at_a_time() -> None:
+async def test_small_frames_are_read_many_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(frame_reader, "BATCH_BYTES", 30 * 300)
     store = Measuring()
     for page in range(20):
-        fill(store, page, 2)
+        fill(store, page, 3)
     async with running(store, max_buffered_bytes=MAX_FRAME_BYTES) as services:
-        await services.get(KEYS, 2)
-        assert services.server.buffers.peak == 2 * 20 * 300  # one is sent, one is read
-    assert store.reads == [20, 20]
-    assert store.measured == [40]
+        await services.get(KEYS, 3)
+        assert services.server.buffers.peak == 2 * 30 * 300  # one is sent, one is read
+    assert store.reads == [30, 30]  # and one ends the second group
+    assert store.measured == [60]
 
 
 async def test_lengths_are_asked_for_in_bounded_numbers(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -94,7 +95,7 @@ async def test_large_frames_are_read_up_to_a_number_of_bytes() -> None:
     async with running(store) as services:
         await services.get(KEYS[:7])
         assert services.server.buffers.peak <= 2 * frame_reader.BATCH_BYTES
-    assert store.reads == [2, 2, 2, 1]
+    assert store.reads == [1, 1, 1, 2, 2]  # the first ones are shorter: the caller waits for them
 
 
 async def test_what_is_not_there_is_not_read() -> None:

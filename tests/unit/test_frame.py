@@ -22,6 +22,7 @@ from lexico_codec.frame import (
     frame_parts,
     pack_frame,
     parse_frame,
+    parse_runs,
 )
 from lexico_proto.errors import DamagedFrame, FrameMismatch, NewerFrame
 
@@ -104,6 +105,16 @@ def test_round_trip(header: FrameHeader, body: bytes) -> None:
     assert read == header
     assert bytes(content) == body
     assert bytes(expect_frame(bytes(frame), header)) == body
+
+
+@given(st.binary(max_size=300), st.integers(HEADER_BYTES, 300), st.integers(1, 300))
+def test_a_frame_in_several_places(body: bytes, first: int, next_: int) -> None:
+    view = memoryview(pack_frame(HEADER, body))
+    runs = [view[:first], view[first : first + next_], view[first + next_ :]]
+    assert parse_runs(runs) == HEADER
+    damaged = [*runs[:-1], memoryview(bytes(runs[-1]) + b"x")]
+    with pytest.raises(DamagedFrame):
+        parse_runs(damaged)
 
 
 def test_bytes_are_pinned() -> None:

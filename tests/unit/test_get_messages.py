@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from lexico_codec.get_messages import frame_messages, miss_message
+from lexico_codec.get_messages import FrameMessages, miss_message
 from lexico_proto.limits import PIECE_BYTES
 from lexico_proto.v1 import reload_pb2 as pb
 
@@ -27,15 +27,30 @@ def by_protobuf(page: int, group: int, frame: bytes) -> list[bytes]:
     ]
 
 
+def written(page: int, group: int, frame: bytes) -> list[bytes]:
+    messages, start = FrameMessages(page, group, len(frame)), 0
+    for run in messages.runs:
+        run[:] = frame[start : start + len(run)]
+        start += len(run)
+    assert start == len(frame)
+    return list(messages.sealed())
+
+
 @given(page=U32, group=U32, frame=st.binary(min_size=1, max_size=20_000))
 def test_any_frame(page: int, group: int, frame: bytes) -> None:
-    assert list(frame_messages(page, group, frame)) == by_protobuf(page, group, frame)
+    assert written(page, group, frame) == by_protobuf(page, group, frame)
 
 
 @pytest.mark.parametrize("size", [PIECE_BYTES - 1, PIECE_BYTES, PIECE_BYTES + 1, 2 * PIECE_BYTES])
 def test_frames_of_several_pieces(size: int) -> None:
     frame = bytes(range(251)) * (size // 251 + 1)
-    assert list(frame_messages(3, 0, frame[:size])) == by_protobuf(3, 0, frame[:size])
+    assert written(3, 0, frame[:size]) == by_protobuf(3, 0, frame[:size])
+
+
+def test_a_frame_of_no_bytes_has_no_messages() -> None:
+    messages = FrameMessages(0, 0, 0)
+    assert messages.runs == ()
+    assert list(messages.sealed()) == []
 
 
 @given(U32, st.sampled_from(pb.MissReason.values()))

@@ -123,6 +123,7 @@ def test_a_sealed_message_is_not_copied_and_not_written_any_more() -> None:
 
 def test_a_writer_that_is_still_there_cannot_change_a_sealed_message() -> None:
     message = DataMessage(100)
+    message.payload[:] = bytes(100)
     array, view = np.frombuffer(message.payload, np.uint8), memoryview(message.payload)
     sealed = message.seal()
     array[:] = 7

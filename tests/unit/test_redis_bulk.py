@@ -11,6 +11,7 @@ from redis import exceptions as redis_exceptions
 
 from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_store.redis_bulk import BulkReplies, bytearray_room
+from lexico_store.room import Runs
 
 VALUES = st.lists(st.none() | st.binary(max_size=9000), max_size=8)
 
@@ -32,6 +33,16 @@ def replies(data: bytes, sizes: list[int] | None = None) -> BulkReplies:
     return BulkReplies(arriving(data, sizes), redis_exceptions.ResponseError)
 
 
+def runs_of(length: int, run: int) -> Runs:
+    """Room in pieces of at most `run` bytes."""
+    return tuple(memoryview(bytearray(min(run, length - at))) for at in range(0, length, run))
+
+
+def whole(found: Runs | bytes | Exception | None) -> object:
+    """A value in one piece."""
+    return b"".join(found) if isinstance(found, tuple) else found
+
+
 def wire(value: bytes | None) -> bytes:
     return b"$-1\r\n" if value is None else b"$%d\r\n%b\r\n" % (len(value), value)
 
@@ -39,15 +50,31 @@ def wire(value: bytes | None) -> bytes:
 @given(VALUES, st.lists(st.integers(1, 6000), max_size=60))
 def test_values_arrive_whole_in_any_pieces(values: list[bytes | None], sizes: list[int]) -> None:
     reading = replies(b"".join(map(wire, values)), sizes)
-    assert [reading.next(bytearray_room) for _ in values] == values
+    assert [whole(reading.next(bytearray_room)) for _ in values] == values
+    reading.end()
+
+
+@given(
+    st.lists(st.binary(min_size=2, max_size=20_000), min_size=1, max_size=4),
+    st.integers(1, 9000),
+    st.lists(st.integers(1, 6000), max_size=60),
+)
+def test_values_arrive_in_several_places(values: list[bytes], run: int, sizes: list[int]) -> None:
+    reading = replies(b"".join(map(wire, values)), sizes)
+    for value in values:
+        found = reading.next(lambda length: runs_of(length, run))
+        assert isinstance(found, tuple)
+        assert [bytes(each) for each in found] == [
+            value[at : at + run] for at in range(0, len(value), run)
+        ]
     reading.end()
 
 
 def test_a_value_is_where_it_was_wanted() -> None:
     memory = memoryview(bytearray(100))
-    found = replies(b"$5\r\nframe\r\n").next(lambda length: memory[7 : 7 + length])
-    assert found == b"frame"
-    assert bytes(memory[:13]) == bytes(7) + b"frame" + bytes(1)
+    found = replies(b"$5\r\nframe\r\n").next(lambda length: (memory[7:9], memory[20 : 18 + length]))
+    assert whole(found) == b"frame"
+    assert bytes(memory[:24]) == bytes(7) + b"fr" + bytes(11) + b"ame" + bytes(1)
 
 
 def test_errors_of_the_server_stand_in_their_place() -> None:
@@ -57,7 +84,7 @@ def test_errors_of_the_server_stand_in_their_place() -> None:
     assert isinstance(error, redis_exceptions.ResponseError)
     assert str(error) == "OOM no room"
     assert reading.next(bytearray_room) == b"7"
-    assert reading.next(bytearray_room) == b"x"
+    assert whole(reading.next(bytearray_room)) == b"x"
 
 
 def test_an_error_that_ends_the_connection_is_raised() -> None:
@@ -94,7 +121,7 @@ def test_a_reply_that_breaks_off_is_a_lost_connection(value: bytes, data: st.Dat
 
 def test_more_than_was_asked_for_is_refused() -> None:
     reading = replies(wire(b"x") + b"+late\r\n")
-    assert reading.next(bytearray_room) == b"x"
+    assert whole(reading.next(bytearray_room)) == b"x"
     with pytest.raises(redis_exceptions.InvalidResponse):
         reading.end()
 

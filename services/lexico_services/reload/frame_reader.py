@@ -6,16 +6,18 @@ import asyncio
 from collections.abc import Sequence
 from concurrent.futures import Executor
 from enum import StrEnum
-from functools import partial
 from typing import Final, Protocol
 
+from lexico_codec.get_messages import FrameMessages
 from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_services.admission import ByteBudget
-from lexico_services.reload.frame_memory import UNIT_BYTES, FrameMemory, Piece
-from lexico_store.room import Frame, Room
+from lexico_services.reload.frame_room import FrameRoom, Place
 
-BATCH_BYTES: Final = UNIT_BYTES
+BATCH_BYTES: Final = 8 << 20
 """Most bytes of frames that are read in one round trip, unless a single frame has more."""
+FIRST_BYTES: Final = 1 << 20
+"""The same of a Get's first batch: the caller waits for it. Each one after it may have twice as
+many, up to `BATCH_BYTES`."""
 
 MEASURED_FRAMES: Final = 1024
 """Frames whose lengths are asked for in one round trip, or those of one layer group."""
@@ -32,8 +34,8 @@ class Absence(StrEnum):
     """A newer release wrote it; it stays."""
 
 
-Found = Frame | Absence
-"""A frame that is sound, or why there is none."""
+Found = FrameMessages | Absence
+"""A frame that is sound, in its messages, or why there is none."""
 
 
 class FrameSource(Protocol):
@@ -42,44 +44,33 @@ class FrameSource(Protocol):
     def frame_bytes(self, groups: Sequence[int]) -> list[list[int]]:
         """Lengths of frames, `[group][page]`; 0 for one that is not there."""
 
-    def read(self, group: int, first: int, lengths: Sequence[int], room: Room) -> list[Found]:
-        """One frame of each page from position `first` on, in the room or elsewhere. A frame is
-        sound and exactly as long as was said.
-        """
+    def read(self, places: Sequence[Place], room: FrameRoom) -> list[Found]:
+        """The frame of each place. It is sound and exactly as long as was said."""
 
 
 class FrameBatch:
-    """Frames of one group of consecutive pages, on their way from the store or here."""
+    """Frames that follow each other in a Get, on their way from the store or here."""
 
     def __init__(
         self,
-        group: int,
-        first: int,
+        places: Sequence[Place],
         read: asyncio.Future[list[Found]],
         taken: int,
         buffers: ByteBudget,
-        piece: Piece,
-        memory: FrameMemory,
     ) -> None:
         """
         Args:
-            group: which frame of the pages.
-            first: position of the first page in the request.
+            places: which frames.
             read: the thread's work.
             taken: bytes of `buffers` that this batch holds.
             buffers: where to give them back.
-            piece: where the thread puts frames.
-            memory: where to give it back.
         """
-        self.group = group
-        self.first = first
+        self.places = places
         self.frames: list[Found] = []
-        """One a page, once arrived."""
+        """One a place, once arrived."""
         self._read: asyncio.Future[list[Found]] | None = read
         self._taken = taken
         self._buffers = buffers
-        self._piece: Piece | None = piece
-        self._memory = memory
         self._dropped = False
         read.add_done_callback(self._settle)
 
@@ -101,29 +92,23 @@ class FrameBatch:
         self._dropped = True
         self.frames.clear()  # an error that is on its way to the caller may keep this object alive
         if self._read is None:
-            self._let_go()
+            self._hold(0)
 
     def _settle(self, read: asyncio.Future[list[Found]]) -> None:
         """Holds what the frames have in place of what they might have had."""
         if read.cancelled():  # and the thread may still be at it
-            self._piece = None
-            self._let_go()
+            self._hold(0)
             return
         if read.exception() is not None:
-            self._let_go()
+            self._hold(0)
             return
         self._read = None
         if self._dropped:
-            self._let_go()
-        else:
-            self.frames = read.result()
-            self._hold(sum(len(f) for f in self.frames if not isinstance(f, Absence)))
-
-    def _let_go(self) -> None:
-        self._hold(0)
-        piece, self._piece = self._piece, None
-        if piece is not None:
-            self._memory.take_back(piece)
+            self._hold(0)
+            return
+        self.frames = read.result()
+        pairs = zip(self.places, self.frames, strict=True)
+        self._hold(sum(p.length for p, found in pairs if not isinstance(found, Absence)))
 
     def _hold(self, size: int) -> None:
         surplus, self._taken = self._taken - size, size
@@ -131,7 +116,9 @@ class FrameBatch:
 
 
 class FrameReader:
-    """Starts the reads of one Get, in its order: group 0 of every page, then group 1, and so on."""
+    """Starts the reads of one Get, in its order: group 0 of every page, then group 1, and so on.
+    A batch may end one group and begin the next.
+    """
 
     def __init__(
         self,
@@ -139,7 +126,6 @@ class FrameReader:
         pages: int,
         groups: int,
         buffers: ByteBudget,
-        memory: FrameMemory,
         threads: Executor,
     ) -> None:
         """
@@ -148,7 +134,6 @@ class FrameReader:
             pages: pages asked for.
             groups: frames of each.
             buffers: bound on the bytes of frames that are read or held.
-            memory: where they are put.
             threads: where the source blocks.
         """
         self.limit = pages
@@ -156,10 +141,10 @@ class FrameReader:
         self._source = source
         self._groups = groups
         self._buffers = buffers
-        self._memory = memory
         self._threads = threads
-        self._group = self._first = 0
+        self._group = self._page = 0  # of the next frame
         self._missing = pages  # the first page that is known to lack a frame
+        self._batch_bytes = min(FIRST_BYTES, BATCH_BYTES)
         self._lengths: dict[int, list[int]] = {}
         """Group → lengths of its frames, for the groups to come that were asked for."""
 
@@ -169,25 +154,25 @@ class FrameReader:
             return None
         if self._group not in self._lengths:
             await self._measure()
-        lengths = self._batch()
-        if size := sum(lengths):
+        places = self._batch()
+        if size := _bytes(places):
             await self._buffers.wait(size, 1)
-        return self._started(lengths)
+        return self._started(places)
 
     def start_if_spare(self) -> FrameBatch | None:
         """The next batch, if its lengths are known, there is room now and it is not the end."""
         if not self._go_on() or self._group not in self._lengths:
             return None
-        lengths = self._batch()
-        if (size := sum(lengths)) and not self._buffers.take_spare(size, 1):
+        places = self._batch()
+        if (size := _bytes(places)) and not self._buffers.take_spare(size, 1):
             return None
-        return self._started(lengths)
+        return self._started(places)
 
     def _go_on(self) -> bool:
         """Whether anything is left; goes on to the next group where one is done."""
-        if self._first >= self._end:
+        if self._page >= self._end:
             self._lengths.pop(self._group, None)
-            self._group, self._first = self._group + 1, 0
+            self._group, self._page = self._group + 1, 0
         return self._group < self._groups and self._end > 0
 
     @property
@@ -201,31 +186,38 @@ class FrameReader:
         found = await loop.run_in_executor(self._threads, self._source.frame_bytes, groups)
         self._lengths = dict(zip(groups, found, strict=True))
 
-    def _batch(self) -> list[int]:
-        """Lengths of the frames to read next, at least one. What cannot be a frame counts nothing:
-        it is not read, and ends the prefix.
+    def _batch(self) -> list[Place]:
+        """The frames to read next, at least one, of the groups whose lengths are known. What cannot
+        be a frame counts nothing: it is not read, and ends the prefix.
         """
-        batch: list[int] = []
-        size = 0
-        for page in range(self._first, self._end):
-            length = self._lengths[self._group][page]
-            if batch and size + length > BATCH_BYTES:
-                break
+        batch: list[Place] = []
+        size, group, page = 0, self._group, self._page
+        while group in self._lengths and self._end > 0:
+            if page >= self._end:
+                group, page = group + 1, 0
+                continue
+            length = self._lengths[group][page]
             if not 0 < length <= MAX_FRAME_BYTES:
-                self._missing = page
-                return [*batch, 0]
-            batch.append(length)
-            size += length
+                self._missing, length = page, 0
+            elif batch and size + length > self._batch_bytes:
+                break
+            batch.append(Place(group, page, length))
+            size, page = size + length, page + 1
         return batch
 
-    def _started(self, lengths: list[int]) -> FrameBatch:
-        group, first, self._first = self._group, self._first, self._first + len(lengths)
-        loop, piece = asyncio.get_running_loop(), self._memory.lend(lengths)
+    def _started(self, places: Sequence[Place]) -> FrameBatch:
+        last, size = places[-1], _bytes(places)
+        self._group, self._page = last.group, last.page + 1
+        self._batch_bytes = min(2 * self._batch_bytes, BATCH_BYTES)
+        loop = asyncio.get_running_loop()
         try:
-            read = loop.run_in_executor(
-                self._threads, partial(self._source.read, group, first, lengths, piece)
-            )
+            room = FrameRoom(places)
+            read = loop.run_in_executor(self._threads, self._source.read, places, room)
         except BaseException:
-            self._buffers.give_back(sum(lengths))
+            self._buffers.give_back(size)
             raise
-        return FrameBatch(group, first, read, sum(lengths), self._buffers, piece, self._memory)
+        return FrameBatch(places, read, size, self._buffers)
+
+
+def _bytes(places: Sequence[Place]) -> int:
+    return sum(place.length for place in places)

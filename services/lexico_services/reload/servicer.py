@@ -12,8 +12,8 @@ from typing import Final
 
 import grpc
 
-from lexico_codec.frame import parse_frame
-from lexico_codec.get_messages import frame_messages, miss_message
+from lexico_codec.frame import parse_runs
+from lexico_codec.get_messages import miss_message
 from lexico_proto import tracing
 from lexico_proto.errors import DamagedFrame, InvalidInput, LexicoError, NewerFrame
 from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
@@ -35,8 +35,8 @@ from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
 from lexico_services.policies import Policies
 from lexico_services.quotas import CallRates
-from lexico_services.reload.frame_memory import FrameMemory
 from lexico_services.reload.frame_reader import Absence, Found, FrameBatch, FrameReader
+from lexico_services.reload.frame_room import FrameRoom, Place
 from lexico_services.reload.match_counts import MatchCounts
 from lexico_services.reload.namespaces import stored_namespaces
 from lexico_services.roles import OFFLOAD, RELOAD
@@ -44,7 +44,7 @@ from lexico_services.server import add_handlers
 from lexico_services.status import translated
 from lexico_store import PageStore
 from lexico_store.lifetimes import MAX_PAGE
-from lexico_store.room import Frame, Room
+from lexico_store.room import Runs
 
 _log = logging.getLogger(__name__)
 
@@ -99,7 +99,6 @@ class ReloadServicer:
         self._streams = streams
         self._calls = calls
         self._buffers = buffers
-        self._memory = FrameMemory()
         self._matches = Calls(metrics, CALLS, "match")
         self._gets = Calls(metrics, CALLS, "get")
         self._namespaces = Calls(metrics, CALLS, "namespaces")
@@ -205,9 +204,7 @@ class ReloadServicer:
         look = partial(self._store.match, pages.scope, pages.namespace, ())
         scope = (await loop.run_in_executor(self._threads, look)).scope
         source = _SoundFrames(self._store, scope, keys, self._misses, self._damaged)
-        reader = FrameReader(
-            source, len(keys), pages.groups, self._buffers, self._memory, self._threads
-        )
+        reader = FrameReader(source, len(keys), pages.groups, self._buffers, self._threads)
         batch = ahead = await reader.start()
         try:
             while batch is not None:
@@ -225,18 +222,18 @@ class ReloadServicer:
     async def _write_batch(
         self, batch: FrameBatch, reader: FrameReader, write: Write, sent: Counter
     ) -> None:
-        """Frames of the batch up to the end of the prefix, which may be here."""
-        for page, frame in enumerate(batch.frames, batch.first):
-            if page >= reader.limit:
-                return
+        """Frames of the batch, of pages before the end of the prefix, which may be here."""
+        for place, frame in zip(batch.places, batch.frames, strict=True):
+            if place.page >= reader.limit:
+                continue
             if isinstance(frame, Absence):
-                reader.limit = page
-                await write(miss_message(page, _MISS_REASONS[frame]))
-                return
-            for message in frame_messages(page, batch.group, frame):
+                reader.limit = place.page
+                await write(miss_message(place.page, _MISS_REASONS[frame]))
+                continue
+            for message in frame.sealed():
                 await write(message)
-            self._sent.add(len(frame))
-            sent.add(len(frame))
+            self._sent.add(place.length)
+            sent.add(place.length)
 
     def _ttl_s(self, scope: bytes) -> float:
         return self._policies.of(scope).page_ttl_s or self._config.page_ttl_s
@@ -302,40 +299,51 @@ class _SoundFrames:
     def frame_bytes(self, groups: Sequence[int]) -> list[list[int]]:
         return self._store.frame_bytes(self._scope, self._keys, groups)
 
-    def read(self, group: int, first: int, lengths: Sequence[int], room: Room) -> list[Found]:
+    def read(self, places: Sequence[Place], room: FrameRoom) -> list[Found]:
         """A page with a damaged frame is removed, so that it is sent anew; a newer one is left to
         those that can read it. One that was committed anew since its length was asked for, and has
         another, is a miss: its bytes are not counted.
         """
-        keys = self._keys[first : first + len(lengths)]
-        # Only the last may have none: it ends the batch.
-        asked = [key for key, length in zip(keys, lengths, strict=True) if length]
-        with tracing.span("lexico.store.read", group=group, pages=len(asked)):
-            read = dict(zip(asked, self._store.read(self._scope, asked, group, room), strict=True))
-        found = [
-            _judged(read.pop(key, None), key, length)
-            for key, length in zip(keys, lengths, strict=True)
-        ]
+        asked = [at for at, place in enumerate(places) if place.length]
+        wanted = [(self._keys[places[at].page], places[at].group) for at in asked]
+        with tracing.span("lexico.store.read", group=places[0].group, frames=len(asked)):
+            read = self._store.read_frames(
+                self._scope, wanted, lambda nth, length: room(asked[nth], length)
+            )
+        found: list[Found] = [Absence.ABSENT] * len(places)
+        for at, frame in zip(asked, read, strict=True):
+            runs = room.filled(at, frame)
+            if runs is not None:
+                key = self._keys[places[at].page]
+                found[at] = _flaw(runs, key) or room.messages(at)
         for reason in Absence:
-            self._misses[reason].add(found.count(reason))
-        damaged = [key for key, frame in zip(keys, found, strict=True) if frame is Absence.DAMAGED]
-        if damaged:
-            self._damaged.add(len(damaged))
-            _log.warning("damaged pages=%d group=%d: removed", len(damaged), group)
-            self._store.discard(self._scope, damaged)
-        if newer := found.count(Absence.NEWER):
-            _log.warning("newer pages=%d group=%d: left alone, upgrade to read", newer, group)
+            self._note(
+                reason,
+                [place for place, each in zip(places, found, strict=True) if each is reason],
+            )
         return found
 
+    def _note(self, reason: Absence, places: Sequence[Place]) -> None:
+        """Counts the pages that lack frames, each once, and removes those that are damaged."""
+        pages = {place.page for place in places}
+        self._misses[reason].add(len(pages))
+        if not pages:
+            return
+        group = places[0].group
+        if reason is Absence.DAMAGED:
+            self._damaged.add(len(pages))
+            _log.warning("damaged pages=%d group=%d: removed", len(pages), group)
+            self._store.discard(self._scope, [self._keys[page] for page in sorted(pages)])
+        elif reason is Absence.NEWER:
+            _log.warning("newer pages=%d group=%d: left alone, upgrade to read", len(pages), group)
 
-def _judged(frame: Frame | None, key: bytes, length: int) -> Found:
-    """A frame that is sound, the page's own and as long as was said. Whoever decodes it checks
-    again, and more, and has to know its codec.
+
+def _flaw(runs: Runs, key: bytes) -> Absence | None:
+    """Why a frame is none of this page's; None for a sound one. Whoever decodes it checks again,
+    and more, and has to know its codec.
     """
-    if frame is None or len(frame) != length:
-        return Absence.ABSENT
     try:
-        return frame if parse_frame(frame)[0].page_key == key else Absence.DAMAGED
+        return None if parse_runs(runs).page_key == key else Absence.DAMAGED
     except DamagedFrame:
         return Absence.DAMAGED
     except NewerFrame:
