@@ -24,6 +24,7 @@ from lexico_proto.metrics import (
     MISSES,
     PROCESS,
     SENT_BYTES,
+    SENT_PAGES,
     TENANT_BYTES,
     Calls,
     Counter,
@@ -104,6 +105,7 @@ class ReloadServicer:
         self._gets = Calls(metrics, CALLS, "get")
         self._namespaces = Calls(metrics, CALLS, "namespaces")
         self._sent = metrics.counter(SENT_BYTES)
+        self._sent_pages = metrics.counter(SENT_PAGES)
         self._metrics = metrics
         self._counts = MatchCounts(metrics)
         self._damaged = metrics.counter(CHECKSUM_FAILURES, "store")
@@ -213,7 +215,7 @@ class ReloadServicer:
             while batch is not None:
                 await batch.arrive()
                 ahead = reader.start_if_spare()
-                await self._write_batch(batch, reader, write, pages.sent)
+                await self._write_batch(batch, reader, write, pages)
                 batch.drop()
                 batch = ahead = ahead or await reader.start()
         finally:
@@ -223,9 +225,10 @@ class ReloadServicer:
         await self._touch(scope, keys[: reader.limit], self._ttl_s(pages.scope), pages.first)
 
     async def _write_batch(
-        self, batch: FrameBatch, reader: FrameReader, write: Write, sent: Counter
+        self, batch: FrameBatch, reader: FrameReader, write: Write, pages: _Pages
     ) -> None:
         """Frames of the batch up to the end of the prefix, which may be here."""
+        sent, last_group = pages.sent, pages.groups - 1
         for page, frame in enumerate(batch.frames, batch.first):
             if page >= reader.limit:
                 return
@@ -237,6 +240,7 @@ class ReloadServicer:
                 await write(message)
             self._sent.add(len(frame))
             sent.add(len(frame))
+            self._sent_pages.add(int(batch.group == last_group))
 
     def _ttl_s(self, scope: bytes) -> float:
         return self._policies.of(scope).page_ttl_s or self._config.page_ttl_s
