@@ -83,7 +83,7 @@ STATUS: Final = {
         }
     ],
 }
-NULL_OBJECTS: Final = frozenset({"own", "ingress", "reload", "tenants", "numbers"})
+NULL_OBJECTS: Final = frozenset({"own", "ingress", "reload", "tenants", "store", "numbers"})
 """Objects and lists that may be null."""
 
 FORMATS: Final = {

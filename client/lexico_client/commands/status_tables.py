@@ -29,7 +29,8 @@ def _parts(servers: Sequence[Document]) -> Iterator[Part]:
     yield Table("Servers", ("address", "part", "release", ">up", "state"), rows)
     yield from _ingresses([each for each in servers if each["ingress"]])
     yield from _reloads([each for each in servers if each["reload"]])
-    yield from _store([each["reload"]["store"] for each in servers if each["reload"]])
+    stores = [each["reload"]["store"] for each in servers if each["reload"]]
+    yield from _store([each for each in stores if each is not None])
     told = [each["tenants"] for each in servers if each["tenants"] is not None]
     if told:
         yield from _tenants("Tenants", [tenant for tenants in told for tenant in tenants])
