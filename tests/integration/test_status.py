@@ -180,7 +180,9 @@ async def test_a_server_that_is_away_is_a_line_among_the_others(
 
 
 def _said(running_s: float, **counters: int) -> Said:
-    reload = status_pb2.ReloadStatus(**counters)
+    reload = status_pb2.ReloadStatus()
+    for name, number in counters.items():
+        setattr(reload, name, number)
     response = status_pb2.StatusResponse(part="reload-server", running_s=running_s, reload=reload)
     response.tenants.add(tenant="red", sent_bytes=counters.get("sent_bytes", 0))
     return Said(Endpoint("there:1"), response)

@@ -131,7 +131,7 @@ def _typed(action: argparse.Action) -> str:
 
 
 def _meant(action: argparse.Action) -> str:
-    text = (action.help or "").replace("|", "\\|").replace("%%", "%")
+    text = ((action.help or "") % vars(action)).replace("|", "\\|")
     needed = action.required and action.option_strings
     setting = f" (`{action.dest}`)" if "." in action.dest else ""
     return f"{text}{setting}{'; needed' if needed else ''}"

@@ -20,7 +20,7 @@ from lexico_codec.spec import CacheSpec, Shard, make_spec
 from lexico_proto.errors import ConfigurationError, LexicoError, ShapeMismatch, Unsupported
 from tests.support.client_fixtures import small_spec
 
-NO_LIMITS: Any = settings(
+NO_LIMITS = settings(
     max_examples=20,
     deadline=None,
     derandomize=True,

@@ -152,9 +152,9 @@ def test_a_cache_is_saved_as_it_would_be_offloaded(
     shared.saved(ids, cache).write(path)
     saved = CacheFile.read(path)
     assert (saved.spec, saved.tokens) == (shared.spec, 20)
-    for layer, keys, values in zip(cache.layers, saved.keys, saved.values, strict=True):
-        assert torch.equal(layer.keys[0].transpose(0, 1), keys)  # type: ignore[index]
-        assert torch.equal(layer.values[0].transpose(0, 1), values)  # type: ignore[index]
+    for layer, keys, values in zip(layers_of(cache), saved.keys, saved.values, strict=True):
+        assert torch.equal(layer.keys[0].transpose(0, 1), keys)
+        assert torch.equal(layer.values[0].transpose(0, 1), values)
     report = client.offload(saved.spec, saved.token_ids, saved.view())
     assert report.tokens == shared.load(ids).tokens == 16
     assert shared.saved(ids, DynamicCache(config=model.config)).tokens == 0
