@@ -11,8 +11,8 @@ import grpc
 
 from lexico_codec.formats import own_formats
 from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
-from lexico_proto.v1 import status_pb2 as pb
-from lexico_proto.v1 import status_pb2_grpc
+from lexico_proto.v1 import operations_pb2 as pb
+from lexico_proto.v1 import operations_pb2_grpc
 from lexico_services.auth import Tenants
 from lexico_services.roles import ADMIN, OPERATOR
 from lexico_services.status import translated
@@ -23,7 +23,7 @@ SERVICE: Final = pb.DESCRIPTOR.services_by_name["Operations"].full_name
 Context = grpc.aio.ServicerContext[Any, Any]
 
 
-class StatusServicer(status_pb2_grpc.OperationsServicer):
+class StatusServicer(operations_pb2_grpc.OperationsServicer):
     """Serves lexico_proto.v1.Operations. An operator sees the process; an admin of a tenant sees
     what is that tenant's, and nothing of which others have a part.
     """

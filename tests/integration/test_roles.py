@@ -17,9 +17,9 @@ from lexico_proto.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     dictionaries_pb2,
+    operations_pb2,
+    operations_pb2_grpc,
     reload_pb2,
-    status_pb2,
-    status_pb2_grpc,
     versions_pb2,
 )
 from lexico_proto.watched import look_again
@@ -62,7 +62,7 @@ def _calls(transport: GrpcTransport) -> dict[str, Callable[[], Awaitable[object]
         return [each async for each in transport.fetch(request, PATIENCE_S)]
 
     async def status() -> object:
-        asked, stub = status_pb2.StatusRequest(), status_pb2_grpc.OperationsStub
+        asked, stub = operations_pb2.StatusRequest(), operations_pb2_grpc.OperationsStub
         async with Callers(PATIENCE_S) as callers:
             servers = (transport._reload, transport._endpoint("offload"))
             return [await callers.ask(each, stub, "Status", asked) for each in servers]

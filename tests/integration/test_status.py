@@ -16,7 +16,7 @@ from lexico_client.commands import status as command
 from lexico_client.commands.status import Said
 from lexico_proto.errors import Unavailable
 from lexico_proto.metrics import OTHER, TENANT_BYTES, Metrics
-from lexico_proto.v1 import reload_pb2, status_pb2, status_pb2_grpc
+from lexico_proto.v1 import operations_pb2, operations_pb2_grpc, reload_pb2
 from lexico_services.telemetry.process_status import ProcessStatus
 from lexico_store import MemoryStore, StoreUsage
 from tests.support.lexico_command import Lexico
@@ -73,11 +73,11 @@ async def use(services: Services, token: str) -> None:
     assert [part async for part in services.reload.Get(request, metadata=bearer(token))]
 
 
-async def told(address: str, token: str) -> status_pb2.StatusResponse:
+async def told(address: str, token: str) -> operations_pb2.StatusResponse:
     async with grpc.aio.insecure_channel(address) as channel:
-        stub = status_pb2_grpc.OperationsStub(channel)
-        answer: status_pb2.StatusResponse
-        answer = await stub.Status(status_pb2.StatusRequest(), metadata=bearer(token))
+        stub = operations_pb2_grpc.OperationsStub(channel)
+        answer: operations_pb2.StatusResponse
+        answer = await stub.Status(operations_pb2.StatusRequest(), metadata=bearer(token))
         return answer
 
 
@@ -180,10 +180,12 @@ async def test_a_server_that_is_away_is_a_line_among_the_others(
 
 
 def _said(running_s: float, **counters: int) -> Said:
-    reload = status_pb2.ReloadStatus()
+    reload = operations_pb2.ReloadStatus()
     for name, number in counters.items():
         setattr(reload, name, number)
-    response = status_pb2.StatusResponse(part="reload-server", running_s=running_s, reload=reload)
+    response = operations_pb2.StatusResponse(
+        part="reload-server", running_s=running_s, reload=reload
+    )
     response.tenants.add(tenant="red", sent_bytes=counters.get("sent_bytes", 0))
     return Said(Endpoint("there:1"), response)
 

@@ -17,8 +17,8 @@ from lexico_client.commands.exits import Exit, exit_code
 from lexico_client.commands.output import Answer, Screen
 from lexico_client.commands.status_tables import status_parts
 from lexico_proto.errors import LexicoError
-from lexico_proto.v1 import status_pb2 as pb
-from lexico_proto.v1.status_pb2_grpc import OperationsStub
+from lexico_proto.v1 import operations_pb2 as pb
+from lexico_proto.v1.operations_pb2_grpc import OperationsStub
 
 _RATED = {
     pb.TenantStatus.DESCRIPTOR: (

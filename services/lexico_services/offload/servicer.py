@@ -13,7 +13,7 @@ from lexico_codec.wire import spec_from_wire
 from lexico_proto.errors import InvalidInput, StreamTruncated
 from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import offload_pb2 as pb
-from lexico_proto.v1 import status_pb2_grpc, versions_pb2_grpc
+from lexico_proto.v1 import operations_pb2_grpc, versions_pb2_grpc
 from lexico_services import status_servicer, versions_servicer
 from lexico_services.auth import Tenants
 from lexico_services.offload.ingress import Ingress, Report, Upload
@@ -77,7 +77,7 @@ class OffloadServicer:
         )
         add_handlers(server, SERVICE, {PUT: put})
         versions_pb2_grpc.add_VersionsServicer_to_server(self._versions, server)
-        status_pb2_grpc.add_OperationsServicer_to_server(self._operations, server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(self._operations, server)
 
     async def put(self, parts: AsyncIterator[PutPart], context: Context) -> pb.PutResponse:
         """One header, then pages; see offload.proto."""

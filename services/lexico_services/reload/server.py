@@ -12,7 +12,7 @@ from lexico_proto.metrics import PROCESS, Metrics
 from lexico_proto.v1 import (
     admin_pb2_grpc,
     dictionaries_pb2_grpc,
-    status_pb2_grpc,
+    operations_pb2_grpc,
     versions_pb2_grpc,
 )
 from lexico_services import status_servicer, versions_servicer
@@ -106,4 +106,4 @@ class ReloadServer:
         dictionaries_pb2_grpc.add_DictionariesServicer_to_server(self._dictionaries, server)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
         versions_pb2_grpc.add_VersionsServicer_to_server(self._versions, server)
-        status_pb2_grpc.add_OperationsServicer_to_server(self._operations, server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(self._operations, server)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from lexico_proto import metrics as m
 from lexico_proto.metrics import Family, Metrics
-from lexico_proto.v1 import status_pb2 as pb
+from lexico_proto.v1 import operations_pb2 as pb
 
 _OF_TENANTS = (m.TENANT_BYTES, m.MATCHES, m.MATCH_TOKENS, m.HIT_TOKENS)
 

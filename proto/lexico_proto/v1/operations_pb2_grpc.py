@@ -3,7 +3,7 @@
 import grpc
 import warnings
 
-from lexico_proto.v1 import status_pb2 as lexico__proto_dot_v1_dot_status__pb2
+from lexico_proto.v1 import operations_pb2 as lexico__proto_dot_v1_dot_operations__pb2
 
 GRPC_GENERATED_VERSION = '1.80.0'
 GRPC_VERSION = grpc.__version__
@@ -18,7 +18,7 @@ except ImportError:
 if _version_not_supported:
     raise RuntimeError(
         f'The grpc package installed is at version {GRPC_VERSION},'
-        + ' but the generated code in lexico_proto/v1/status_pb2_grpc.py depends on'
+        + ' but the generated code in lexico_proto/v1/operations_pb2_grpc.py depends on'
         + f' grpcio>={GRPC_GENERATED_VERSION}.'
         + f' Please upgrade your grpc module to grpcio>={GRPC_GENERATED_VERSION}'
         + f' or downgrade your generated code using grpcio-tools<={GRPC_VERSION}.'
@@ -36,8 +36,8 @@ class OperationsStub(object):
         """
         self.Status = channel.unary_unary(
                 '/lexico_proto.v1.Operations/Status',
-                request_serializer=lexico__proto_dot_v1_dot_status__pb2.StatusRequest.SerializeToString,
-                response_deserializer=lexico__proto_dot_v1_dot_status__pb2.StatusResponse.FromString,
+                request_serializer=lexico__proto_dot_v1_dot_operations__pb2.StatusRequest.SerializeToString,
+                response_deserializer=lexico__proto_dot_v1_dot_operations__pb2.StatusResponse.FromString,
                 _registered_method=True)
 
 
@@ -57,8 +57,8 @@ def add_OperationsServicer_to_server(servicer, server):
     rpc_method_handlers = {
             'Status': grpc.unary_unary_rpc_method_handler(
                     servicer.Status,
-                    request_deserializer=lexico__proto_dot_v1_dot_status__pb2.StatusRequest.FromString,
-                    response_serializer=lexico__proto_dot_v1_dot_status__pb2.StatusResponse.SerializeToString,
+                    request_deserializer=lexico__proto_dot_v1_dot_operations__pb2.StatusRequest.FromString,
+                    response_serializer=lexico__proto_dot_v1_dot_operations__pb2.StatusResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -86,8 +86,8 @@ class Operations(object):
             request,
             target,
             '/lexico_proto.v1.Operations/Status',
-            lexico__proto_dot_v1_dot_status__pb2.StatusRequest.SerializeToString,
-            lexico__proto_dot_v1_dot_status__pb2.StatusResponse.FromString,
+            lexico__proto_dot_v1_dot_operations__pb2.StatusRequest.SerializeToString,
+            lexico__proto_dot_v1_dot_operations__pb2.StatusResponse.FromString,
             options,
             channel_credentials,
             insecure,
