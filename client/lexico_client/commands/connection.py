@@ -121,7 +121,9 @@ class Callers:
             with translated(method):
                 return await call(request, timeout=self._timeout, metadata=metadata)
         except LexicoError as error:
-            raise type(error)(f"{endpoint.address}: {error.message}") from error
+            named = type(error)(f"{endpoint.address}: {error.message}")
+            named.request_id = error.request_id
+            raise named from error
 
 
 def _token(file: Path | None) -> str | None:

@@ -67,12 +67,12 @@ class Screen:
         self._as_json = as_json
         self._console = None if as_json or not stream.isatty() else _console(stream)
         self._live: Any = None
+        self._indent: int | None = 1
 
     def show(self, answer: Answer) -> None:
         """Prints an answer; within `redrawn` in the place of the former one."""
         if self._as_json:
-            indent = None if self._live is self else 1
-            self._write(json.dumps(answer.document, indent=indent))
+            self._write(json.dumps(answer.document, indent=self._indent))
         elif self._console is None:
             self._write("\n\n".join(_plain(answer.parts)))
         elif self._live is not None:
@@ -86,7 +86,7 @@ class Screen:
         before it; documents are then a line each.
         """
         if self._console is None:
-            self._live = self
+            self._indent = None
             yield
             return
         from rich.live import Live
