@@ -1,4 +1,4 @@
-"""Specs as text, for `lexico explain`."""
+"""Specs as text, for the command line and cache files."""
 
 from __future__ import annotations
 

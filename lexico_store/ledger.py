@@ -265,7 +265,7 @@ class Ledger:
         pins = self.pins(tenant)
         pin = next((each for each in pins if each.pin == name), None)
         if pin is None:
-            raise InvalidInput(f"no pin {name.hex()}: `lexico pages usage` lists them")
+            raise InvalidInput(f"no pin {name.hex()}: `lexico quota` lists them")
         others = [each.keys for each in pins if each is not pin]
         # Pins of one sequence share its beginning: what no other pin holds are its last pages.
         shared = max((_shared(pin.keys, keys) for keys in others), default=0)

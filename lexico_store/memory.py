@@ -153,6 +153,11 @@ class MemoryStore(PageStore):
             pairs = list(zip(names, lives, strict=True))
             return [self._reset(name, now + life / 1000) for name, life in pairs]
 
+    def _lives(self, names: Sequence[str]) -> list[int]:
+        with self._lock:
+            now, entries = self._clock(), [self._live(name) for name in names]
+        return [_left_ms(entry, now) for entry in entries]
+
     def _forget(self, record: str, field: bytes, when_us: int) -> int | None:
         with self._lock:
             self._check_open()
@@ -330,3 +335,9 @@ class MemoryStore(PageStore):
             queued = heapq.heappop(self._queue)
             if self._stands(queued):
                 self._drop(queued[2])
+
+
+def _left_ms(entry: _Entry | None, now: float) -> int:
+    if entry is None:
+        return -2
+    return -1 if entry.expires_s == math.inf else round(1000 * (entry.expires_s - now))

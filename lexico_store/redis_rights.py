@@ -26,8 +26,8 @@ COMMANDS: Final = (
 )
 """Every command that the store gives, in a script too. One more here, and the look asks for it."""
 
-USEFUL: Final = ("info", "config|get", "cluster|slots", "asking", "select")
-"""What the look, a cluster and a database other than 0 take beside them."""
+USEFUL: Final = ("info", "config|get", "cluster|slots", "asking", "select", "pttl")
+"""What the look, a cluster, a database other than 0 and `lexico inspect` take beside them."""
 
 IN_A_CLUSTER: Final = ("asking",)
 """Of those, what a cluster takes beside the commands, and only now and then: while slots move."""

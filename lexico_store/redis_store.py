@@ -217,6 +217,9 @@ class RedisStore(PageStore):
         commands: list[Command] = [("PEXPIRE", name, life) for name, life in reversed(pairs)]
         return [bool(n) for n in reversed(self._run("expire", commands, ordered=True))]
 
+    def _lives(self, names: Sequence[str]) -> list[int]:
+        return [int(left) for left in self._run("lives", [("PTTL", name) for name in names])]
+
     def _forget(self, record: str, field: bytes, when_us: int) -> int | None:
         with self._guard("forget"):
             found = self._forget_script(keys=[record], args=[field, when_us, MAX_FORGOTTEN])

@@ -22,6 +22,7 @@ from lexico_store.lifetimes import (
     page_life_ms,
     prefix_lives_ms,
 )
+from lexico_store.page_lives import PageLives
 from lexico_store.records import Records
 from lexico_store.room import Frame, Room
 from lexico_store.scopes import generation_scope
@@ -39,7 +40,7 @@ _SEEN: Final = 4096
 """Generations that a handle remembers."""
 
 
-class PageStore(Records):
+class PageStore(Records, PageLives):
     """Encoded pages, leases and dictionary sets of many tenants.
 
     Calls block and may come from many threads at once. `scope` is the digest of the *authenticated*

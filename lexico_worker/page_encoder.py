@@ -284,7 +284,7 @@ class PageEncoder:
         if stored >= most:
             raise QuotaExceeded(
                 f"about {stored} of the tenant's {most} bytes are stored: pages that nobody uses "
-                "expire; forget some with `lexico pages forget`, or have max_stored_bytes raised"
+                "expire; forget some with `lexico forget`, or have max_stored_bytes raised"
             )
 
 

@@ -108,12 +108,13 @@ def _of_command(container: Mapping[str, Any]) -> Iterator[str]:
 @cache
 def _refusal(arguments: tuple[str, ...]) -> str:
     """What the command line says to these arguments, empty where it takes them."""
-    from lexico_services.cli import _parser
+    from lexico_services.parsers.command_line import make_parser
+    from lexico_services.parsers.lab import LAB
 
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
-            _parser(list(arguments[:1])).parse_args(arguments)
+            make_parser(LAB & frozenset(arguments[:1])).parse_args(arguments)
     except SystemExit:
         return f"lexico {' '.join(arguments)}: {told.getvalue().strip().splitlines()[-1]}"
     except LexicoError as error:

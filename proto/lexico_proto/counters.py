@@ -190,6 +190,11 @@ class Metrics:
         """
         self._max_open, self._counting = max_open, count
 
+    @property
+    def counts(self) -> bool:
+        """Whether anything is counted."""
+        return self._counting
+
     def counter(self, family: Family, *values: str) -> Counter:
         """The counter of these label values, from 0 on in snapshots. Callers keep it: adding is
         then all it costs.

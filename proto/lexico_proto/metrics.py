@@ -31,7 +31,7 @@ def _label(name: str, values: Iterable[str]) -> Label:
 OK: Final = "ok"
 METHODS: Final = (
     *("put", "match", "get", "register", "fetch", "list", "describe", "namespaces"),
-    *("usage", "pin", "unpin", "forget"),
+    *("usage", "pin", "unpin", "forget", "inspect", "tenants", "status"),
 )
 """Every RPC, in lower case."""
 PAGE_OUTCOMES: Final = ("stored", "present", "in-progress", "failed", "cancelled")
@@ -200,6 +200,9 @@ MISSES: Final = Family(
 SENT_BYTES: Final = Family(
     "lexico_sent_bytes_total", "Bytes of frames that a reload server wrote to callers."
 )
+SENT_PAGES: Final = Family(
+    "lexico_sent_pages_total", "Pages that a reload server wrote to callers, to their last frame."
+)
 STREAMS: Final = Family(
     "lexico_streams", "Get, Fetch and Register streams that are being served.", gauge=True
 )
@@ -309,7 +312,7 @@ OF_INGRESS: Final = (
     *(PAGES_ENCODING, PAGES_WAITING, ENCODER_RETRIES),
 )
 OF_RELOAD: Final = (
-    *(MATCHES, MATCH_TOKENS, HIT_TOKENS, MISSES, SENT_BYTES),
+    *(MATCHES, MATCH_TOKENS, HIT_TOKENS, MISSES, SENT_PAGES, SENT_BYTES),
     *(STREAMS, STREAMS_LIMIT, STORE_CALLS, BUFFERED_BYTES, BUFFERED_LIMIT),
     *(STORE_RETRIES, STORE_UP, STORE_BYTES, STORE_LIMIT),
     *(STORE_EVICTIONS, STORE_EXPIRIES, STORE_CONNECTIONS),

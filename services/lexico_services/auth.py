@@ -34,6 +34,9 @@ class OfToken(Protocol):
             Unauthenticated: it is of this kind and not in force.
         """
 
+    def names(self) -> set[str]:
+        """The tenants that are known beforehand."""
+
 
 class OfPeer(Protocol):
     """Knows callers by their connection."""
@@ -88,6 +91,12 @@ class Tenants:
         # Whoever is on the machine is its operator; whoever is on the network is not.
         roles = ROLES if listen.is_loopback else USUAL
         return cls(tokens, certificates, Caller(DEFAULT_TENANT, roles))
+
+    def names(self) -> set[str]:
+        """The tenants that are known before they call: issuers and authorities name others."""
+        if self._everybody is not None:
+            return {self._everybody.tenant}
+        return {name for kind in self._tokens for name in kind.names()}
 
     def admit(self, context: CallContext, *roles: str) -> Caller:
         """The caller, who has one of `roles`.

@@ -15,7 +15,14 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_health.v1.health import HealthServicer
 
 from lexico_proto.errors import ConfigurationError
-from lexico_proto.v1 import admin_pb2, dictionaries_pb2, offload_pb2, reload_pb2, versions_pb2
+from lexico_proto.v1 import (
+    admin_pb2,
+    dictionaries_pb2,
+    offload_pb2,
+    operations_pb2,
+    reload_pb2,
+    versions_pb2,
+)
 from lexico_services.process import address, split_address, take_port
 
 _log = logging.getLogger(__name__)
@@ -28,13 +35,19 @@ BEAT_S: Final = 60.0
 """Seconds without a beat, after which the process counts as stuck."""
 
 _VERSIONS: Final = versions_pb2.DESCRIPTOR.services_by_name["Versions"].full_name
+_OPERATIONS: Final = operations_pb2.DESCRIPTOR.services_by_name["Operations"].full_name
 PARTS: Final[Mapping[str, Sequence[str]]] = {
-    "offload": (offload_pb2.DESCRIPTOR.services_by_name["Offload"].full_name, _VERSIONS),
+    "offload": (
+        offload_pb2.DESCRIPTOR.services_by_name["Offload"].full_name,
+        _VERSIONS,
+        _OPERATIONS,
+    ),
     "reload": (
         reload_pb2.DESCRIPTOR.services_by_name["Reload"].full_name,
         dictionaries_pb2.DESCRIPTOR.services_by_name["Dictionaries"].full_name,
         admin_pb2.DESCRIPTOR.services_by_name["Admin"].full_name,
         _VERSIONS,
+        _OPERATIONS,
     ),
 }
 """Part → names of the services on its port."""

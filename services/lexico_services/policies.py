@@ -81,15 +81,26 @@ class Policies:
         """The policy of a tenant, by its scope."""
         if self._file is None:
             return _NO_BOUNDS
-        default, tenants = self._file.now()
-        return tenants.get(scope, default)
+        policies = self._file.now()
+        return policies.tenants.get(scope, policies.default)
+
+    def names(self) -> tuple[str, ...]:
+        """The tenants that have a table."""
+        return () if self._file is None else self._file.now().names
 
 
 _NO_BOUNDS: Final = TenantPolicy()
 
 
-def _read(path: Path, contents: Sequence[bytes]) -> tuple[TenantPolicy, dict[bytes, TenantPolicy]]:
-    """The default, and the policies of tenants by their scopes."""
+@dataclass(frozen=True)
+class _File:
+    default: TenantPolicy
+    tenants: Mapping[bytes, TenantPolicy]
+    """By their scopes."""
+    names: tuple[str, ...]
+
+
+def _read(path: Path, contents: Sequence[bytes]) -> _File:
     try:
         document = tomllib.loads(contents[0].decode())
     except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
@@ -104,7 +115,7 @@ def _read(path: Path, contents: Sequence[bytes]) -> tuple[TenantPolicy, dict[byt
     for name, table in tenants.items():
         where = f"tenants.{name}"
         made[tenant_scope(name)] = _policy(path, where, {**base, **_entries(path, where, table)})
-    return _policy(path, "default", base), made
+    return _File(_policy(path, "default", base), made, tuple(tenants))
 
 
 def _entries(path: Path, where: str, table: object) -> dict[str, Any]:

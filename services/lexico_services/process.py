@@ -45,7 +45,11 @@ def stop_event() -> threading.Event:
 
 
 def end_by_interrupt() -> None:
-    """Has SIGINT raise KeyboardInterrupt, unless this process was started with SIGINT ignored."""
+    """Has SIGINT raise KeyboardInterrupt, unless this process was started with SIGINT ignored. For
+    the main thread: in another one, which no signal reaches, it does nothing.
+    """
+    if threading.current_thread() is not threading.main_thread():
+        return
     if signal.getsignal(signal.SIGINT) is not signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
 

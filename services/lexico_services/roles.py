@@ -10,9 +10,11 @@ OFFLOAD: Final = "offload"
 RELOAD: Final = "reload"
 """Reads pages (Get)."""
 ADMIN: Final = "admin"
-"""What an operator does for a tenant."""
+"""What is done for a tenant: its pages counted, pinned, forgotten."""
+OPERATOR: Final = "operator"
+"""Sees the numbers of whole processes, and of all tenants."""
 
-ROLES: Final = frozenset({OFFLOAD, RELOAD, ADMIN})
+ROLES: Final = frozenset({OFFLOAD, RELOAD, ADMIN, OPERATOR})
 USUAL: Final = frozenset({OFFLOAD, RELOAD})
 """What a caller may do where nothing else is said. Match, Fetch and List take either of them."""
 

@@ -37,6 +37,10 @@ class TokenFile:
         """Whose token it is, if anybody's."""
         return self._callers.now().get(_digest(token))
 
+    def names(self) -> set[str]:
+        """The tenants that it names."""
+        return {caller.tenant for caller in self._callers.now().values()}
+
     def _read(self, contents: Sequence[bytes]) -> Mapping[bytes, Caller]:
         """digest → caller. Looked up by digest: the time of a look-up tells nothing of a token."""
         try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable
@@ -54,6 +55,17 @@ class SequenceSuite(ABC):
         self.expire(lambda: store.present(scope, [key_of(9)]) == [False], 0.15)
         # What it found is there still; on a busy machine that may be nothing.
         assert store.match(scope, namespace, keys).present == found.present
+
+    def test_how_long_pages_have_to_live(self, store: PageStore, scope: bytes) -> None:
+        keys = [key_of(n) for n in range(3)]
+        for key in keys[:2]:
+            store.commit(scope, key, [b"a"], TTL_S)
+        store.persist(scope, keys[1:2])
+        left, pinned, absent = store.lives(scope, keys)
+        assert left is not None
+        assert 0 < left <= TTL_S
+        assert (pinned, absent) == (math.inf, None)
+        assert store.lives(scope, []) == []
 
     def test_what_is_forgotten_is_not_found_again(self, store: PageStore, scope: bytes) -> None:
         mine, other = b"m" * 32, b"o" * 32

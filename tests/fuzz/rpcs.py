@@ -10,7 +10,14 @@ from typing import Any, Final
 import grpc
 from google.protobuf.descriptor import MethodDescriptor
 
-from lexico_proto.v1 import dictionaries_pb2, offload_pb2, reload_pb2, versions_pb2
+from lexico_proto.v1 import (
+    admin_pb2,
+    dictionaries_pb2,
+    offload_pb2,
+    operations_pb2,
+    reload_pb2,
+    versions_pb2,
+)
 from tests.support.channels import service_channel
 from tests.support.services import Prompt, prompt, running_services
 
@@ -34,7 +41,8 @@ ALLOWED: Final = frozenset(
 
 def methods() -> Iterator[tuple[str, MethodDescriptor]]:
     """Path and description of every RPC."""
-    for file in (offload_pb2, reload_pb2, dictionaries_pb2, versions_pb2):
+    calls = (offload_pb2, reload_pb2, dictionaries_pb2)
+    for file in (*calls, admin_pb2, versions_pb2, operations_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 yield f"/{service.full_name}/{method.name}", method
@@ -122,6 +130,14 @@ def _sound(dice: random.Random, method: MethodDescriptor) -> list[bytes]:
                 dictionaries_pb2.RegisterRequest(header=header).SerializeToString(),
                 dictionaries_pb2.RegisterRequest(data=data).SerializeToString(),
             ]
+        case "Pin" | "Forget" | "Inspect":
+            asked = admin_pb2.Prompt(namespace=made.spec.namespace, page_keys=made.keys)
+            kind: Any = getattr(admin_pb2, f"{method.name}Request")
+            request = kind(prompt=asked)
+            if method.name == "Inspect":
+                request.first_page = dice.choice((0, 1, (1 << 32) - 1))
+                request.groups = dice.randrange(70)
+            return [request.SerializeToString()]
         case "Fetch":
             return [dictionaries_pb2.FetchRequest(digest=dice.randbytes(32)).SerializeToString()]
     return [b""]

@@ -25,6 +25,7 @@ from lexico_proto.metrics import (
     PAGES,
     RECEIVED_BYTES,
     SENT_BYTES,
+    SENT_PAGES,
     SETS_REFUSED,
     STORED_BYTES,
     Family,
@@ -84,6 +85,7 @@ async def test_both_sides_count_calls_pages_and_bytes(
         assert services.counts(RECEIVED_BYTES) == {(): raw}
         assert services.counts(STORED_BYTES) == {(): report.bytes_stored}
         assert services.counts(SENT_BYTES) == {(): loaded.bytes_received}
+        assert services.counts(SENT_PAGES) == {(): loaded.pages}
         assert services.counts(MISSES) == {}
     assert counts(mine, CLIENT_CALLS) == {("match", "ok"): 2, ("put", "ok"): 1, ("get", "ok"): 1}
     assert counts(mine, CLIENT_BYTES) == {("sent",): raw, ("received",): loaded.bytes_received}

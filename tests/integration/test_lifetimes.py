@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import threading
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -13,17 +12,14 @@ from typing import Any
 import grpc
 import pytest
 
-from lexico_codec.keys import page_keys
 from lexico_codec.wire import spec_to_wire
 from lexico_proto import errors
 from lexico_proto.v1 import admin_pb2 as pb
 from lexico_proto.v1 import admin_pb2_grpc, offload_pb2, reload_pb2
 from lexico_proto.v1 import dictionaries_pb2 as dict_pb
 from lexico_proto.watched import look_again
-from lexico_services.cli import main
 from lexico_store import MemoryStore
 from lexico_store.records import PinNote
-from lexico_store.scopes import tenant_scope
 from tests.support.services import (
     Prompt,
     Services,
@@ -299,46 +295,3 @@ async def test_quotas_are_of_one_tenant(tokens: Path, tmp_path: Path) -> None:
         assert "calls a second" in error_of(refusal.value).message
         assert services.ingress.budget.used == 0
         assert await present(services, made, BLUE) == [True, True]
-
-
-async def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    """`lexico pages`, from a thread: it is a program of its own."""
-    import asyncio
-
-    made = prompt(pages=3)
-    assert made.keys == page_keys(made.spec, made.token_ids)
-    file = tmp_path / "prompt.json"
-    about = {"namespace": made.spec.namespace.hex(), "page_keys": [k.hex() for k in made.keys]}
-    file.write_text(json.dumps(about))
-    policy = tmp_path / "policy.toml"
-    policy.write_text('[default]\nmax_pinned_bytes = "1 MiB"\n')
-    async with running_services(policy_file=policy) as services:
-        await offload(services, made, 3)
-        assert services.store.present(tenant_scope("default"), made.keys) == [True] * 3
-
-        async def lexico(*arguments: str) -> tuple[int, str]:
-            line = ["pages", *arguments, "--server", services.reload_address]
-            code = await asyncio.to_thread(main, line)
-            said = capsys.readouterr()
-            return code, said.out + said.err
-
-        code, said = await lexico("pin", "--prompt", str(file), "--label", "greeting")
-        assert code == 0
-        assert "3 pages" in said
-        code, said = await lexico("usage")
-        assert code == 0
-        assert made.spec.namespace.hex() in said
-        assert "greeting" in said
-        assert "expire" in said
-        pin = (await lexico("usage", "--json"))[1]
-        name = json.loads(pin)["pins"][0]["pin"]
-        assert (await lexico("unpin", "--pin", name))[0] == 0
-        assert (await lexico("unpin", "--pin", name))[0] == 2
-        code, said = await lexico("forget", "--namespace", made.spec.namespace.hex())
-        assert code == 0
-        assert "3 pages" in said
-        assert await present(services, made) == [False] * 3
-        assert (await lexico("forget", "--namespace", "xy"))[0] == 2
-        assert (await lexico("forget", "--everything"))[0] == 0
-        file.write_text("{}")
-        assert (await lexico("forget", "--prompt", str(file)))[0] == 2

@@ -10,12 +10,15 @@ import pytest
 
 from lexico_client import AsyncClient, GrpcTransport
 from lexico_client._dictionaries import register_messages
+from lexico_client.commands.connection import Callers
 from lexico_proto.errors import LexicoError, PermissionDenied, Unauthenticated
 from lexico_proto.metrics import METHODS
 from lexico_proto.v1 import (
     admin_pb2,
     admin_pb2_grpc,
     dictionaries_pb2,
+    operations_pb2,
+    operations_pb2_grpc,
     reload_pb2,
     versions_pb2,
 )
@@ -33,13 +36,17 @@ ALLOWED = {
     "fetch": {"offload", "reload"},
     "list": {"offload", "reload"},
     "describe": {"offload", "reload"},
-    **{key: {"admin"} for key in ("usage", "pin", "unpin", "forget")},
+    **{key: {"admin"} for key in ("usage", "pin", "unpin", "forget", "inspect")},
+    "tenants": {"operator"},
+    "status": {"admin", "operator"},
 }
 ADMIN_CALLS = {
     "usage": admin_pb2.UsageRequest(),
     "pin": admin_pb2.PinRequest(),
     "unpin": admin_pb2.UnpinRequest(pin=bytes(16)),
     "forget": admin_pb2.ForgetRequest(everything=True),
+    "inspect": admin_pb2.InspectRequest(),
+    "tenants": admin_pb2.TenantsRequest(),
 }
 
 
@@ -54,12 +61,19 @@ def _calls(transport: GrpcTransport) -> dict[str, Callable[[], Awaitable[object]
         request = dictionaries_pb2.FetchRequest(digest=made.digest)
         return [each async for each in transport.fetch(request, PATIENCE_S)]
 
+    async def status() -> object:
+        asked, stub = operations_pb2.StatusRequest(), operations_pb2_grpc.OperationsStub
+        async with Callers(PATIENCE_S) as callers:
+            servers = (transport._reload, transport._endpoint("offload"))
+            return [await callers.ask(each, stub, "Status", asked) for each in servers]
+
     async def describe() -> object:
         asked = versions_pb2.DescribeRequest()
         return [await transport.describe(s, asked, PATIENCE_S) for s in ("reload", "offload")]
 
     return {
         "describe": describe,
+        "status": status,
         "put": lambda: transport.put(serialised(sent.upload()), PATIENCE_S),
         "register": lambda: transport.register(register_messages(made), PATIENCE_S),
         "get": get,
@@ -74,7 +88,7 @@ def _calls(transport: GrpcTransport) -> dict[str, Callable[[], Awaitable[object]
 
 async def test_every_call_asks_for_its_role(tmp_path: Path) -> None:
     assert set(ALLOWED) == set(METHODS)
-    roles = ("offload", "reload", "admin")
+    roles = ("offload", "reload", "admin", "operator")
     tokens = tmp_path / "tokens"
     tokens.write_text("".join(f"red:token-with-the-role:of-{r}:{r}\n" for r in roles))
     async with running_services(token_file=tokens) as services:

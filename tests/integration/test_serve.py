@@ -23,6 +23,7 @@ from lexico_client import request as lexico_request
 from lexico_codec.sets.builtin import load_builtin
 from lexico_proto import errors
 from lexico_proto import tracing as tracing_api
+from lexico_services.cli import main
 from tests.support.authorities import Authority
 from tests.support.client_fixtures import PATIENT
 from tests.support.health import NOT_SERVING, SERVING, health_of
@@ -195,6 +196,21 @@ def test_every_process_shows_its_metrics(service: Service, client: Client) -> No
     assert sample(reload, "lexico_hit_tokens_total", tenant="default", **lexico) >= 64
     assert sample(reload, "lexico_store_up") == 1
     assert sample(reload, "lexico_store_bytes") > 0
+
+
+def test_status_of_every_server(
+    service: Service, client: Client, capsys: pytest.CaptureFixture[str]
+) -> None:
+    cache = Cache(spec_of("lexico"), pages=1, seed=7)
+    client.offload(cache.spec, cache.tokens, cache.source)
+    command = ["status", "--json", "--interval", "0", "--timeout", str(PATIENCE_S)]
+    for name in ("reload", "offload"):
+        command += [f"--{name}", service.addresses[name]]
+    assert main(command) == 0
+    reload, offload = json.loads(capsys.readouterr().out)["servers"]
+    assert offload["ingress"]["encoders"] == 1
+    assert offload["ingress"]["pages_stored"] >= 1
+    assert reload["reload"]["store"]["numbers"]["used_bytes"] > 0
 
 
 def test_one_trace_over_all_processes(

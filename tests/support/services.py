@@ -29,6 +29,7 @@ from lexico_services.offload.servicer import SERVICES, OffloadServicer
 from lexico_services.policies import Policies
 from lexico_services.reload.server import ReloadServer
 from lexico_services.server import GrpcServer
+from lexico_services.telemetry.gauges import watch_ingress
 from lexico_store import MemoryStore, PageStore
 from lexico_worker.page_encoder import PageEncoder
 from tests.support.channels import service_channel
@@ -86,6 +87,7 @@ async def running_services(
     local = LocalEncoders(pages, threads=2)
     bounds_up = offload or OffloadConfig(idle_s=PATIENCE_S)
     ingress = Ingress(encoders or local, bounds_up, metrics, policies)
+    watch_ingress(metrics, ingress)
     servicer = OffloadServicer(ingress, Tenants.of(listen, metrics), metrics, policies)
     front = GrpcServer(
         listen,

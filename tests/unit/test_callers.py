@@ -56,7 +56,7 @@ def _written(folder: Path, text: str) -> Path:
         (f"red:{TOKEN}", TOKEN, USUAL),
         (f" red : {TOKEN} ", TOKEN, USUAL),
         (f"red:{TOKEN}:admin", TOKEN, {ADMIN}),
-        (f"red:{TOKEN} : offload , reload,admin ", TOKEN, ROLES),
+        (f"red:{TOKEN} : offload , reload,admin,operator ", TOKEN, ROLES),
         (f"red:{TOKEN}:reload", TOKEN, {RELOAD}),
         # Tokens with colons are as old as the file.
         (f"red:{TOKEN}:and:more", f"{TOKEN}:and:more", USUAL),

@@ -12,6 +12,7 @@ from transformers import DynamicCache, LlamaConfig, LlamaForCausalLM, MistralCon
 from transformers.models.mistral import MistralForCausalLM
 
 from lexico_client import Client, InMemoryTransport
+from lexico_client.cache_file import CacheFile
 from lexico_client.hf import HuggingFaceCache, weights_fingerprint
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto import errors
@@ -139,6 +140,24 @@ def test_generate_gives_the_tokens_and_logits_of_no_cache_at_all(
     out = generated(model, ids, hit.cache)
     assert torch.equal(out.sequences, plain.sequences)
     torch.testing.assert_close(torch.stack(out.logits), torch.stack(plain.logits))
+
+
+@torch.inference_mode()
+def test_a_cache_is_saved_as_it_would_be_offloaded(
+    client: Client, model: LlamaForCausalLM, tmp_path: Path
+) -> None:
+    shared, ids, cache = raw(client, model), prompt(21), DynamicCache(config=model.config)
+    model(ids[:, :20], **cache_inputs(model, cache))
+    path = tmp_path / "prompt.safetensors"
+    shared.saved(ids, cache).write(path)
+    saved = CacheFile.read(path)
+    assert (saved.spec, saved.tokens) == (shared.spec, 20)
+    for layer, keys, values in zip(layers_of(cache), saved.keys, saved.values, strict=True):
+        assert torch.equal(layer.keys[0].transpose(0, 1), keys)
+        assert torch.equal(layer.values[0].transpose(0, 1), values)
+    report = client.offload(saved.spec, saved.token_ids, saved.view())
+    assert report.tokens == shared.load(ids).tokens == 16
+    assert shared.saved(ids, DynamicCache(config=model.config)).tokens == 0
 
 
 def test_a_miss_is_an_empty_cache_for_the_same_code(

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 
-import lexico_client.explain_command as command
 from lexico_client import Client, InMemoryTransport, fingerprint_files, input_digests
+from lexico_client.commands import connection
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.spec_text import spec_from_json, spec_to_json
 from lexico_services.cli import main
@@ -42,14 +42,14 @@ def known(client: Client, monkeypatch: pytest.MonkeyPatch) -> Client:
 
     class Kept:
         def __init__(self, **arguments: Any) -> None:
-            assert arguments["reload"] == "there:7412"
+            assert arguments["reload"].address == "there:7412"
 
         def __enter__(self) -> Client:
             return client
 
         def __exit__(self, *error: object) -> None: ...
 
-    monkeypatch.setattr(command, "Client", Kept)
+    monkeypatch.setattr(connection, "Client", Kept)
     return client
 
 
@@ -108,7 +108,7 @@ def test_the_command_with_a_spec(
     (tmp_path / "spec.json").write_text(spec_to_json(spec))
     (tmp_path / "other.json").write_text(spec_to_json(replace(spec, weights=bytes(32))))
     (tmp_path / "ids").write_text(str(list(TOKENS)))
-    arguments = ["explain", str(tmp_path / "spec.json"), "--reload", "there:7412"]
+    arguments = ["explain", "--model", str(tmp_path / "spec.json"), "--reload", "there:7412"]
     arguments += ["--tokens", str(tmp_path / "ids"), "--against", str(tmp_path / "other.json")]
     assert main(arguments) == 0
     said = capsys.readouterr().out
@@ -137,7 +137,15 @@ def test_the_command_with_a_model_folder(
     cache = DynamicCache(config=model.config)
     model(ids, **cache_inputs(model, cache))
     shared.offload(ids, cache)
-    arguments = ["explain", str(folder), "--text", str(tmp_path / "text"), "--codec", "lossless"]
+    arguments = [
+        "explain",
+        "--model",
+        str(folder),
+        "--text",
+        str(tmp_path / "text"),
+        "--codec",
+        "lossless",
+    ]
     arguments += ["--page-tokens", "8", "--reload", "there:7412"]
     assert main(arguments) == 0
     said = capsys.readouterr().out
@@ -170,7 +178,7 @@ def test_files_that_cannot_be_used(
 ) -> None:
     for name, text in files.items():
         (tmp_path / name).write_text(spec_to_json(small_spec()) if text is None else text)
-    arguments = ["explain", str(tmp_path / "spec.json"), "--reload", "there:7412"]
+    arguments = ["explain", "--model", str(tmp_path / "spec.json"), "--reload", "there:7412"]
     arguments += ["--tokens", str(tmp_path / "ids")]
     if "inputs" in files:
         arguments += ["--inputs", str(tmp_path / "inputs")]

@@ -30,7 +30,10 @@ PARTS: Final = {
     "lexico_worker.page_encoder": {
         *("ray", "grpc", "lexico_client", "lexico_services", *EVERY_CODEC),
     },
-    "lexico_services.cli": {"ray", "grpc", "redis", "torch", "numpy", "lexico_codec"},
+    "lexico_services.cli": {
+        *("ray", "grpc", "redis", "torch", "numpy", "google.protobuf"),
+        *("lexico_codec", "lexico_client", "shtab"),
+    },
 }
 """module → what its process must not have imported, beside what no part needs."""
 

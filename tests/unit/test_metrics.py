@@ -16,6 +16,7 @@ from lexico_proto.v1 import (
     admin_pb2,
     dictionaries_pb2,
     offload_pb2,
+    operations_pb2,
     reload_pb2,
     versions_pb2,
 )
@@ -151,7 +152,14 @@ def test_nothing_is_counted_where_nobody_wants_it() -> None:
 def test_methods_are_those_of_the_services() -> None:
     services = [
         service
-        for file in (offload_pb2, reload_pb2, dictionaries_pb2, admin_pb2, versions_pb2)
+        for file in (
+            offload_pb2,
+            reload_pb2,
+            dictionaries_pb2,
+            admin_pb2,
+            versions_pb2,
+            operations_pb2,
+        )
         for service in file.DESCRIPTOR.services_by_name.values()
     ]
     methods = [name.lower() for service in services for name in service.methods_by_name]

@@ -47,7 +47,11 @@ SERVICES = {
         "Fetch": (False, True),
         "List": (False, False),
     },
-    "lexico_proto.v1.Admin": dict.fromkeys(("Usage", "Pin", "Unpin", "Forget"), (False, False)),
+    "lexico_proto.v1.Admin": dict.fromkeys(
+        ("Usage", "Pin", "Unpin", "Forget", "Inspect", "Tenants"), (False, False)
+    ),
+    "lexico_proto.v1.Versions": {"Describe": (False, False)},
+    "lexico_proto.v1.Operations": {"Status": (False, False)},
 }
 NOT_OF_KERNELS = (
     "ray",
@@ -117,7 +121,7 @@ def test_every_codec_class_is_registered() -> None:
 
 def test_services_are_those_of_the_design() -> None:
     found = {}
-    for name in ("offload", "reload", "dictionaries", "admin"):
+    for name in ("offload", "reload", "dictionaries", "admin", "versions", "operations"):
         stub = importlib.import_module(f"lexico_proto.v1.{name}_pb2")
         for service in stub.DESCRIPTOR.services_by_name.values():
             found[service.full_name] = {

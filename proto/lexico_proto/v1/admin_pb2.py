@@ -22,37 +22,50 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from lexico_proto.v1 import types_pb2 as lexico__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blexico_proto/v1/admin.proto\x12\x0flexico_proto.v1\".\n\x06Prompt\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x11\n\tpage_keys\x18\x02 \x03(\x0c\"\x0e\n\x0cUsageRequest\"d\n\x0eNamespaceUsage\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\r\n\x05\x61\x62out\x18\x02 \x01(\t\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x12\n\npages_gone\x18\x05 \x01(\x04\"W\n\x08PinUsage\x12\x0b\n\x03pin\x18\x01 \x01(\x0c\x12\x11\n\tnamespace\x18\x02 \x01(\x0c\x12\r\n\x05label\x18\x03 \x01(\t\x12\r\n\x05pages\x18\x04 \x01(\r\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\"\xfc\x01\n\rUsageResponse\x12\x33\n\nnamespaces\x18\x01 \x03(\x0b\x32\x1f.lexico_proto.v1.NamespaceUsage\x12\'\n\x04pins\x18\x02 \x03(\x0b\x32\x19.lexico_proto.v1.PinUsage\x12\x12\n\npage_ttl_s\x18\x03 \x01(\x01\x12\x18\n\x10max_stored_bytes\x18\x04 \x01(\x04\x12\x18\n\x10max_pinned_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12max_inflight_bytes\x18\x06 \x01(\x04\x12\x17\n\x0fmax_calls_per_s\x18\x07 \x01(\x01\x12\x10\n\x08\x65viction\x18\x08 \x01(\t\"D\n\nPinRequest\x12\'\n\x06prompt\x18\x01 \x01(\x0b\x32\x17.lexico_proto.v1.Prompt\x12\r\n\x05label\x18\x02 \x01(\t\"8\n\x0bPinResponse\x12\x0b\n\x03pin\x18\x01 \x01(\x0c\x12\r\n\x05pages\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\x1b\n\x0cUnpinRequest\x12\x0b\n\x03pin\x18\x01 \x01(\x0c\"\x1e\n\rUnpinResponse\x12\r\n\x05pages\x18\x01 \x01(\r\"m\n\rForgetRequest\x12)\n\x06prompt\x18\x01 \x01(\x0b\x32\x17.lexico_proto.v1.PromptH\x00\x12\x13\n\tnamespace\x18\x02 \x01(\x0cH\x00\x12\x14\n\neverything\x18\x03 \x01(\x08H\x00\x42\x06\n\x04what\"\x1f\n\x0e\x46orgetResponse\x12\r\n\x05pages\x18\x01 \x01(\x04\x32\xa4\x02\n\x05\x41\x64min\x12\x46\n\x05Usage\x12\x1d.lexico_proto.v1.UsageRequest\x1a\x1e.lexico_proto.v1.UsageResponse\x12@\n\x03Pin\x12\x1b.lexico_proto.v1.PinRequest\x1a\x1c.lexico_proto.v1.PinResponse\x12\x46\n\x05Unpin\x12\x1d.lexico_proto.v1.UnpinRequest\x1a\x1e.lexico_proto.v1.UnpinResponse\x12I\n\x06\x46orget\x12\x1e.lexico_proto.v1.ForgetRequest\x1a\x1f.lexico_proto.v1.ForgetResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1blexico_proto/v1/admin.proto\x12\x0flexico_proto.v1\x1a\x1blexico_proto/v1/types.proto\".\n\x06Prompt\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\x11\n\tpage_keys\x18\x02 \x03(\x0c\"\x0e\n\x0cUsageRequest\"d\n\x0eNamespaceUsage\x12\x11\n\tnamespace\x18\x01 \x01(\x0c\x12\r\n\x05\x61\x62out\x18\x02 \x01(\t\x12\r\n\x05pages\x18\x03 \x01(\x04\x12\r\n\x05\x62ytes\x18\x04 \x01(\x04\x12\x12\n\npages_gone\x18\x05 \x01(\x04\"W\n\x08PinUsage\x12\x0b\n\x03pin\x18\x01 \x01(\x0c\x12\x11\n\tnamespace\x18\x02 \x01(\x0c\x12\r\n\x05label\x18\x03 \x01(\t\x12\r\n\x05pages\x18\x04 \x01(\r\x12\r\n\x05\x62ytes\x18\x05 \x01(\x04\"\xfc\x01\n\rUsageResponse\x12\x33\n\nnamespaces\x18\x01 \x03(\x0b\x32\x1f.lexico_proto.v1.NamespaceUsage\x12\'\n\x04pins\x18\x02 \x03(\x0b\x32\x19.lexico_proto.v1.PinUsage\x12\x12\n\npage_ttl_s\x18\x03 \x01(\x01\x12\x18\n\x10max_stored_bytes\x18\x04 \x01(\x04\x12\x18\n\x10max_pinned_bytes\x18\x05 \x01(\x04\x12\x1a\n\x12max_inflight_bytes\x18\x06 \x01(\x04\x12\x17\n\x0fmax_calls_per_s\x18\x07 \x01(\x01\x12\x10\n\x08\x65viction\x18\x08 \x01(\t\"D\n\nPinRequest\x12\'\n\x06prompt\x18\x01 \x01(\x0b\x32\x17.lexico_proto.v1.Prompt\x12\r\n\x05label\x18\x02 \x01(\t\"8\n\x0bPinResponse\x12\x0b\n\x03pin\x18\x01 \x01(\x0c\x12\r\n\x05pages\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\"\x1b\n\x0cUnpinRequest\x12\x0b\n\x03pin\x18\x01 \x01(\x0c\"\x1e\n\rUnpinResponse\x12\r\n\x05pages\x18\x01 \x01(\r\"m\n\rForgetRequest\x12)\n\x06prompt\x18\x01 \x01(\x0b\x32\x17.lexico_proto.v1.PromptH\x00\x12\x13\n\tnamespace\x18\x02 \x01(\x0cH\x00\x12\x14\n\neverything\x18\x03 \x01(\x08H\x00\x42\x06\n\x04what\"\x1f\n\x0e\x46orgetResponse\x12\r\n\x05pages\x18\x01 \x01(\x04\"]\n\x0eInspectRequest\x12\'\n\x06prompt\x18\x01 \x01(\x0b\x32\x17.lexico_proto.v1.Prompt\x12\x12\n\nfirst_page\x18\x02 \x01(\r\x12\x0e\n\x06groups\x18\x03 \x01(\r\"\x8f\x01\n\tPageState\x12\x0f\n\x07present\x18\x01 \x01(\x08\x12\x0e\n\x06groups\x18\x02 \x01(\r\x12\r\n\x05\x62ytes\x18\x03 \x01(\x04\x12\x0e\n\x06pinned\x18\x04 \x01(\x08\x12\x13\n\x06left_s\x18\x05 \x01(\x01H\x00\x88\x01\x01\x12\x15\n\x08unused_s\x18\x06 \x01(\x01H\x01\x88\x01\x01\x42\t\n\x07_left_sB\x0b\n\t_unused_s\"z\n\x0fInspectResponse\x12)\n\x05pages\x18\x01 \x03(\x0b\x32\x1a.lexico_proto.v1.PageState\x12(\n\x04spec\x18\x02 \x01(\x0b\x32\x1a.lexico_proto.v1.CacheSpec\x12\x12\n\npage_ttl_s\x18\x03 \x01(\x01\"\x10\n\x0eTenantsRequest\"\xd2\x01\n\tTenantUse\x12\x0e\n\x06tenant\x18\x01 \x01(\t\x12\x14\n\x0cstored_bytes\x18\x02 \x01(\x04\x12\x0c\n\x04pins\x18\x03 \x01(\r\x12\x14\n\x0cpinned_bytes\x18\x04 \x01(\x04\x12\x12\n\npage_ttl_s\x18\x05 \x01(\x01\x12\x18\n\x10max_stored_bytes\x18\x06 \x01(\x04\x12\x18\n\x10max_pinned_bytes\x18\x07 \x01(\x04\x12\x1a\n\x12max_inflight_bytes\x18\x08 \x01(\x04\x12\x17\n\x0fmax_calls_per_s\x18\t \x01(\x01\"L\n\x0fTenantsResponse\x12+\n\x07tenants\x18\x01 \x03(\x0b\x32\x1a.lexico_proto.v1.TenantUse\x12\x0c\n\x04more\x18\x02 \x01(\x08\x32\xc0\x03\n\x05\x41\x64min\x12\x46\n\x05Usage\x12\x1d.lexico_proto.v1.UsageRequest\x1a\x1e.lexico_proto.v1.UsageResponse\x12@\n\x03Pin\x12\x1b.lexico_proto.v1.PinRequest\x1a\x1c.lexico_proto.v1.PinResponse\x12\x46\n\x05Unpin\x12\x1d.lexico_proto.v1.UnpinRequest\x1a\x1e.lexico_proto.v1.UnpinResponse\x12I\n\x06\x46orget\x12\x1e.lexico_proto.v1.ForgetRequest\x1a\x1f.lexico_proto.v1.ForgetResponse\x12L\n\x07Inspect\x12\x1f.lexico_proto.v1.InspectRequest\x1a .lexico_proto.v1.InspectResponse\x12L\n\x07Tenants\x12\x1f.lexico_proto.v1.TenantsRequest\x1a .lexico_proto.v1.TenantsResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lexico_proto.v1.admin_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_PROMPT']._serialized_start=48
-  _globals['_PROMPT']._serialized_end=94
-  _globals['_USAGEREQUEST']._serialized_start=96
-  _globals['_USAGEREQUEST']._serialized_end=110
-  _globals['_NAMESPACEUSAGE']._serialized_start=112
-  _globals['_NAMESPACEUSAGE']._serialized_end=212
-  _globals['_PINUSAGE']._serialized_start=214
-  _globals['_PINUSAGE']._serialized_end=301
-  _globals['_USAGERESPONSE']._serialized_start=304
-  _globals['_USAGERESPONSE']._serialized_end=556
-  _globals['_PINREQUEST']._serialized_start=558
-  _globals['_PINREQUEST']._serialized_end=626
-  _globals['_PINRESPONSE']._serialized_start=628
-  _globals['_PINRESPONSE']._serialized_end=684
-  _globals['_UNPINREQUEST']._serialized_start=686
-  _globals['_UNPINREQUEST']._serialized_end=713
-  _globals['_UNPINRESPONSE']._serialized_start=715
-  _globals['_UNPINRESPONSE']._serialized_end=745
-  _globals['_FORGETREQUEST']._serialized_start=747
-  _globals['_FORGETREQUEST']._serialized_end=856
-  _globals['_FORGETRESPONSE']._serialized_start=858
-  _globals['_FORGETRESPONSE']._serialized_end=889
-  _globals['_ADMIN']._serialized_start=892
-  _globals['_ADMIN']._serialized_end=1184
+  _globals['_PROMPT']._serialized_start=77
+  _globals['_PROMPT']._serialized_end=123
+  _globals['_USAGEREQUEST']._serialized_start=125
+  _globals['_USAGEREQUEST']._serialized_end=139
+  _globals['_NAMESPACEUSAGE']._serialized_start=141
+  _globals['_NAMESPACEUSAGE']._serialized_end=241
+  _globals['_PINUSAGE']._serialized_start=243
+  _globals['_PINUSAGE']._serialized_end=330
+  _globals['_USAGERESPONSE']._serialized_start=333
+  _globals['_USAGERESPONSE']._serialized_end=585
+  _globals['_PINREQUEST']._serialized_start=587
+  _globals['_PINREQUEST']._serialized_end=655
+  _globals['_PINRESPONSE']._serialized_start=657
+  _globals['_PINRESPONSE']._serialized_end=713
+  _globals['_UNPINREQUEST']._serialized_start=715
+  _globals['_UNPINREQUEST']._serialized_end=742
+  _globals['_UNPINRESPONSE']._serialized_start=744
+  _globals['_UNPINRESPONSE']._serialized_end=774
+  _globals['_FORGETREQUEST']._serialized_start=776
+  _globals['_FORGETREQUEST']._serialized_end=885
+  _globals['_FORGETRESPONSE']._serialized_start=887
+  _globals['_FORGETRESPONSE']._serialized_end=918
+  _globals['_INSPECTREQUEST']._serialized_start=920
+  _globals['_INSPECTREQUEST']._serialized_end=1013
+  _globals['_PAGESTATE']._serialized_start=1016
+  _globals['_PAGESTATE']._serialized_end=1159
+  _globals['_INSPECTRESPONSE']._serialized_start=1161
+  _globals['_INSPECTRESPONSE']._serialized_end=1283
+  _globals['_TENANTSREQUEST']._serialized_start=1285
+  _globals['_TENANTSREQUEST']._serialized_end=1301
+  _globals['_TENANTUSE']._serialized_start=1304
+  _globals['_TENANTUSE']._serialized_end=1514
+  _globals['_TENANTSRESPONSE']._serialized_start=1516
+  _globals['_TENANTSRESPONSE']._serialized_end=1592
+  _globals['_ADMIN']._serialized_start=1595
+  _globals['_ADMIN']._serialized_end=2043
 # @@protoc_insertion_point(module_scope)

@@ -1,3 +1,4 @@
+from lexico_proto.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
@@ -111,3 +112,73 @@ class ForgetResponse(_message.Message):
     PAGES_FIELD_NUMBER: _ClassVar[int]
     pages: int
     def __init__(self, pages: _Optional[int] = ...) -> None: ...
+
+class InspectRequest(_message.Message):
+    __slots__ = ("prompt", "first_page", "groups")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    FIRST_PAGE_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    prompt: Prompt
+    first_page: int
+    groups: int
+    def __init__(self, prompt: _Optional[_Union[Prompt, _Mapping]] = ..., first_page: _Optional[int] = ..., groups: _Optional[int] = ...) -> None: ...
+
+class PageState(_message.Message):
+    __slots__ = ("present", "groups", "bytes", "pinned", "left_s", "unused_s")
+    PRESENT_FIELD_NUMBER: _ClassVar[int]
+    GROUPS_FIELD_NUMBER: _ClassVar[int]
+    BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINNED_FIELD_NUMBER: _ClassVar[int]
+    LEFT_S_FIELD_NUMBER: _ClassVar[int]
+    UNUSED_S_FIELD_NUMBER: _ClassVar[int]
+    present: bool
+    groups: int
+    bytes: int
+    pinned: bool
+    left_s: float
+    unused_s: float
+    def __init__(self, present: bool = ..., groups: _Optional[int] = ..., bytes: _Optional[int] = ..., pinned: bool = ..., left_s: _Optional[float] = ..., unused_s: _Optional[float] = ...) -> None: ...
+
+class InspectResponse(_message.Message):
+    __slots__ = ("pages", "spec", "page_ttl_s")
+    PAGES_FIELD_NUMBER: _ClassVar[int]
+    SPEC_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    pages: _containers.RepeatedCompositeFieldContainer[PageState]
+    spec: _types_pb2.CacheSpec
+    page_ttl_s: float
+    def __init__(self, pages: _Optional[_Iterable[_Union[PageState, _Mapping]]] = ..., spec: _Optional[_Union[_types_pb2.CacheSpec, _Mapping]] = ..., page_ttl_s: _Optional[float] = ...) -> None: ...
+
+class TenantsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class TenantUse(_message.Message):
+    __slots__ = ("tenant", "stored_bytes", "pins", "pinned_bytes", "page_ttl_s", "max_stored_bytes", "max_pinned_bytes", "max_inflight_bytes", "max_calls_per_s")
+    TENANT_FIELD_NUMBER: _ClassVar[int]
+    STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PINS_FIELD_NUMBER: _ClassVar[int]
+    PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    MAX_STORED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_PINNED_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_INFLIGHT_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MAX_CALLS_PER_S_FIELD_NUMBER: _ClassVar[int]
+    tenant: str
+    stored_bytes: int
+    pins: int
+    pinned_bytes: int
+    page_ttl_s: float
+    max_stored_bytes: int
+    max_pinned_bytes: int
+    max_inflight_bytes: int
+    max_calls_per_s: float
+    def __init__(self, tenant: _Optional[str] = ..., stored_bytes: _Optional[int] = ..., pins: _Optional[int] = ..., pinned_bytes: _Optional[int] = ..., page_ttl_s: _Optional[float] = ..., max_stored_bytes: _Optional[int] = ..., max_pinned_bytes: _Optional[int] = ..., max_inflight_bytes: _Optional[int] = ..., max_calls_per_s: _Optional[float] = ...) -> None: ...
+
+class TenantsResponse(_message.Message):
+    __slots__ = ("tenants", "more")
+    TENANTS_FIELD_NUMBER: _ClassVar[int]
+    MORE_FIELD_NUMBER: _ClassVar[int]
+    tenants: _containers.RepeatedCompositeFieldContainer[TenantUse]
+    more: bool
+    def __init__(self, tenants: _Optional[_Iterable[_Union[TenantUse, _Mapping]]] = ..., more: bool = ...) -> None: ...

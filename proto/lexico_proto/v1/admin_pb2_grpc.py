@@ -26,7 +26,7 @@ if _version_not_supported:
 
 
 class AdminStub(object):
-    """What a tenant may do about its own pages. Every call is about the tenant of the caller's token.
+    """What a tenant may do about its own pages. Every call but Tenants is about the tenant of the caller's token.
     """
 
     def __init__(self, channel):
@@ -55,10 +55,20 @@ class AdminStub(object):
                 request_serializer=lexico__proto_dot_v1_dot_admin__pb2.ForgetRequest.SerializeToString,
                 response_deserializer=lexico__proto_dot_v1_dot_admin__pb2.ForgetResponse.FromString,
                 _registered_method=True)
+        self.Inspect = channel.unary_unary(
+                '/lexico_proto.v1.Admin/Inspect',
+                request_serializer=lexico__proto_dot_v1_dot_admin__pb2.InspectRequest.SerializeToString,
+                response_deserializer=lexico__proto_dot_v1_dot_admin__pb2.InspectResponse.FromString,
+                _registered_method=True)
+        self.Tenants = channel.unary_unary(
+                '/lexico_proto.v1.Admin/Tenants',
+                request_serializer=lexico__proto_dot_v1_dot_admin__pb2.TenantsRequest.SerializeToString,
+                response_deserializer=lexico__proto_dot_v1_dot_admin__pb2.TenantsResponse.FromString,
+                _registered_method=True)
 
 
 class AdminServicer(object):
-    """What a tenant may do about its own pages. Every call is about the tenant of the caller's token.
+    """What a tenant may do about its own pages. Every call but Tenants is about the tenant of the caller's token.
     """
 
     def Usage(self, request, context):
@@ -89,6 +99,20 @@ class AdminServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Inspect(self, request, context):
+        """What is stored of each of these pages, and how long it has to live.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Tenants(self, request, context):
+        """What each tenant that the server knows by name has stored and may have. For the role operator alone.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_AdminServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -112,6 +136,16 @@ def add_AdminServicer_to_server(servicer, server):
                     request_deserializer=lexico__proto_dot_v1_dot_admin__pb2.ForgetRequest.FromString,
                     response_serializer=lexico__proto_dot_v1_dot_admin__pb2.ForgetResponse.SerializeToString,
             ),
+            'Inspect': grpc.unary_unary_rpc_method_handler(
+                    servicer.Inspect,
+                    request_deserializer=lexico__proto_dot_v1_dot_admin__pb2.InspectRequest.FromString,
+                    response_serializer=lexico__proto_dot_v1_dot_admin__pb2.InspectResponse.SerializeToString,
+            ),
+            'Tenants': grpc.unary_unary_rpc_method_handler(
+                    servicer.Tenants,
+                    request_deserializer=lexico__proto_dot_v1_dot_admin__pb2.TenantsRequest.FromString,
+                    response_serializer=lexico__proto_dot_v1_dot_admin__pb2.TenantsResponse.SerializeToString,
+            ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
             'lexico_proto.v1.Admin', rpc_method_handlers)
@@ -121,7 +155,7 @@ def add_AdminServicer_to_server(servicer, server):
 
  # This class is part of an EXPERIMENTAL API.
 class Admin(object):
-    """What a tenant may do about its own pages. Every call is about the tenant of the caller's token.
+    """What a tenant may do about its own pages. Every call but Tenants is about the tenant of the caller's token.
     """
 
     @staticmethod
@@ -222,6 +256,60 @@ class Admin(object):
             '/lexico_proto.v1.Admin/Forget',
             lexico__proto_dot_v1_dot_admin__pb2.ForgetRequest.SerializeToString,
             lexico__proto_dot_v1_dot_admin__pb2.ForgetResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Inspect(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lexico_proto.v1.Admin/Inspect',
+            lexico__proto_dot_v1_dot_admin__pb2.InspectRequest.SerializeToString,
+            lexico__proto_dot_v1_dot_admin__pb2.InspectResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Tenants(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lexico_proto.v1.Admin/Tenants',
+            lexico__proto_dot_v1_dot_admin__pb2.TenantsRequest.SerializeToString,
+            lexico__proto_dot_v1_dot_admin__pb2.TenantsResponse.FromString,
             options,
             channel_credentials,
             insecure,

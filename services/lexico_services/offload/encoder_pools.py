@@ -6,13 +6,16 @@ import asyncio
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 from lexico_codec.pieces import Piece
 from lexico_proto.errors import ERRORS, Busy, EncoderLost, InternalError
 from lexico_proto.metrics import ENCODER_RETRIES, PROCESS, Metrics
 from lexico_services.admission import to_the_end
 from lexico_worker.page_encoder import PageDone, PageEncoder, PageJob
+
+_SERVE_ANSWERS_S: Final = 2.0
+"""Longest wait for what Serve says of encoders."""
 
 
 class LocalEncoders:
@@ -25,6 +28,7 @@ class LocalEncoders:
             threads: pages encoded at a time.
         """
         self._encoder = encoder
+        self._count = threads
         self._pool = ThreadPoolExecutor(threads, thread_name_prefix="encode")
 
     async def place(self, page: list[Piece]) -> Any:
@@ -41,6 +45,10 @@ class LocalEncoders:
         except asyncio.CancelledError:
             cancelled.set()
             raise
+
+    async def running(self) -> int | None:
+        """The threads."""
+        return self._count
 
     def close(self) -> None:
         """Waits for the threads."""
@@ -59,12 +67,17 @@ class RayEncoders:
         self._retries = metrics.counter(ENCODER_RETRIES)
         import ray
         from ray import exceptions
-        from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+        from ray.serve.exceptions import (
+            BackPressureError,
+            DeploymentUnavailableError,
+            RayServeException,
+        )
 
         self._ray = ray
         self._threads = ThreadPoolExecutor(2, thread_name_prefix="place")
         self._handle = handle
         self._full = BackPressureError
+        self._ray_errors = (exceptions.RayError, RayServeException)
         # A replica that died, or is not reachable, may or may not have run the call; PageEncoder is
         # idempotent, so the call may be made again. Nothing else may: an error of the call itself
         # would come back the same.
@@ -108,6 +121,13 @@ class RayEncoders:
             raise ERRORS.get(reason, InternalError)(message)
         raise InternalError("unreachable")
 
+    async def running(self) -> int | None:
+        """Replicas of the Encoder that run, as Serve has it."""
+        try:
+            return await asyncio.wait_for(asyncio.to_thread(_replicas), _SERVE_ANSWERS_S)
+        except (RuntimeError, TimeoutError, *self._ray_errors):
+            return None
+
     async def _call(self, job: PageJob, placed: Any) -> Any:
         response = self._handle.encode.remote(job, placed)
         try:
@@ -115,3 +135,12 @@ class RayEncoders:
         except asyncio.CancelledError:
             response.cancel()  # not implied by cancelling the await
             raise
+
+
+def _replicas() -> int:
+    """Of the application that this ingress is of. Blocks."""
+    from ray import serve
+
+    own = serve.get_replica_context().app_name
+    status = serve.status().applications[own].deployments["Encoder"]
+    return sum(n for state, n in status.replica_states.items() if state == "RUNNING")

@@ -48,6 +48,9 @@ class EncoderPool(Protocol):
     def encode(self, job: PageJob, placed: Any) -> Awaitable[PageDone]:
         """Encodes and commits a page. Cancelling the awaitable cancels the work."""
 
+    async def running(self) -> int | None:
+        """How many encoders there are; None where that cannot be told now."""
+
 
 @dataclass(frozen=True)
 class Upload:
@@ -216,6 +219,10 @@ class Ingress:
                 # A caller that goes away cancels us here as well: the room is given back even so.
                 over = self._over(tasks, upload.scope, units * spec.page_bytes)
                 await asyncio.shield(self._keep(over))
+
+    async def encoders(self) -> int | None:
+        """As `EncoderPool.running`."""
+        return await self._encoders.running()
 
     async def close(self, within_s: float | None = None) -> None:
         """Waits for pages that nobody waits for.

@@ -13,8 +13,8 @@ from lexico_codec.wire import spec_from_wire
 from lexico_proto.errors import InvalidInput, StreamTruncated
 from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import offload_pb2 as pb
-from lexico_proto.v1 import versions_pb2_grpc
-from lexico_services import versions_servicer
+from lexico_proto.v1 import operations_pb2_grpc, versions_pb2_grpc
+from lexico_services import status_servicer, versions_servicer
 from lexico_services.auth import Tenants
 from lexico_services.offload.ingress import Ingress, Report, Upload
 from lexico_services.policies import Policies
@@ -28,7 +28,7 @@ from lexico_worker.page_encoder import Outcome, PageDone
 _log = logging.getLogger(__name__)
 
 SERVICE: Final = pb.DESCRIPTOR.services_by_name["Offload"].full_name
-SERVICES: Final = (SERVICE, versions_servicer.SERVICE)
+SERVICES: Final = (SERVICE, versions_servicer.SERVICE, status_servicer.SERVICE)
 """Everything that an ingress serves."""
 
 PUT: Final = pb.DESCRIPTOR.services_by_name["Offload"].methods_by_name["Put"].name
@@ -43,7 +43,7 @@ Context = grpc.aio.ServicerContext[bytes, pb.PutResponse]
 
 
 class OffloadServicer:
-    """Serves lexico_proto.v1.Offload, and Versions beside it."""
+    """Serves lexico_proto.v1.Offload, and Versions and Operations beside it."""
 
     def __init__(
         self,
@@ -64,6 +64,9 @@ class OffloadServicer:
         self._tenants = tenants
         self._puts = Calls(metrics, CALLS, "put")
         self._versions = versions_servicer.VersionsServicer(tenants, metrics)
+        self._operations = status_servicer.StatusServicer(
+            "ingress", tenants, metrics, ingress.encoders
+        )
 
     def add_to(self, server: grpc.aio.Server) -> None:
         """Registers the services, with a reader of messages that does not copy their payload."""
@@ -74,6 +77,7 @@ class OffloadServicer:
         )
         add_handlers(server, SERVICE, {PUT: put})
         versions_pb2_grpc.add_VersionsServicer_to_server(self._versions, server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(self._operations, server)
 
     async def put(self, parts: AsyncIterator[PutPart], context: Context) -> pb.PutResponse:
         """One header, then pages; see offload.proto."""

@@ -4,23 +4,28 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
+from functools import partial
 from typing import Any, Final, TypeVar
 
 import grpc
 
 from lexico_proto.errors import InvalidInput, QuotaExceeded
-from lexico_proto.limits import DIGEST_BYTES
-from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
+from lexico_proto.limits import DIGEST_BYTES, MAX_GROUPS
+from lexico_proto.metrics import CALLS, OTHER, PROCESS, Calls, Metrics
 from lexico_proto.v1 import admin_pb2 as pb
 from lexico_proto.v1 import admin_pb2_grpc as pb_grpc
 from lexico_services.admission import ThreadCalls
 from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
 from lexico_services.policies import Policies
-from lexico_services.roles import ADMIN
+from lexico_services.reload.inspection import inspect_pages, tenant_uses
+from lexico_services.roles import ADMIN, OPERATOR
 from lexico_services.status import translated
+from lexico_services.telemetry.process_status import ProcessStatus
 from lexico_store import Ledger, PageStore
 from lexico_store.ledger import MAX_LABEL_BYTES
+from lexico_store.lifetimes import MAX_PAGE
+from lexico_store.scopes import tenant_scope
 
 T = TypeVar("T")
 _log = logging.getLogger(__name__)
@@ -38,7 +43,9 @@ Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class AdminServicer(pb_grpc.AdminServicer):
-    """Serves lexico_proto.v1.Admin: each tenant sees and changes its own pages alone."""
+    """Serves lexico_proto.v1.Admin: each tenant sees and changes its own pages alone. Only the
+    role operator is told of others.
+    """
 
     def __init__(
         self,
@@ -63,7 +70,9 @@ class AdminServicer(pb_grpc.AdminServicer):
         self._policies = policies
         self._config = config
         self._calls = calls
-        names = ("usage", "pin", "unpin", "forget")
+        self._store = store
+        self._metrics = metrics
+        names = ("usage", "pin", "unpin", "forget", "inspect", "tenants")
         self._counts = {name: Calls(metrics, CALLS, name) for name in names}
 
     async def Usage(self, request: pb.UsageRequest, context: Context) -> pb.UsageResponse:
@@ -135,6 +144,32 @@ class AdminServicer(pb_grpc.AdminServicer):
             response.pages = await self._run(self._forgetting(scope, request))
             _log.warning("forgotten what=%s pages=%d", request.WhichOneof("what"), response.pages)
         return response
+
+    async def Inspect(self, request: pb.InspectRequest, context: Context) -> pb.InspectResponse:
+        """What is stored of pages, one by one."""
+        async with translated(context, self._counts["inspect"]):
+            scope = self._tenants.admit(context, ADMIN).scope
+            namespace, keys = self._prompt(request.prompt)
+            if request.groups > MAX_GROUPS or request.first_page + len(keys) > MAX_PAGE:
+                raise InvalidInput(
+                    f"Inspect: at most {MAX_GROUPS} groups, and {MAX_PAGE} pages of a sequence"
+                )
+            ttl_s = self._policies.of(scope).page_ttl_s or self._config.page_ttl_s
+            about = (namespace, keys, request.first_page, request.groups, ttl_s)
+            return await self._run(partial(inspect_pages, self._store, scope, *about))
+        raise AssertionError("translated() aborts the call")  # pragma: no cover
+
+    async def Tenants(self, request: pb.TenantsRequest, context: Context) -> pb.TenantsResponse:
+        """What each tenant that is known by name has, and may have."""
+        async with translated(context, self._counts["tenants"]):
+            self._tenants.admit(context, OPERATOR)
+            called = {each.tenant for each in ProcessStatus(self._metrics).tenants()} - {OTHER}
+            names = sorted(called | self._tenants.names() | set(self._policies.names()))
+            policies = [(name, self._policies.of(tenant_scope(name))) for name in names]
+            return await self._run(
+                partial(tenant_uses, self._store, policies, self._config.page_ttl_s)
+            )
+        raise AssertionError("translated() aborts the call")  # pragma: no cover
 
     def _forgetting(self, scope: bytes, request: pb.ForgetRequest) -> Callable[[], int]:
         what = request.WhichOneof("what")

@@ -1,4 +1,4 @@
-"""The reload process: Reload, Dictionaries and Admin over one store, without Ray."""
+"""The reload process: Reload, Dictionaries, Admin and Operations over one store, without Ray."""
 
 from __future__ import annotations
 
@@ -9,8 +9,13 @@ from typing import Any
 import grpc
 
 from lexico_proto.metrics import PROCESS, Metrics
-from lexico_proto.v1 import admin_pb2_grpc, dictionaries_pb2_grpc, versions_pb2_grpc
-from lexico_services import versions_servicer
+from lexico_proto.v1 import (
+    admin_pb2_grpc,
+    dictionaries_pb2_grpc,
+    operations_pb2_grpc,
+    versions_pb2_grpc,
+)
+from lexico_services import status_servicer, versions_servicer
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, ReloadConfig
@@ -28,7 +33,9 @@ _log = logging.getLogger(__name__)
 
 
 class ReloadServer:
-    """Serves Reload, Dictionaries, Admin and Versions from a store, which stays the caller's."""
+    """Serves Reload, Dictionaries, Admin, Operations and Versions from a store, which stays the
+    caller's.
+    """
 
     def __init__(
         self,
@@ -61,6 +68,7 @@ class ReloadServer:
         self._dictionaries = dictionaries_servicer.DictionariesServicer(*parts, rates=rates)
         self._admin = admin_servicer.AdminServicer(store, tenants, policies, config, calls, metrics)
         self._versions = versions_servicer.VersionsServicer(tenants, metrics)
+        self._operations = status_servicer.StatusServicer("reload-server", tenants, metrics)
         self._server = GrpcServer(
             listen,
             self._add_to,
@@ -69,6 +77,7 @@ class ReloadServer:
                 dictionaries_servicer.SERVICE,
                 admin_servicer.SERVICE,
                 versions_servicer.SERVICE,
+                status_servicer.SERVICE,
             ),
             security,
             interceptors,
@@ -97,3 +106,4 @@ class ReloadServer:
         dictionaries_pb2_grpc.add_DictionariesServicer_to_server(self._dictionaries, server)
         admin_pb2_grpc.add_AdminServicer_to_server(self._admin, server)
         versions_pb2_grpc.add_VersionsServicer_to_server(self._versions, server)
+        operations_pb2_grpc.add_OperationsServicer_to_server(self._operations, server)

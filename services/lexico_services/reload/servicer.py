@@ -24,6 +24,7 @@ from lexico_proto.metrics import (
     MISSES,
     PROCESS,
     SENT_BYTES,
+    SENT_PAGES,
     TENANT_BYTES,
     Calls,
     Counter,
@@ -103,6 +104,7 @@ class ReloadServicer:
         self._gets = Calls(metrics, CALLS, "get")
         self._namespaces = Calls(metrics, CALLS, "namespaces")
         self._sent = metrics.counter(SENT_BYTES)
+        self._sent_pages = metrics.counter(SENT_PAGES)
         self._metrics = metrics
         self._counts = MatchCounts(metrics)
         self._damaged = metrics.counter(CHECKSUM_FAILURES, "store")
@@ -210,7 +212,7 @@ class ReloadServicer:
             while batch is not None:
                 await batch.arrive()
                 ahead = reader.start_if_spare()
-                await self._write_batch(batch, reader, write, pages.sent)
+                await self._write_batch(batch, reader, write, pages)
                 batch.drop()
                 batch = ahead = ahead or await reader.start()
         finally:
@@ -220,20 +222,34 @@ class ReloadServicer:
         await self._touch(scope, keys[: reader.limit], self._ttl_s(pages.scope), pages.first)
 
     async def _write_batch(
-        self, batch: FrameBatch, reader: FrameReader, write: Write, sent: Counter
+        self, batch: FrameBatch, reader: FrameReader, write: Write, pages: _Pages
     ) -> None:
+<<<<<<< HEAD
         """Frames of the batch, of pages before the end of the prefix, which may be here."""
         for place, frame in zip(batch.places, batch.frames, strict=True):
             if place.page >= reader.limit:
                 continue
+=======
+        """Frames of the batch up to the end of the prefix, which may be here."""
+        sent, last_group = pages.sent, pages.groups - 1
+        for page, frame in enumerate(batch.frames, batch.first):
+            if page >= reader.limit:
+                return
+>>>>>>> cli
             if isinstance(frame, Absence):
                 reader.limit = place.page
                 await write(miss_message(place.page, _MISS_REASONS[frame]))
                 continue
             for message in frame.sealed():
                 await write(message)
+<<<<<<< HEAD
             self._sent.add(place.length)
             sent.add(place.length)
+=======
+            self._sent.add(len(frame))
+            sent.add(len(frame))
+            self._sent_pages.add(int(batch.group == last_group))
+>>>>>>> cli
 
     def _ttl_s(self, scope: bytes) -> float:
         return self._policies.of(scope).page_ttl_s or self._config.page_ttl_s

@@ -182,6 +182,21 @@ class Settings:
             lines.append(f"{line}  # {given.source}" if sources else line)
         return "\n".join(lines[1:]) + "\n"
 
+    def as_document(self) -> dict[str, Any]:
+        """Each setting by its key: its value, None where it has none, and where that comes from.
+        Values that may hold passwords are not shown."""
+        return {
+            key: {
+                "value": "***" if self._hides(key) else _plain(self.given[key].value),
+                "source": self.given[key].source,
+            }
+            for key in sorted(SETTINGS)
+        }
+
+    def _hides(self, key: str) -> bool:
+        given = self.given[key]
+        return SETTINGS[key].secret and given.value is not None and given.source != DEFAULT
+
     def _listen(self, elsewhere: Mapping[str, str]) -> ListenConfig:
         tls, jwt = self._built("tls", TlsConfig), self._built("jwt", JwtConfig)
         return self._built("listen", ListenConfig, elsewhere, tls=tls, jwt=jwt)
@@ -213,3 +228,10 @@ class Settings:
         sources = {key: self.given[key].source for key in keys}
         told = [f"{k} in {s}" for k, s in sources.items() if s not in (DEFAULT, OPTION)]
         return f" (given: {', '.join(told)})" if told else ""
+
+
+def _plain(value: Any) -> Any:
+    """A value as JSON has it."""
+    if isinstance(value, tuple | list):
+        return [_plain(each) for each in value]
+    return value if isinstance(value, bool | int | float | None) else str(value)

@@ -15,6 +15,7 @@ from lexico_client._async_client import Wait
 from lexico_client._load import Target
 from lexico_client._results import Loaded, PutReport
 from lexico_client._sync_client import Client
+from lexico_client.cache_file import CacheFile
 from lexico_client.engines.hf._coded_attention import register
 from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._coded_layer import ATTENTION
@@ -34,6 +35,7 @@ from lexico_client.engines.hf._watched_model import watch
 from lexico_codec.codecs import LexicoCodec
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.inputs import PageDigests, PageInputs
+from lexico_codec.keys import token_array
 from lexico_codec.presets import codec_named, spoken
 from lexico_codec.sets.choose import choose
 from lexico_codec.sets.dictionary import DictionarySet
@@ -310,18 +312,8 @@ class HuggingFaceCache:
             NonFiniteCache: NaN or infinity in it.
             LexicoError: the service refused, or could not take the pages.
         """
-        if isinstance(past_key_values, CodedCache):
-            raise Unsupported(
-                "a CodedCache has codes in place of most keys and values, and codes of codes would "
-                "be worse: offload a cache that was prefilled, or that load() brought"
-            )
-        refuse_slice(self._model, _WHOLE)
-        ids, spec, digests = _flat(input_ids), self.spec, self._given(inputs)
-        check_offloaded(past_key_values, ids)
-        self._identity.check(past_key_values, spec.weights, ids, digests)
-        prefix = CachedPrefix.of(past_key_values, spec.geometry)
+        spec, ids, digests, prefix = self._checked(input_ids, past_key_values, inputs)
         pages = min(len(ids), prefix.tokens) // spec.page_tokens
-        prefix.settle()
         send = partial(
             self._client.offload,
             spec,
@@ -338,6 +330,47 @@ class HuggingFaceCache:
                 raise
         self._client.register_dictionary(self._dictionary)
         return send()
+
+    def saved(
+        self,
+        input_ids: Tensor | Sequence[int],
+        past_key_values: DynamicCache,
+        *,
+        inputs: PageDigests | None = None,
+    ) -> CacheFile:
+        """A cache as `lexico put` sends it: `saved(ids, cache).write("prompt.safetensors")`.
+
+        It may share memory with the cache, which must not change until it is written. Arguments and
+        errors as of `offload`.
+        """
+        spec, ids, digests, prefix = self._checked(input_ids, past_key_values, inputs)
+        tokens = min(len(ids), prefix.tokens)
+        full = tuple(digests)[: tokens // spec.page_tokens]
+        if prefix.memory is None:
+            return CacheFile.empty(spec, token_array([]), full)
+        whole = prefix.memory.at(tokens).read()  # [layers, 2, tokens, kv_heads, head_dim]
+        keys, values = list(whole[:, 0]), list(whole[:, 1])
+        return CacheFile(spec, token_array(ids[:tokens]), keys, values, full)
+
+    def _checked(
+        self,
+        input_ids: Tensor | Sequence[int],
+        cache: DynamicCache,
+        inputs: PageDigests | None,
+    ) -> tuple[CacheSpec, list[int], PageDigests, CachedPrefix]:
+        """A caller's cache, once it has proved to be that of its ids and of the model of now."""
+        if isinstance(cache, CodedCache):
+            raise Unsupported(
+                "a CodedCache has codes in place of most keys and values, and codes of codes would "
+                "be worse: offload a cache that was prefilled, or that load() brought"
+            )
+        refuse_slice(self._model, _WHOLE)
+        ids, spec, digests = _flat(input_ids), self.spec, self._given(inputs)
+        check_offloaded(cache, ids)
+        self._identity.check(cache, spec.weights, ids, digests)
+        prefix = CachedPrefix.of(cache, spec.geometry)
+        prefix.settle()
+        return spec, ids, digests, prefix
 
 
 def _flat(input_ids: Tensor | Sequence[int]) -> list[int]:

@@ -1,0 +1,211 @@
+"""Which prompt a command is about: a file that names it, or a model and token ids."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from lexico_client._weights_files import fingerprint_files
+from lexico_client.cache_file import CacheFile
+from lexico_codec.inputs import PageDigests
+from lexico_codec.keys import TokenIds, page_keys, token_array
+from lexico_codec.spec import DEFAULT_PAGE_TOKENS, CacheSpec
+from lexico_codec.spec_text import spec_from_json
+from lexico_proto.errors import ConfigurationError
+from lexico_proto.limits import DIGEST_BYTES
+
+MAX_FILE_BYTES: Final = 64 << 20
+SUFFIX: Final = ".safetensors"
+"""Of cache files."""
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What names the pages of a prompt."""
+
+    namespace: bytes
+    keys: Sequence[bytes]
+    """Of every full page, 32 bytes each."""
+
+
+@dataclass(frozen=True)
+class TokenPrompt(Prompt):
+    """A prompt whose tokens are known."""
+
+    spec: CacheSpec
+    token_ids: TokenIds
+    inputs: PageDigests = ()
+
+    @classmethod
+    def of(cls, spec: CacheSpec, token_ids: TokenIds, inputs: PageDigests = ()) -> TokenPrompt:
+        """With the keys of its pages.
+
+        Raises:
+            TokenCountMismatch, InvalidInput: what can be no prompt.
+        """
+        ids = token_array(token_ids)
+        keys = page_keys(spec, ids, inputs)
+        return cls(spec.namespace, keys, spec, ids, inputs)
+
+
+def named(options: argparse.Namespace) -> Prompt:
+    """The prompt of `--prompt`, or of `--model` with `--tokens` or `--text`.
+
+    Raises:
+        ConfigurationError: a file or option that cannot be used.
+        InvalidInput: what cannot name a prompt.
+    """
+    if options.prompt is not None:
+        if options.tokens is not None or options.text is not None:
+            raise ConfigurationError("--prompt names the tokens: leave --tokens and --text out")
+        return _of_file(options.prompt)
+    return sequence(options)
+
+
+def sequence(options: argparse.Namespace) -> TokenPrompt:
+    """As `named`, of a prompt whose tokens are known.
+
+    Raises:
+        ConfigurationError, InvalidInput: as `named`, or a file that has page keys alone.
+    """
+    if options.prompt is not None:
+        found = named(options)
+        if not isinstance(found, TokenPrompt):
+            raise ConfigurationError(
+                f"{options.prompt}: has page keys alone, and token_ids with a spec are needed"
+            )
+        return found
+    if options.model is None:
+        raise ConfigurationError("which prompt? give --prompt FILE, or --model with --tokens")
+    if (options.tokens is None) is (options.text is None):
+        raise ConfigurationError("--model goes with --tokens FILE or --text FILE: give one of them")
+    spec = spec_of(options.model, options)
+    return TokenPrompt.of(spec, _token_ids(options), _digests(options.inputs))
+
+
+def spec_of(path: Path, options: argparse.Namespace) -> CacheSpec:
+    """The spec of a model folder, or the one in a file of JSON.
+
+    Raises:
+        ConfigurationError: it is neither.
+        InvalidInput: no text of a spec.
+    """
+    if path.is_file() and path.suffix == ".json":
+        return spec_from_json(text_of(path))
+    if not path.is_dir():
+        raise ConfigurationError(f"{path}: neither a model folder nor a spec (.json)")
+    with _transformers():
+        from transformers import AutoConfig
+
+    from lexico_codec.hf_geometry import geometry_of
+    from lexico_codec.presets import codec_named, spoken
+    from lexico_codec.sets.choose import choose
+    from lexico_codec.sets.dictionary import DictionarySet
+
+    config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
+    text = config.get_text_config(decoder=True)
+    dtype = options.dtype or str(getattr(text, "dtype", None) or "float32")
+    geometry = geometry_of(config, dtype.removeprefix("torch."))
+    codec, found = choose(codec_named(options.codec, None), None, geometry, spoken(options.codec))
+    return CacheSpec(
+        weights=fingerprint_files(path),
+        geometry=geometry,
+        codec=codec,
+        dictionary=found.digest if isinstance(found, DictionarySet) else found or b"",
+        page_tokens=options.page_tokens or DEFAULT_PAGE_TOKENS,
+        lora=options.lora,
+        salt=options.salt,
+    )
+
+
+def digest_of(text: str, option: str, length: int = DIGEST_BYTES) -> bytes:
+    """Bytes that are typed in hexadecimal digits.
+
+    Raises:
+        ConfigurationError: they are not, or not as many; the option is named.
+    """
+    try:
+        digest = bytes.fromhex(text)
+    except ValueError as error:
+        raise ConfigurationError(f"{option}: not hexadecimal digits") from error
+    if len(digest) != length:
+        raise ConfigurationError(f"{option}: {2 * length} hexadecimal digits, not {len(text)}")
+    return digest
+
+
+def text_of(path: Path) -> str:
+    """What a file says.
+
+    Raises:
+        ConfigurationError: it cannot be read, or is too long for what it should be.
+    """
+    try:
+        with path.open("rb") as file:
+            data = file.read(MAX_FILE_BYTES + 1)
+        if len(data) > MAX_FILE_BYTES:
+            raise ConfigurationError(f"{path}: over {MAX_FILE_BYTES} bytes: is it the right file?")
+        return data.decode()
+    except (OSError, UnicodeDecodeError) as error:
+        why = getattr(error, "strerror", None) or error
+        raise ConfigurationError(f"{path}: cannot read ({why})") from error
+
+
+@contextmanager
+def _transformers() -> Iterator[None]:
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(
+            "a model folder needs transformers: pip install 'lexico-offload[hf]', or give a spec "
+            "as JSON"
+        ) from error
+
+
+def _of_file(path: Path) -> Prompt:
+    if path.suffix == SUFFIX:
+        saved = CacheFile.read(path)
+        return TokenPrompt.of(saved.spec, saved.token_ids, saved.inputs)
+    try:
+        about = json.loads(text_of(path))
+        if "spec" in about:
+            spec = spec_from_json(json.dumps(about["spec"]))
+            inputs = [bytes.fromhex(digest) for digest in about.get("inputs", ())]
+            return TokenPrompt.of(spec, about["token_ids"], inputs)
+        keys = [bytes.fromhex(key) for key in about["page_keys"]]
+        return Prompt(bytes.fromhex(about["namespace"]), keys)
+    except (ValueError, KeyError, TypeError, RecursionError) as error:
+        raise ConfigurationError(
+            f'{path}: needs JSON with "spec" and "token_ids", or with "namespace" and "page_keys" '
+            "in hexadecimal digits; or a cache file (.safetensors)"
+        ) from error
+
+
+def _token_ids(options: argparse.Namespace) -> list[int]:
+    if options.tokens is not None:
+        text = text_of(options.tokens).replace(",", " ").strip("[] \n")
+        try:
+            return [int(word) for word in text.split()]
+        except ValueError as error:
+            raise ConfigurationError(f"{options.tokens}: token ids are integers") from error
+    if not options.model.is_dir():
+        raise ConfigurationError("--text needs a model folder, whose tokenizer makes token ids")
+    with _transformers():
+        from transformers import AutoTokenizer
+
+    tokenizer: Any = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
+    ids: list[int] = tokenizer(text_of(options.text)).input_ids
+    return ids
+
+
+def _digests(path: Path | None) -> PageDigests:
+    if path is None:
+        return ()
+    try:
+        return [bytes.fromhex(digest) for digest in json.loads(text_of(path))]
+    except (ValueError, TypeError, RecursionError) as error:
+        raise ConfigurationError(f"{path}: a JSON list of digests as hex is needed") from error

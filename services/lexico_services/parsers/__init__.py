@@ -1,0 +1,1 @@
+"""The options of every command. Nothing here imports what a command needs: `--help` is quick."""
