@@ -17,8 +17,9 @@ export OMP_WAIT_POLICY := passive
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: help install demo docs docs-check test-tutorial test tests lint format proto unit contract integration kernels goldens bench chaos soak fuzz test-gpu bench-gpu
-.PHONY: k8s k8s-check k8s-chart k8s-audit lock test-newest test-oldest compatibility redis compiler clean
+.PHONY: help install demo docs docs-check test-tutorial test tests lint format proto unit contract integration kernels
+.PHONY: goldens bench chaos soak fuzz test-gpu bench-gpu k8s k8s-check k8s-chart k8s-audit lock test-newest
+.PHONY: test-oldest compatibility redis compiler clean monitoring-check prometheus
 
 help:            ## this list
 	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -52,14 +53,19 @@ proto: $(VENV)/dev ## generate the gRPC stubs
 	$(BIN)/python proto/compile_protos.py
 
 k8s-check: $(VENV)/k8s ## manifests of k8s/ and the chart made of them: schemas, references, policies, settings
+	$(BIN)/python -m k8s.monitoring --check
 	$(BIN)/python -m k8s.checks
 	$(BIN)/python -m k8s.chart --check
 
-k8s-chart: $(VENV)/k8s ## write the Helm chart anew from the manifests
+k8s-chart: $(VENV)/k8s ## write alerts, dashboards and the Helm chart anew from their sources
+	$(BIN)/python -m k8s.monitoring
 	$(BIN)/python -m k8s.chart
 
 k8s-audit: $(VENV)/k8s ## the same manifests by checkov, in an environment of its own
 	$(BIN)/python -m k8s.audit
+
+monitoring-check: $(VENV)/k8s redis prometheus ## alerts and dashboards against a real run under a real Prometheus and Alertmanager
+	LEXICO_TEST_MONITORING=1 $(PYTESTS) tests/monitoring $(PYTEST)
 
 k8s: $(VENV)/k8s redis ## tests of k8s/
 	$(PYTESTS) tests/k8s $(PYTEST)
@@ -117,6 +123,16 @@ compatibility: $(VENV)/dev redis .venv-lock/uv-$(UV) ## docs/compatibility.md: o
 redis: | $(VENV)/python
 	@command -v redis-server >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends redis-server; } \
 	  || { echo "make: install redis-server 7 by hand (Debian: redis-server), the tests need it" >&2; exit 1; }
+
+MONITORS := prometheus promtool prometheus-alertmanager jq curl openssl
+
+# Debian starts both services where systemd runs: there it is left to whoever owns the machine.
+prometheus: | $(VENV)/python
+	@(for each in $(MONITORS); do command -v $$each >/dev/null || exit 1; done) \
+	  || { test ! -d /run/systemd/system && apt-get update -q \
+	    && RUNLEVEL=1 apt-get install -yq --no-upgrade --no-install-recommends prometheus prometheus-alertmanager jq curl openssl; } \
+	  || { echo "make: install by hand: $(MONITORS) (Debian: prometheus prometheus-alertmanager jq curl openssl)," \
+	    "and end what it starts: systemctl disable --now prometheus prometheus-alertmanager" >&2; exit 1; }
 
 compiler: | $(VENV)/python
 	@command -v $${CXX:-c++} >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends g++ libc6-dev; } \

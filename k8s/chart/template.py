@@ -207,10 +207,15 @@ def _key(lists: Sequence[Sequence[Any]]) -> str | None:
 
 def _lines(value: Any) -> list[str]:
     """Lines of a text that a block of YAML says as it is; else none."""
-    text = value.text if isinstance(value, Expression) else value
+    text = value.text if isinstance(value, Expression) else _quoted(value)
     if not isinstance(text, str) or not text.endswith("\n") or text[:1].isspace():
         return []
     return [] if text.endswith("\n\n") or "\t" in text else text.splitlines()
+
+
+def _quoted(value: Any) -> Any:
+    """A text with its braces as Helm has to be told of them."""
+    return value.replace("{{", '{{ "{{" }}') if isinstance(value, str) else value
 
 
 def _is_plain(key: str) -> bool:
@@ -224,5 +229,5 @@ def _scalar(value: Any) -> str:
     if isinstance(value, dict | list):
         return json.dumps(value)
     if isinstance(value, str):
-        return json.dumps(value, ensure_ascii=False).replace("{{", '{{ "{{" }}')
+        return str(_quoted(json.dumps(value, ensure_ascii=False)))
     return json.dumps(value)

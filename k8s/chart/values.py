@@ -9,6 +9,7 @@ from typing import Any, Final
 
 from k8s.chart.template import Expression
 from k8s.checks.rendering import NAMESPACE, Object
+from k8s.monitoring.alerts.alert import RUNBOOKS
 
 COMPONENTS: Final[Mapping[str, str]] = {
     "cert-manager": ".Values.tls.enabled",
@@ -72,7 +73,12 @@ VALUES: Final = (
     ),
     _text("store.memory", "8Gi", "Memory of its pod: a third above maxmemory", _MEMORY),
     _flag("tls.enabled", False, "TLS and certificates of clients, by cert-manager"),
-    _flag("monitoring.enabled", False, "PodMonitors of the Prometheus operator"),
+    _flag(
+        "monitoring.enabled",
+        False,
+        "PodMonitors and alerts of the Prometheus operator, and dashboards for Grafana's sidecar",
+    ),
+    _text("monitoring.runbooks", RUNBOOKS, "Where the pages of docs/runbooks are read, for alerts"),
     _flag("otlp.enabled", False, "Spans to the collector of otlp.endpoint"),
     _text("otlp.endpoint", OTLP, "Where spans go by OTLP over gRPC", "^https?://"),
     _number("ingress.nodes", 2, 1, "Workers with an ingress and an encoder each"),
@@ -190,6 +196,9 @@ def _walk(value: Any, path: str, changes: Mapping[str, Change]) -> Any:
     if isinstance(value, str):
         if value in ALWAYS:
             return ALWAYS[value]
+        if value.startswith(f"{RUNBOOKS}/"):
+            page = value.removeprefix(RUNBOOKS)
+            return Expression(f'"{{{{ .Values.monitoring.runbooks }}}}{page}"')
         # Names in certificates say the namespace.
         if value.endswith(_NAMES_OF_HOSTS) or f"{_NAMES_OF_HOSTS}.svc" in value:
             text = value.replace(_NAMES_OF_HOSTS, ".{{ .Release.Namespace }}", 1)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -25,6 +26,9 @@ STORES: Final = ("external-redis", "sentinel", "cluster")
 """Components that give the page store another shape: one of them at a time."""
 
 NAMESPACE: Final = "lexico"
+
+_DIGEST: Final = re.compile(r"-[2456789bcdfghkmt]{10}$")
+"""As kustomize writes one."""
 
 Object = dict[str, Any]
 
@@ -110,12 +114,13 @@ def overlay_with(name: str, *names: str) -> Rendering:
 
 def without_digests(rendering: Rendering) -> Rendering:
     """The same with ConfigMaps by the names that they are given here: kustomize puts a digest of
-    their content behind each.
+    their content behind each, but for those that nothing mounts.
     """
     text = json.dumps(rendering.objects)
     for each in rendering.of_kind("ConfigMap"):
         name = each["metadata"]["name"]
-        text = text.replace(f'"{name}"', f'"{name.rpartition("-")[0]}"')
+        if _DIGEST.search(name):
+            text = text.replace(f'"{name}"', f'"{name.rpartition("-")[0]}"')
     return Rendering(rendering.name, tuple(json.loads(text)))
 
 

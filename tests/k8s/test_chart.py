@@ -101,6 +101,7 @@ def test_values_are_in_their_places(chart: Any) -> None:
         "images": {"cpu": "registry.example/lexico@sha256:00"},
         "logLevel": "debug",
         "policy": "[default]\npage_ttl_s = 60\n",
+        "monitoring": {"enabled": True, "runbooks": "https://wiki.example/lexico"},
     }
     made = render(chart, values)
     text = json.dumps(made.objects)
@@ -109,6 +110,8 @@ def test_values_are_in_their_places(chart: Any) -> None:
     assert "maxmemory 20gb" in text
     assert "page_ttl_s = 60" in text
     assert "registry.example/lexico@sha256:00" in text
+    assert "https://wiki.example/lexico/LexicoPartGone.md" in text
+    assert "docs/runbooks" not in text
     objects = (*made.objects, *base_with().of_kind("Namespace"))
     assert [str(each) for each in problems(Rendering("chart", objects))] == []
 
