@@ -3,11 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import ray
-from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray import serve
+from ray.serve._private.common import ReplicaState
+from ray.serve.exceptions import (
+    BackPressureError,
+    DeploymentUnavailableError,
+    RayServeException,
+)
 
 from lexico_proto import errors
 from lexico_proto.metrics import ENCODER_RETRIES, Metrics
@@ -111,3 +118,36 @@ async def test_cancelling_cancels_the_call() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert handle.cancelled == 1
+
+
+@pytest.mark.parametrize(
+    ("said", "running"),
+    [
+        ({"lexico": {"Encoder": {ReplicaState.RUNNING: 3, ReplicaState.STARTING: 1}}}, 3),
+        ({"lexico": {"Encoder": {}}}, 0),
+        ({}, None),  # Serve knows of nothing
+        (RayServeException("no controller"), None),
+        (TimeoutError(), None),
+    ],
+    ids=["three", "none", "unknown", "an error", "no answer"],
+)
+async def test_encoders_that_run_are_those_of_serve(
+    monkeypatch: pytest.MonkeyPatch, said: Any, running: int | None
+) -> None:
+    def status() -> Any:
+        if isinstance(said, Exception):
+            raise said
+        applications = {
+            app: SimpleNamespace(
+                deployments={
+                    name: SimpleNamespace(replica_states=states)
+                    for name, states in deployments.items()
+                }
+            )
+            for app, deployments in said.items()
+        }
+        return SimpleNamespace(applications=applications)
+
+    monkeypatch.setattr(serve, "status", status)
+    monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="lexico"))
+    assert await RayEncoders(Handle(), Metrics()).running() == running

@@ -125,7 +125,7 @@ class RayEncoders:
         """Replicas of the Encoder that run, as Serve has it."""
         try:
             return await asyncio.wait_for(asyncio.to_thread(_replicas), _SERVE_ANSWERS_S)
-        except (RuntimeError, TimeoutError, *self._ray_errors):
+        except (LookupError, RuntimeError, TimeoutError, *self._ray_errors):
             return None
 
     async def _call(self, job: PageJob, placed: Any) -> Any:
