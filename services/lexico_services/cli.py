@@ -92,6 +92,13 @@ def _config(options: argparse.Namespace) -> int:
     return 0
 
 
+def _size(options: argparse.Namespace) -> int:
+    from lexico_services import size_command
+
+    process.say(sys.stdout, f"{size_command.run(options)}\n")
+    return 0
+
+
 def _call(options: argparse.Namespace) -> int:
     process.end_by_interrupt()
     from lexico_client import commands
@@ -149,6 +156,7 @@ _COMMANDS: Final[dict[str, Callable[[argparse.Namespace], int]]] = {
     "reload-server": _reload_server,
     "doctor": _doctor,
     "config": _config,
+    "size": _size,
     "call": _call,
     "train": _train,
     "eval": _eval,

@@ -6,6 +6,8 @@ import argparse
 from pathlib import Path
 from typing import Any, Final
 
+from lexico_services import size_command
+
 OFFLOAD_PORT: Final = "offload.port"
 RELOAD_PORT: Final = "reload.port"
 PARTS: Final = ("serve", "offload-server", "reload-server")
@@ -17,7 +19,7 @@ LEVEL: Final[dict[str, Any]] = {
 
 
 def add_service_commands(commands: Any) -> None:
-    """`serve`, `offload-server`, `reload-server`, `doctor` and `config`."""
+    """`serve`, `offload-server`, `reload-server`, `doctor`, `config` and `size`."""
     everything = commands.add_parser("serve", help="start everything on this machine")
     everything.set_defaults(command="serve", extra="service")
     _service_options(everything)
@@ -50,6 +52,10 @@ def add_service_commands(commands: Any) -> None:
     settings.set_defaults(command="config", extra="reload")
     settings.add_argument("--json", action="store_true", help="one document in place of TOML")
     _config_option(settings)
+
+    size = commands.add_parser("size", help="say what a load of prompts needs, and what it saves")
+    size.set_defaults(command="size", extra="")
+    size_command.add_options(size)
 
 
 def _option(parser: argparse.ArgumentParser, name: str, key: str, **kind: Any) -> None:
