@@ -109,7 +109,7 @@ async def test_misses_have_reasons(reason: str, tmp_path: Path) -> None:
             )
             read, change = services.store.read_frames, CHANGES[reason]
             services.store.read_frames = lambda *asked: [  # type: ignore[method-assign]
-                None if frame is None else change(bytes(frame)) for frame in read(*asked)
+                change(frame) if isinstance(frame, bytes) else None for frame in read(*asked)
             ]
             loaded = await client.load(made.spec, made.token_ids, target(made))
         assert loaded.pages == 0
