@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from lexico_proto.errors import InvalidInput
@@ -45,10 +45,11 @@ def check_digest(digest: bytes) -> None:
         )
 
 
-def check_group(group: int) -> None:
-    """A layer group's index is below `MAX_GROUPS`."""
-    if not 0 <= group < MAX_GROUPS:
-        raise InvalidInput(f"group {group} is not in 0..{MAX_GROUPS - 1}")
+def check_groups(groups: Iterable[int]) -> None:
+    """Layer groups' indices are below `MAX_GROUPS`."""
+    for group in groups:
+        if not 0 <= group < MAX_GROUPS:
+            raise InvalidInput(f"group {group} is not in 0..{MAX_GROUPS - 1}")
 
 
 def checked_ttl_ms(ttl_s: float) -> int:

@@ -161,34 +161,27 @@ class PageStore(Records, PageLives):
         self, scope: bytes, keys: Sequence[bytes], group: int, room: Room | None = None
     ) -> list[Frame | None]:
         """Layer group `group` of many pages, as `read_frames`."""
-        checks.check_group(group)
         return self.read_frames(scope, [(key, group) for key in keys], room)
 
     def read_frames(
         self, scope: bytes, places: Sequence[tuple[bytes, int]], room: Room | None = None
     ) -> list[Frame | None]:
-        """Frames by key and layer group, in order; None for a page or group that is not there.
+        """Frames by key and layer group, in order; None for a page or group that is not there. A
+        store that would have to copy a frame puts it into `room`, if that is given.
 
-        A store that would have to copy a frame puts it into `room`, if that is given.
-
-        Two frames may be read on either side of a new commit of their page: `read_page` is for all
-        groups at one moment.
+        Two frames may be read on either side of a new commit: `read_page` is for one moment.
         """
-        for group in {group for _, group in places}:
-            checks.check_group(group)
+        checks.check_groups(groups := [group for _, group in places])
         names = _page_names(scope, [key for key, _ in places])
-        groups = [group for _, group in places]
         return self._read(names, groups, room) if names else []
 
     def frame_bytes(
         self, scope: bytes, keys: Sequence[bytes], groups: Sequence[int]
     ) -> list[list[int]]:
         """Lengths of frames, `[group][page]` in the order asked; 0 for one that is not there.
-
         It says beforehand what `read` takes, unless a page is committed anew in between.
         """
-        for group in groups:
-            checks.check_group(group)
+        checks.check_groups(groups)
         names = _page_names(scope, keys)
         return self._frame_bytes(names, groups) if names else [[] for _ in groups]
 

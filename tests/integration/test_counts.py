@@ -109,9 +109,9 @@ async def test_misses_have_reasons(reason: str, tmp_path: Path) -> None:
             await client.offload(
                 made.spec, made.token_ids, lambda page, group: made.pages[page][group]
             )
-            read, change = services.store.read, CHANGES[reason]
-            services.store.read = lambda *asked: [  # type: ignore[method-assign]
-                None if frame is None else change(bytes(frame)) for frame in read(*asked)
+            read, change = services.store.read_frames, CHANGES[reason]
+            services.store.read_frames = lambda *asked: [  # type: ignore[method-assign]
+                change(frame) if isinstance(frame, bytes) else None for frame in read(*asked)
             ]
             loaded = await client.load(made.spec, made.token_ids, target(made))
         assert loaded.pages == 0

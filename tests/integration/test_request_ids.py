@@ -167,9 +167,9 @@ async def test_every_line_of_a_call_has_its_id(tmp_path: Path, log: list[str]) -
         node(services, tmp_path, Observer(), Metrics()) as client,
     ):
         await client.offload(made.spec, made.token_ids, lambda p, g: made.pages[p][g])
-        read = services.store.read
-        services.store.read = lambda *asked: [  # type: ignore[method-assign]
-            of_version(frame, 2) if frame else frame for frame in read(*asked)
+        read = services.store.read_frames
+        services.store.read_frames = lambda *asked: [  # type: ignore[method-assign]
+            of_version(frame, 2) if isinstance(frame, bytes) else frame for frame in read(*asked)
         ]
         log.clear()
         with request("abc"):
