@@ -224,32 +224,20 @@ class ReloadServicer:
     async def _write_batch(
         self, batch: FrameBatch, reader: FrameReader, write: Write, pages: _Pages
     ) -> None:
-<<<<<<< HEAD
         """Frames of the batch, of pages before the end of the prefix, which may be here."""
+        sent, last_group = pages.sent, pages.groups - 1
         for place, frame in zip(batch.places, batch.frames, strict=True):
             if place.page >= reader.limit:
                 continue
-=======
-        """Frames of the batch up to the end of the prefix, which may be here."""
-        sent, last_group = pages.sent, pages.groups - 1
-        for page, frame in enumerate(batch.frames, batch.first):
-            if page >= reader.limit:
-                return
->>>>>>> cli
             if isinstance(frame, Absence):
                 reader.limit = place.page
                 await write(miss_message(place.page, _MISS_REASONS[frame]))
                 continue
             for message in frame.sealed():
                 await write(message)
-<<<<<<< HEAD
             self._sent.add(place.length)
             sent.add(place.length)
-=======
-            self._sent.add(len(frame))
-            sent.add(len(frame))
-            self._sent_pages.add(int(batch.group == last_group))
->>>>>>> cli
+            self._sent_pages.add(int(place.group == last_group))
 
     def _ttl_s(self, scope: bytes) -> float:
         return self._policies.of(scope).page_ttl_s or self._config.page_ttl_s
