@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench chaos soak fuzz test-gpu bench-gpu
-.PHONY: k8s k8s-check k8s-chart k8s-audit lock test-newest test-oldest compatibility redis compiler clean
+.PHONY: test-scale k8s k8s-check k8s-chart k8s-audit lock test-newest test-oldest compatibility redis compiler clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -64,6 +64,9 @@ k8s: $(VENV)/k8s redis ## tests of k8s/
 
 unit contract integration kernels: $(VENV)/dev redis ## one category of tests
 	$(PYTESTS) tests/$@ $(PYTEST)
+
+test-scale: $(VENV)/dev redis ## Ray Serve's autoscaler up and down under load, some minutes; every page compared
+	LEXICO_TEST_SCALE=1 $(PYTESTS) -n 0 tests/scale $(PYTEST)
 
 goldens: $(VENV)/dev ## write golden frames where there are none; --rewrite is by hand
 	$(BIN)/python -m tests.support.goldens
