@@ -28,7 +28,12 @@ class EncoderConfig:
     min_replicas: int = 1
     """Encoders kept running."""
     max_replicas: int = 1
-    """Most encoders; more than `min_replicas` makes Serve scale by load."""
+    """Most encoders; more than `min_replicas` makes Serve scale by pages that wait and bytes in
+    flight."""
+    upscale_delay_s: float = 2.0
+    """Seconds that more encoders must be wanted before they are started."""
+    downscale_delay_s: float = 60.0
+    """Seconds that fewer encoders must be wanted before some are ended."""
     ongoing_per_replica: int = 2
     """Pages one encoder holds at a time: one being encoded, one being fetched or committed."""
     queued_per_handle: int = 64
@@ -67,7 +72,14 @@ class EncoderConfig:
         for name in ("page_ttl_s", "lease_ttl_s", "ongoing_per_replica", "queued_per_handle"):
             if not getattr(self, name) > 0:
                 raise ConfigurationError(f"encoders: {name} must be positive")
-        for name in ("num_cpus", "threads", "dictionary_cache_bytes", "error_every"):
+        for name in (
+            "num_cpus",
+            "threads",
+            "dictionary_cache_bytes",
+            "error_every",
+            "upscale_delay_s",
+            "downscale_delay_s",
+        ):
             if not 0 <= getattr(self, name) < math.inf:
                 raise ConfigurationError(f"encoders: {name} must not be negative")
         if self.num_gpus is not None and not _is_fraction(self.num_gpus):

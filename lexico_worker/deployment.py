@@ -17,6 +17,7 @@ from typing import Any
 
 import torch
 from ray import serve
+from ray.serve.config import AutoscalingPolicy
 
 from lexico_codec.pieces import Piece
 from lexico_proto import tracing
@@ -25,6 +26,7 @@ from lexico_proto.errors import InternalError, LexicoError
 from lexico_proto.logs import log_to_stderr
 from lexico_proto.metrics import OF_ENCODERS, PROCESS
 from lexico_store import open_store
+from lexico_worker.autoscaling import FULLNESS, LOOK_BACK_S, Fullness, encoders_wanted
 from lexico_worker.config import EncoderConfig
 from lexico_worker.malloc import keep_freed_memory
 from lexico_worker.page_encoder import PageDone, PageEncoder, PageJob
@@ -64,6 +66,7 @@ class Encoder:
         self._pool = ThreadPoolExecutor(config.ongoing_per_replica, thread_name_prefix="encode")
         self._running: dict[int, float] = {}
         self._cancels: set[threading.Event] = set()
+        self._fullness = Fullness()
         _log.info("encoder=up device=%s threads=%d", device, torch.get_num_threads())
 
     async def encode(self, job: PageJob, page: list[Piece]) -> PageDone | Failure:
@@ -83,10 +86,15 @@ class Encoder:
         work = loop.run_in_executor(self._pool, self._encode, job, page, cancelled)
         work.add_done_callback(lambda _: self._cancels.discard(cancelled))
         try:
-            return await asyncio.shield(work)
+            with self._fullness.of(job.fullness):
+                return await asyncio.shield(work)
         except asyncio.CancelledError:
             cancelled.set()
             raise
+
+    async def record_autoscaling_stats(self) -> dict[str, float]:
+        """What Serve asks for, for the policy in `autoscaling.py`."""
+        return {FULLNESS: self._fullness.highest()}
 
     def _encode(
         self, job: PageJob, page: list[Piece], cancelled: threading.Event
@@ -142,8 +150,10 @@ def encoder_app(config: EncoderConfig) -> Any:
                 "min_replicas": config.min_replicas,
                 "max_replicas": config.max_replicas,
                 "target_ongoing_requests": config.ongoing_per_replica,
-                "upscale_delay_s": 2.0,
-                "downscale_delay_s": 60.0,
+                "upscale_delay_s": config.upscale_delay_s,
+                "downscale_delay_s": config.downscale_delay_s,
+                "look_back_period_s": LOOK_BACK_S,
+                "policy": AutoscalingPolicy(policy_function=encoders_wanted),
             }
         }
     deployment = serve.deployment(

@@ -73,6 +73,8 @@ class PageJob:
     """Seconds the tenant's pages live; None for the encoder's own setting."""
     max_stored_bytes: int | None = None
     """Bytes that the tenant may have stored, about; None for no bound."""
+    fullness: float = 0.0
+    """Share of its ingress's bytes in flight that was with encoders or waited for them."""
 
 
 class Outcome(Enum):

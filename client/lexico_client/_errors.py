@@ -34,6 +34,10 @@ def error_of(code: grpc.StatusCode, details: str | None, trailing: object) -> Le
     message = details or f"the call ended with {code.name} and said no more"
     if reason is None:
         message += _hint(message)
+    if reason is None and code is grpc.StatusCode.CANCELLED:
+        # Nobody gave it up here, or grpc.aio would have said so otherwise, and nothing of ours did
+        # there: gRPC ends calls so that come in the moment in which a server begins to drain.
+        code, message = grpc.StatusCode.UNAVAILABLE, f"the server ended as the call came: {message}"
     error = from_wire(int(code.value[0]), reason, message)
     if request := request_id.given_in(pairs):
         error.request_id = request

@@ -142,6 +142,8 @@ def _of_settings(rendering: Rendering, pod: Pod, container: Mapping[str, Any]) -
             yield f"its port {name} is {port}, and {key} is {settings.value(key)}"
     yield from _of_health(container, settings)
     yield from _of_end(pod, container, settings)
+    if pod.kind == "RayService" and pod.component == "ingress":
+        yield from _of_drain(pod, container, settings)
     if pod.component == "ray-head":
         return
     runs_ray = pod.kind == "RayService" or container.get("args", [""])[0] == "serve"
@@ -180,6 +182,22 @@ def _of_end(pod: Pod, container: Mapping[str, Any], settings: Settings) -> Itera
     given = pod.spec.get("terminationGracePeriodSeconds", 30)
     if given < needed:
         yield f"is killed after {given} s, and its end may take {needed:g}"
+
+
+def _of_drain(pod: Pod, container: Mapping[str, Any], settings: Settings) -> Iterator[str]:
+    """An ingress that Ray runs hears of the pod's end by a file alone."""
+    before = container.get("lifecycle", {}).get("preStop", {})
+    line = " ".join(before.get("exec", {}).get("command", ()))
+    file, (_, touches, after) = settings.offload.drain_file, line.partition("touch ")
+    if file is None or not touches or not after.startswith(f"{file};"):
+        yield f"preStop does not touch offload.drain_file, {file}: Ray would cut calls off"
+        return
+    pauses = [int(seconds) for seconds in re.findall(r"sleep (\d+)", line)]
+    if sum(map(int, re.findall(r"sleep (\d+)", after))) < settings.value("listen.drain_s"):
+        yield "preStop ends before listen.drain_s has passed since its touch"
+    given = pod.spec.get("terminationGracePeriodSeconds", 30)
+    if given < sum(pauses) + GRACE_S:
+        yield f"is killed after {given} s, and its preStop takes {sum(pauses)}"
 
 
 def _of_policies(text: str) -> Iterator[str]:

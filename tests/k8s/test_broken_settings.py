@@ -40,6 +40,24 @@ CASES: list[Case] = [
     ),
     (
         "base",
+        "ConfigMap/lexico-config",
+        swap(SETTINGS, 'drain_file = "/tmp/drain"', ""),
+        "preStop does not touch offload.drain_file, None",
+    ),
+    (
+        "base",
+        "RayService/lexico",
+        put(f"{WORKER}.containers.0.lifecycle.preStop.exec.command.2", "touch /tmp/drain; sleep 9"),
+        "preStop ends before listen.drain_s",
+    ),
+    (
+        "base",
+        "RayService/lexico",
+        put(f"{WORKER}.terminationGracePeriodSeconds", 30),
+        "is killed after 30 s, and its preStop takes 25",
+    ),
+    (
+        "base",
         "Deployment/lexico-reload",
         put(f"{CONTAINER}.livenessProbe.grpc.service", "ready"),
         "livenessProbe asks for 'ready'",

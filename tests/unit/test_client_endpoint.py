@@ -15,13 +15,46 @@ from tests.support.waiting import settle, skip_ahead, until
 SECRET = "t0ken-nobody-may-see"
 
 
-@pytest.mark.parametrize("address", ["localhost:1", "[::1]:65535", "unix:/run/lexico"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "localhost:1",
+        "[::1]:65535",
+        "unix:/run/lexico",
+        "dns:reload.lexico:7412",
+        "dns:///reload.lexico:7412",
+        "dns://10.0.0.10/reload.lexico:7412",
+        "dns://[::1]:53/reload.lexico:7412",
+        "ipv4:10.0.0.1:7412,10.0.0.2:7413",
+        "ipv6:[::1]:7412,[fe80::2]:7412",
+    ],
+)
 def test_an_endpoint_stands_for_an_address(address: str) -> None:
     assert Endpoint(address) == Endpoint(address, None, Plaintext())
     AsyncClient(reload=Endpoint(address), offload=address)
 
 
-@pytest.mark.parametrize("address", ["", "localhost", "localhost:0", ":80", "unix:", "http://x/"])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "",
+        "localhost",
+        "localhost:0",
+        ":80",
+        "unix:",
+        "http://x/",
+        "http://x:80",
+        "::1:80",
+        "x:80/path",
+        "x:80,y:80",
+        "dns:///x",
+        "dns:///x:0",
+        "dns:///x:80,y:80",
+        "ipv4:10.0.0.1:7412,10.0.0.2:70000",
+        "ipv4:10.0.0.1",
+        "x:80\n",
+    ],
+)
 def test_addresses_that_cannot_be(address: str) -> None:
     with pytest.raises(ConfigurationError, match="host:port or unix:path"):
         Endpoint(address)

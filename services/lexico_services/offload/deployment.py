@@ -6,6 +6,7 @@ import asyncio
 import logging
 import os
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import Any, Self
 
 from ray import serve
@@ -38,6 +39,9 @@ LOGGERS = ("lexico_services", "lexico_codec", "lexico_store", "lexico_proto")
 
 INGRESS_CPUS = 0.1
 """Ray's CPU share of the ingress, for placement; it is no limit."""
+
+DRAIN_LOOK_S = 0.5
+"""Seconds between two looks at `offload.drain_file`."""
 
 
 @dataclass(frozen=True)
@@ -95,12 +99,27 @@ class IngressReplica:
         )
         process.on_reload("files", look_again)
         self._health = HealthPort(config.health_address, ("offload",))
-        self._ready = asyncio.get_running_loop().create_task(self._start())
+        loop = asyncio.get_running_loop()
+        self._ready = loop.create_task(self._start())
+        if config.offload.drain_file is not None:
+            self._told = loop.create_task(self._drain_when_told(config.offload.drain_file))
 
     async def _start(self) -> None:
         await asyncio.to_thread(self._health.start)
         await self._server.start()
         self._health.turn("offload", True)
+
+    async def _drain_when_told(self, file: Path) -> None:
+        """Drains once the file is touched. What was touched before this process began was meant for
+        another one.
+
+        Serve is not told: it would put a new replica on a node that is about to go.
+        """
+        before = await asyncio.to_thread(_touched, file)
+        while await asyncio.to_thread(_touched, file) in (before, None):
+            await asyncio.sleep(DRAIN_LOOK_S)
+        _log.warning("draining: %s was touched", file)
+        await self.drain()
 
     async def check_health(self) -> None:
         """Raises where the server could not bind. Serve asks every two seconds: the loop is not
@@ -144,6 +163,14 @@ class IngressReplica:
         await self.drain()
 
 
+def _touched(file: Path) -> int | None:
+    """When, in nanoseconds; None where it is not there."""
+    try:
+        return file.stat().st_mtime_ns
+    except OSError:
+        return None
+
+
 def offload_app(ingress: IngressConfig, encoder: EncoderConfig, placement: Placement) -> Any:
     """The whole application, to be given to `serve.run_many`.
 
@@ -155,6 +182,16 @@ def offload_app(ingress: IngressConfig, encoder: EncoderConfig, placement: Place
         encoder: settings of the encoders, which run on any node.
         placement: where ingresses run, and how many.
     """
+    held = placement.ingresses * ingress.offload.max_encoding
+    if held < encoder.max_replicas * encoder.ongoing_per_replica:
+        _log.warning(
+            "offload.max_encoding=%d lets %d pages to encoders, and %d encoders would take %d: "
+            "some of them will never be started",
+            ingress.offload.max_encoding,
+            held,
+            encoder.max_replicas,
+            encoder.max_replicas * encoder.ongoing_per_replica,
+        )
     deployment = serve.deployment(
         name="Ingress",
         num_replicas=placement.ingresses,

@@ -139,6 +139,8 @@ class Ingress:
         self._encoders = encoders
         self._config = config
         self.budget = ByteBudget(config.max_inflight_bytes)
+        self.encoding_bytes = 0
+        """Bytes of pages that were received and are not stored yet: with encoders, or waiting."""
         self._background: set[asyncio.Task[Any]] = set()
         self._counts = PageCounts(metrics)
 
@@ -246,6 +248,16 @@ class Ingress:
         return done
 
     async def _encode(self, job: PageJob, pieces: list[Piece], report: Report) -> PageDone:
+        size = job.spec.page_bytes
+        self.encoding_bytes += size
+        try:
+            return await self._placed_and_encoded(job, pieces, report)
+        finally:
+            self.encoding_bytes -= size
+
+    async def _placed_and_encoded(
+        self, job: PageJob, pieces: list[Piece], report: Report
+    ) -> PageDone:
         started = time.perf_counter()
         try:
             with tracing.span("lexico.place", page=job.page):
@@ -255,9 +267,14 @@ class Ingress:
         called = time.perf_counter()
         try:
             with tracing.span("lexico.encoder", page=job.page) as span:
-                job = replace(job, trace=span.trace or job.trace, request=request_id.current())
                 async with self.turns.turn(job.scope):
                     turned = time.perf_counter()
+                    job = replace(
+                        job,
+                        trace=span.trace or job.trace,
+                        request=request_id.current(),
+                        fullness=self.encoding_bytes / self.budget.limit,
+                    )
                     done = await self._encoders.encode(job, placed[0])
         finally:
             placed.clear()  # and in shared memory as well
