@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 import grpc
 import grpc.aio
@@ -12,6 +13,12 @@ import grpc.aio
 from lexico_proto.errors import ConfigurationError
 
 Options = Sequence[tuple[str, Any]]
+
+_PLACE: Final = r"(?:\[[^\s/,\[\]]+\]|[^\s:/,\[\]]+):(\d{1,5})"
+_ADDRESS: Final = re.compile(
+    rf"unix:.+|(?:dns:(?://[^\s/]*/)?)?{_PLACE}|ipv[46]:{_PLACE}(?:,{_PLACE})*", re.DOTALL
+)
+_PORT: Final = re.compile(r":(\d+)(?=,|$)")
 
 
 class Security(Protocol):
@@ -31,7 +38,7 @@ class Security(Protocol):
         options: Options,
         interceptors: Sequence[grpc.aio.ClientInterceptor],
     ) -> grpc.aio.Channel:
-        """A new channel to `host:port` or `unix:path`; it need not be connected.
+        """A new channel to an address as in `Endpoint`; it need not be connected.
 
         Raises:
             ConfigurationError: what secures it cannot be read or used.
@@ -65,7 +72,12 @@ class Endpoint:
     """
 
     address: str
-    """`host:port` or `unix:path`."""
+    """`host:port`, `unix:path`, `dns:///host:port`, `dns://SERVER[:PORT]/host:port` where a name
+    server of one's own is to be asked, or a list, `ipv4:IP:PORT,IP:PORT` or `ipv6:[IP]:PORT,...`.
+
+    Where a host has several addresses, or a list names several, calls go to all of them in turn.
+    The name is looked up again whenever a connection ends.
+    """
     token: str | None = field(default=None, repr=False)
     """Bearer token that names the tenant."""
     security: Security = Plaintext()
@@ -110,9 +122,11 @@ def check_address(name: str, address: str) -> None:
     """Whether gRPC can look the address up.
 
     Raises:
-        ConfigurationError: it is no `host:port` or `unix:path`.
+        ConfigurationError: it is none of the forms of `Endpoint.address`.
     """
-    host, _, port = address.rpartition(":")
-    unix = address.startswith("unix:") and len(address) > len("unix:")
-    if not unix and not (host and port.isdecimal() and 0 < int(port) < 1 << 16):
-        raise ConfigurationError(f"{name}={address!r}: an address is host:port or unix:path")
+    ports = [] if address.startswith("unix:") else _PORT.findall(address)
+    if not _ADDRESS.fullmatch(address) or not all(0 < int(port) < 1 << 16 for port in ports):
+        raise ConfigurationError(
+            f"{name}={address!r}: an address is host:port or unix:path; dns:///host:port and "
+            "ipv4:IP:PORT,IP:PORT for several servers"
+        )

@@ -6,11 +6,16 @@ import ipaddress
 import math
 from dataclasses import dataclass, field, fields
 from pathlib import Path
+from typing import Final
 
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.limits import MAX_CALL_PAGES, MAX_FRAME_BYTES
 from lexico_services.door_config import JwtConfig, TlsConfig
 from lexico_services.process import address, split_address
+
+MIN_AGE_S: Final = 1.0
+MAX_AGE_S: Final = 7 * 24 * 3600.0
+"""Bounds of the age of a connection: gRPC counts it in milliseconds of 32 bits."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +33,9 @@ class ListenConfig:
     """Lifetimes and quotas by tenant, read again when it changes. Without it all have the same."""
     drain_s: float = 15.0
     """Seconds that running calls are given at shutdown."""
+    connection_age_s: float = 120.0
+    """Seconds, a tenth more or less, after which a connection takes no new call: clients look up
+    who serves, and connect again. Calls under way end on it. 0: connections stay."""
     start_s: float = 120.0
     """Seconds that ingress and encoders, and then the reload server, are given to start."""
     health_address: str | None = None
@@ -43,6 +51,11 @@ class ListenConfig:
             raise ConfigurationError(f"port {self.port} is outside 0..65535")
         if not 0 <= self.drain_s < math.inf:
             raise ConfigurationError(f"drain time {self.drain_s}: give 0 or more seconds")
+        if not (self.connection_age_s == 0 or MIN_AGE_S <= self.connection_age_s <= MAX_AGE_S):
+            raise ConfigurationError(
+                f"connection age {self.connection_age_s}: give {MIN_AGE_S:g} to {MAX_AGE_S:g} "
+                "seconds, or 0 for connections that stay"
+            )
         if not 0 < self.start_s < math.inf:
             raise ConfigurationError(f"start time {self.start_s}: give more than 0 seconds")
         if self.health_address is not None:

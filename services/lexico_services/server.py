@@ -79,7 +79,8 @@ class GrpcServer:
             ConfigurationError: the address is taken or cannot be bound or secured.
         """
         server = grpc.aio.server(
-            options=_OPTIONS, interceptors=(*self._interceptors, MalformedRequests())
+            options=(*_OPTIONS, *_aged(self._listen.connection_age_s)),
+            interceptors=(*self._interceptors, MalformedRequests()),
         )
         self._health = health_aio.HealthServicer()
         health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
@@ -104,3 +105,10 @@ class GrpcServer:
         await self._health.enter_graceful_shutdown()
         await server.stop(self._listen.drain_s)
         _log.info("drained port=%d", self.port)
+
+
+def _aged(age_s: float) -> Sequence[tuple[str, int]]:
+    """The option that ends connections. There is no grace beside it: each call has bounds of its
+    own, and none of them is cut off because its connection is old.
+    """
+    return (("grpc.max_connection_age_ms", int(age_s * 1000)),) if age_s else ()

@@ -127,6 +127,13 @@ async def _serialised(requests: Any) -> Any:
         yield request.SerializeToString()
 
 
+def register(behaviour: Behaviour, server: grpc.aio.Server) -> None:
+    """Has a server do as told."""
+    reload_pb2_grpc.add_ReloadServicer_to_server(_Reload(behaviour), server)
+    offload_pb2_grpc.add_OffloadServicer_to_server(_Offload(behaviour), server)
+    dictionaries_pb2_grpc.add_DictionariesServicer_to_server(_Dictionaries(behaviour), server)
+
+
 @asynccontextmanager
 async def serving(behaviour: Behaviour) -> AsyncIterator[str]:
     """The address of a server on loopback, gone at the end."""
@@ -138,9 +145,7 @@ async def serving(behaviour: Behaviour) -> AsyncIterator[str]:
             ("grpc.so_reuseport", 0),
         )
     )
-    reload_pb2_grpc.add_ReloadServicer_to_server(_Reload(behaviour), server)
-    offload_pb2_grpc.add_OffloadServicer_to_server(_Offload(behaviour), server)
-    dictionaries_pb2_grpc.add_DictionariesServicer_to_server(_Dictionaries(behaviour), server)
+    register(behaviour, server)
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
