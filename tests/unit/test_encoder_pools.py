@@ -8,10 +8,11 @@ from typing import Any
 import pytest
 import ray
 from ray.serve.exceptions import BackPressureError, DeploymentUnavailableError
+from ray.serve.handle import DeploymentHandle
 
 from lexico_proto import errors
 from lexico_proto.metrics import ENCODER_RETRIES, Metrics
-from lexico_services.offload.encoder_pools import RayEncoders
+from lexico_services.offload.encoder_pools import RayEncoders, near_first
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob
 from tests.support.services import prompt
 
@@ -111,3 +112,16 @@ async def test_cancelling_cancels_the_call() -> None:
     with pytest.raises(asyncio.CancelledError):
         await task
     assert handle.cancelled == 1
+
+
+def test_encoders_of_the_same_node_come_first() -> None:
+    """By Ray Serve's own handle, whose option is not in its documentation."""
+    routers: list[Any] = []
+
+    def create_router(**options: Any) -> object:
+        routers.append(options["handle_options"])
+        return object()
+
+    handle = DeploymentHandle("Encoder", "lexico", _create_router=create_router)
+    assert near_first(handle) is handle
+    assert [each._prefer_local_routing for each in routers] == [True]
