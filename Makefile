@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench chaos soak fuzz test-gpu bench-gpu
-.PHONY: k8s k8s-check k8s-chart k8s-audit lock test-newest test-oldest compatibility redis compiler clean
+.PHONY: test-hosts k8s k8s-check k8s-chart k8s-audit lock test-newest test-oldest compatibility redis compiler clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -64,6 +64,9 @@ k8s: $(VENV)/k8s redis ## tests of k8s/
 
 unit contract integration kernels: $(VENV)/dev redis ## one category of tests
 	$(PYTESTS) tests/$@ $(PYTEST)
+
+test-hosts: $(VENV)/dev redis ## each part on a host of its own, in network namespaces: slow links, hosts cut off; some minutes, as root
+	LEXICO_TEST_HOSTS=1 $(PYTESTS) -n 0 tests/hosts $(PYTEST)
 
 goldens: $(VENV)/dev ## write golden frames where there are none; --rewrite is by hand
 	$(BIN)/python -m tests.support.goldens

@@ -10,29 +10,13 @@ import pytest
 
 from tests.support import hosts
 from tests.support.hosts import Link, Network, network
+from tests.support.waiting import PATIENCE_S
 
 LACKING = hosts.lacking()
 pytestmark = pytest.mark.skipif(bool(LACKING), reason=LACKING)
 
-ECHO = """
-import socket, sys
-with socket.create_server(("0.0.0.0", 7000)) as listening:
-    print("listens", flush=True)
-    while True:
-        peer, _ = listening.accept()
-        with peer:
-            while taken := peer.recv(65536):
-                peer.sendall(taken)
-"""
-ASK = """
-import socket, sys, time
-with socket.create_connection((sys.argv[1], 7000), timeout=float(sys.argv[2])) as peer:
-    began = time.monotonic()
-    peer.sendall(b"?")
-    assert peer.recv(1) == b"?"
-    print(time.monotonic() - began)
-"""
-SOON_S, PATIENT_S = "0.2", "600"
+ECHO = (sys.executable, "-m", "tests.support.echo")
+SOON_S = 0.2
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +25,16 @@ def pair() -> Iterator[Network]:
     with network() as made:
         made.add("server", "near")
         made.add("far", link=Link(delay_s=0.02, loss=0.01))
-        talking = made["server"].converse("echo", sys.executable, "-c", ECHO, environment={})
+        talking = made["server"].converse("echo", *ECHO, "serve", environment={})
         assert talking.hear() == "listens\n"
         yield made
         made["server"].end()  # it reads nothing, so that nothing else ends it
         talking.close()
 
 
-def ask(network: Network, host: str, within: str = PATIENT_S) -> str:
-    return network[host].run(sys.executable, "-c", ASK, "server", within)
+def ask(network: Network, host: str, within_s: float = PATIENCE_S) -> float:
+    """Seconds of a byte from this host to the server and back."""
+    return float(network[host].run(*ECHO, "ask", "server", str(within_s)))
 
 
 def test_a_host_has_processes_names_and_memory_of_its_own(pair: Network) -> None:
@@ -57,12 +42,12 @@ def test_a_host_has_processes_names_and_memory_of_its_own(pair: Network) -> None
     assert near.run("hostname") == "near\n"
     assert near.run("sh", "-c", "echo /dev/shm/*") == "/dev/shm/*\n"
     titles = near.run("ps", "-eo", "args=").splitlines()
-    assert not any("create_server" in title for title in titles)
+    assert not any("echo" in title for title in titles)
     assert (near.files().stat().st_mode & 0o777) == 0o777
 
 
 def test_a_slow_link_takes_its_time_both_ways(pair: Network) -> None:
-    assert float(ask(pair, "far")) >= 2 * 0.02
+    assert ask(pair, "far") >= 2 * 0.02
 
 
 def test_a_host_that_is_cut_off_says_nothing_until_it_is_healed(pair: Network) -> None:
@@ -71,7 +56,7 @@ def test_a_host_that_is_cut_off_says_nothing_until_it_is_healed(pair: Network) -
     with pytest.raises(AssertionError, match=r"imed out|No route"):
         ask(pair, "near", SOON_S)
     pair["near"].heal()
-    assert float(ask(pair, "near")) > 0
+    assert ask(pair, "near") > 0
 
 
 def test_nothing_stays_of_a_network_that_failed() -> None:
