@@ -118,10 +118,11 @@ def test_encoders_of_the_same_node_come_first() -> None:
     """By Ray Serve's own handle, whose option is not in its documentation."""
     routers: list[Any] = []
 
-    def create_router(**options: Any) -> object:
+    def create_router(**options: Any) -> Any:
         routers.append(options["handle_options"])
         return object()
 
-    handle = DeploymentHandle("Encoder", "lexico", _create_router=create_router)
+    create: Any = create_router  # whose type Ray does not name in public
+    handle: Any = DeploymentHandle("Encoder", "lexico", _create_router=create)
     assert near_first(handle) is handle
     assert [each._prefer_local_routing for each in routers] == [True]
