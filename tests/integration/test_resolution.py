@@ -25,7 +25,7 @@ from tests.support.client_fixtures import (
 from tests.support.client_server import Behaviour, register
 from tests.support.names import Names, name_server
 from tests.support.services import prompt, serialised
-from tests.support.waiting import PATIENCE_S, skip_ahead, until
+from tests.support.waiting import PATIENCE_S, skip_ahead
 
 NAME = "reload.lexico.test"
 FIRST, SECOND = "127.0.0.2", "127.0.0.3"
