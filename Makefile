@@ -19,7 +19,7 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install demo docs docs-check test-tutorial test tests lint format proto unit contract integration kernels
 .PHONY: goldens bench chaos soak fuzz test-gpu bench-gpu k8s k8s-check k8s-chart k8s-audit lock test-newest
-.PHONY: test-oldest compatibility redis compiler clean monitoring-check prometheus test-scale
+.PHONY: test-oldest compatibility redis compiler clean monitoring-check prometheus test-scale test-hosts
 
 help:            ## this list
 	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -84,6 +84,9 @@ unit contract integration kernels: $(VENV)/dev redis ## one category of tests
 
 test-scale: $(VENV)/dev redis ## Ray Serve's autoscaler up and down under load, some minutes; every page compared
 	LEXICO_TEST_SCALE=1 $(PYTESTS) -n 0 tests/scale $(PYTEST)
+
+test-hosts: $(VENV)/dev redis ## each part on a host of its own, in network namespaces: slow links, hosts cut off; some minutes, as root
+	LEXICO_TEST_HOSTS=1 $(PYTESTS) -n 0 tests/hosts $(PYTEST)
 
 goldens: $(VENV)/dev ## write golden frames where there are none; --rewrite is by hand
 	$(BIN)/python -m tests.support.goldens

@@ -45,6 +45,8 @@ def error_of(code: grpc.StatusCode, details: str | None, trailing: object) -> Le
     return error
 
 
+_NOT_CONNECTED: Final = ("failed to connect", "connections to all backends failing")
+"""How gRPC begins where no connection can be made: to one address, and to those of a name."""
 _HINTS: Final = (
     ("WRONG_VERSION_NUMBER", "the port speaks no TLS, so give no tls="),
     ("Hostname Verification", "the server's certificate has not this name: Tls(server_name=)"),
@@ -61,7 +63,7 @@ _HINTS: Final = (
 
 def _hint(details: str) -> str:
     """What may have to be corrected, where gRPC itself ended the call before it was connected."""
-    if not details.startswith("failed to connect"):
+    if not details.startswith(_NOT_CONNECTED):
         return ""
     return next((f" ({meant})" for said, meant in _HINTS if said in details), "")
 

@@ -8,7 +8,7 @@ import subprocess
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from lexico_worker.ray_runtime import RayConfig, RayRuntime
@@ -82,31 +82,42 @@ def main() -> None:
     runtime = RayRuntime(RayConfig(num_cpus=2, object_store_bytes=200 << 20, start_s=PATIENCE_S))
     runtime.start()
     from ray import serve
-    from ray.serve.context import _get_global_client
-    from ray.serve.schema import ServeDeploySchema
 
     try:
         for line in sys.stdin:
-            config = ServeDeploySchema.model_validate_json(line)
-            serve.start(proxy_location=config.proxy_location)
-            # What the dashboard does with a configuration that it is given.
-            client = _get_global_client()
-            assert client is not None
-            client.deploy_apps(config)
-            name = config.applications[0].name
-
-            def state(name: str = name) -> Any:
-                found = serve.status().applications.get(name)
-                return found if found is not None and found.status in ENDED else None
-
-            found = wait_until(state, "an application that runs or has failed")
-            answers.write(json.dumps({"status": found.status, "message": found.message}) + "\n")
+            config = json.loads(line)
+            found = deployed(config)
+            answers.write(json.dumps(asdict(found)) + "\n")
             answers.flush()
             if found.status == "DEPLOY_FAILED":
-                serve.delete(name)
+                serve.delete(config["applications"][0]["name"])
     finally:
         serve.shutdown()
         runtime.stop()
+
+
+def deployed(config: Mapping[str, Any]) -> Deployed:
+    """Deploys a configuration on the cluster that this process has joined, and waits for what
+    becomes of its first application.
+    """
+    from ray import serve
+    from ray.serve.context import _get_global_client
+    from ray.serve.schema import ServeDeploySchema
+
+    schema = ServeDeploySchema.model_validate(config)
+    serve.start(proxy_location=schema.proxy_location)
+    # What the dashboard does with a configuration that it is given.
+    client = _get_global_client()
+    assert client is not None
+    client.deploy_apps(schema)
+    name = schema.applications[0].name
+
+    def state() -> Any:
+        found = serve.status().applications.get(name)
+        return found if found is not None and found.status in ENDED else None
+
+    found = wait_until(state, "an application that runs or has failed")
+    return Deployed(str(found.status.value), found.message)
 
 
 if __name__ == "__main__":

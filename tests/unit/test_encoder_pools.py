@@ -15,10 +15,11 @@ from ray.serve.exceptions import (
     DeploymentUnavailableError,
     RayServeException,
 )
+from ray.serve.handle import DeploymentHandle
 
 from lexico_proto import errors
 from lexico_proto.metrics import ENCODER_RETRIES, Metrics
-from lexico_services.offload.encoder_pools import RayEncoders
+from lexico_services.offload.encoder_pools import RayEncoders, near_first
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob
 from tests.support.services import prompt
 
@@ -151,3 +152,17 @@ async def test_encoders_that_run_are_those_of_serve(
     monkeypatch.setattr(serve, "status", status)
     monkeypatch.setattr(serve, "get_replica_context", lambda: SimpleNamespace(app_name="lexico"))
     assert await RayEncoders(Handle(), Metrics()).running() == running
+
+
+def test_encoders_of_the_same_node_come_first() -> None:
+    """By Ray Serve's own handle, whose option is not in its documentation."""
+    routers: list[Any] = []
+
+    def create_router(**options: Any) -> Any:
+        routers.append(options["handle_options"])
+        return object()
+
+    create: Any = create_router  # whose type Ray does not name in public
+    handle: Any = DeploymentHandle("Encoder", "lexico", _create_router=create)
+    assert near_first(handle) is handle
+    assert [each._prefer_local_routing for each in routers] == [True]

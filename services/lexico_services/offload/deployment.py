@@ -18,7 +18,7 @@ from lexico_services import process
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig
 from lexico_services.health import HealthPort
-from lexico_services.offload.encoder_pools import RayEncoders
+from lexico_services.offload.encoder_pools import RayEncoders, near_first
 from lexico_services.offload.ingress import Ingress
 from lexico_services.offload.servicer import SERVICES, OffloadServicer
 from lexico_services.policies import Policies
@@ -88,7 +88,9 @@ class IngressReplica:
         self._telemetry = Telemetry(config.telemetry, "ingress")
         self._drain_s = config.listen.drain_s
         policies = Policies(config.listen.policy_file, PROCESS)
-        self._ingress = Ingress(RayEncoders(encoders), config.offload, policies=policies)
+        self._ingress = Ingress(
+            RayEncoders(near_first(encoders)), config.offload, policies=policies
+        )
         watch_ingress(PROCESS, self._ingress)
         servicer = OffloadServicer(self._ingress, Tenants.of(config.listen), policies=policies)
         self._server = GrpcServer(

@@ -55,6 +55,14 @@ class LocalEncoders:
         self._pool.shutdown()
 
 
+def near_first(handle: Any) -> Any:
+    """A handle of the Encoder that has made no call, told to call encoders of its own node first.
+    Encoders elsewhere are called where those are full: a page crosses the network only then.
+    """
+    handle._init(_prefer_local_routing=True)
+    return handle
+
+
 class RayEncoders:
     """Encodes in the Encoder deployment, by handle, with pages in Ray's shared memory."""
 
