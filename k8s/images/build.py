@@ -32,12 +32,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument("--base", help="image of Debian 12 by its digest; none: debootstrap's")
     parser.add_argument("--source", default="", help="URL of the repository, for a label")
     options = parser.parse_args(arguments)
+    if options.base and "@sha256:" not in options.base:
+        sys.stderr.write(f"make image: BASE={options.base} names no digest (@sha256:...)\n")
+        return 2
     needs = ["buildah"] if options.base else ["buildah", "debootstrap"]
     if lacking := machine.lacking(*needs):
         sys.stderr.write(f"make image: {lacking}\n")
-        return 2
-    if options.base and "@sha256:" not in options.base:
-        sys.stderr.write(f"make image: BASE={options.base} names no digest (@sha256:...)\n")
         return 2
     storage = Storage()
     image = build(storage, options.flavour, options.base, options.source)

@@ -18,8 +18,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from k8s.checks.pods import Pod, pods
-from k8s.checks.rendering import COMPONENTS, base_with, overlay
-from k8s.images import machine
+from k8s.checks.rendering import COMPONENTS, Rendering, base_with, overlay
+from k8s.images import container, machine
 from k8s.images.build import BILL, build, report
 from k8s.images.container import Running, running, specification
 from k8s.images.storage import Storage
@@ -56,6 +56,13 @@ class Image:
     root: Path
     """Where its files are mounted."""
     scratch: Path
+    default: dict[str, Any]
+    """What runc makes of a container that nothing is said about."""
+
+    def as_pod(self, rendering: Rendering, pod: Pod, **changes: Any) -> dict[str, Any]:
+        """How a pod of it is run; `changes` are those of `specification`."""
+        place = (self.root, self.scratch)
+        return specification(self.default, rendering, pod, self.configuration, *place, **changes)
 
 
 def main() -> int:
@@ -71,18 +78,18 @@ def main() -> int:
         ("labels", labels),
         ("files", files),
         ("bill of materials", bill_of_materials),
-        ("as the manifest's user", lambda image: service(image, None)),
-        (f"as user {user} of group 0", lambda image: service(image, user)),
+        ("as the manifest's user", lambda image: dev(image, None)),
+        (f"as user {user} of group 0", lambda image: dev(image, user)),
         ("as KubeRay's head", ray_head),
     ]
     failed = 0
     with storage.mounted(name) as root, storage.scratch("run") as scratch:
-        image = Image(name, storage.configuration(name), root, scratch)
+        image = Image(name, storage.configuration(name), root, scratch, container.default(scratch))
         for what, step in steps:
             started = time.monotonic()
             try:
                 outcome = f"ok, {step(image)}"
-            except Failed as error:
+            except (Failed, subprocess.SubprocessError) as error:
                 failed, outcome = 1, f"FAILED: {error}"
             sys.stdout.write(f"{what}: {outcome}, {time.monotonic() - started:.0f} s\n")
             sys.stdout.flush()
@@ -147,63 +154,49 @@ def bill_of_materials(image: Image) -> str:
     return f"{len(installed)} packages of Python's, {debian} of Debian's"
 
 
-def service(image: Image, user: int | None) -> str:
+def dev(image: Image, user: int | None) -> str:
     """The overlay `dev`: doctor, a page put and got back, and an end by SIGTERM."""
     rendering = overlay("dev")
     (pod,) = pods(rendering)
     doctor = ("lexico", "doctor", "--config", "/etc/lexico/config/lexico.toml")
     name = f"service-{user}"
-    described = specification(
-        rendering, pod, image.configuration, image.root, image.scratch, user=user, command=doctor
-    )
-    with running(image.scratch, f"{name}-doctor", described) as container:
-        if container.process.wait(PATIENCE_S):
-            raise Failed(f"lexico doctor: {_log(image, container)}")
-    described = specification(
-        rendering, pod, image.configuration, image.root, image.scratch, user=user
-    )
-    with running(image.scratch, name, described) as container:
-        seconds = _wait(image, container, READY)
-        done = container.run(
+    described = image.as_pod(rendering, pod, user=user, command=doctor)
+    with running(image.scratch, f"{name}-doctor", described) as started:
+        if started.process.wait(PATIENCE_S):
+            raise Failed(f"lexico doctor: {_log(image, started)}")
+    described = image.as_pod(rendering, pod, user=user)
+    with running(image.scratch, name, described) as service:
+        seconds = _wait(image, service, READY)
+        done = service.run(
             *("python", "-", "--offload=127.0.0.1:7411", "--reload=127.0.0.1:7412"),
             text=SMOKE_TEST.read_text(),
         )
         if done.returncode:
             raise Failed(f"smoke test: {done.stdout}")
-        written = container.run(
-            "sh", "-c", "touch /x /opt/lexico/x /etc/lexico/config/x 2>&1; true"
-        )
+        written = service.run("sh", "-c", "touch /x /opt/lexico/x /etc/lexico/config/x 2>&1; true")
         if written.stdout.count("Read-only file system") != 3:
             raise Failed(f"its root can be written: {written.stdout}")
-        if code := container.end():
-            raise Failed(f"exit code {code} after SIGTERM: {_log(image, container)}")
+        if code := service.end():
+            raise Failed(f"exit code {code} after SIGTERM: {_log(image, service)}")
     return f"doctor, ready after {seconds:.0f} s, two pages put and got back, ended"
 
 
 def ray_head(image: Image) -> str:
     """Ray's head as KubeRay starts it, with what the RayService gives it."""
-    rendering = base_with()
-    head = _head()
     start = "ulimit -n 65536; ray start --head --block --num-cpus=0 --dashboard-host=0.0.0.0"
     start += " --object-store-memory=104857600 --dashboard-agent-listen-port=52365"
-    described = specification(
-        rendering,
-        head,
-        image.configuration,
-        image.root,
-        image.scratch,
-        command=("/bin/bash", "-c", "--", start),
-    )
-    with running(image.scratch, "head", described) as container:
-        seconds = _wait(image, container, HEALTHY)
-        for command in (
+    command = ("/bin/bash", "-c", "--", start)
+    described = image.as_pod(base_with(), _head(), command=command)
+    with running(image.scratch, "head", described) as head:
+        seconds = _wait(image, head, HEALTHY)
+        for asked in (
             "ray health-check --address 127.0.0.1:6379",
             "ray kuberay-autoscaler --help",
             "python -c 'from lexico_services.offload.application import build'",
         ):
-            done = container.run("/bin/bash", "-c", "--", command)
+            done = head.run("/bin/bash", "-c", "--", asked)
             if done.returncode:
-                raise Failed(f"{command}: {done.stdout}")
+                raise Failed(f"{asked}: {done.stdout}")
     return f"healthy after {seconds:.0f} s, its autoscaler and the application are there"
 
 
@@ -212,20 +205,20 @@ def _head() -> Pod:
     return head
 
 
-def _wait(image: Image, container: Running, probe: str) -> float:
+def _wait(image: Image, asked: Running, probe: str) -> float:
     """Seconds until a probe succeeds."""
     started = time.monotonic()
-    while container.run("python", "-c", probe).returncode:
-        if container.process.poll() is not None:
-            raise Failed(f"ended: {_log(image, container)}")
+    while asked.run("python", "-c", probe).returncode:
+        if asked.process.poll() is not None:
+            raise Failed(f"ended: {_log(image, asked)}")
         if time.monotonic() - started > PATIENCE_S:
-            raise Failed(f"not ready after {PATIENCE_S} s: {_log(image, container)}")
+            raise Failed(f"not ready after {PATIENCE_S} s: {_log(image, asked)}")
         time.sleep(1)
     return time.monotonic() - started
 
 
-def _log(image: Image, container: Running) -> str:
-    return (image.scratch / f"{container.name}.log").read_text()[-4000:]
+def _log(image: Image, asked: Running) -> str:
+    return (image.scratch / f"{asked.name}.log").read_text()[-4000:]
 
 
 def _walk(root: Path) -> Iterator[Path]:

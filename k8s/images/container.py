@@ -7,6 +7,7 @@ own. What is not: seccomp, its limit of processors, Secrets and claims.
 
 from __future__ import annotations
 
+import copy
 import json
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
@@ -66,6 +67,7 @@ def running(folder: Path, name: str, specification: Object) -> Iterator[Running]
 
 
 def specification(
+    default: Object,
     rendering: Rendering,
     pod: Pod,
     image: Mapping[str, Any],
@@ -78,6 +80,7 @@ def specification(
     """OCI's description of the first container of a pod.
 
     Args:
+        default: what `default` of this module found.
         image: the image's configuration.
         root: where its files are mounted.
         folder: for the files of ConfigMaps.
@@ -91,7 +94,7 @@ def specification(
     context = {**pod.spec["securityContext"], **container["securityContext"]}
     environment = dict(each.split("=", 1) for each in image.get("Env", ()))
     environment |= variables(rendering, container)
-    made = _default(folder)
+    made: Object = copy.deepcopy(default)
     made["root"] = {"path": str(root), "readonly": context["readOnlyRootFilesystem"]}
     made["hostname"] = pod.component
     made["process"] |= {
@@ -141,9 +144,8 @@ def _entry(target: str, kind: str, source: str, *options: str) -> Object:
     return {"destination": target, "type": kind, "source": source, "options": [*options]}
 
 
-def _default(folder: Path) -> Object:
-    """What runc writes itself: namespaces, devices, what is masked of /proc."""
-    (folder / "config.json").unlink(missing_ok=True)
+def default(folder: Path) -> Object:
+    """What runc writes of itself: namespaces, devices, what is masked of /proc."""
     subprocess.run(["runc", "spec", "--bundle", str(folder)], check=True)
     found: Object = json.loads((folder / "config.json").read_text())
     return found
