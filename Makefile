@@ -18,7 +18,7 @@ export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help demo test tests lint format proto unit contract integration kernels goldens bench chaos soak fuzz test-gpu bench-gpu
-.PHONY: k8s k8s-check k8s-chart k8s-audit lock test-newest test-oldest compatibility redis compiler clean
+.PHONY: k8s k8s-check k8s-chart k8s-audit image image-check lock test-newest test-oldest compatibility redis compiler clean
 
 help:            ## this list
 	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -58,6 +58,12 @@ k8s-chart: $(VENV)/k8s ## write the Helm chart anew from the manifests
 
 k8s-audit: $(VENV)/k8s ## the same manifests by checkov, in an environment of its own
 	$(BIN)/python -m k8s.audit
+
+image: $(VENV)/k8s ## an image, by buildah: FLAVOUR=cpu or cuda, BASE=IMAGE@sha256:..., SOURCE=URL
+	$(BIN)/python -m k8s.images.build $(or $(FLAVOUR),cpu) $(if $(BASE),--base=$(BASE)) $(if $(SOURCE),--source=$(SOURCE))
+
+image-check: $(VENV)/k8s ## the CPU image, built and run as k8s/ would; needs root, buildah, debootstrap, runc
+	$(BIN)/python -m k8s.images.check
 
 k8s: $(VENV)/k8s redis ## tests of k8s/
 	$(PYTESTS) tests/k8s $(PYTEST)
@@ -155,4 +161,4 @@ $(VENV)/evict: $(LOCKS)/evict.lock $(VENV)/bench
 	@touch $@
 
 clean:           ## remove the environments and caches
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .cache/images .pytest_cache .mypy_cache .ruff_cache .hypothesis

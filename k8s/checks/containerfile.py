@@ -54,7 +54,7 @@ def check(renderings: list[Rendering], text: str | None = None) -> list[Problem]
         text: of a Containerfile, in place of the project's.
     """
     found = instructions(FILE.read_text() if text is None else text)
-    told = [*_of_copies(found), *_of_wheel(found)]
+    told = [*_of_arguments(found), *_of_copies(found), *_of_wheel(found)]
     told += sorted({each for rendering in renderings for each in _of_pods(found, rendering)})
     return [Problem(f"{FILE.parent.name}/{FILE.name}", what) for what in told]
 
@@ -66,6 +66,19 @@ def copied(found: list[Instruction], flavour: str) -> Iterator[tuple[int, str]]:
         if each.name == "COPY" and not words[0].startswith("--from"):
             for path in words[:-1]:
                 yield each.line, path.replace("${FLAVOUR}", flavour).removesuffix("/")
+
+
+def _of_arguments(found: list[Instruction]) -> Iterator[str]:
+    """Build arguments are declared in the stage that uses them: not every builder hands them on."""
+    declared: set[str] = set()
+    for each in found:
+        if each.name == "ARG":
+            declared.add(each.text.partition("=")[0])
+            continue
+        for name in sorted(set(re.findall(r"\$\{?([A-Z_]{2,})\b", each.text)) - declared):
+            yield f"line {each.line} uses {name}, which its stage does not declare by ARG"
+        if each.name == "FROM":
+            declared = set()
 
 
 def _of_copies(found: list[Instruction]) -> Iterator[str]:

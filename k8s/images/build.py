@@ -26,7 +26,7 @@ BILL: Final = "opt/lexico/sbom.cdx.json"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Exit code 0 where the image was built; 2 with one line where it cannot be."""
+    """Exit code 0 where the image was built; 1 where a step failed, 2 where none can be begun."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
     parser.add_argument("flavour", choices=sorted(NAMES))
     parser.add_argument("--base", help="image of Debian 12 by its digest; none: debootstrap's")
@@ -40,7 +40,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stderr.write(f"make image: {lacking}\n")
         return 2
     storage = Storage()
-    image = build(storage, options.flavour, options.base, options.source)
+    try:
+        image = build(storage, options.flavour, options.base, options.source)
+    except subprocess.CalledProcessError as error:
+        sys.stderr.write(f"make image: {error.cmd[0]} failed with code {error.returncode}\n")
+        return 1
     sys.stdout.write(report(storage, image))
     return 0
 
