@@ -9,7 +9,9 @@ python=/opt/lexico/bin/python
   --no-warn-script-location "$@"
 # What torch brings beside itself: tests, and headers for compilers.
 for torch in "$folder"/opt/lexico/lib/python3*/site-packages/torch; do
+  [ -d "$torch" ] || continue
   rm -rf "$torch/include" "$torch/share/cmake" "$torch/test"
   find "$torch/bin" -type f ! -name torch_shm_manager -delete
 done
-"$python" -m compileall -q -j 0 --invalidation-mode unchecked-hash -s "$folder" -p / "$folder/opt/lexico/lib"
+# A few modules are for other Pythons, or templates: these do not compile, and nothing imports them.
+"$python" -m compileall -qq -j 0 --invalidation-mode unchecked-hash -s "$folder" -p / "$folder/opt/lexico/lib" || true
