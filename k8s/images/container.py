@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import copy
 import json
+import resource
 import subprocess
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -20,8 +21,8 @@ from k8s.checks.pods import Pod, quantity
 from k8s.checks.rendering import Object, Rendering
 from k8s.checks.settings import variables
 
-_FILES: Final = 1 << 20
-"""Open files that a process may have, as containerd has it."""
+_FILES: Final = min(1 << 20, resource.getrlimit(resource.RLIMIT_NOFILE)[1])
+"""Open files that a process may have: containerd's bound, where this machine allows as many."""
 _GRACE_S: Final = 60
 
 
