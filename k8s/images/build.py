@@ -14,11 +14,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
+from k8s.checks.containerfile import FILE as CONTAINERFILE
+from k8s.checks.containerfile import instructions
 from k8s.images import machine
 from k8s.images.storage import Storage
 
 ROOT: Final = Path(__file__).parents[2]
-CONTAINERFILE: Final = Path(__file__).with_name("Containerfile")
 NAMES: Final = {"cpu": "lexico-offload", "cuda": "lexico-offload-cuda"}
 """Names of the images, by flavour."""
 BILL: Final = "opt/lexico/sbom.cdx.json"
@@ -78,10 +79,13 @@ def build(storage: Storage, flavour: str, base: str | None = None, source: str =
 
 def report(storage: Storage, image: str) -> str:
     """Lines with the size of every layer, and of all."""
-    layers = storage.layers(image)
-    lines = [f"{each.size / 1e6:9.1f} MB  {_short(each.made_by)}" for each in layers]
-    lines.append(f"{sum(each.size for each in layers) / 1e6:9.1f} MB  {image}")
-    return "\n".join(lines) + "\n"
+    sizes = storage.layers(image)
+    # buildah names digests where something is copied from another stage.
+    made = [each.text for each in instructions(CONTAINERFILE.read_text())]
+    copies = [text for text in made if text.startswith("--from=")]
+    names = [*("Debian, and what is installed of it",) * (len(sizes) - len(copies)), *copies]
+    lines = [f"{size / 1e6:9.1f} MB  {name}" for size, name in zip(sizes, names, strict=True)]
+    return "\n".join([*lines, f"{sum(sizes) / 1e6:9.1f} MB  {image}"]) + "\n"
 
 
 def version() -> str:
@@ -95,13 +99,6 @@ def revision() -> str:
     command = ["git", "-C", str(ROOT), "describe", "--always", "--abbrev=40", "--match=", "--dirty"]
     done = subprocess.run(command, check=True, capture_output=True, text=True)
     return done.stdout.strip()
-
-
-def _short(made_by: str) -> str:
-    """The first words of an instruction."""
-    text = made_by.removeprefix("/bin/sh -c ").removeprefix("#(nop) ")
-    text = " ".join(text.split("# buildkit")[0].split())
-    return text if len(text) <= 80 else f"{text[:77]}..."
 
 
 if __name__ == "__main__":

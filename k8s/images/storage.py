@@ -17,16 +17,6 @@ FOLDER: Final = Path(__file__).parents[2] / ".cache" / "images"
 
 
 @dataclass(frozen=True)
-class Layer:
-    """A layer of an image."""
-
-    size: int
-    """Bytes of its files, uncompressed."""
-    made_by: str
-    """The instruction that it is of."""
-
-
-@dataclass(frozen=True)
 class Storage:
     """Images and containers below a folder."""
 
@@ -64,19 +54,12 @@ class Storage:
         found: dict[str, Any] = self._inspected(image)["config"]
         return found
 
-    def layers(self, image: str) -> list[Layer]:
-        """Its layers, the base's first."""
-        described = self._inspected(image)
-        listed = json.loads(
-            (self.folder / "storage" / f"{self.driver}-layers" / "layers.json").read_text()
-        )
+    def layers(self, image: str) -> list[int]:
+        """Bytes of the files of each layer, uncompressed, the base's first."""
+        folder = self.folder / "storage" / f"{self.driver}-layers"
+        listed = json.loads((folder / "layers.json").read_text())
         sizes = {each["diff-digest"]: each["diff-size"] for each in listed if "diff-size" in each}
-        made = [each for each in described["history"] if not each.get("empty_layer")]
-        digests = described["rootfs"]["diff_ids"]
-        return [
-            Layer(sizes[digest], each.get("created_by", ""))
-            for digest, each in zip(digests, made, strict=True)
-        ]
+        return [sizes[digest] for digest in self._inspected(image)["rootfs"]["diff_ids"]]
 
     @contextmanager
     def mounted(self, image: str) -> Iterator[Path]:
