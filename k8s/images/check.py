@@ -187,7 +187,9 @@ def dev(image: Image, user: int | None) -> str:
 
 def ray_head(image: Image) -> str:
     """Ray's head as KubeRay starts it, with what the RayService gives it."""
-    start = "ulimit -n 65536; ray start --head --block --num-cpus=0 --dashboard-host=0.0.0.0"
+    # Ray gives its node 30 s, too few on a busy machine.
+    start = f"export RAY_raylet_start_wait_time_s={PATIENCE_S}; "
+    start += "ulimit -n 65536; ray start --head --block --num-cpus=0 --dashboard-host=0.0.0.0"
     start += " --object-store-memory=104857600 --dashboard-agent-listen-port=52365"
     command = ("/bin/bash", "-c", "--", start)
     described = image.as_pod(base_with(), _head(), command=command)
