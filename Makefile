@@ -19,7 +19,8 @@ export TOKENIZERS_PARALLELISM := false
 
 .PHONY: help install demo docs docs-check test-tutorial test tests lint format proto unit contract integration kernels
 .PHONY: goldens bench chaos soak fuzz test-gpu bench-gpu k8s k8s-check k8s-chart k8s-audit lock test-newest
-.PHONY: test-oldest compatibility redis compiler clean monitoring-check prometheus test-scale test-hosts
+.PHONY: test-oldest compatibility redis compiler clean monitoring-check prometheus test-scale test-hosts image
+.PHONY: image-check
 
 help:            ## this list
 	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -66,6 +67,12 @@ k8s-audit: $(VENV)/k8s ## the same manifests by checkov, in an environment of it
 
 monitoring-check: $(VENV)/k8s redis prometheus ## alerts and dashboards against a real run under a real Prometheus and Alertmanager
 	LEXICO_TEST_MONITORING=1 $(PYTESTS) tests/monitoring $(PYTEST)
+
+image: $(VENV)/k8s ## an image, by buildah: FLAVOUR=cpu or cuda, BASE=IMAGE@sha256:..., SOURCE=URL
+	$(BIN)/python -m k8s.images.build $(or $(FLAVOUR),cpu) $(if $(BASE),--base=$(BASE)) $(if $(SOURCE),--source=$(SOURCE))
+
+image-check: $(VENV)/k8s ## the CPU image, built and run as k8s/ would; needs root, buildah, debootstrap, runc
+	$(BIN)/python -m k8s.images.check
 
 k8s: $(VENV)/k8s redis ## tests of k8s/
 	$(PYTESTS) tests/k8s $(PYTEST)
@@ -192,4 +199,4 @@ $(VENV)/evict: $(LOCKS)/evict.lock $(VENV)/bench
 	@touch $@
 
 clean:           ## remove the environments and caches
-	rm -rf .venv .venv-* .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf .venv .venv-* .cache/images .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 import time
 
-from k8s.checks import images
+from k8s.checks import containerfile, images
 from k8s.checks.all_checks import CHECKS, problems
 from k8s.checks.rendering import everything
 
@@ -13,9 +13,10 @@ from k8s.checks.rendering import everything
 def main() -> int:
     """Each problem once, with the first rendering that has it."""
     started = time.monotonic()
-    seen = {str(problem): "images" for problem in images.check()}
     objects = 0
     renderings = everything()
+    of_images = (*images.check(), *containerfile.check(renderings))
+    seen = {str(problem): "images" for problem in of_images}
     for rendering in renderings:
         objects += len(rendering.objects)
         for problem in problems(rendering):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from k8s.checks import images
+from k8s.checks import containerfile, images
 from k8s.checks.all_checks import problems
 from k8s.checks.rendering import everything
 
@@ -13,6 +13,7 @@ def test_nothing_is_wrong_with_what_is_there() -> None:
     found = [f"{r.name}: {problem}" for r in everything() for problem in problems(r)]
     assert found == []
     assert images.check() == []
+    assert containerfile.check(everything()) == []
 
 
 def test_a_containerfile_is_looked_at(tmp_path: Path) -> None:
