@@ -84,7 +84,7 @@ docs-check: $(VENV)/docs ## the site can be built: every link leads somewhere, e
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(VENV)/site
 
 test-tutorial: $(VENV)/dev redis ## docs/tutorial.md from a fresh clone, timed
-	$(BIN)/python -m tests.tutorial
+	$(BIN)/python -m bench.tutorial
 
 unit contract integration kernels: $(VENV)/dev redis ## one category of tests
 	$(PYTESTS) tests/$@ $(PYTEST)

@@ -36,8 +36,7 @@ CHUNK_BYTES: Final = 1 << 20
 """Bytes of one stored piece of a dictionary set: where Redis and the sockets are fastest."""
 _TOKEN_BYTES: Final = 16
 MAX_OWNER_BYTES: Final = 64
-_SEEN: Final = 4096
-"""Generations that a handle remembers."""
+_SEEN: Final = 4096  # generations that a handle remembers
 
 
 class PageStore(Records, PageLives):
