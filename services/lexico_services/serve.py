@@ -9,9 +9,9 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
-from lexico_proto.errors import Busy, ConfigurationError, Unavailable
+from lexico_proto.errors import Busy, ConfigurationError, LexicoError, Unavailable
 from lexico_proto.metrics import PROCESS
-from lexico_services import beginning
+from lexico_services import beginning, supervisor
 from lexico_services.address_file import claimed
 from lexico_services.config import ListenConfig
 from lexico_services.doors import check_doors, warn_of_doors
@@ -132,7 +132,11 @@ def _watch(checks: Sequence[Callable[[], None]], stopped: threading.Event) -> No
     """Waits for a signal, or for the first part that is gone: its check raises."""
     while not stopped.wait(WATCH_EVERY_S):
         for check in checks:
-            check()
+            try:
+                check()
+            except LexicoError as error:
+                supervisor.ends_because(error.message)
+                raise
     _log.info("stopping")
 
 

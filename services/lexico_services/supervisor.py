@@ -112,6 +112,11 @@ def ending() -> None:
     _tell("ending")
 
 
+def ends_because(reason: str) -> None:
+    """Told by the service: what made it end, for the case that it is cut off before it says so."""
+    _tell("because", reason)
+
+
 def leaves(file: Path) -> None:
     """Told by the service: a file that it holds locked, and removes at its end."""
     _tell("leaves", str(file.absolute()))
@@ -159,6 +164,7 @@ class _Supervisor:
         self._told = told
         self._heard = ""
         self._within_s = UNTOLD_S
+        self._because = ""
         self._asked: float | None = None  # when its end began
         self._by_signal = False
         self.files: list[Path] = []
@@ -201,6 +207,8 @@ class _Supervisor:
         for word, value in map(json.loads, lines):
             if word == "within":
                 self._within_s = float(value)
+            elif word == "because":
+                self._because = f"{value}; "
             elif word == "leaves":
                 self.files.append(Path(value))
             elif self._asked is None:
@@ -223,7 +231,9 @@ class _Supervisor:
 
     def _cut_off(self) -> int:
         seconds = self._within_s - CLEARING_S
-        self.last_words = f"the end took over {seconds:g} s: what still ran was killed"
+        self.last_words = (
+            f"{self._because}the end took over {seconds:g} s: what still ran was killed"
+        )
         with suppress(ProcessLookupError):
             os.kill(self._child, signal.SIGKILL)
         return 0 if self._by_signal else 1

@@ -128,6 +128,9 @@ class Failing:
     def __init__(self) -> None:
         self._second = asyncio.Event()
 
+    async def running(self) -> int | None:
+        return None
+
     async def place(self, page: list[Piece]) -> Any:
         return None
 

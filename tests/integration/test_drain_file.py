@@ -23,6 +23,9 @@ from tests.support.waiting import PATIENCE_S, lingering, until
 class Encoders:
     """A deployment's handle, whose pages are stored once it is told."""
 
+    def _init(self, **options: Any) -> None:
+        """Options of a handle; see `near_first`."""
+
     def __init__(self) -> None:
         self.encode = self
         self.called = 0

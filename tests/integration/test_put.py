@@ -32,7 +32,7 @@ async def test_stores_pages_that_come_back_bit_identical() -> None:
         for page, key in enumerate(made.keys):
             for group, expected in enumerate(made.pages[page]):
                 frame = services.store.read(SCOPE, [key], group)[0]
-                assert frame is not None
+                assert isinstance(frame, bytes)
                 out = torch.empty(made.spec.group_shape(group))
                 decode_group(made.spec, key, page, group, frame, out)
                 assert torch.equal(out, expected)

@@ -32,20 +32,23 @@ class StuckEncoders:
 
     def __init__(self) -> None:
         self.go = asyncio.Event()
-        self.running = 0
+        self.encoding = 0
         self.most = 0
+
+    async def running(self) -> int | None:
+        return None
 
     async def place(self, page: list[Piece]) -> Any:
         return page.copy()
 
     async def encode(self, job: PageJob, placed: Any) -> PageDone:
-        self.running += 1
-        self.most = max(self.most, self.running)
+        self.encoding += 1
+        self.most = max(self.most, self.encoding)
         try:
             await self.go.wait()
             return PageDone(Outcome.STORED, 1)
         finally:
-            self.running -= 1
+            self.encoding -= 1
 
 
 async def test_budget_refuses_at_once_and_is_given_back() -> None:
@@ -53,7 +56,7 @@ async def test_budget_refuses_at_once_and_is_given_back() -> None:
     bound = OffloadConfig(max_inflight_bytes=made.spec.page_bytes)
     async with running_services(offload=bound, encoders=stuck) as services:
         first = asyncio.create_task(put(services, made.upload()))
-        await until(lambda: stuck.running, "a page in an encoder")
+        await until(lambda: stuck.encoding, "a page in an encoder")
         with pytest.raises(errors.LexicoError) as caught:
             await put(services, prompt(seed=1, pages=1).upload())
         assert type(caught.value) is errors.Busy  # while the first is there: nobody let it go
@@ -68,9 +71,9 @@ async def test_pages_in_flight_stay_within_the_budget() -> None:
     bound = OffloadConfig(max_inflight_bytes=2 * made.spec.page_bytes, pages_ahead=3)
     async with running_services(offload=bound, encoders=stuck) as services:
         call = asyncio.create_task(put(services, made.upload()))
-        await until(lambda: stuck.running == 2, "two pages in encoders")
+        await until(lambda: stuck.encoding == 2, "two pages in encoders")
         await lingering()
-        assert stuck.running == 2  # of six pages; the third waits for room before it is read
+        assert stuck.encoding == 2  # of six pages; the third waits for room before it is read
         stuck.go.set()
         await call
         assert stuck.most == 2
@@ -97,7 +100,7 @@ async def test_a_caller_that_cancels_frees_everything() -> None:
     async with running_services(encoders=stuck) as services:
         call = services.offload.Put(stream(made.upload()))
         waiting = asyncio.create_task(call.wait_for_connection())
-        await until(lambda: stuck.running, "a page in an encoder")
+        await until(lambda: stuck.encoding, "a page in an encoder")
         await waiting
         call.cancel()
         with pytest.raises(asyncio.CancelledError):
@@ -109,12 +112,12 @@ class SlowToStop(StuckEncoders):
     """Encoders whose work ends some time after it was cancelled."""
 
     async def encode(self, job: PageJob, placed: Any) -> PageDone:
-        self.running += 1
+        self.encoding += 1
         try:
             return await asyncio.Future[PageDone]()
         finally:
             await self.go.wait()
-            self.running -= 1
+            self.encoding -= 1
 
 
 async def test_a_call_that_is_cancelled_twice_frees_everything() -> None:
@@ -129,7 +132,7 @@ async def test_a_call_that_is_cancelled_twice_frees_everything() -> None:
 
         upload = Upload(b"scope", made.spec, made.token_ids, (0, 1), tuple(made.keys))
         call = asyncio.create_task(services.ingress.put(upload, first_page()))
-        await until(lambda: slow.running, "a page in an encoder")
+        await until(lambda: slow.encoding, "a page in an encoder")
         for _ in range(2):
             call.cancel()
             await settle()
@@ -145,7 +148,7 @@ async def test_a_caller_whose_deadline_comes_frees_everything() -> None:
     async with running_services(encoders=stuck) as services:
         for seconds in (0.5, 5.0, 50.0, PATIENCE_S / 2):
             call = services.offload.Put(stream(made.upload()), timeout=seconds)
-            while not (began := stuck.running > 0) and not call.done():
+            while not (began := stuck.encoding > 0) and not call.done():
                 await asyncio.sleep(0)
             with pytest.raises(grpc.aio.AioRpcError) as caught:
                 await call
@@ -161,14 +164,14 @@ async def test_an_end_does_not_wait_for_pages_that_take_too_long() -> None:
     async with running_services(encoders=stuck) as services:
         upload = [made.header(durability=pb.DURABILITY_RECEIVED), *made.body()]
         await put(services, upload)
-        await until(lambda: stuck.running == 2, "pages in encoders")
+        await until(lambda: stuck.encoding == 2, "pages in encoders")
         await services.ingress.close(within_s=0.0)
         await _everything_free(services, stuck)
 
 
 async def _everything_free(services: Services, stuck: StuckEncoders | None = None) -> None:
     def held() -> tuple[int, int]:
-        return (stuck.running if stuck else 0), services.ingress.budget.used
+        return (stuck.encoding if stuck else 0), services.ingress.budget.used
 
     await until(lambda: held() == (0, 0), "no page in an encoder and no byte in flight", held)
 

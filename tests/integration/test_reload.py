@@ -301,8 +301,11 @@ async def test_registrations_are_bounded() -> None:
 async def test_health_and_reflection() -> None:
     async with running_services() as services:
         for address, names in (
-            (services.offload_address, ["Offload", "Versions"]),
-            (services.reload_address, ["Admin", "Dictionaries", "Reload", "Versions"]),
+            (services.offload_address, ["Offload", "Operations", "Versions"]),
+            (
+                services.reload_address,
+                ["Admin", "Dictionaries", "Operations", "Reload", "Versions"],
+            ),
         ):
             async with grpc.aio.insecure_channel(address) as channel:
                 health = health_pb2_grpc.HealthStub(channel)

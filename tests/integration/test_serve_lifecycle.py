@@ -65,7 +65,9 @@ def test_the_loss_of_ray_ends_all(start: Runs) -> None:
     (gcs,) = (p for p in run.family() if p.name() == "gcs_server")
     gcs.kill()
     assert run.end_of() == 1
-    assert run.said().strip().splitlines()[-1] == "lexico: Ray's gcs_server ended by itself"
+    # On a machine that is too busy to end in time, the supervisor says what it did of it as well.
+    last = run.said().strip().splitlines()[-1]
+    assert last.startswith("lexico: Ray's gcs_server ended by itself")
     # Where the kernel cannot hand them to us, Ray's agents go by themselves within a minute.
     assert run.left() == []
 

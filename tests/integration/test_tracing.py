@@ -96,6 +96,9 @@ class Held:
     def __init__(self) -> None:
         self.jobs: list[PageJob] = []
 
+    async def running(self) -> int | None:
+        return None
+
     async def place(self, page: list[Piece]) -> Any:
         return None
 

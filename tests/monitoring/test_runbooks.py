@@ -13,7 +13,8 @@ import pytest
 from k8s.checks.pods import pods
 from k8s.checks.rendering import base_with
 from k8s.monitoring.alerts import ALERTS, NAMES
-from lexico_services import cli
+from lexico_services.parsers.command_line import make_parser
+from lexico_services.parsers.lab import LAB
 from tests.monitoring.test_sources import faults_of
 from tests.support.promql import selectors
 from tests.support.runbooks import PAGES, Block, blocks
@@ -88,4 +89,4 @@ def test_kubectl_looks_at_what_the_manifests_have() -> None:
 def test_our_own_commands_have_these_options() -> None:
     for words in lines_of("lexico"):
         end = words.index("|") if "|" in words else len(words)
-        cli._parser(words[1:2]).parse_args(words[1:end])
+        make_parser(LAB & frozenset(words[1:2])).parse_args(words[1:end])

@@ -73,6 +73,9 @@ class Encoders:
         self.lost = False
         self.silent = False
 
+    async def running(self) -> int | None:
+        return None
+
     async def place(self, page: list[Piece]) -> Any:
         return await self.threads.place(page)
 

@@ -97,6 +97,9 @@ class Slow:
         self.jobs: list[PageJob] = []
         self.go_on = asyncio.Event()
 
+    async def running(self) -> int | None:
+        return None
+
     async def place(self, page: list[Piece]) -> Any:
         return page.copy()
 

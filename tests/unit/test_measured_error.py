@@ -43,7 +43,7 @@ def test_the_error_is_that_of_what_is_decoded() -> None:
     pages = PageEncoder(store, page_ttl_s=60, lease_ttl_s=30, error_every=1, metrics=metrics)
     assert encode(pages, made, 0) is Outcome.STORED
     frame = store.read(SCOPE, made.keys, 0)[0]
-    assert frame is not None
+    assert isinstance(frame, bytes)
     source, out = made.pages[0][0], torch.empty_like(made.pages[0][0])
     dictionary = random_set(layers=3, head_dim=8, atoms=16, kv_heads=2)
     decode_group(made.spec, made.keys[0], 0, 0, frame, out, dictionary)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from dataclasses import fields
 from pathlib import Path
+from typing import Any
 
 import grpc
 import pytest
@@ -115,7 +116,8 @@ def test_slots() -> None:
 
 
 def test_settings_are_checked() -> None:
-    for bad in ({"max_inflight_bytes": 0}, {"pages_ahead": 0}):
+    refused: list[dict[str, Any]] = [{"max_inflight_bytes": 0}, {"pages_ahead": 0}]
+    for bad in refused:
         with pytest.raises(errors.ConfigurationError):
             OffloadConfig(**bad)
     for url in ("memory://", "embedded://"):

@@ -230,12 +230,13 @@ def test_an_end_of_its_own_is_held_to_the_deadline_too(start: Callable[[str], Ru
     run = start(
         "    supervisor.ends_within(2.5)\n"
         + UP
+        + "    supervisor.ends_because('the store is gone')\n"
         + "    supervisor.ending()\n    threading.Event().wait()"
     )
     run.wait_until_up()
     code, said = run.end()
     assert code == 1
-    assert "was killed" in said
+    assert said.startswith("lexico: the store is gone; the end took over 0.5 s")
 
 
 def test_the_next_start_removes_what_nobody_was_left_to_remove(

@@ -21,7 +21,10 @@ _OPTIONS: Final = (
     ("Tls(server_name=)", "--tls-server-name"),
 )
 """What a program is told to do → what to do here."""
-_CONNECTING: Final = re.compile(r"failed to connect to all addresses; last error: (UNKNOWN: )?")
+_CONNECTING: Final = re.compile(
+    r"(failed to connect to all addresses|connections to all backends failing)"
+    r"; last error: (UNKNOWN: )?"
+)
 _SAYS_ALREADY: Final = re.compile(r"--tls|--bearer-file")
 
 
