@@ -42,7 +42,7 @@ HELD: Final[Held] = {
     "sound frame of another geometry, codec or set": (
         _LOAD + "test_frames_of_another_geometry_are_refused",
     ),
-    "server not there, connection lost": (
+    "server not there, connection lost, or a call that a draining server drops or cuts off": (
         "servers gone",
         "servers swallowed",
         "connections to servers reset",
