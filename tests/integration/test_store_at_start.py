@@ -88,7 +88,7 @@ class _Found(MemoryStore):
 
 
 def test_findings_become_lines(caplog: pytest.LogCaptureFixture) -> None:
-    with caplog.at_level(logging.INFO):
+    with caplog.at_level(logging.INFO, logger="lexico_services.store_look"):
         look_at_start(_Found())
         look_at_start(_Found(), log=False)
     said = [(record.levelname, record.getMessage()) for record in caplog.records]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -66,7 +67,8 @@ async def test_an_encoder_that_ends_gives_leases_back_before_its_store_goes(
     end: Any = deployment.Encoder.__del__
     monkeypatch.delattr(deployment.Encoder, "__del__")  # Serve awaits it, the collector does not
     encoder: Any = deployment.Encoder(EncoderConfig("redis://127.0.0.1"))
-    calls = [asyncio.create_task(encoder.encode(None, [])) for _ in range(2)]
+    job = SimpleNamespace(fullness=0.0)
+    calls = [asyncio.create_task(encoder.encode(job, [])) for _ in range(2)]
     await until(lambda: len(said) == 2, "both pages in work")
     calls[0].cancel()  # as Serve does where the caller went away
     going = asyncio.create_task(end(encoder))

@@ -138,7 +138,7 @@ def test_pins_hold_leading_pages_within_a_bound() -> None:
     assert ledger.unpin(TENANT, short.pin, 60) == 2
     now[0] = 300
     assert there(store) == [False] * 5
-    with pytest.raises(InvalidInput, match="usage"):
+    with pytest.raises(InvalidInput, match="quota"):
         ledger.unpin(TENANT, short.pin, 60)
     with pytest.raises(InvalidInput, match="label"):
         ledger.pin(TENANT, NAMESPACE, KEYS, "x" * 201, None)

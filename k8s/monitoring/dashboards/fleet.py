@@ -93,6 +93,12 @@ _LOAD: Final = (
         ),
     ),
     Panel(
+        "Pages to nodes",
+        "Pages whose last frame was sent.",
+        "ops",
+        (Query(or_zero(rate("lexico_sent_pages_total")), "sent"),),
+    ),
+    Panel(
         "Calls",
         "Calls that ended, by method.",
         "ops",

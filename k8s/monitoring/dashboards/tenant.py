@@ -83,7 +83,7 @@ DASHBOARD: Final = Dashboard(
             Panel(
                 "Quotas",
                 "Calls that were refused because a tenant has what it may have. Which one, the log "
-                "says; `lexico pages usage` shows its bounds.",
+                "says; `lexico quota` shows its bounds.",
                 "ops",
                 (
                     Query(
