@@ -30,7 +30,10 @@ STORE_OVERHEAD: Final = 1.25
 
 @dataclass(frozen=True)
 class CacheShape:
-    """What a model keeps of a token."""
+    """What a model keeps of a token.
+
+    Not `lexico_codec.geometry.Geometry`, which brings torch: `lexico size` runs where none is.
+    """
 
     layers: int
     kv_heads: int
