@@ -4,7 +4,8 @@
 
 Each part runs in a process of its own, once the tests of all are green, and writes its own file:
 match.py, miss.py, mixed.py, tls.py and lifetimes.py of this folder say what they measure. The
-trace is that of `lifetimes`; without it no hits are replayed.
+trace is that of `lifetimes`; without it no hits are replayed. What `--only` leaves out keeps the
+figure and the date that fleet.json has of it.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from bench.fleet import lifetimes, match, miss, mixed, tls
-from lexico_lab.record import ROOT, finish, gate, machine, table
+from lexico_lab.record import RESULTS, ROOT, finish, gate, machine, table
 
 PARTS: Final = {
     "match": match.TESTS,
@@ -55,7 +56,7 @@ def measured(part: str, *options: str) -> dict[str, Any]:
     return found
 
 
-def judged(figures: dict[str, float]) -> list[dict[str, Any]]:
+def judged(figures: dict[str, float], date: str) -> list[dict[str, Any]]:
     """A row for each figure that has a goal."""
     bounds = {name: ("<=", goal) for name, goal in AT_MOST.items()}
     bounds |= {name: (">=", goal) for name, goal in AT_LEAST.items()}
@@ -65,9 +66,17 @@ def judged(figures: dict[str, float]) -> list[dict[str, Any]]:
             "measured": value,
             "goal": f"{bounds[name][0]} {bounds[name][1]:g}",
             "met": value <= bounds[name][1] if name in AT_MOST else value >= bounds[name][1],
+            "date": date,
         }
         for name, value in figures.items()
     ]
+
+
+def earlier() -> dict[str, dict[str, Any]]:
+    """figure → its row of the fleet.json that lies there."""
+    file = RESULTS / "fleet.json"
+    rows = json.loads(file.read_text())["goals"] if file.is_file() else []
+    return {row["figure"]: row for row in rows}
 
 
 def main() -> None:
@@ -86,9 +95,12 @@ def main() -> None:
         traced = part == "lifetimes" and options.trace is not None
         found |= measured(part, *(["--trace", str(options.trace.resolve())] if traced else []))
     figures = {name: found[name] for name in (*AT_MOST, *AT_LEAST) if name in found}
-    rows = judged(figures)
+    now = {row["figure"]: row for row in judged(figures, described["date"])}
+    kept = {} if options.only == list(PARTS) else earlier()
+    both = kept | now
+    rows = [both[name] for name in (*AT_MOST, *AT_LEAST) if name in both]
     print(table(rows))
-    finish("fleet", {**figures, "goals": rows}, described)
+    finish("fleet", {**{row["figure"]: row["measured"] for row in rows}, "goals": rows}, described)
 
 
 if __name__ == "__main__":
