@@ -57,6 +57,7 @@ def outcome_of(combination: Combination, also: Sequence[str] = ()) -> Outcome:
     report = ROOT / environment / "report.xml"
     report.unlink(missing_ok=True)
     command = [python, "-m", "pytest", "-q", "-p", "no:cacheprovider", f"--junitxml={report}"]
+    command += ["-n", "2", "--dist", "loadfile", "--no-loadscope-reorder"]
     path = os.environ["PATH"]
     if combination.server is not None:
         path = f"{_server_folder(combination.server, python, environment)}{os.pathsep}{path}"
