@@ -37,8 +37,8 @@ class Proxy:
         self._loop = asyncio.new_event_loop()
         self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
         self._thread.start()
-        self._socket = socket.socket()
-        self._socket.bind(("127.0.0.1", 0))
+        self._refuses = False
+        self._socket = _bound(0)
         self.port: int = self._socket.getsockname()[1]
         self._server = self._done(self._listen())
 
@@ -54,16 +54,17 @@ class Proxy:
         """Resets every connection, and takes no more until `accept`. The port stays ours."""
 
         async def close() -> None:
+            self._refuses = True  # those too that are being made
             self._server.close()
             await self._reset_all()
 
+        kept = _bound(self.port)  # and does not listen
         self._done(close())
-        self._socket = socket.socket()
-        self._socket.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        self._socket.bind(("127.0.0.1", self.port))  # and does not listen
+        self._socket = kept
 
     def accept(self) -> None:
         """Takes connections again."""
+        self._refuses = False
         self._server = self._done(self._listen())
 
     def close(self) -> None:
@@ -109,6 +110,10 @@ class Proxy:
         except OSError:
             _reset(writer)
             return
+        if self._refuses:
+            _reset(writer)
+            _reset(back)
+            return
         self.connections += 1
         number, ends = self.connections, {writer, back}
         self._writers |= ends
@@ -134,6 +139,14 @@ class Proxy:
                     await sink.drain()
         if not self.swallows and number > self._forgotten:
             sink.close()
+
+
+def _bound(port: int) -> socket.socket:
+    """May be bound again before it is closed: no other process gets the port between."""
+    bound = socket.socket()
+    bound.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEPORT, 1)
+    bound.bind(("127.0.0.1", port))
+    return bound
 
 
 def _reset(writer: asyncio.StreamWriter) -> None:
