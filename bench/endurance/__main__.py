@@ -16,7 +16,7 @@ import random
 import sys
 import time
 from collections import Counter
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any, Final
 
@@ -51,8 +51,8 @@ def main() -> int:
     options = parser.parse_args()
     minutes = options.minutes or (10.0 if options.kind == "chaos" else 30.0)
     described, dice = machine(), random.Random(options.seed)
-    with scratch() as folder:
-        result = _run(folder, options, minutes, dice)
+    with scratch() as folder, ExitStack() as ends:
+        result = _run(folder, options, minutes, dice, ends)
     verdict = failures(result, options.kind)
     result["failures"] = verdict
     sys.stdout.write(f"{options.kind}: {verdict or 'nothing wrong'}\n")
@@ -64,11 +64,17 @@ def main() -> int:
 
 
 def _run(
-    folder: Path, options: argparse.Namespace, minutes: float, dice: random.Random
+    folder: Path,
+    options: argparse.Namespace,
+    minutes: float,
+    dice: random.Random,
+    ends: ExitStack,  # of what lives still where this fails
 ) -> dict[str, Any]:
     stack = Stack(folder, maxmemory=options.maxmemory, lease_s=LEASE_S)
+    ends.callback(stack.kill)
     stack.wait_until_up()
     nodes, watch = Nodes(stack, options.nodes, options.seed), Watch()
+    ends.callback(nodes.kill)
     uptime = Uptime((stack.reload, stack.offload))
     end = time.monotonic() + 60 * minutes
 

@@ -105,6 +105,15 @@ class Stack:
         left += [f"folder {path.name}" for path in temporary.iterdir()]
         return left + ([] if code == 0 else [f"exit code {code}"])
 
+    def kill(self) -> None:
+        """Ends all of it at once, whatever state it is in; nothing where it is closed."""
+        for process in self.processes().values() if self.serve.returncode is None else ():
+            with suppress(psutil.Error):
+                process.kill()
+        self.redis.kill()
+        for child in (self.serve, self.redis):
+            child.wait()
+
     @property
     def _address(self) -> Path:
         return self.folder / "address.json"
@@ -172,6 +181,12 @@ class Nodes:
                 node.kill()
                 node.wait()
         return hung
+
+    def kill(self) -> None:
+        """Ends those that still live at once."""
+        for node in self.living:
+            node.kill()
+            node.wait()
 
     def record(self) -> Iterator[dict[str, Any]]:
         """Every call of every node; a line that a kill cut short is left out."""
