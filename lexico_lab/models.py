@@ -65,6 +65,27 @@ def load_model(name: str, device: str = "cpu") -> LoadedModel:
     return LoadedModel(name, model.eval().to(device), tokenizer)
 
 
+def model_folder(name: str) -> Path:
+    """Where the files of a model lie that `load_model` has loaded.
+
+    Args:
+        name: as for `load_model`.
+
+    Raises:
+        InvalidInput: no such model here.
+        ConfigurationError: as `load_model`.
+    """
+    if name == SMOLLM2:
+        return _packaged()
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        found = _transformers().utils.cached_file(name, "config.json", local_files_only=True)
+    except (OSError, ValueError) as e:
+        raise InvalidInput(f"model {name!r}: not on this machine ({e})") from e
+    return Path(found).parent
+
+
 def quiet() -> None:
     """No progress bars of transformers: what loads a model has its own word for it.
 

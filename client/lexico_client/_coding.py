@@ -63,6 +63,8 @@ class _Chosen:
 
     def of(self, base: CacheSpec) -> CacheSpec:
         digest = self.dictionary
+        if self.codec == base.codec and digest is None:
+            return base  # with the groups that it has
         if isinstance(digest, DictionarySet):
             digest = digest.digest
         return replace(base, codec=self.codec, dictionary=digest or b"", group_layers=0)
