@@ -203,7 +203,9 @@ class InMemoryTransport:
 
     def _dictionary(self, digest: bytes) -> DictionarySet:
         if digest not in self.dictionaries:
-            raise UnknownDictionary(f"no dictionary set {digest.hex()[:16]} is registered")
+            raise UnknownDictionary(
+                f"dictionary set {digest.hex()[:16]} is not registered: register it first"
+            )
         return self.dictionaries[digest]
 
     def _note(self, spec: CacheSpec, key: bytes) -> None:
