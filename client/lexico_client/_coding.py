@@ -199,15 +199,15 @@ class Coding:
             return
         tokens, geometry = self._base.page_tokens, self._base.whole_geometry
         most = self._base.codec.encoded_bytes(geometry, tokens)
-        times = most / max(1, self._asked.encoded_bytes(geometry, tokens))
+        times = round(most / max(1, self._asked.encoded_bytes(geometry, tokens)))
         known = " (the service is of an earlier release, which knows none)" if self._older else ""
         _log.warning(
-            "no set for %s with %s%s: running lossless, up to %.0f times the bytes; train one by: "
-            "lexico train --model %s --text TEXT --out SET.safetensors --codec %s --register",
+            "no set for %s with %s%s: running lossless%s; train one by: lexico train --model %s "
+            "--text TEXT --out SET.safetensors --codec %s --register",
             self._model or "the model",
             self._spoken,
             known,
-            times,
+            f", up to {times} times the bytes" if times > 1 else "",
             shlex.quote(self._model) if self._model else "MODEL",
             set_of(self._asked),
         )

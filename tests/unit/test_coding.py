@@ -17,7 +17,7 @@ from lexico_client._coding_counts import CodingCounts
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.models import model_names
-from lexico_codec.spec import CacheSpec
+from lexico_codec.spec import CacheSpec, make_spec
 from lexico_proto import errors
 from lexico_proto.metrics import CLIENT_MODELS, CLIENT_SETS_REFUSED, Metrics
 from lexico_proto.v1 import dictionaries_pb2 as pb
@@ -112,7 +112,7 @@ async def test_lossless_until_a_set_is_published(
     assert (coding.waiting, coding.spec(BASE), coding.former(BASE)) == (True, BASE, None)
     assert models(metrics) == {("lossless", "missing"): 1}
     (line,) = said(caplog)
-    assert line.startswith("no set for my models/tiny with preset paper: running lossless, up to ")
+    assert line.startswith("no set for my models/tiny with preset paper: running lossless")
     assert "lexico train --model 'my models/tiny' --text TEXT --out SET.safetensors" in line
     assert line.endswith("--codec lexico --register")
     for _ in range(3):
@@ -141,6 +141,19 @@ async def test_a_set_that_is_published_is_there_from_the_start(
     assert [text[:9] for text in said(caplog)] == ["set taken"]
     other = await client.coding(replace(BASE, weights=bytes(32)), "lexico")  # of the same shape
     assert other.spec(BASE).namespace == coding.spec(BASE).namespace
+
+
+async def test_the_line_says_what_it_costs(
+    client: AsyncClient, caplog: pytest.LogCaptureFixture
+) -> None:
+    large = make_spec(
+        weights=bytes(32), geometry=Geometry(32, 8, 128, "bfloat16"), codec="lossless"
+    )
+    for codec in ("near", "balanced", "small"):
+        await client.coding(large, codec)
+    times = [int(text.split("up to ")[1].split(" times")[0]) for text in said(caplog)]
+    assert 10 < times[0] < times[1] < times[2] < 200
+    assert all("--codec lexico-residual --register" in text for text in said(caplog))
 
 
 async def test_exact_weights_come_before_the_shape(client: AsyncClient) -> None:

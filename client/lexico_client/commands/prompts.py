@@ -90,9 +90,8 @@ def sequence(options: argparse.Namespace) -> TokenPrompt:
         raise ConfigurationError("which prompt? give --prompt FILE, or --model with --tokens")
     if (options.tokens is None) is (options.text is None):
         raise ConfigurationError("--model goes with --tokens FILE or --text FILE: give one of them")
-    ids, digests = _token_ids(options), _digests(options.inputs)
     spec, waits = coded_spec(options.model, options)
-    return TokenPrompt.of(spec, ids, digests, waits)
+    return TokenPrompt.of(spec, _token_ids(options), _digests(options.inputs), waits)
 
 
 def spec_of(path: Path, options: argparse.Namespace) -> CacheSpec:
