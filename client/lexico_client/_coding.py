@@ -193,23 +193,26 @@ class Coding:
         if self.waiting:
             choose(self._asked, None, self._base.whole_geometry, self._spoken)
 
-    def say(self) -> None:
-        """Logs that there is no set, and how to make one: once, at the start."""
-        if self._chosen is not None:
-            return
+    def say(self, *, elsewhere: bool = False) -> None:
+        """Logs that there is no set, and how to make one: once, at the start.
+
+        Args:
+            elsewhere: the weights are not as the model's files have them.
+        """
         tokens, geometry = self._base.page_tokens, self._base.whole_geometry
         most = self._base.codec.encoded_bytes(geometry, tokens)
         times = round(most / max(1, self._asked.encoded_bytes(geometry, tokens)))
         known = " (the service is of an earlier release, which knows none)" if self._older else ""
         _log.warning(
             "no set for %s with %s%s: running lossless%s; train one by: lexico train --model %s "
-            "--text TEXT --out SET.safetensors --codec %s --register",
+            "--text TEXT --out SET.safetensors --codec %s --register%s",
             self._model or "the model",
             self._spoken,
             known,
             f", up to {times} times the bytes" if times > 1 else "",
             shlex.quote(self._model) if self._model else "MODEL",
             set_of(self._asked),
+            " --any-weights" if elsewhere else "",
         )
 
     async def look(self, find: Find, fetch: Fetch) -> None:

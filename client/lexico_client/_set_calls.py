@@ -5,10 +5,12 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from lexico_client._coding import Coding, WithoutSet, checked_without_set
 from lexico_client._coding_counts import CodingCounts
+from lexico_client._crew import Crew
 from lexico_client._deadline import Budget, with_retry
 from lexico_client._dictionaries import DictionaryShelf, register_messages
 from lexico_client._match import match_pages
@@ -16,6 +18,7 @@ from lexico_client._parts import keys_of
 from lexico_client._results import DictionaryEntry, entry_of
 from lexico_client._settings import Timeouts
 from lexico_client._transport import Transport
+from lexico_client._weights_files import fingerprint_files
 from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.keys import TokenIds, token_array
 from lexico_codec.sets.choose import check_model
@@ -38,6 +41,7 @@ class SetCalls(ABC):
     """A part of `AsyncClient`."""
 
     _transport: Transport
+    _crew: Crew
     _shelf: DictionaryShelf
     _timeouts: Timeouts
     _counts: CodingCounts
@@ -98,7 +102,8 @@ class SetCalls(ABC):
         await self._look(coding)
         if refused:
             coding.refuse()
-        coding.say()
+        if coding.waiting:
+            coding.say(elsewhere=await self._differs(model, spec.weights))
         return coding
 
     async def spec_to_load(
@@ -170,7 +175,7 @@ class SetCalls(ABC):
         dictionary: DictionarySet,
         spec: CacheSpec,
         *,
-        weights_alone: bool = False,
+        any_weights: bool = False,
         shared: bool = False,
         timeout: float | None = None,
     ) -> tuple[str, ...]:
@@ -179,9 +184,10 @@ class SetCalls(ABC):
         Args:
             dictionary: the set.
             spec: any of the model's: what counts are weights, shape and rotary embedding.
-            weights_alone: only for these weights. Else it is also for models of the same shape and
-                rotary embedding for whose weights none is published: with an adapter, say, or cast
-                while loading.
+            any_weights: also for models of the same shape and rotary embedding for whose weights
+                none is published: these ones with an adapter, say, or cast while loading. Codec
+                lexico-residual refuses pages of weights that are nothing like those that its set
+                was made from; others lose quality.
             shared: for every tenant, which takes the role operator.
             timeout: seconds for both, in place of `Timeouts.dictionaries`.
 
@@ -197,13 +203,13 @@ class SetCalls(ABC):
         check_model(dictionary, spec.whole_geometry)
         budget = self._budget("publish", timeout, self._timeouts.dictionaries)
         await self.register_dictionary(dictionary, timeout=budget.left())
-        return await self._publish(dictionary.digest, spec, weights_alone, shared, budget.left())
+        return await self._publish(dictionary.digest, spec, any_weights, shared, budget.left())
 
     async def take_back_dictionary(
         self,
         spec: CacheSpec,
         *,
-        weights_alone: bool = False,
+        any_weights: bool = False,
         shared: bool = False,
         timeout: float | None = None,
     ) -> tuple[str, ...]:
@@ -214,7 +220,7 @@ class SetCalls(ABC):
         Returns:
             The codecs that a set was published for.
         """
-        return await self._publish(b"", spec, weights_alone, shared, timeout)
+        return await self._publish(b"", spec, any_weights, shared, timeout)
 
     async def fetch_dictionary(self, digest: bytes) -> DictionarySet:
         """The dictionary set of that digest: from memory, from disk, else from the service.
@@ -251,13 +257,13 @@ class SetCalls(ABC):
         self,
         digest: bytes,
         spec: CacheSpec,
-        weights_alone: bool,
+        any_weights: bool,
         shared: bool,
         timeout: float | None,
     ) -> tuple[str, ...]:
         names = model_names(spec.weights, spec.whole_geometry)
         request = pb.PublishRequest(
-            digest=digest, models=names[:1] if weights_alone else names, shared=shared
+            digest=digest, models=names if any_weights else names[:1], shared=shared
         )
         budget = self._budget("publish", timeout, self._timeouts.dictionaries)
         self._check_open()
@@ -266,6 +272,19 @@ class SetCalls(ABC):
                 budget, lambda: self._transport.publish(request, budget.left())
             )
         return tuple(answer.codecs)
+
+    async def _differs(self, model: str, weights: bytes) -> bool:
+        """Whether a model's files have another fingerprint than the model: a set that is published
+        for them is none for it."""
+        if not Path(model).is_dir():
+            return False
+        try:
+            with self._crew.shift(
+                self._budget("files", None, self._timeouts.dictionaries)
+            ) as shift:
+                return await shift.result(shift.start(fingerprint_files, model)) != weights
+        except LexicoError:
+            return False
 
     def _look_soon(self, coding: Coding) -> None:
         """Has a look for a set run beside the caller; nothing where that is not on the loop."""

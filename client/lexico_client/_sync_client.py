@@ -203,13 +203,13 @@ class Client:
         dictionary: DictionarySet,
         spec: CacheSpec,
         *,
-        weights_alone: bool = False,
+        any_weights: bool = False,
         shared: bool = False,
         timeout: float | None = None,
     ) -> tuple[str, ...]:
         """As `AsyncClient.publish_dictionary`."""
         work = self._client.publish_dictionary(
-            dictionary, spec, weights_alone=weights_alone, shared=shared, timeout=timeout
+            dictionary, spec, any_weights=any_weights, shared=shared, timeout=timeout
         )
         return self._run(work, self._timeouts.dictionaries, timeout)
 
@@ -217,13 +217,13 @@ class Client:
         self,
         spec: CacheSpec,
         *,
-        weights_alone: bool = False,
+        any_weights: bool = False,
         shared: bool = False,
         timeout: float | None = None,
     ) -> tuple[str, ...]:
         """As `AsyncClient.take_back_dictionary`."""
         work = self._client.take_back_dictionary(
-            spec, weights_alone=weights_alone, shared=shared, timeout=timeout
+            spec, any_weights=any_weights, shared=shared, timeout=timeout
         )
         return self._run(work, self._timeouts.dictionaries, timeout)
 

@@ -118,8 +118,8 @@ def _train(options: argparse.Namespace) -> int:
     process.log_to_stderr(options.log_level)
     from lexico_lab.training.options import run as train
 
-    if options.shared and not options.register:
-        raise ConfigurationError("--shared goes with --register")
+    if (options.shared or options.any_weights) and not options.register:
+        raise ConfigurationError("--shared and --any-weights go with --register")
     with _training_pool(options) as pool:
         process.say(sys.stdout, train(options, pool) + "\n")
     return _registered(options) if options.register else 0
@@ -135,10 +135,10 @@ def _registered(options: argparse.Namespace) -> int:
     folder = model_folder(options.model)
     for made in settings_of(options, elsewhere=bool(options.ray_address)):
         asked = {"action": "register", "file": made.out, "for_model": folder, "json": False}
-        told = argparse.Namespace(**vars(options) | asked, weights_alone=False)
-        code = commands.run("dictionaries", told)
+        code = commands.run("dictionaries", argparse.Namespace(**vars(options) | asked))
         if code:
             again = f"lexico dictionaries register {made.out} --for {folder}"
+            again += " --any-weights" * options.any_weights + " --shared" * options.shared
             process.say(sys.stderr, f"lexico: the set is in {made.out}: once mended, {again}\n")
             return code
     return 0

@@ -195,7 +195,7 @@ async def test_what_cannot_be_asked(
     transport = transport_of(services, "red-admin")
     call = transport.publish if isinstance(request_, pb.PublishRequest) else transport.find
     with pytest.raises(error):
-        await call(request_, PATIENCE_S)  # type: ignore[operator]
+        await call(request_, PATIENCE_S)
     await transport.close()
 
 

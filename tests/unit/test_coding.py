@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from lexico_client import AsyncClient, Client, Coding, InMemoryTransport
+from lexico_client import AsyncClient, Client, Coding, InMemoryTransport, fingerprint_files
 from lexico_client._coding import _JITTER, _MOST_WAITING
 from lexico_client._coding_counts import CodingCounts
 from lexico_codec.geometry import Geometry, Rope
@@ -32,6 +32,7 @@ from tests.support.client_fixtures import (
     small_spec,
     views_of,
 )
+from tests.support.saved_model import save_tiny
 from tests.support.waiting import until, wait_until
 
 BASE = small_spec("lossless")
@@ -55,7 +56,7 @@ class Service(InMemoryTransport):
             raise self.refuses
         return await super().find(request, timeout)
 
-    async def fetch(self, request: pb.FetchRequest, timeout: float):  # type: ignore[no-untyped-def,override]
+    async def fetch(self, request: pb.FetchRequest, timeout: float):  # type: ignore[no-untyped-def]
         self.fetches += 1
         async for part in super().fetch(request, timeout):
             yield part
@@ -139,8 +140,18 @@ async def test_a_set_that_is_published_is_there_from_the_start(
     coding = await client.coding(BASE, "paper", without_set="refuse")
     assert coding.spec(BASE).dictionary == SET.digest
     assert [text[:9] for text in said(caplog)] == ["set taken"]
-    other = await client.coding(replace(BASE, weights=bytes(32)), "lexico")  # of the same shape
+    other = await client.coding(replace(BASE, weights=bytes(32)), "lexico")  # by its shape
     assert other.spec(BASE).namespace == coding.spec(BASE).namespace
+
+
+async def test_the_line_names_a_command_that_helps(
+    client: AsyncClient, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A set for files that the weights are not those of would not be found by the weights."""
+    model = save_tiny(tmp_path / "model")
+    for weights in (fingerprint_files(model), bytes(32)):
+        await client.coding(replace(BASE, weights=weights), "paper", model=str(model))
+    assert [text.rpartition(" ")[2] for text in said(caplog)] == ["--register", "--any-weights"]
 
 
 async def test_the_line_says_what_it_costs(
@@ -159,16 +170,20 @@ async def test_the_line_says_what_it_costs(
 async def test_exact_weights_come_before_the_shape(client: AsyncClient) -> None:
     tuned, other = replace(BASE, weights=bytes(32)), small_dictionary(seed=1)
     await client.publish_dictionary(SET, BASE)
-    await client.publish_dictionary(other, tuned, weights_alone=True)
+    assert (await client.coding(tuned, "paper")).waiting
+    await client.publish_dictionary(SET, BASE, any_weights=True)
+    await client.publish_dictionary(other, tuned)
     for spec, expected in ((BASE, SET), (tuned, other), (replace(BASE, weights=b"x" * 32), SET)):
         coding = await client.coding(spec, "paper")
         assert coding.spec(spec).dictionary == expected.digest
-    assert await client.take_back_dictionary(tuned, weights_alone=True) != ()
+    assert await client.take_back_dictionary(tuned) != ()
     coding = await client.coding(tuned, "paper")
     assert coding.spec(tuned).dictionary == SET.digest
     assert await client.take_back_dictionary(BASE) == ("lexico", "lexico-adaptive")
+    assert not (await client.coding(BASE, "paper")).waiting  # the shape's is still there
+    assert await client.take_back_dictionary(BASE, any_weights=True) != ()
     assert (await client.coding(BASE, "paper")).waiting
-    assert await client.take_back_dictionary(BASE) == ()
+    assert await client.take_back_dictionary(BASE, any_weights=True) == ()
 
 
 async def test_both_nodes_agree_by_threads_too(service: Service, tmp_path: Path) -> None:

@@ -71,8 +71,8 @@ def _register(options: argparse.Namespace) -> Answer:
     given = DictionarySet.load(options.file)
     connection = Connection.of(options)
     if options.for_model is None:
-        if options.weights_alone or options.shared:
-            raise ConfigurationError("--weights-alone and --shared go with --for MODEL")
+        if options.any_weights or options.shared:
+            raise ConfigurationError("--any-weights and --shared go with --for MODEL")
         with connection.client() as client:
             added = client.register_dictionary(given)
         codecs: tuple[str, ...] = ()
@@ -82,7 +82,7 @@ def _register(options: argparse.Namespace) -> Answer:
         with connection.client() as client:
             added = client.register_dictionary(given)
             codecs = client.publish_dictionary(
-                given, spec, weights_alone=options.weights_alone, shared=options.shared
+                given, spec, any_weights=options.any_weights, shared=options.shared
             )
     document = {"digest": given.digest.hex(), "added": added, "codecs": list(codecs)}
     said = f"{given.digest.hex()} {'is registered' if added else 'was there'}"
@@ -100,7 +100,7 @@ def _take_back(options: argparse.Namespace) -> Answer:
     connection = Connection.of(options)
     with connection.client() as client:
         codecs = client.take_back_dictionary(
-            spec, weights_alone=options.weights_alone, shared=options.shared
+            spec, any_weights=options.any_weights, shared=options.shared
         )
     if not codecs:
         return Answer({"codecs": []}, ("nothing was published for it",))

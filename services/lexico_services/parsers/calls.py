@@ -97,9 +97,9 @@ def _dictionaries(commands: Any) -> None:
     back.add_argument("model", type=Path, metavar="MODEL", help="model folder, or spec as JSON")
     for each in (register, back):
         each.add_argument(
-            "--weights-alone",
+            "--any-weights",
             action="store_true",
-            help="for these weights; else also for others of their shape for which there is none",
+            help="also for other weights of this shape, for which there is none of their own",
         )
         each.add_argument("--shared", action="store_true", help="for every tenant (role operator)")
 

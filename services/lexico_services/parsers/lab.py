@@ -34,6 +34,11 @@ def add_lab_commands(commands: Any, full: frozenset[str]) -> None:
             help="register each set, and have nodes of the model take it (role admin)",
         )
         training.add_argument(
+            "--any-weights",
+            action="store_true",
+            help="with --register: also for other weights of this shape, such as with an adapter",
+        )
+        training.add_argument(
             "--shared", action="store_true", help="with --register: for every tenant (operator)"
         )
         add_servers(training, wait=LONG_S)
