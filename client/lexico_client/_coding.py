@@ -40,6 +40,8 @@ _JITTER: Final = 0.25
 """Part of the time between two looks by which it differs, so that nodes do not ask together."""
 _MOST_WAITING: Final = 16
 """Times the usual time between two looks that pass after failures, at most."""
+_OLDER: Final = Unsupported.reason
+"""How a server ends a call that it does not know."""
 _MOST_REFUSED: Final = 16
 """Sets that did not fit which are remembered."""
 _FOR_GOOD: Final = (DictionaryMismatch, InvalidInput)
@@ -119,7 +121,8 @@ class Coding:
         self._due = 0.0
         self._failures = 0
         self._looking = False
-        self._older = False
+        self._unasked = ""
+        """Reason that the last look failed for."""
         self._complained: dict[bytes, bool] = {}
         """Digest of a set that was spoken of → whether it is refused for good."""
         self._chosen: _Chosen | None = None
@@ -202,13 +205,16 @@ class Coding:
         tokens, geometry = self._base.page_tokens, self._base.whole_geometry
         most = self._base.codec.encoded_bytes(geometry, tokens)
         times = round(most / max(1, self._asked.encoded_bytes(geometry, tokens)))
-        known = " (the service is of an earlier release, which knows none)" if self._older else ""
+        unasked = ""
+        if self._unasked:
+            old = ": a server of an earlier release?" if self._unasked == _OLDER else ""
+            unasked = f" (published ones could not be asked for, {self._unasked}{old})"
         _log.warning(
             "no set for %s with %s%s: running lossless%s; train one by: lexico train --model %s "
             "--text TEXT --out SET.safetensors --codec %s --register%s",
             self._model or "the model",
             self._spoken,
-            known,
+            unasked,
             f", up to {times} times the bytes" if times > 1 else "",
             shlex.quote(self._model) if self._model else "MODEL",
             set_of(self._asked),
@@ -230,13 +236,12 @@ class Coding:
         try:
             names = model_names(self._base.weights, self._base.whole_geometry)
             answer = await find(pb.FindRequest(models=names, codec=self._asked.name))
-            self._older = False
             if answer.digest and not self._complained.get(answer.digest):
                 await self._take(answer, fetch)
-            self._failures = 0
+            self._failures, self._unasked = 0, ""
         except LexicoError as error:
             self._failures += 1
-            self._older = self._older or isinstance(error, Unsupported)
+            self._unasked = error.reason
             _log.debug("published sets not asked for: reason=%s error=%s", error.reason, error)
         finally:
             self._looking = False

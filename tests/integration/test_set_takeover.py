@@ -123,7 +123,10 @@ async def test_a_conversation_goes_on_while_a_set_is_published(
 
         other = random_set(TINY.layers, TINY.head_dim, seed=9, kv_heads=TINY.kv_heads)
         assert await operator.publish_dictionary(other, BASE, shared=True) == CODECS
-        assert (await taken(blue)).dictionary == other.digest
+        blues = await taken(blue)
+        assert blues.dictionary == other.digest
+        report = await stranger.offload(blues, TOKENS, views_of(blues, cache))
+        assert report.pages == ("stored",) * 4  # encoders find the set too
         fresh = await one.coding(BASE, "paper")
         assert fresh.spec(BASE).dictionary == SET.digest  # the tenant's own comes first
         searches = services.counts(SET_SEARCHES)

@@ -1,7 +1,11 @@
-"""From a model without a set to one that is coded, by commands alone."""
+"""From a model without a set to one that is coded, by commands alone.
+
+What trains is replaced by what has a set ready: tests/unit/test_training*.py train.
+"""
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -9,16 +13,12 @@ import pytest
 
 from lexico_codec.sets.dictionary import DictionarySet
 from tests.support.cli_shapes import SHAPES, misfits
+from tests.support.dictionaries import random_set
 from tests.support.lexico_command import Lexico
 from tests.support.saved_model import letters, save_tiny
 from tests.support.services import running_services
 
 NODE, ADMIN = "token-of-a-node-that-has-no-more", "token-of-the-admin-of-all"
-SMALL = ("--atoms", 16, "--sparsity", 2, "--vectors", 256, "--tokens", 3072, "--workers", 1)
-
-
-KEPT = ("--state", "state")
-"""The second run finds all done."""
 
 
 @pytest.fixture
@@ -38,11 +38,15 @@ async def test_a_set_is_trained_and_published_in_one_command(
     lexico: Lexico, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     model, out = save_tiny(tmp_path / "model"), tmp_path / "made.safetensors"
-    (tmp_path / "text").write_text(letters(4096))
     (tmp_path / "prompt").write_text(letters(80, seed=1))
     explain = ("explain", "--model", model, "--text", tmp_path / "prompt", "--codec", "paper")
     monkeypatch.setenv("LEXICO_TOKEN", NODE)
-    monkeypatch.chdir(tmp_path)
+
+    def trained(options: argparse.Namespace, pool: object) -> str:
+        random_set(2, 8, kv_heads=2).save(options.out)
+        return "trained"
+
+    monkeypatch.setattr("lexico_lab.training.options.run", trained)
 
     before = await lexico(*explain, "--json")
     assert (before.code, misfits(before.document, SHAPES["explain"])) == (0, [])
@@ -51,7 +55,7 @@ async def test_a_set_is_trained_and_published_in_one_command(
     told = (await lexico(*explain)).out
     assert "published for the model with paper: nodes run lossless" in " ".join(told.split())
 
-    train = ("train", "--model", model, "--text", tmp_path / "text", "--out", out, *SMALL, *KEPT)
+    train = ("train", "--model", model, "--text", tmp_path / "text", "--out", out)
     refused = await lexico(*train, "--register")
     assert refused.code == 4
     assert "role" in refused.err
@@ -71,7 +75,8 @@ async def test_a_set_is_trained_and_published_in_one_command(
     assert (taken.code, "lexico" in taken.out) == (0, True)
     assert "nothing was published" in (await lexico("dictionaries", "take-back", model)).out
     done = await lexico(*train, "--register")
-    assert (done.code, "code with it" in done.out) == (0, True)
+    assert (done.code, done.out.startswith("trained\n")) == (0, True)
+    assert "code with it" in done.out
     assert (await lexico(*explain, "--json")).document["waits_for_set"] is False
     status = await lexico("status", "--interval", "0")
     assert "for the set of their model while none was published" in " ".join(status.out.split())

@@ -313,7 +313,7 @@ async def test_a_server_of_before_is_named_and_asked_again(
     service.refuses = errors.Unsupported("Method not found!")
     coding = await client.coding(BASE, "paper")
     (line,) = said(caplog)
-    assert "with preset paper (the service is of an earlier release, which knows none)" in line
+    assert "could not be asked for, unsupported: a server of an earlier release?)" in line
     service.refuses = None
     service.offer(SET)
     await taken(coding)
@@ -330,6 +330,7 @@ async def test_a_service_that_does_not_answer_is_no_news(
     coding = await client.coding(BASE, "paper")
     await until(lambda: coding.spec(BASE) is None or service.finds > 3, "further looks")
     assert len(said(caplog)) == 1
+    assert f"could not be asked for, {error.reason})" in said(caplog)[0]
     assert coding.waiting
 
 
