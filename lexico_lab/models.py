@@ -65,7 +65,26 @@ def load_model(name: str, device: str = "cpu") -> LoadedModel:
     return LoadedModel(name, model.eval().to(device), tokenizer)
 
 
-def model_folder(name: str) -> Path:
+def quiet() -> None:
+    """No progress bars of transformers: what loads a model has its own word for it.
+
+    Raises:
+        ConfigurationError: transformers is not installed.
+    """
+    _transformers().utils.logging.disable_progress_bar()
+
+
+def cache_folder() -> Path:
+    """Where converted models lie: $LEXICO_CACHE, else the user's cache folder."""
+    chosen = os.environ.get("LEXICO_CACHE")
+    if chosen:
+        return Path(chosen)
+    import platformdirs
+
+    return Path(platformdirs.user_cache_dir("lexico-offload"))
+
+
+def files_of(name: str) -> Path:
     """Where the files of a model lie that `load_model` has loaded.
 
     Args:
@@ -84,25 +103,6 @@ def model_folder(name: str) -> Path:
     except (OSError, ValueError) as e:
         raise InvalidInput(f"model {name!r}: not on this machine ({e})") from e
     return Path(found).parent
-
-
-def quiet() -> None:
-    """No progress bars of transformers: what loads a model has its own word for it.
-
-    Raises:
-        ConfigurationError: transformers is not installed.
-    """
-    _transformers().utils.logging.disable_progress_bar()
-
-
-def cache_folder() -> Path:
-    """Where converted models lie: $LEXICO_CACHE, else the user's cache folder."""
-    chosen = os.environ.get("LEXICO_CACHE")
-    if chosen:
-        return Path(chosen)
-    import platformdirs
-
-    return Path(platformdirs.user_cache_dir("lexico-offload"))
 
 
 def _transformers() -> Any:

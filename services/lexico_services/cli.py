@@ -129,10 +129,10 @@ def _registered(options: argparse.Namespace) -> int:
     """Publishes what was trained. What is refused here is in its file all the same."""
     with needs("client"):
         from lexico_client import commands
-    from lexico_lab.models import model_folder
+    from lexico_lab.models import files_of
     from lexico_lab.training.options import settings_of
 
-    folder = model_folder(options.model)
+    folder = files_of(options.model)
     for made in settings_of(options, elsewhere=bool(options.ray_address)):
         asked = {"action": "register", "file": made.out, "for_model": folder, "json": False}
         code = commands.run("dictionaries", argparse.Namespace(**vars(options) | asked))
