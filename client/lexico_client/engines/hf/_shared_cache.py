@@ -12,7 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lexico_client._async_client import Wait
-from lexico_client._coding import Coding, WithoutSet
+from lexico_client._coding import WithoutSet
 from lexico_client._load import Target
 from lexico_client._results import Loaded, PutReport
 from lexico_client._sync_client import Client
@@ -144,7 +144,7 @@ class HuggingFaceCache:
             lora=lora,
             salt=salt,
         )
-        self._coding = client.coding(
+        self.coding: Final = client.coding(
             self._base,
             codec,
             codec_config=codec_config,
@@ -152,6 +152,7 @@ class HuggingFaceCache:
             without_set=without_set,
             model=str(getattr(model.config, "_name_or_path", "")),
         )
+        """What its pages are coded with, and whether it waits for a set."""
 
     @property
     def spec(self) -> CacheSpec:
@@ -161,12 +162,7 @@ class HuggingFaceCache:
             ConfigurationError: they changed, and their fingerprint was given as `weights`.
             Unsupported: weights that have left the memory, or a cache that is not covered.
         """
-        return self._coding.spec(self._of_now())
-
-    @property
-    def coding(self) -> Coding:
-        """What its pages are coded with, and whether it waits for a set."""
-        return self._coding
+        return self.coding.spec(self._of_now())
 
     def _of_now(self) -> CacheSpec:
         weights = self._identity.weights()
@@ -201,7 +197,7 @@ class HuggingFaceCache:
         refuse_slice(self._model, _WHOLE)
         ids, digests, recent = _flat(input_ids), self._given(inputs), self._recent_tokens
         spec, timeout = self._client.spec_to_load(
-            self._coding, self._of_now(), ids, recent_tokens=recent, inputs=digests, timeout=timeout
+            self.coding, self._of_now(), ids, recent_tokens=recent, inputs=digests, timeout=timeout
         )
         memory = PrefixMemory(spec, self._model.device)
         loaded, tokens = self._load(spec, ids, digests, memory.allocate, timeout)
@@ -245,7 +241,7 @@ class HuggingFaceCache:
         spec = self.spec
         codec = spec.codec
         if not isinstance(codec, LexicoCodec):
-            why = ", and there is no set for another yet" if self._coding.waiting else ""
+            why = ", and there is no set for another yet" if self.coding.waiting else ""
             raise Unsupported(
                 f"codec {codec.name} keeps no codes to attend over{why}: call load(), or share "
                 "caches with preset paper"
@@ -260,7 +256,7 @@ class HuggingFaceCache:
         codes = PrefixCodes(spec, self._model.device)
         ids, digests = _flat(input_ids), self._given(inputs)
         loaded, tokens = self._load(spec, ids, digests, codes.allocate, timeout)
-        cache = CodedCache(codes.layers(tokens, recoding, self._coding.dictionary))
+        cache = CodedCache(codes.layers(tokens, recoding, self.coding.dictionary))
         self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
         watch(self._model)
         return coded_hit_of(
@@ -338,7 +334,7 @@ class HuggingFaceCache:
         try:
             return send()
         except UnknownDictionary:
-            dictionary = self._coding.dictionary
+            dictionary = self.coding.dictionary
             if dictionary is None:
                 raise
         self._client.register_dictionary(dictionary)
