@@ -84,6 +84,27 @@ def cache_folder() -> Path:
     return Path(platformdirs.user_cache_dir("lexico-offload"))
 
 
+def files_of(name: str) -> Path:
+    """Where the files of a model lie that `load_model` has loaded.
+
+    Args:
+        name: as for `load_model`.
+
+    Raises:
+        InvalidInput: no such model here.
+        ConfigurationError: as `load_model`.
+    """
+    if name == SMOLLM2:
+        return _packaged()
+    if Path(name).is_dir():
+        return Path(name)
+    try:
+        found = _transformers().utils.cached_file(name, "config.json", local_files_only=True)
+    except (OSError, ValueError) as e:
+        raise InvalidInput(f"model {name!r}: not on this machine ({e})") from e
+    return Path(found).parent
+
+
 def _transformers() -> Any:
     try:
         import transformers

@@ -14,6 +14,7 @@ from lexico_store.ledger import Ledger
 from lexico_store.memory import MemoryStore
 from lexico_store.namespace_notes import Described
 from lexico_store.opening import open_store
+from lexico_store.published import Published, PublishedSets
 from lexico_store.settings import StoreSettings
 from lexico_store.sharing import reachable_store
 from lexico_store.store import PageStore
@@ -31,6 +32,8 @@ __all__ = [
     "Level",
     "MemoryStore",
     "PageStore",
+    "Published",
+    "PublishedSets",
     "StoreSettings",
     "StoreUsage",
     "open_store",

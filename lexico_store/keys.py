@@ -9,6 +9,7 @@
     lx1:n:{<scope>}              hash    namespace → what it is of; never expires
     lx1:i:{<scope>}:<namespace>  hash    pages that were stored: digest → bytes; never expires
     lx1:k:{<scope>}              hash    pinned prompts; never expires
+    lx1:m:{<scope>}              hash    model and codec → the set for them; never expires
 
 `<page>` is BLAKE2b-160 of the page key, keyed with the tenant's scope and generation (`scopes`);
 `<scope>` is BLAKE2b-160 of the scope. So no tenant appears in clear, and equal page keys of two
@@ -74,6 +75,11 @@ def index(scope: bytes, namespace: bytes) -> str:
 def pins(scope: bytes) -> str:
     """Name of the hash of the tenant's pinned prompts."""
     return f"{PREFIX}:k:{{{_scope_digest(scope)}}}"
+
+
+def published(scope: bytes) -> str:
+    """Name of the hash that says which set nodes of a model take."""
+    return f"{PREFIX}:m:{{{_scope_digest(scope)}}}"
 
 
 def dictionary(scope: bytes, digest: bytes) -> str:

@@ -8,6 +8,7 @@ those of `lexico_proto.errors`.
 from typing import TYPE_CHECKING, Any
 
 from lexico_client._async_client import AsyncClient, Wait
+from lexico_client._coding import Coding, WithoutSet
 from lexico_client._endpoint import Endpoint
 from lexico_client._explain import Absence, AbsenceCause, Explanation
 from lexico_client._grpc import GrpcTransport
@@ -25,6 +26,7 @@ from lexico_client._results import (
     PutReport,
     PutSeconds,
 )
+from lexico_client._set_calls import ToLoad
 from lexico_client._settings import Timeouts
 from lexico_client._sync_client import Client
 from lexico_client._tls import Tls
@@ -46,6 +48,7 @@ __all__ = [
     "CallEnded",
     "Client",
     "CodesReceiver",
+    "Coding",
     "Described",
     "DictionaryEntry",
     "Difference",
@@ -70,8 +73,10 @@ __all__ = [
     "Target",
     "Timeouts",
     "Tls",
+    "ToLoad",
     "Transport",
     "Wait",
+    "WithoutSet",
     "fingerprint_files",
     "input_digests",
     "request",

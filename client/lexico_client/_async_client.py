@@ -7,10 +7,11 @@ from pathlib import Path
 from types import TracebackType
 from typing import Final, Literal, Self
 
+from lexico_client._coding_counts import counts_of
 from lexico_client._crew import Access, Crew
-from lexico_client._deadline import Budget, with_retry
+from lexico_client._deadline import Budget
 from lexico_client._describe import describe_servers
-from lexico_client._dictionaries import DictionaryShelf, register_messages
+from lexico_client._dictionaries import DictionaryShelf
 from lexico_client._endpoint import Endpoint
 from lexico_client._explain import Explanation
 from lexico_client._explaining import explain_prompt
@@ -21,21 +22,14 @@ from lexico_client._match import match_pages
 from lexico_client._observer import Observer
 from lexico_client._offload import Offloading, PageOffer, PageSource
 from lexico_client._parts import keys_of
-from lexico_client._results import (
-    Described,
-    DictionaryEntry,
-    Loaded,
-    Match,
-    PutReport,
-    entry_of,
-)
+from lexico_client._results import Described, Loaded, Match, PutReport
+from lexico_client._set_calls import SetCalls
 from lexico_client._settings import Timeouts, cache_folder, check_seconds
 from lexico_client._tls import Tls
 from lexico_client._told import Told
 from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.keys import TokenIds, token_array
-from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
     Cancelled,
@@ -56,7 +50,7 @@ _DURABILITY: Final[dict[str, offload_pb.Durability]] = {
 }
 
 
-class AsyncClient:
+class AsyncClient(SetCalls):
     """Shares the caches of one node. Use it as an async context manager, on one event loop; once
     that is closed, another may take its place.
 
@@ -128,6 +122,8 @@ class AsyncClient:
         if dictionaries_dir is None:
             dictionaries_dir = cache_folder("dictionaries")
         self._told = Told(metrics, observer)
+        self._counts = counts_of(metrics)
+        self._looks = set()
         self._transport = transport
         self._crew = Crew(threads)
         self._closed = False
@@ -150,6 +146,7 @@ class AsyncClient:
         """Ends calls that still run, closes channels and threads. May be called more than once."""
         self._closed = True
         self._crew.close()
+        await self._end_looks()
         await self._shelf.close()
         await self._transport.close()
         await self._crew.ended()
@@ -327,55 +324,6 @@ class AsyncClient:
             loaded = await loading.run(spec, ids, digests, target)
             told(loaded)
         return loaded
-
-    async def register_dictionary(
-        self, dictionary: DictionarySet, *, timeout: float | None = None
-    ) -> bool:
-        """Makes a dictionary set known to the service; False where it was.
-
-        Raises:
-            LexicoError: the service refused it or could not answer.
-        """
-        budget = self._budget("register", timeout, self._timeouts.dictionaries)
-        self._check_open()
-        self._shelf.keep(dictionary)
-        async with budget.bound():
-            response = await with_retry(
-                budget,
-                lambda: self._transport.register(register_messages(dictionary), budget.left()),
-            )
-        return response.added
-
-    async def fetch_dictionary(self, digest: bytes) -> DictionarySet:
-        """The dictionary set of that digest: from memory, from disk, else from the service.
-
-        Raises:
-            InvalidInput: no digest of 32 bytes.
-            UnknownDictionary: the service has none of that digest.
-            LexicoError: the service could not give it.
-        """
-        budget = self._budget("fetch dictionary", None, self._timeouts.dictionaries)
-        self._check_open()
-        async with budget.bound():
-            return await self._shelf.get(digest)
-
-    async def keep_dictionary(self, dictionary: DictionarySet) -> None:
-        """Keeps a set that the caller has, so that a load need not fetch it."""
-        self._shelf.keep(dictionary)
-
-    async def list_dictionaries(self, *, timeout: float | None = None) -> list[DictionaryEntry]:
-        """Dictionary sets that the service has for this tenant.
-
-        Raises:
-            LexicoError: the service could not answer.
-        """
-        budget = self._budget("list", timeout, self._timeouts.dictionaries)
-        self._check_open()
-        async with budget.bound():
-            response = await with_retry(
-                budget, lambda: self._transport.list_dictionaries(budget.left())
-            )
-        return [entry_of(info) for info in response.dictionaries]
 
     async def describe(self, *, timeout: float | None = None) -> Described:
         """What both servers are: release, and the formats that they read and write.

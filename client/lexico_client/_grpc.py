@@ -146,6 +146,24 @@ class GrpcTransport:
         )
         return listed
 
+    async def publish(
+        self, request: dictionaries.PublishRequest, timeout: float
+    ) -> dictionaries.PublishResponse:
+        """Dictionaries.Publish."""
+        published: dictionaries.PublishResponse = await self._unary(
+            "publish", self._dictionaries_stub().Publish, request, timeout
+        )
+        return published
+
+    async def find(
+        self, request: dictionaries.FindRequest, timeout: float
+    ) -> dictionaries.FindResponse:
+        """Dictionaries.Find."""
+        found: dictionaries.FindResponse = await self._unary(
+            "find", self._dictionaries_stub().Find, request, timeout
+        )
+        return found
+
     async def describe(
         self, server: Server, request: versions.DescribeRequest, timeout: float
     ) -> versions.DescribeResponse:

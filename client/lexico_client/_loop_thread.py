@@ -42,6 +42,11 @@ class Call(Generic[T]):
         self._task = asyncio.get_running_loop().create_task(self._work)
         self._task.add_done_callback(lambda _: self.ended.set())
 
+    def once_ended(self, then: Callable[[], None]) -> None:
+        """On the loop, once it has begun: has `then` called when the work has ended."""
+        if self._task is not None:
+            self._task.add_done_callback(lambda _: then())
+
     def cancel(self) -> None:
         """On the loop."""
         if self._task is not None:
@@ -137,6 +142,16 @@ class LoopThread:
             call.drop()
             return InternalError("the client's event loop ended under the call")
         return None
+
+    def leave(self, call: Call[Any]) -> None:
+        """Keeps a call of this loop until its work has ended, though nobody waits for it."""
+
+        def ended() -> None:
+            self._calls.discard(call)
+
+        if not self._post(lambda: call.once_ended(ended)):
+            ended()
+            call.drop()
 
     def halt(self) -> None:
         """Ends the thread, once the loop has nothing to do at the moment."""

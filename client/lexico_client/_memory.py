@@ -5,6 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing
+from typing import Final
 
 from lexico_client._transport import Server, check_size
 from lexico_codec.formats import formats_to_wire, own_formats
@@ -30,6 +31,8 @@ from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
 from lexico_proto.v1 import versions_pb2 as versions
 
+_FOR_EVER: Final = 10 * 365 * 86400.0
+
 
 class InMemoryTransport:
     """A transport that encodes, keeps and gives pages in this process. One tenant, no expiry, no
@@ -43,6 +46,8 @@ class InMemoryTransport:
         """Page key → the page's frames, group by group. Tests may damage them."""
         self.dictionaries: dict[bytes, DictionarySet] = {}
         """Digest → registered set."""
+        self.published: dict[tuple[bytes, str], tuple[bytes, float]] = {}
+        """Name of a model and codec → digest of the set for them, and when it was published."""
         self._namespaces: dict[bytes, tuple[reload.StoredNamespace, set[bytes]]] = {}
         """Namespace → what it is made of, and the keys of its pages."""
 
@@ -162,6 +167,31 @@ class InMemoryTransport:
         ]
         return dictionaries.ListResponse(dictionaries=infos)
 
+    async def publish(
+        self, request: dictionaries.PublishRequest, timeout: float
+    ) -> dictionaries.PublishResponse:
+        """Keeps which set a model takes."""
+        if not request.digest:
+            gone = [key for key in self.published if key[0] in request.models]
+            codecs = {self.published.pop(key) and key[1] for key in gone}
+            return dictionaries.PublishResponse(codecs=sorted(codecs))
+        codecs_of = self._dictionary(request.digest).codecs
+        for key in ((model, codec) for model in request.models for codec in codecs_of):
+            _, first = self.published.get(key, (b"", time.time()))
+            self.published[key] = request.digest, first
+        return dictionaries.PublishResponse(codecs=codecs_of)
+
+    async def find(
+        self, request: dictionaries.FindRequest, timeout: float
+    ) -> dictionaries.FindResponse:
+        """The set that is published for the first of the names. Pages have no expiry."""
+        for model in request.models:
+            digest, first = self.published.get((model, request.codec), (b"", 0.0))
+            if digest:
+                age = max(0.0, time.time() - first)
+                return dictionaries.FindResponse(digest=digest, age_s=age, page_ttl_s=_FOR_EVER)
+        return dictionaries.FindResponse(page_ttl_s=_FOR_EVER)
+
     async def describe(
         self, server: Server, request: versions.DescribeRequest, timeout: float
     ) -> versions.DescribeResponse:
@@ -173,7 +203,9 @@ class InMemoryTransport:
 
     def _dictionary(self, digest: bytes) -> DictionarySet:
         if digest not in self.dictionaries:
-            raise UnknownDictionary(f"no dictionary set {digest.hex()[:16]} is registered")
+            raise UnknownDictionary(
+                f"dictionary set {digest.hex()[:16]} is not registered: register it first"
+            )
         return self.dictionaries[digest]
 
     def _note(self, spec: CacheSpec, key: bytes) -> None:

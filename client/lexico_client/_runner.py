@@ -89,6 +89,15 @@ class Runner:
                 raise
             return instead(error)
 
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Has the loop run work that nobody waits for. Nothing where there is none to run it."""
+        try:
+            loop, call = self._started(work)
+        except LexicoError:
+            work.close()
+            return
+        loop.leave(call)
+
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Ends the thread once `last` has run on it. A second caller waits for the first.
 

@@ -22,10 +22,12 @@ class Timeouts:
     offload: float = 120.0
     """A whole offload, to the answer that `wait` asks for."""
     dictionaries: float = 60.0
-    """Registering, fetching or listing dictionary sets."""
+    """Registering, publishing, fetching or listing dictionary sets."""
     probe: float = 1.0
     """Between two looks at a server that was silent; calls fail at once meanwhile. 0 for none: each
     call finds out by itself."""
+    sets: float = 60.0
+    """Between two questions for the set of a model that has none, about; longer after failures."""
 
     def __post_init__(self) -> None:
         for field in fields(self):

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Coroutine, Mapping
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
 from lexico_client._async_client import AsyncClient, Wait
+from lexico_client._coding import Coding, WithoutSet
 from lexico_client._crew import Access
 from lexico_client._deadline import Clock
 from lexico_client._endpoint import Endpoint
@@ -18,13 +19,14 @@ from lexico_client._observer import Observer
 from lexico_client._offload import PageSource
 from lexico_client._results import Described, DictionaryEntry, Loaded, LoadSeconds, Match, PutReport
 from lexico_client._runner import Runner
+from lexico_client._set_calls import ToLoad
 from lexico_client._settings import Timeouts, check_seconds
 from lexico_client._tls import Tls
 from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests
 from lexico_codec.keys import TokenIds
 from lexico_codec.sets.dictionary import DictionarySet
-from lexico_codec.spec import CacheSpec
+from lexico_codec.spec import DEFAULT_RECENT_TOKENS, CacheSpec
 from lexico_proto.errors import ConfigurationError, LexicoError
 from lexico_proto.metrics import PROCESS, Metrics
 
@@ -146,11 +148,83 @@ class Client:
         work = self._client._counted_load(spec, token_ids, target, inputs, timeout, access)
         return self._run(work, self._timeouts.load, timeout, missed)
 
+    def coding(
+        self,
+        spec: CacheSpec,
+        codec: str = "balanced",
+        *,
+        codec_config: Mapping[str, Any] | None = None,
+        dictionary: DictionarySet | bytes | None = None,
+        without_set: WithoutSet = "lossless",
+        model: str = "",
+    ) -> Coding:
+        """As `AsyncClient.coding`."""
+        work = self._client.coding(
+            spec,
+            codec,
+            codec_config=codec_config,
+            dictionary=dictionary,
+            without_set=without_set,
+            model=model,
+        )
+        made = self._run(work, self._timeouts.match + self._timeouts.dictionaries)
+        made.look_by(self._look_soon)
+        return made
+
+    def spec_to_load(
+        self,
+        coding: Coding,
+        spec: CacheSpec,
+        token_ids: TokenIds,
+        *,
+        recent_tokens: int = DEFAULT_RECENT_TOKENS,
+        inputs: PageDigests = (),
+        timeout: float | None = None,
+    ) -> ToLoad:
+        """As `AsyncClient.spec_to_load`."""
+        now = coding.spec(spec)
+        if coding.former(spec) is None:
+            return ToLoad(now, timeout)
+        work = self._client.spec_to_load(
+            coding, spec, token_ids, recent_tokens=recent_tokens, inputs=inputs, timeout=timeout
+        )
+        left = ToLoad(now, timeout)
+        return self._run(work, self._timeouts.load, timeout, lambda _: left)
+
     def register_dictionary(
         self, dictionary: DictionarySet, *, timeout: float | None = None
     ) -> bool:
         """As `AsyncClient.register_dictionary`."""
         work = self._client.register_dictionary(dictionary, timeout=timeout)
+        return self._run(work, self._timeouts.dictionaries, timeout)
+
+    def publish_dictionary(
+        self,
+        dictionary: DictionarySet,
+        spec: CacheSpec,
+        *,
+        any_weights: bool = False,
+        shared: bool = False,
+        timeout: float | None = None,
+    ) -> tuple[str, ...]:
+        """As `AsyncClient.publish_dictionary`."""
+        work = self._client.publish_dictionary(
+            dictionary, spec, any_weights=any_weights, shared=shared, timeout=timeout
+        )
+        return self._run(work, self._timeouts.dictionaries, timeout)
+
+    def take_back_dictionary(
+        self,
+        spec: CacheSpec,
+        *,
+        any_weights: bool = False,
+        shared: bool = False,
+        timeout: float | None = None,
+    ) -> tuple[str, ...]:
+        """As `AsyncClient.take_back_dictionary`."""
+        work = self._client.take_back_dictionary(
+            spec, any_weights=any_weights, shared=shared, timeout=timeout
+        )
         return self._run(work, self._timeouts.dictionaries, timeout)
 
     def fetch_dictionary(self, digest: bytes) -> DictionarySet:
@@ -169,6 +243,9 @@ class Client:
     def describe(self, *, timeout: float | None = None) -> Described:
         """As `AsyncClient.describe`."""
         return self._run(self._client.describe(timeout=timeout), self._timeouts.match, timeout)
+
+    def _look_soon(self, coding: Coding) -> None:
+        self._runner.begin(self._client._look(coding))
 
     def _run(
         self,

@@ -70,6 +70,18 @@ class Transport(Protocol):
         """Dictionaries.List."""
         ...
 
+    async def publish(
+        self, request: dictionaries.PublishRequest, timeout: float
+    ) -> dictionaries.PublishResponse:
+        """Dictionaries.Publish. `Unsupported` where the server is of an earlier release."""
+        ...
+
+    async def find(
+        self, request: dictionaries.FindRequest, timeout: float
+    ) -> dictionaries.FindResponse:
+        """Dictionaries.Find. `Unsupported` where the server is of an earlier release."""
+        ...
+
     async def describe(
         self, server: Server, request: versions.DescribeRequest, timeout: float
     ) -> versions.DescribeResponse:

@@ -84,8 +84,7 @@ def find(codec: SetUser, geometry: Geometry, asked: str) -> DictionarySet:
     Raises:
         ConfigurationError: there is none, or there are several.
     """
-    fitting = [found for _, found in fitting_builtin(geometry)]
-    serving = [found for found in fitting if found.serves(codec.name)]
+    fitting, serving = _built_in(codec, geometry)
     if len(serving) != 1:
         why = "that serve equally" if serving else "that fit it, for other codecs"
         models = ", ".join(found.info.model for found in serving or fitting) or "none"
@@ -97,6 +96,16 @@ def find(codec: SetUser, geometry: Geometry, asked: str) -> DictionarySet:
         "built-in dictionary set chosen: codec=%s trained_on=%s", codec.name, serving[0].info.model
     )
     return serving[0]
+
+
+def is_built_in(codec: SetUser, geometry: Geometry) -> bool:
+    """Whether a built-in set serves, or several: `find` then asks which."""
+    return bool(_built_in(codec, geometry)[1])
+
+
+def set_of(codec: SetUser) -> str:
+    """The codec that a set is trained for, to serve this one: `lexico train --codec`."""
+    return codec.set_of or codec.name
 
 
 def fitting_builtin(geometry: Geometry) -> list[tuple[str, DictionarySet]]:
@@ -147,7 +156,7 @@ def at_hand(codec: SetUser, dictionary: DictionarySet | None, kind: type[Kind]) 
     if not isinstance(dictionary, kind) or not dictionary.serves(codec.name):
         raise DictionaryMismatch(
             f"codec {codec.name}: the dictionary set of {dictionary.info.model} is "
-            f"{dictionary.holds}; make one with `lexico train --codec {_set_of(codec)}`"
+            f"{dictionary.holds}; make one with `lexico train --codec {set_of(codec)}`"
         )
     return dictionary
 
@@ -173,11 +182,13 @@ def _differences(dictionary: DictionarySet, geometry: Geometry) -> list[str]:
     return found
 
 
+def _built_in(
+    codec: SetUser, geometry: Geometry
+) -> tuple[list[DictionarySet], list[DictionarySet]]:
+    """Built-in sets that fit a model, and those of them that were made for a codec."""
+    fitting = [found for _, found in fitting_builtin(geometry)]
+    return fitting, [found for found in fitting if found.serves(codec.name)]
+
+
 def _needs(codec: SetUser, asked: str) -> str:
-    return (
-        f"{asked} needs a set trained with `lexico train --codec {_set_of(codec)}` for this model"
-    )
-
-
-def _set_of(codec: SetUser) -> str:
-    return codec.set_of or codec.name
+    return f"{asked} needs a set trained with `lexico train --codec {set_of(codec)}` for this model"

@@ -31,6 +31,7 @@ def _label(name: str, values: Iterable[str]) -> Label:
 OK: Final = "ok"
 METHODS: Final = (
     *("put", "match", "get", "register", "fetch", "list", "describe", "namespaces"),
+    *("publish", "find"),
     *("usage", "pin", "unpin", "forget", "inspect", "tenants", "status"),
 )
 """Every RPC, in lower case."""
@@ -47,6 +48,8 @@ CODECS: Final = (
 PARTS: Final = ("ingress", "reload-server", "service", "ray", "store")
 """Processes that expose metrics, and what one of them watches beside."""
 STAGES: Final = ("receive", "place", "turn", "encoder", "commit")
+SETS: Final = ("given", "built-in", "published", "not-needed", "missing")
+"""Where the set of a model comes from at a node."""
 LEASES_TAKEN: Final = ("taken", "held", "renewed")
 
 SECONDS: Final = (
@@ -203,6 +206,12 @@ SENT_BYTES: Final = Family(
 SENT_PAGES: Final = Family(
     "lexico_sent_pages_total", "Pages that a reload server wrote to callers, to their last frame."
 )
+SET_SEARCHES: Final = Family(
+    "lexico_set_searches_total",
+    "Times that a node asked which set is published for its model, by whether one was. A node that "
+    "was given a set, or finds a built-in one, does not ask.",
+    (_label("outcome", ("found", "none")),),
+)
 STREAMS: Final = Family(
     "lexico_streams", "Get, Fetch and Register streams that are being served.", gauge=True
 )
@@ -295,6 +304,19 @@ CLIENT_DECODE_SECONDS: Final = Family(
     (_CODEC,),
     buckets=SECONDS,
 )
+CLIENT_MODELS: Final = Family(
+    "lexico_client_models",
+    "Models that were given to a client to code, by the codec of their new pages now, and by why: "
+    "a set was given, built in, or published; the codec needs none; or there is none, and pages "
+    "are lossless until one is published.",
+    (_CODEC, _label("set", SETS)),
+    gauge=True,
+)
+CLIENT_SETS_REFUSED: Final = Family(
+    "lexico_client_sets_refused_total",
+    "Published sets that do not fit the model, or could not be had, by the reason of the error.",
+    (_label("reason", ERRORS),),
+)
 CLIENT_RETRIES: Final = Family(
     "lexico_client_retries_total", "Calls that a client made a second time."
 )
@@ -312,7 +334,7 @@ OF_INGRESS: Final = (
     *(PAGES_ENCODING, PAGES_WAITING, ENCODER_RETRIES),
 )
 OF_RELOAD: Final = (
-    *(MATCHES, MATCH_TOKENS, HIT_TOKENS, MISSES, SENT_PAGES, SENT_BYTES),
+    *(MATCHES, MATCH_TOKENS, HIT_TOKENS, MISSES, SENT_PAGES, SENT_BYTES, SET_SEARCHES),
     *(STREAMS, STREAMS_LIMIT, STORE_CALLS, BUFFERED_BYTES, BUFFERED_LIMIT),
     *(STORE_RETRIES, STORE_UP, STORE_BYTES, STORE_LIMIT),
     *(STORE_EVICTIONS, STORE_EXPIRIES, STORE_CONNECTIONS),
@@ -321,6 +343,7 @@ OF_SERVICE: Final = (BUILD_INFO, PART_UP)
 OF_CLIENTS: Final = (
     *(CLIENT_CALLS, CLIENT_CALL_SECONDS, CLIENT_BYTES, CLIENT_MISSES),
     *(CLIENT_TOKENS, CLIENT_SECONDS, CLIENT_DECODE_SECONDS, CLIENT_RETRIES),
+    *(CLIENT_MODELS, CLIENT_SETS_REFUSED),
 )
 OF_ENCODERS: Final = (LEASES, RELATIVE_ERROR, EXACT_TOKENS, STORE_RETRIES)
 """Counted in encoders, which answer with what came to them."""

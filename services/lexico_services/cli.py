@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from functools import partial
 from typing import TYPE_CHECKING, Final
 
-from lexico_proto.errors import LexicoError
+from lexico_proto.errors import ConfigurationError, LexicoError
 from lexico_services import process
 from lexico_services.parsers.command_line import make_parser
 from lexico_services.parsers.extras import needs
@@ -118,8 +118,29 @@ def _train(options: argparse.Namespace) -> int:
     process.log_to_stderr(options.log_level)
     from lexico_lab.training.options import run as train
 
+    if (options.shared or options.any_weights) and not options.register:
+        raise ConfigurationError("--shared and --any-weights go with --register")
     with _training_pool(options) as pool:
         process.say(sys.stdout, train(options, pool) + "\n")
+    return _registered(options) if options.register else 0
+
+
+def _registered(options: argparse.Namespace) -> int:
+    """Publishes what was trained. What is refused here is in its file all the same."""
+    with needs("client"):
+        from lexico_client import commands
+    from lexico_lab.models import files_of
+    from lexico_lab.training.options import settings_of
+
+    folder = files_of(options.model)
+    for made in settings_of(options, elsewhere=bool(options.ray_address)):
+        asked = {"action": "register", "file": made.out, "for_model": folder, "json": False}
+        code = commands.run("dictionaries", argparse.Namespace(**vars(options) | asked))
+        if code:
+            again = f"lexico dictionaries register {made.out} --for {folder}"
+            again += " --any-weights" * options.any_weights + " --shared" * options.shared
+            process.say(sys.stderr, f"lexico: the set is in {made.out}: once mended, {again}\n")
+            return code
     return 0
 
 

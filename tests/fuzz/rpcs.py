@@ -140,6 +140,16 @@ def _sound(dice: random.Random, method: MethodDescriptor) -> list[bytes]:
             return [request.SerializeToString()]
         case "Fetch":
             return [dictionaries_pb2.FetchRequest(digest=dice.randbytes(32)).SerializeToString()]
+        case "Publish":
+            models = [dice.randbytes(32) for _ in range(dice.randint(1, 4))]
+            digest = dice.choice((b"", dice.randbytes(32)))
+            published = dictionaries_pb2.PublishRequest(digest=digest, models=models)
+            published.shared = dice.random() < 0.5
+            return [published.SerializeToString()]
+        case "Find":
+            models = [dice.randbytes(32) for _ in range(dice.randint(1, 4))]
+            codec = dice.choice(("lexico", "lexico-residual"))
+            return [dictionaries_pb2.FindRequest(models=models, codec=codec).SerializeToString()]
     return [b""]
 
 

@@ -12,8 +12,9 @@ import pytest
 import torch
 
 from lexico_client.cache_file import CacheFile
+from lexico_codec.geometry import Geometry
 from lexico_codec.keys import page_keys
-from lexico_codec.spec import CacheSpec
+from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.spec_text import spec_to_json
 from lexico_proto.errors import ConfigurationError
 from lexico_store import MemoryStore
@@ -71,6 +72,16 @@ async def test_documents_have_the_shape_that_is_documented(lexico: Lexico, tmp_p
     await ask("explain", "explain", "--prompt", file)
     await ask("get", "get", "--prompt", file, "--out", back)
     registered = await ask("dictionaries register", "dictionaries", "register", given)
+    of_model = tmp_path / "model.json"
+    shape = Geometry(layers=3, kv_heads=1, head_dim=8)
+    spec = make_spec(weights=bytes(32), geometry=shape, codec="raw")
+    of_model.write_text(spec_to_json(spec))
+    published = await ask(
+        "dictionaries register", "dictionaries", "register", given, "--for", of_model
+    )
+    assert published["codecs"] == ["lexico", "lexico-adaptive"]
+    gone = await ask("dictionaries take-back", "dictionaries", "take-back", of_model)
+    assert gone == {"codecs": ["lexico", "lexico-adaptive"]}
     await ask("dictionaries list", "dictionaries", "list")
     out = tmp_path / "fetched"
     await ask("dictionaries fetch", "dictionaries", "fetch", registered["digest"], "--out", out)
@@ -223,6 +234,8 @@ async def test_pins_and_quota(lexico: Lexico, tmp_path: Path) -> None:
         (["status", "--watch", "0"], "--watch"),
         (["quota", "--reload", "nowhere"], "--reload='nowhere'"),
         (["dictionaries", "register", "text.json"], "dictionary set"),
+        (["dictionaries", "register", "text.json", "--shared"], "dictionary set"),
+        (["dictionaries", "take-back", "nowhere"], "neither a model folder"),
         (["dictionaries", "fetch", "00", "--out", "x"], "64 hexadecimal digits"),
     ],
     ids=lambda each: " ".join(each) if isinstance(each, list) else "",

@@ -101,6 +101,27 @@ async def test_explain_at_a_server_that_lists_no_namespaces(peer: Peer, tmp_path
     assert "of a release that does not list namespaces" in explained.text()
 
 
+async def test_a_model_without_a_set_at_a_server_that_knows_no_published_ones(
+    peer: Peer, services: Services, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    base = spec_of("lossless", 98)
+    cache, landing = random_cache(base, PAGES), Landing(base)
+    async with node(await peer.ask("addresses"), tmp_path) as client:
+        coding = await client.coding(base, "paper")
+        assert coding.waiting
+        with pytest.raises(Unsupported):
+            await client.publish_dictionary(SET, base)
+        spec, timeout = await client.spec_to_load(coding, base, TOKENS)
+        await client.offload(spec, TOKENS, views_of(spec, cache))
+        assert (await client.load(spec, TOKENS, landing, timeout=timeout)).pages == PAGES
+        assert torch.equal(landing.cache, cache)
+    (line,) = [r.getMessage() for r in caplog.records if "running lossless" in r.getMessage()]
+    assert "a server of an earlier release?" in line
+    async with node(addresses(services), tmp_path) as client:  # the server is upgraded
+        await client.publish_dictionary(SET, base)
+        assert (await client.coding(base, "paper")).spec(base).dictionary == SET.digest
+
+
 @pytest.mark.parametrize("codec", CODECS)
 async def test_every_way_up_and_down(
     codec: str, peer: Peer, services: Services, tmp_path: Path

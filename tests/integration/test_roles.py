@@ -36,6 +36,8 @@ ALLOWED = {
     "fetch": {"offload", "reload"},
     "list": {"offload", "reload"},
     "describe": {"offload", "reload"},
+    "find": {"offload", "reload"},
+    "publish": {"admin"},
     **{key: {"admin"} for key in ("usage", "pin", "unpin", "forget", "inspect")},
     "tenants": {"operator"},
     "status": {"admin", "operator"},
@@ -83,6 +85,12 @@ def _calls(transport: GrpcTransport) -> dict[str, Callable[[], Awaitable[object]
         ),
         "fetch": fetch,
         "list": lambda: transport.list_dictionaries(PATIENCE_S),
+        "find": lambda: transport.find(
+            dictionaries_pb2.FindRequest(models=[bytes(32)], codec="lexico"), PATIENCE_S
+        ),
+        "publish": lambda: transport.publish(
+            dictionaries_pb2.PublishRequest(models=[bytes(32)]), PATIENCE_S
+        ),
     }
 
 

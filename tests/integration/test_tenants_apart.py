@@ -27,9 +27,10 @@ from tests.support.services import TINY, Prompt, Services, prompt, running_servi
 from tests.support.waiting import PATIENCE_S
 
 RED, BLUE = "token-of-tenant-red", "token-of-tenant-blue"
+ROLES = "offload,reload,admin"
 CALLS = (
     *("match", "get", "put", "put-coded", "bad-put", "bad-get"),
-    *("register", "fetch", "list", "namespaces"),
+    *("register", "fetch", "list", "namespaces", "publish", "take-back", "find"),
 )
 
 Call = tuple[str, int]
@@ -60,6 +61,8 @@ async def _answers(call: Any) -> list[bytes]:
             message.ClearField("seconds")  # time alone
         for namespace in getattr(message, "namespaces", ()):
             namespace.ClearField("stored_s")
+        if isinstance(message, dictionaries_pb2.FindResponse):
+            message.ClearField("age_s")
     return [message.SerializeToString(deterministic=True) for message in messages]
 
 
@@ -98,6 +101,14 @@ def _call(services: Services, token: str, name: str, number: int) -> Any:
         return services.dictionaries.Fetch(
             dictionaries_pb2.FetchRequest(digest=made.digest), **options
         )
+    models = [bytes([number]) * 32]
+    if name in ("publish", "take-back"):
+        digest = made.digest if name == "publish" else b""
+        published = dictionaries_pb2.PublishRequest(digest=digest, models=models)
+        return services.dictionaries.Publish(published, **options)
+    if name == "find":
+        looked_for = dictionaries_pb2.FindRequest(models=models, codec="lexico")
+        return services.dictionaries.Find(looked_for, **options)
     return services.dictionaries.List(dictionaries_pb2.ListRequest(), **options)
 
 
@@ -142,6 +153,7 @@ def _all_of(token: str, names: tuple[str, ...]) -> list[Step]:
 @example(
     [(RED, ("register", 0)), (BLUE, ("register", 1)), (BLUE, ("register", 0)), (BLUE, ("list", 0))]
 )
+@example(_all_of(RED, ("register", "publish")) + _all_of(BLUE, ("find", "take-back", "publish")))
 @given(HISTORY)
 @settings(
     max_examples=12,
@@ -151,7 +163,7 @@ def _all_of(token: str, names: tuple[str, ...]) -> list[Step]:
 )
 def test_a_tenant_sees_nothing_of_another(tmp_path: Path, steps: list[Step]) -> None:
     tokens = tmp_path / "tokens"
-    tokens.write_text(f"red:{RED}\nblue:{BLUE}\n")
+    tokens.write_text(f"red:{RED}:{ROLES}\nblue:{BLUE}:{ROLES}\n")
     beside_red, alone = asyncio.run(_both_worlds(tokens, steps))
     assert beside_red == alone
 
@@ -159,7 +171,7 @@ def test_a_tenant_sees_nothing_of_another(tmp_path: Path, steps: list[Step]) -> 
 def test_what_would_be_seen_is_looked_at(tmp_path: Path) -> None:
     """The comparison above has eyes: one tenant does see its own earlier calls in each of these."""
     tokens = tmp_path / "tokens"
-    tokens.write_text(f"red:{RED}\nblue:{BLUE}\n")
+    tokens.write_text(f"red:{RED}:{ROLES}\nblue:{BLUE}:{ROLES}\n")
     for before, after in (
         (("put",), "match"),
         (("put",), "get"),
@@ -169,6 +181,9 @@ def test_what_would_be_seen_is_looked_at(tmp_path: Path) -> None:
         (("register",), "list"),
         (("register",), "put-coded"),
         (("register",), "register"),
+        (("register",), "publish"),
+        (("register", "publish"), "find"),
+        (("register", "publish"), "take-back"),
     ):
         steps = [*_all_of(BLUE, before), *_all_of(BLUE, (after,))]
 
@@ -181,7 +196,7 @@ def test_what_would_be_seen_is_looked_at(tmp_path: Path) -> None:
 
 def test_an_unknown_caller_sees_nothing_of_anybody(tmp_path: Path) -> None:
     tokens = tmp_path / "tokens"
-    tokens.write_text(f"red:{RED}\n")
+    tokens.write_text(f"red:{RED}:{ROLES}\n")
     stranger = "token-of-a-stranger"
 
     async def seen(before: list[Step]) -> list[object]:

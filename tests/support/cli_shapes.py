@@ -50,6 +50,8 @@ RELOAD: Final = {
     "store_calls": "integer: that wait for the store, now",
     "buffered_bytes": "integer: held for streams, now",
     "buffered_limit_bytes": "integer",
+    "sets_found": "integer: times that a node asked for its model's set, and one was published",
+    "sets_missing": "integer: that none was: nodes that run lossless ask about once a minute",
     "store": {
         "up": "boolean: it answered the last question about itself",
         "numbers": {
@@ -140,6 +142,7 @@ SHAPES: Final[dict[str, Any]] = {
         ],
         "tokens_without_inputs": "integer?: that are stored of the same tokens without --inputs",
         "untold": "string?: why the server did not say all of it",
+        "waits_for_set": "boolean: --codec has no set, and nodes of --model run lossless",
     },
     "put": {
         "namespace": "string: in hexadecimal digits",
@@ -176,7 +179,12 @@ SHAPES: Final[dict[str, Any]] = {
         ]
     },
     "dictionaries fetch": {"digest": "string", "bytes": "integer", "out": "string: the file"},
-    "dictionaries register": {"digest": "string", "added": "boolean: it was not there before"},
+    "dictionaries register": {
+        "digest": "string",
+        "added": "boolean: it was not there before",
+        "codecs": ["string: that nodes of --for code with it"],
+    },
+    "dictionaries take-back": {"codecs": ["string: that nodes have no set for any more"]},
     "tenants": {
         "tenants": [
             {

@@ -116,6 +116,17 @@ class _Dictionaries(dictionaries_pb2_grpc.DictionariesServicer):
         self._b.note("list", context)
         return await self._b.memory.list_dictionaries(_TIMEOUT)
 
+    async def Publish(self, request: Any, context: Any) -> Any:
+        self._b.note("publish", context)
+        try:
+            return await self._b.memory.publish(request, _TIMEOUT)
+        except LexicoError as error:
+            await refuse(context, error)
+
+    async def Find(self, request: Any, context: Any) -> Any:
+        self._b.note("find", context)
+        return await self._b.memory.find(request, _TIMEOUT)
+
 
 async def _generator(requests: Any) -> Any:
     async for request in requests:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from lexico_client import AbsenceCause, AsyncClient, PageOutcome, Transport, input_digests
+from lexico_client._dictionaries import register_messages
 from lexico_codec.checksum import Checksum
 from lexico_codec.codecs.lexico.codec import LexicoCodec
 from lexico_codec.keys import page_keys
@@ -304,6 +305,33 @@ class TransportContract:
             data = b"".join([message.data async for message in stream])
         assert data == dictionary.to_bytes()
         await client.close()
+
+    async def test_sets_are_published_found_and_taken_back(self, transport: Transport) -> None:
+        made, models = small_dictionary(), [b"m" * 32, b"s" * 32]
+        published = dictionaries.PublishRequest(digest=made.digest, models=models)
+        with pytest.raises(errors.UnknownDictionary, match="register"):
+            await transport.publish(published, PATIENCE_S)
+        await transport.register(register_messages(made), PATIENCE_S)
+        answer = await transport.publish(published, PATIENCE_S)
+        assert sorted(answer.codecs) == ["lexico", "lexico-adaptive"]
+
+        async def found(codec: str, *names: bytes) -> bytes:
+            asked = dictionaries.FindRequest(models=names, codec=codec)
+            said = await transport.find(asked, PATIENCE_S)
+            assert said.page_ttl_s > said.age_s >= 0
+            assert not said.shared
+            return said.digest
+
+        assert await found("lexico", b"x" * 32, b"s" * 32) == made.digest
+        assert await found("lexico-adaptive", b"m" * 32) == made.digest
+        assert await found("lexico-residual", *models) == b""
+        assert await found("lexico", b"x" * 32) == b""
+        back = dictionaries.PublishRequest(models=models[:1])
+        assert len((await transport.publish(back, PATIENCE_S)).codecs) == 2
+        assert len((await transport.publish(back, PATIENCE_S)).codecs) == 0
+        assert await found("lexico", b"m" * 32) == b""
+        assert await found("lexico", *models) == made.digest
+        await transport.close()
 
     async def test_a_message_over_the_limit_is_refused(self, transport: Transport) -> None:
         request = reload.MatchRequest(page_keys=[bytes(32)] * 40_000)

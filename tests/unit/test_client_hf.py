@@ -291,7 +291,9 @@ def test_a_digest_that_nobody_registered(client: Client, model: LlamaForCausalLM
 
 def test_no_built_in_dictionary_fits(client: Client, model: LlamaForCausalLM) -> None:
     with pytest.raises(errors.ConfigurationError, match="lexico train"):
-        HuggingFaceCache(client, model)
+        HuggingFaceCache(client, model, without_set="refuse")
+    shared = HuggingFaceCache(client, model)
+    assert (shared.coding.waiting, shared.spec.codec.name) == (True, "lossless")
     with pytest.raises(errors.DictionaryMismatch):
         HuggingFaceCache(
             client, model, codec="paper", dictionary=small_dictionary(layers=LAYERS + 1)

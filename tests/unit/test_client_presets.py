@@ -26,6 +26,7 @@ from lexico_proto import errors
 from tests.support.client_fixtures import PATIENT, small_dictionary
 from tests.support.dictionaries import set_info
 from tests.support.packed_sets import packed_set
+from tests.support.waiting import wait_until
 
 LAYERS, KV_HEADS, HEAD_DIM, PAGE_TOKENS = 3, 2, 16, 8
 RESIDUAL = ("near", "balanced", "small")
@@ -141,6 +142,14 @@ def through(shared: HuggingFaceCache, model: Any) -> list[tuple[Tensor, Tensor]]
     with torch.inference_mode():
         model(ids, **cache_inputs(model, cache))
     assert shared.offload(ids, cache).pages == ("stored",) * 5
+    return through_again(shared, model, ids)
+
+
+def through_again(shared: HuggingFaceCache, model: Any, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """What is stored of a prompt beside what the model computes: of all layers, keys and values."""
+    cache = DynamicCache(config=model.config)
+    with torch.inference_mode():
+        model(ids, **cache_inputs(model, cache))
     hit = shared.load(ids)
     assert (hit.tokens, hit.reason) == (40, None)
     layers: list[tuple[Any, Any]] = list(zip(hit.cache.layers, cache.layers, strict=True))
@@ -176,7 +185,7 @@ def test_the_set_that_was_made_for_the_codec_is_taken(
 
 
 @pytest.mark.parametrize("name", [*RESIDUAL, "paper"])
-def test_without_a_set_for_it_a_preset_is_refused(
+def test_without_a_set_for_it_a_preset_is_refused_where_that_is_wanted(
     name: str,
     client: Client,
     model: Any,
@@ -188,11 +197,11 @@ def test_without_a_set_for_it_a_preset_is_refused(
     built_in(*(made for key, made in sets.items() if key != codec))
     says = rf"preset {name} needs a set trained with `lexico train --codec {codec}` for this model"
     with pytest.raises(errors.ConfigurationError, match=says) as caught:
-        cache_of(client, model, name)
+        cache_of(client, model, name, without_set="refuse")
     assert "packed" in str(caught.value)  # fits, and is said to be for another codec
     built_in()
     with pytest.raises(errors.ConfigurationError, match=f"{says}.*: none"):
-        cache_of(client, model, name)
+        cache_of(client, model, name, without_set="refuse")
     other = sets["lexico-packed"]
     with pytest.raises(errors.DictionaryMismatch, match=f"{says}; the set of packed"):
         cache_of(client, model, name, dictionary=other)
@@ -245,6 +254,34 @@ def test_unknown_names_and_parameters_of_presets(client: Client, model: Any) -> 
 
 
 # Through the service
+
+
+@pytest.mark.parametrize("name", ["balanced", "paper"])
+def test_a_set_that_is_published_is_taken_over(
+    name: str, tmp_path: Path, model: Any, sets: dict[str, DictionarySet], built_in: Any
+) -> None:
+    """Of a model in use: what it shared before is found, what it shares from then on is coded."""
+    built_in()
+    transport, made = InMemoryTransport(), sets[PRESETS[name].codec]
+    eager = replace(PATIENT, sets=1e-9)
+    with Client(transport=transport, dictionaries_dir=tmp_path, timeouts=eager) as client:
+        shared = cache_of(client, model, name)
+        assert shared.spec.codec == LosslessCodec()
+        with pytest.raises(errors.Unsupported, match="no set for another yet"):
+            shared.load_codes(list(range(20)))
+        assert all(torch.equal(ours, theirs) for ours, theirs in through(shared, model))
+        client.publish_dictionary(made, shared.spec)
+        wait_until(lambda: shared.spec.dictionary == made.digest, "the set")
+        ids = torch.randint(0, 97, (1, 41), generator=torch.Generator().manual_seed(3))
+        before = shared.load(ids)
+        assert (before.tokens, before.reason) == (40, None)  # lossless, as nothing else is there
+        cache: Any = before.cache
+        assert shared.offload(ids, cache).pages == ("stored",) * 5
+        frames = len(transport.pages)
+        assert 0 < relative_error(through_again(shared, model, ids)) < 0.7
+        assert len(transport.pages) == frames
+        fresh = cache_of(client, model, name)
+        assert fresh.spec.namespace == shared.spec.namespace
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)

@@ -94,7 +94,9 @@ def test_completion(shell: str, tmp_path: Path, capsys: pytest.CaptureFixture[st
     script = tmp_path / "lexico.bash"
     script.write_text(said)
     assert completed(script, "in") == ["inspect"]
-    assert completed(script, "dictionaries", "") == ["list", "fetch", "register"]
+    assert completed(script, "dictionaries", "") == [
+        *("list", "fetch", "register", "take-back"),
+    ]
     assert completed(script, "quota", "--tls-c") == ["--tls-ca", "--tls-certificate"]
     assert completed(script, "completion", "") == ["bash", "zsh", "fish"]
     (tmp_path / "cache.safetensors").touch()

@@ -46,6 +46,8 @@ SERVICES = {
         "Register": (True, False),
         "Fetch": (False, True),
         "List": (False, False),
+        "Publish": (False, False),
+        "Find": (False, False),
     },
     "lexico_proto.v1.Admin": dict.fromkeys(
         ("Usage", "Pin", "Unpin", "Forget", "Inspect", "Tenants"), (False, False)

@@ -29,7 +29,14 @@ def explain(options: argparse.Namespace, screen: Screen) -> Answer:
             against=against,
             timeout=connection.timeout,
         )
-    return Answer(_document(explained), (explained.text(),))
+    document = {**_document(explained), "waits_for_set": prompt.waits}
+    if not prompt.waits:
+        return Answer(document, (explained.text(),))
+    waits = (
+        f"No set is built in or published for the model with {options.codec}: nodes run lossless, "
+        "and so is what follows."
+    )
+    return Answer(document, (waits, explained.text()))
 
 
 def _document(explained: Explanation) -> dict[str, Any]:

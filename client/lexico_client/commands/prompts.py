@@ -6,14 +6,16 @@ import argparse
 import json
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final
 
 from lexico_client._weights_files import fingerprint_files
 from lexico_client.cache_file import CacheFile
+from lexico_client.commands.connection import Connection
 from lexico_codec.inputs import PageDigests
 from lexico_codec.keys import TokenIds, page_keys, token_array
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS, CacheSpec
 from lexico_codec.spec_text import spec_from_json
 from lexico_proto.errors import ConfigurationError
@@ -40,9 +42,13 @@ class TokenPrompt(Prompt):
     spec: CacheSpec
     token_ids: TokenIds
     inputs: PageDigests = ()
+    waits: bool = False
+    """The codec that was asked for has no set yet, and the spec is of the lossless one."""
 
     @classmethod
-    def of(cls, spec: CacheSpec, token_ids: TokenIds, inputs: PageDigests = ()) -> TokenPrompt:
+    def of(
+        cls, spec: CacheSpec, token_ids: TokenIds, inputs: PageDigests = (), waits: bool = False
+    ) -> TokenPrompt:
         """With the keys of its pages.
 
         Raises:
@@ -50,7 +56,7 @@ class TokenPrompt(Prompt):
         """
         ids = token_array(token_ids)
         keys = page_keys(spec, ids, inputs)
-        return cls(spec.namespace, keys, spec, ids, inputs)
+        return cls(spec.namespace, keys, spec, ids, inputs, waits)
 
 
 def named(options: argparse.Namespace) -> Prompt:
@@ -84,8 +90,8 @@ def sequence(options: argparse.Namespace) -> TokenPrompt:
         raise ConfigurationError("which prompt? give --prompt FILE, or --model with --tokens")
     if (options.tokens is None) is (options.text is None):
         raise ConfigurationError("--model goes with --tokens FILE or --text FILE: give one of them")
-    spec = spec_of(options.model, options)
-    return TokenPrompt.of(spec, _token_ids(options), _digests(options.inputs))
+    spec, waits = coded_spec(options.model, options)
+    return TokenPrompt.of(spec, _token_ids(options), _digests(options.inputs), waits)
 
 
 def spec_of(path: Path, options: argparse.Namespace) -> CacheSpec:
@@ -95,6 +101,45 @@ def spec_of(path: Path, options: argparse.Namespace) -> CacheSpec:
         ConfigurationError: it is neither.
         InvalidInput: no text of a spec.
     """
+    return coded_spec(path, options)[0]
+
+
+def coded_spec(path: Path, options: argparse.Namespace) -> tuple[CacheSpec, bool]:
+    """As `spec_of`, with what nodes code a model with now: where no set is built in, the service is
+    asked for a published one.
+
+    Returns:
+        The spec, and whether nodes run lossless for want of a set.
+
+    Raises:
+        ConfigurationError, InvalidInput: as `spec_of`.
+    """
+    if path.is_file() and path.suffix == ".json":
+        return spec_from_json(text_of(path)), False
+    from lexico_codec.presets import codec_named, spoken
+    from lexico_codec.sets.choose import choose, is_built_in
+
+    base, codec = lossless_spec(path, options), codec_named(options.codec)
+    geometry = base.geometry
+    if codec.needs_dictionary and not is_built_in(codec, geometry):
+        with Connection.of(options).client() as client:
+            coding = client.coding(base, options.codec, model=str(path))
+        return coding.spec(base), coding.waiting
+    codec, found = choose(codec, None, geometry, spoken(options.codec))
+    digest = found.digest if isinstance(found, DictionarySet) else b""
+    return replace(base, codec=codec, dictionary=digest, group_layers=0), False
+
+
+def lossless_spec(path: Path, options: argparse.Namespace) -> CacheSpec:
+    """The spec of a model folder with codec lossless, or the one in a file of JSON.
+
+    Args:
+        path: of either.
+        options: may have `dtype`, `page_tokens`, `lora` and `salt`.
+
+    Raises:
+        ConfigurationError, InvalidInput: as `spec_of`.
+    """
     if path.is_file() and path.suffix == ".json":
         return spec_from_json(text_of(path))
     if not path.is_dir():
@@ -102,24 +147,20 @@ def spec_of(path: Path, options: argparse.Namespace) -> CacheSpec:
     with _transformers():
         from transformers import AutoConfig
 
+    from lexico_codec.codecs import LosslessCodec
     from lexico_codec.hf_geometry import geometry_of
-    from lexico_codec.presets import codec_named, spoken
-    from lexico_codec.sets.choose import choose
-    from lexico_codec.sets.dictionary import DictionarySet
 
     config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
     text = config.get_text_config(decoder=True)
-    dtype = options.dtype or str(getattr(text, "dtype", None) or "float32")
-    geometry = geometry_of(config, dtype.removeprefix("torch."))
-    codec, found = choose(codec_named(options.codec, None), None, geometry, spoken(options.codec))
+    given = vars(options)
+    dtype = given.get("dtype") or str(getattr(text, "dtype", None) or "float32")
     return CacheSpec(
         weights=fingerprint_files(path),
-        geometry=geometry,
-        codec=codec,
-        dictionary=found.digest if isinstance(found, DictionarySet) else found or b"",
-        page_tokens=options.page_tokens or DEFAULT_PAGE_TOKENS,
-        lora=options.lora,
-        salt=options.salt,
+        geometry=geometry_of(config, dtype.removeprefix("torch.")),
+        codec=LosslessCodec(),
+        page_tokens=given.get("page_tokens") or DEFAULT_PAGE_TOKENS,
+        lora=given.get("lora", ""),
+        salt=given.get("salt", ""),
     )
 
 

@@ -32,6 +32,7 @@ _RATED = {
     pb.ReloadStatus.DESCRIPTOR: (
         *("matches_all", "matches_some", "matches_none", "match_tokens", "hit_tokens"),
         *("sent_pages", "sent_bytes", "misses_absent", "misses_damaged", "misses_newer"),
+        *("sets_found", "sets_missing"),
     ),
     pb.StoreNumbers.DESCRIPTOR: ("evictions", "expiries"),
 }

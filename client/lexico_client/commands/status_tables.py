@@ -98,6 +98,12 @@ def _reloads(servers: Sequence[Document]) -> Iterator[Part]:
             *(">pages", ">frames missed"),
         )
         yield Table("Reload", columns, tuple(rows))
+    waiting = _total([each["reload"] for each in servers], "sets_missing")
+    if waiting:
+        yield (
+            f"Nodes asked {waiting} times for the set of their model while none was published, "
+            "since the servers began: such nodes run lossless (`lexico train --register`)"
+        )
 
 
 def _store(stores: Sequence[Document]) -> Iterator[Part]:

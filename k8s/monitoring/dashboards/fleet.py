@@ -141,6 +141,13 @@ _FAULTS: Final = (
         (Query(or_zero(rate("lexico_misses_total", by="reason")), "{{reason}}"),),
     ),
     Panel(
+        "Nodes that ask for the set of their model",
+        "none: no set is published for it, and the node runs lossless. Each asks about once a "
+        "minute.",
+        "ops",
+        (Query(or_zero(rate("lexico_set_searches_total", by="outcome")), "{{outcome}}"),),
+    ),
+    Panel(
         "Damage and refusals",
         "Damaged bytes, dictionary sets that were refused, and files that could not be read again.",
         "ops",

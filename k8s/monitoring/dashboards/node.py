@@ -53,6 +53,20 @@ _LOADS: Final = (
         nothing=_NOBODY,
     ),
     Panel(
+        "Models, by codec and set",
+        "What new pages are coded with. missing: there is no set for what was asked for, and pages "
+        "are lossless until one is published (`lexico train --register`).",
+        "none",
+        (
+            Query(
+                f"sum by (codec, set) (lexico_client_models{{{PODS}}})",
+                "{{codec}}, {{set}}",
+            ),
+        ),
+        stacked=True,
+        nothing=_NOBODY,
+    ),
+    Panel(
         "Seconds of calls",
         "As nodes see them: less what servers count is the network.",
         "s",
@@ -86,7 +100,18 @@ _FAULTS: Final = (
         "After a connection was lost, or a server went away.",
         "ops",
         (Query(or_zero(rate("lexico_client_retries_total", here=PODS)), "calls"),),
-        width=24,
+    ),
+    Panel(
+        "Published sets that were not taken",
+        "By reason: the set is of another model, its bytes are damaged, or it cannot be had. The "
+        "node's log names it, and its pages stay lossless.",
+        "ops",
+        (
+            Query(
+                or_zero(rate("lexico_client_sets_refused_total", by="reason", here=PODS)),
+                "{{reason}}",
+            ),
+        ),
     ),
 )
 

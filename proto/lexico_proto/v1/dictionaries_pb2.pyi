@@ -69,3 +69,39 @@ class DictionaryInfo(_message.Message):
     head_dim: int
     shared: bool
     def __init__(self, digest: _Optional[bytes] = ..., artefact_bytes: _Optional[int] = ..., model: _Optional[str] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., shared: bool = ...) -> None: ...
+
+class PublishRequest(_message.Message):
+    __slots__ = ("digest", "models", "shared")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    models: _containers.RepeatedScalarFieldContainer[bytes]
+    shared: bool
+    def __init__(self, digest: _Optional[bytes] = ..., models: _Optional[_Iterable[bytes]] = ..., shared: bool = ...) -> None: ...
+
+class PublishResponse(_message.Message):
+    __slots__ = ("codecs",)
+    CODECS_FIELD_NUMBER: _ClassVar[int]
+    codecs: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, codecs: _Optional[_Iterable[str]] = ...) -> None: ...
+
+class FindRequest(_message.Message):
+    __slots__ = ("models", "codec")
+    MODELS_FIELD_NUMBER: _ClassVar[int]
+    CODEC_FIELD_NUMBER: _ClassVar[int]
+    models: _containers.RepeatedScalarFieldContainer[bytes]
+    codec: str
+    def __init__(self, models: _Optional[_Iterable[bytes]] = ..., codec: _Optional[str] = ...) -> None: ...
+
+class FindResponse(_message.Message):
+    __slots__ = ("digest", "age_s", "shared", "page_ttl_s")
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    AGE_S_FIELD_NUMBER: _ClassVar[int]
+    SHARED_FIELD_NUMBER: _ClassVar[int]
+    PAGE_TTL_S_FIELD_NUMBER: _ClassVar[int]
+    digest: bytes
+    age_s: float
+    shared: bool
+    page_ttl_s: float
+    def __init__(self, digest: _Optional[bytes] = ..., age_s: _Optional[float] = ..., shared: bool = ..., page_ttl_s: _Optional[float] = ...) -> None: ...

@@ -50,6 +50,16 @@ class DictionariesStub(object):
                 request_serializer=lexico__proto_dot_v1_dot_dictionaries__pb2.ListRequest.SerializeToString,
                 response_deserializer=lexico__proto_dot_v1_dot_dictionaries__pb2.ListResponse.FromString,
                 _registered_method=True)
+        self.Publish = channel.unary_unary(
+                '/lexico_proto.v1.Dictionaries/Publish',
+                request_serializer=lexico__proto_dot_v1_dot_dictionaries__pb2.PublishRequest.SerializeToString,
+                response_deserializer=lexico__proto_dot_v1_dot_dictionaries__pb2.PublishResponse.FromString,
+                _registered_method=True)
+        self.Find = channel.unary_unary(
+                '/lexico_proto.v1.Dictionaries/Find',
+                request_serializer=lexico__proto_dot_v1_dot_dictionaries__pb2.FindRequest.SerializeToString,
+                response_deserializer=lexico__proto_dot_v1_dot_dictionaries__pb2.FindResponse.FromString,
+                _registered_method=True)
 
 
 class DictionariesServicer(object):
@@ -75,6 +85,21 @@ class DictionariesServicer(object):
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Publish(self, request, context):
+        """Makes a registered set the one that nodes of a model take which were given none, in place of any before it. For the
+        role admin, and for every tenant the role operator.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def Find(self, request, context):
+        """Which set is published for a model and a codec: what the caller's tenant published, else what was for every tenant.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_DictionariesServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -92,6 +117,16 @@ def add_DictionariesServicer_to_server(servicer, server):
                     servicer.List,
                     request_deserializer=lexico__proto_dot_v1_dot_dictionaries__pb2.ListRequest.FromString,
                     response_serializer=lexico__proto_dot_v1_dot_dictionaries__pb2.ListResponse.SerializeToString,
+            ),
+            'Publish': grpc.unary_unary_rpc_method_handler(
+                    servicer.Publish,
+                    request_deserializer=lexico__proto_dot_v1_dot_dictionaries__pb2.PublishRequest.FromString,
+                    response_serializer=lexico__proto_dot_v1_dot_dictionaries__pb2.PublishResponse.SerializeToString,
+            ),
+            'Find': grpc.unary_unary_rpc_method_handler(
+                    servicer.Find,
+                    request_deserializer=lexico__proto_dot_v1_dot_dictionaries__pb2.FindRequest.FromString,
+                    response_serializer=lexico__proto_dot_v1_dot_dictionaries__pb2.FindResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +211,60 @@ class Dictionaries(object):
             '/lexico_proto.v1.Dictionaries/List',
             lexico__proto_dot_v1_dot_dictionaries__pb2.ListRequest.SerializeToString,
             lexico__proto_dot_v1_dot_dictionaries__pb2.ListResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Publish(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lexico_proto.v1.Dictionaries/Publish',
+            lexico__proto_dot_v1_dot_dictionaries__pb2.PublishRequest.SerializeToString,
+            lexico__proto_dot_v1_dot_dictionaries__pb2.PublishResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Find(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/lexico_proto.v1.Dictionaries/Find',
+            lexico__proto_dot_v1_dot_dictionaries__pb2.FindRequest.SerializeToString,
+            lexico__proto_dot_v1_dot_dictionaries__pb2.FindResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -79,7 +79,7 @@ class IngressStatus(_message.Message):
     def __init__(self, pages_stored: _Optional[int] = ..., pages_present: _Optional[int] = ..., pages_in_progress: _Optional[int] = ..., pages_failed: _Optional[int] = ..., pages_cancelled: _Optional[int] = ..., received_bytes: _Optional[int] = ..., stored_bytes: _Optional[int] = ..., encoder_retries: _Optional[int] = ..., inflight_bytes: _Optional[int] = ..., inflight_limit_bytes: _Optional[int] = ..., pages_encoding: _Optional[int] = ..., pages_waiting: _Optional[int] = ..., encoders: _Optional[int] = ...) -> None: ...
 
 class ReloadStatus(_message.Message):
-    __slots__ = ("matches_all", "matches_some", "matches_none", "match_tokens", "hit_tokens", "sent_pages", "sent_bytes", "misses_absent", "misses_damaged", "misses_newer", "streams", "streams_limit", "store_calls", "buffered_bytes", "buffered_limit_bytes", "store")
+    __slots__ = ("matches_all", "matches_some", "matches_none", "match_tokens", "hit_tokens", "sent_pages", "sent_bytes", "misses_absent", "misses_damaged", "misses_newer", "streams", "streams_limit", "store_calls", "buffered_bytes", "buffered_limit_bytes", "store", "sets_found", "sets_missing")
     MATCHES_ALL_FIELD_NUMBER: _ClassVar[int]
     MATCHES_SOME_FIELD_NUMBER: _ClassVar[int]
     MATCHES_NONE_FIELD_NUMBER: _ClassVar[int]
@@ -96,6 +96,8 @@ class ReloadStatus(_message.Message):
     BUFFERED_BYTES_FIELD_NUMBER: _ClassVar[int]
     BUFFERED_LIMIT_BYTES_FIELD_NUMBER: _ClassVar[int]
     STORE_FIELD_NUMBER: _ClassVar[int]
+    SETS_FOUND_FIELD_NUMBER: _ClassVar[int]
+    SETS_MISSING_FIELD_NUMBER: _ClassVar[int]
     matches_all: int
     matches_some: int
     matches_none: int
@@ -112,7 +114,9 @@ class ReloadStatus(_message.Message):
     buffered_bytes: int
     buffered_limit_bytes: int
     store: StoreStatus
-    def __init__(self, matches_all: _Optional[int] = ..., matches_some: _Optional[int] = ..., matches_none: _Optional[int] = ..., match_tokens: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., sent_pages: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., misses_absent: _Optional[int] = ..., misses_damaged: _Optional[int] = ..., misses_newer: _Optional[int] = ..., streams: _Optional[int] = ..., streams_limit: _Optional[int] = ..., store_calls: _Optional[int] = ..., buffered_bytes: _Optional[int] = ..., buffered_limit_bytes: _Optional[int] = ..., store: _Optional[_Union[StoreStatus, _Mapping]] = ...) -> None: ...
+    sets_found: int
+    sets_missing: int
+    def __init__(self, matches_all: _Optional[int] = ..., matches_some: _Optional[int] = ..., matches_none: _Optional[int] = ..., match_tokens: _Optional[int] = ..., hit_tokens: _Optional[int] = ..., sent_pages: _Optional[int] = ..., sent_bytes: _Optional[int] = ..., misses_absent: _Optional[int] = ..., misses_damaged: _Optional[int] = ..., misses_newer: _Optional[int] = ..., streams: _Optional[int] = ..., streams_limit: _Optional[int] = ..., store_calls: _Optional[int] = ..., buffered_bytes: _Optional[int] = ..., buffered_limit_bytes: _Optional[int] = ..., store: _Optional[_Union[StoreStatus, _Mapping]] = ..., sets_found: _Optional[int] = ..., sets_missing: _Optional[int] = ...) -> None: ...
 
 class StoreStatus(_message.Message):
     __slots__ = ("up", "numbers")

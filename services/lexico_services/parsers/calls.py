@@ -74,7 +74,7 @@ def add_call_commands(commands: Any) -> None:
 
 
 def _dictionaries(commands: Any) -> None:
-    dictionaries = commands.add_parser("dictionaries", help="list, fetch and register sets")
+    dictionaries = commands.add_parser("dictionaries", help="list, fetch and publish sets")
     actions = dictionaries.add_subparsers(required=True, metavar="ACTION", dest="action")
     _command(actions, "list", "those that this tenant can use", name="dictionaries")
     fetch = _command(actions, "fetch", "write one into a file", name="dictionaries", wait=LONG_S)
@@ -84,6 +84,24 @@ def _dictionaries(commands: Any) -> None:
         actions, "register", "make one known to the service", name="dictionaries", wait=LONG_S
     )
     register.add_argument("file", type=Path, metavar="FILE", help="set, as `lexico train` makes it")
+    register.add_argument(
+        "--for",
+        dest="for_model",
+        type=Path,
+        metavar="MODEL",
+        help="have nodes of this model take it: a model folder, or spec as JSON (role admin)",
+    )
+    back = _command(
+        actions, "take-back", "publish none for a model any more", name="dictionaries", wait=LONG_S
+    )
+    back.add_argument("model", type=Path, metavar="MODEL", help="model folder, or spec as JSON")
+    for each in (register, back):
+        each.add_argument(
+            "--any-weights",
+            action="store_true",
+            help="also for other weights of this shape, for which there is none of their own",
+        )
+        each.add_argument("--shared", action="store_true", help="for every tenant (role operator)")
 
 
 def _command(
@@ -109,6 +127,15 @@ def _command(
     """
     parser: argparse.ArgumentParser = commands.add_parser(word, help=about)
     parser.set_defaults(command="call", call=name or word, extra="client")
+    add_servers(parser, many=many, offload=offload, wait=wait)
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
+    return parser
+
+
+def add_servers(
+    parser: argparse.ArgumentParser, *, many: bool = False, offload: bool = False, wait: float
+) -> None:
+    """How a command reaches servers. Arguments as of `_command`."""
     servers = parser.add_argument_group("servers")
     how: dict[str, Any] = {"action": "append"} if many else {}
     several = "; several are possible" if many else ""
@@ -143,8 +170,6 @@ def _command(
         metavar="SECONDS",
         help=f"longest wait for an answer ({wait:g})",
     )
-    parser.add_argument("--json", action="store_true", help="print one JSON document")
-    return parser
 
 
 def _prompt_options(parser: argparse.ArgumentParser, what: Any) -> None:

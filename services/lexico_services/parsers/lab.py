@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from lexico_services.parsers.calls import LONG_S, add_servers
 from lexico_services.parsers.extras import needs
 from lexico_services.parsers.service import LEVEL
 
@@ -27,6 +28,20 @@ def add_lab_commands(commands: Any, full: frozenset[str]) -> None:
             from lexico_lab.training.options import add_arguments
         add_arguments(training)
         training.add_argument("--ray-address", default="", help="join this cluster")
+        training.add_argument(
+            "--register",
+            action="store_true",
+            help="register each set, and have nodes of the model take it (role admin)",
+        )
+        training.add_argument(
+            "--any-weights",
+            action="store_true",
+            help="with --register: also for other weights of this shape, such as with an adapter",
+        )
+        training.add_argument(
+            "--shared", action="store_true", help="with --register: for every tenant (operator)"
+        )
+        add_servers(training, wait=LONG_S)
 
     evaluation = commands.add_parser("eval", help="report what codecs do to a model's predictions")
     evaluation.set_defaults(command="eval", extra="train")

@@ -24,7 +24,7 @@ from lexico_proto.errors import (
     Unsupported,
 )
 from lexico_proto.limits import DIGEST_BYTES, PIECE_BYTES
-from lexico_proto.metrics import CALLS, PROCESS, SETS_REFUSED, Calls, Metrics
+from lexico_proto.metrics import CALLS, PROCESS, SET_SEARCHES, SETS_REFUSED, Calls, Metrics
 from lexico_proto.v1 import dictionaries_pb2 as pb
 from lexico_proto.v1 import dictionaries_pb2_grpc as pb_grpc
 from lexico_services.admission import ByteBudget, Slots, ThreadCalls, in_time, to_the_end, write_to
@@ -32,7 +32,8 @@ from lexico_services.auth import Tenants
 from lexico_services.config import ReloadConfig
 from lexico_services.policies import Policies
 from lexico_services.quotas import CallRates
-from lexico_services.roles import OFFLOAD, RELOAD
+from lexico_services.reload.publishing import Publishing, checked_models
+from lexico_services.roles import ADMIN, OFFLOAD, OPERATOR, RELOAD
 from lexico_services.status import translated
 from lexico_store import PageStore
 from lexico_store.scopes import SHARED_SCOPE
@@ -72,6 +73,7 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         buffers: ByteBudget,
         metrics: Metrics = PROCESS,
         rates: CallRates | None = None,
+        policies: Policies | None = None,
     ) -> None:
         """
         Args:
@@ -84,10 +86,12 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
             buffers: bound on sets that are held.
             metrics: where calls are counted.
             rates: what each tenant may call, with the other services of the port.
+            policies: how long each tenant's pages live.
         """
         self._store = store
         self._tenants = tenants
-        self._rates = rates or CallRates(Policies())
+        self._policies = policies or Policies()
+        self._rates = rates or CallRates(self._policies)
         self._config = config
         self._threads = threads
         self._streams = streams
@@ -96,6 +100,11 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         self._registers = Calls(metrics, CALLS, "register")
         self._fetches = Calls(metrics, CALLS, "fetch")
         self._lists = Calls(metrics, CALLS, "list")
+        self._publishes = Calls(metrics, CALLS, "publish")
+        self._finds = Calls(metrics, CALLS, "find")
+        self._found = metrics.counter(SET_SEARCHES, "found")
+        self._missing = metrics.counter(SET_SEARCHES, "none")
+        self._publishing = Publishing(store, self._find, self._put)
         self._metrics = metrics
         self._infos: dict[tuple[bytes, bytes], pb.DictionaryInfo] = {}
         self._sizes: dict[tuple[bytes, bytes], int] = {}
@@ -148,6 +157,42 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
             # The first List of a tenant reads its sets: it has a stream's time.
             infos = await self._calls.run(lambda: self._list(scope), self._config.max_stream_s)
             response.dictionaries.extend(infos)
+        return response
+
+    async def Publish(
+        self,
+        request: pb.PublishRequest,
+        context: grpc.aio.ServicerContext[pb.PublishRequest, pb.PublishResponse],
+    ) -> pb.PublishResponse:
+        """Says which set nodes of a model take, or takes that back."""
+        response = pb.PublishResponse()
+        async with translated(context, self._publishes):
+            role = OPERATOR if request.shared else ADMIN
+            scope = self._tenants.admit(context, role).scope
+            self._rates.count(scope)
+            models = checked_models(request.models)
+            digest = _checked(request.digest) if request.digest else None
+            work = partial(self._publishing.publish, scope, models, digest, shared=request.shared)
+            async with self._registering:
+                codecs = await self._calls.run(work, self._config.max_stream_s)
+            response.codecs.extend(codecs)
+        return response
+
+    async def Find(
+        self,
+        request: pb.FindRequest,
+        context: grpc.aio.ServicerContext[pb.FindRequest, pb.FindResponse],
+    ) -> pb.FindResponse:
+        """Which set is published for the caller's model, if one is."""
+        response = pb.FindResponse()
+        async with translated(context, self._finds):
+            scope = self._tenants.admit(context, OFFLOAD, RELOAD).scope
+            self._rates.count(scope)
+            models, codec = checked_models(request.models), request.codec
+            work = partial(self._publishing.find, scope, models, codec)
+            response = await self._calls.run(work, self._config.match_timeout_s)
+            (self._found if response.digest else self._missing).add()
+            response.page_ttl_s = self._policies.of(scope).page_ttl_s or self._config.page_ttl_s
         return response
 
     async def _send(
@@ -214,14 +259,19 @@ class DictionariesServicer(pb_grpc.DictionariesServicer):
         _read(data)  # refuses what no codec could use
         if self._find(scope, digest) is not None:
             return False
-        others = [d for d in self._store.list_dictionaries(scope) if d != digest]
+        self._put(scope, digest, data)
+        return True
+
+    def _put(self, scope: bytes, digest: bytes, data: bytes) -> None:
+        """Within the bounds of a tenant; what ships with the package does not count."""
+        there = self._store.list_dictionaries(scope)
+        others = [d for d in there if d != digest and d not in builtin_digests()]
         if len(others) >= self._config.max_dictionaries:
             raise Busy(f"{self._config.max_dictionaries} sets are registered: no room for more")
         most = self._config.max_dictionary_bytes_per_tenant
         if sum(self._size(scope, other) for other in others) + len(data) > most:
             raise Busy(f"the registered sets would have over {most} bytes: no room for more")
         self._store.put_dictionary(scope, digest, data)
-        return True
 
     def _find(self, scope: bytes, digest: bytes) -> bytes | None:
         for owner in (scope, SHARED_SCOPE):

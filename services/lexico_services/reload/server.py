@@ -65,7 +65,9 @@ class ReloadServer:
         parts = (store, tenants, config, self._threads, streams, calls, self.buffers, metrics)
         rates = CallRates(policies)
         self._reload = reload_servicer.ReloadServicer(*parts, policies=policies, rates=rates)
-        self._dictionaries = dictionaries_servicer.DictionariesServicer(*parts, rates=rates)
+        self._dictionaries = dictionaries_servicer.DictionariesServicer(
+            *parts, rates=rates, policies=policies
+        )
         self._admin = admin_servicer.AdminServicer(store, tenants, policies, config, calls, metrics)
         self._versions = versions_servicer.VersionsServicer(tenants, metrics)
         self._operations = status_servicer.StatusServicer("reload-server", tenants, metrics)

@@ -72,6 +72,8 @@ class ProcessStatus:
             buffered_bytes=one(m.BUFFERED_BYTES),
             buffered_limit_bytes=one(m.BUFFERED_LIMIT),
             store=self._store(),
+            sets_found=one(m.SET_SEARCHES, "found"),
+            sets_missing=one(m.SET_SEARCHES, "none"),
         )
 
     def _store(self) -> pb.StoreStatus:

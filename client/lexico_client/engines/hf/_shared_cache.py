@@ -12,6 +12,7 @@ from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lexico_client._async_client import Wait
+from lexico_client._coding import WithoutSet
 from lexico_client._load import Target
 from lexico_client._results import Loaded, PutReport
 from lexico_client._sync_client import Client
@@ -32,12 +33,10 @@ from lexico_client.engines.hf._recoding import (
 )
 from lexico_client.engines.hf._sharded import refuse_slice
 from lexico_client.engines.hf._watched_model import watch
-from lexico_codec.codecs import LexicoCodec
+from lexico_codec.codecs import LexicoCodec, LosslessCodec
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.inputs import PageDigests, PageInputs
 from lexico_codec.keys import token_array
-from lexico_codec.presets import codec_named, spoken
-from lexico_codec.sets.choose import choose
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, CacheSpec
 from lexico_proto.errors import (
@@ -83,6 +82,7 @@ class HuggingFaceCache:
         lora: str = "",
         salt: bytes | str = b"",
         digests: bool = False,
+        without_set: WithoutSet = "lossless",
     ) -> None:
         """Reads the model's geometry and hashes its weights, unless told their fingerprint.
 
@@ -90,8 +90,8 @@ class HuggingFaceCache:
             client: the way to the service.
             model: a decoder of text, all of it on one device.
             codec: name of a preset (`lexico_codec.presets`) or of a codec. One that needs a
-                dictionary set finds the built-in one by the model's shape; for other weights of
-                that shape train one, or use preset lossless.
+                dictionary set finds the built-in one by the model's shape, else the one that is
+                published for the model. Until there is one, pages are lossless: `Client.coding`.
             codec_config: a codec's parameters; those left out take their defaults. A preset takes
                 none.
             dictionary: the set, or the digest of one that is registered. By default the one
@@ -107,6 +107,7 @@ class HuggingFaceCache:
             salt: whatever else the pages shall be kept apart by, at most 256 bytes.
             digests: for a model that takes images or sound beside token ids: each call brings
                 `inputs`, the digests of what the model is given.
+            without_set: "refuse" for an error where there is no set for the codec.
 
         Raises:
             Unsupported: a model whose cache this version does not cover, one that is split over
@@ -114,8 +115,9 @@ class HuggingFaceCache:
                 sound beside token ids without `digests`, one with soft prompts, or one on several
                 devices.
             UnknownCodec: no preset and no codec of that name.
-            ConfigurationError: no built-in dictionary set serves, or a parameter that cannot be
-                used, such as recent_tokens below 1, or adapters with `weights` and no `lora`.
+            ConfigurationError: a parameter that cannot be used, such as recent_tokens below 1, or
+                adapters with `weights` and no `lora`; several built-in sets that serve equally, or
+                no set at all with `without_set="refuse"`.
             DictionaryMismatch: the set given was made from a model of another shape or another
                 rotary embedding, or for another codec.
         """
@@ -130,27 +132,27 @@ class HuggingFaceCache:
                 "token predicts the next one"
             )
         self._identity = ModelIdentity(model, weights, lora, digests=digests)
-        geometry = geometry_of(model.config, model.dtype)
-        asked = codec_named(codec, codec_config)
-        chosen, dictionary = choose(asked, dictionary, geometry, spoken(codec))
         self._client = client
         self._model = model
         self._digests = digests
         self._recent_tokens = recent_tokens
-        self._dictionary: DictionarySet | None = None
-        if isinstance(dictionary, DictionarySet):
-            self._dictionary = dictionary
-            client.keep_dictionary(dictionary)
-            dictionary = dictionary.digest
-        self._spec = CacheSpec(
+        self._base = CacheSpec(
             weights=self._identity.weights(),
-            geometry=geometry,
-            codec=chosen,
-            dictionary=dictionary or b"",
+            geometry=geometry_of(model.config, model.dtype),
+            codec=LosslessCodec(),
             page_tokens=page_tokens,
             lora=lora,
             salt=salt,
         )
+        self.coding: Final = client.coding(
+            self._base,
+            codec,
+            codec_config=codec_config,
+            dictionary=dictionary,
+            without_set=without_set,
+            model=str(getattr(model.config, "_name_or_path", "")),
+        )
+        """What its pages are coded with, and whether it waits for a set."""
 
     @property
     def spec(self) -> CacheSpec:
@@ -160,11 +162,14 @@ class HuggingFaceCache:
             ConfigurationError: they changed, and their fingerprint was given as `weights`.
             Unsupported: weights that have left the memory, or a cache that is not covered.
         """
+        return self.coding.spec(self._of_now())
+
+    def _of_now(self) -> CacheSpec:
         weights = self._identity.weights()
-        if weights != self._spec.weights:
+        if weights != self._base.weights:
             geometry = geometry_of(self._model.config, self._model.dtype)
-            self._spec = replace(self._spec, weights=weights, geometry=geometry, group_layers=0)
-        return self._spec
+            self._base = replace(self._base, weights=weights, geometry=geometry, group_layers=0)
+        return self._base
 
     def load(
         self,
@@ -190,9 +195,11 @@ class HuggingFaceCache:
             ConfigurationError, Unsupported: as of `spec`.
         """
         refuse_slice(self._model, _WHOLE)
-        spec = self.spec
+        ids, digests, recent = _flat(input_ids), self._given(inputs), self._recent_tokens
+        spec, timeout = self._client.spec_to_load(
+            self.coding, self._of_now(), ids, recent_tokens=recent, inputs=digests, timeout=timeout
+        )
         memory = PrefixMemory(spec, self._model.device)
-        ids, digests = _flat(input_ids), self._given(inputs)
         loaded, tokens = self._load(spec, ids, digests, memory.allocate, timeout)
         cache = DynamicCache(config=self._model.config)
         memory.fill(cache, tokens)
@@ -234,9 +241,10 @@ class HuggingFaceCache:
         spec = self.spec
         codec = spec.codec
         if not isinstance(codec, LexicoCodec):
+            why = ", and there is no set for another yet" if self.coding.waiting else ""
             raise Unsupported(
-                f"codec {codec.name} keeps no codes to attend over: call load(), or share caches "
-                "with preset paper"
+                f"codec {codec.name} keeps no codes to attend over{why}: call load(), or share "
+                "caches with preset paper"
             )
         running = self._model.config.get_text_config(decoder=True)._attn_implementation
         if running != ATTENTION:
@@ -248,7 +256,7 @@ class HuggingFaceCache:
         codes = PrefixCodes(spec, self._model.device)
         ids, digests = _flat(input_ids), self._given(inputs)
         loaded, tokens = self._load(spec, ids, digests, codes.allocate, timeout)
-        cache = CodedCache(codes.layers(tokens, recoding, self._dictionary))
+        cache = CodedCache(codes.layers(tokens, recoding, self.coding.dictionary))
         self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
         watch(self._model)
         return coded_hit_of(
@@ -326,9 +334,10 @@ class HuggingFaceCache:
         try:
             return send()
         except UnknownDictionary:
-            if self._dictionary is None:
+            dictionary = self.coding.dictionary
+            if dictionary is None:
                 raise
-        self._client.register_dictionary(self._dictionary)
+        self._client.register_dictionary(dictionary)
         return send()
 
     def saved(
