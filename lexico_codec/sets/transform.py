@@ -28,9 +28,13 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from lexico_codec.kernels.dispatch import choose_on_cpu
 from lexico_codec.kernels.entropy.tables import Tables
 from lexico_codec.kernels.forms import Forms
 from lexico_codec.kernels.pursuit.atoms import Atoms
+from lexico_codec.kernels.synthesis import compiled, products
+from lexico_codec.kernels.synthesis.compiled import PackedFactors, pairs_of, panels_of
+from lexico_codec.kernels.synthesis.products import Factors
 from lexico_proto.errors import InvalidInput, ShapeMismatch
 
 QUALITIES: Final = ("near", "balanced", "small")
@@ -141,7 +145,8 @@ class Transform:
         on = components.device
         arranged = components.new_zeros(self.rows, components.shape[1])
         arranged[self.places(run, on)[: len(components)].long()] = components
-        made = self.restored(run, arranged.to(self.product_dtype(on)), len(components))
+        arranged = arranged.to(self.product_dtype(on))
+        made = self.restored(run, arranged, len(components), kernel="naive")
         return made + self.means_of(run, on)[:, None]
 
     @property
@@ -167,8 +172,10 @@ class Transform:
         count: int,
         wanted: range | None = None,
         columns: slice | None = None,
+        *,
+        kernel: str | None = None,
     ) -> Tensor:
-        """`[tables, tokens, D]` of `product_dtype`, means not added yet.
+        """`[tables, tokens, D]` of the type of `arranged`, means not added yet.
 
         Args:
             run: which run of layers.
@@ -176,33 +183,28 @@ class Transform:
             count: components from which on all are zero.
             wanted: consecutive tables of the run; None for all of them.
             columns: those of the D components of a table that are wanted; None for all of them.
+            kernel: "compiled" or "naive" to force one.
         """
-        on, tokens = arranged.device, arranged.shape[1]
-        components = self.order.shape[1]
-        bases = self._factor("turned bases", on, lambda: self.bases.mT.contiguous())
-        bases = bases[self._tables(run)]
-        tables, blocks, d = bases.shape[:3]
-        wanted = wanted or range(tables)
-        rows = slice(wanted.start * blocks * d, wanted.stop * blocks * d)
-        z = arranged[:components]
-        if self.selected.shape[1]:
-            selected = self._on("selected", on, lambda: self.selected)[run]
-            kept = self._columns(run, count)
-            cross = self._factor("cross", on, lambda: self.cross)[run]
-            second = arranged[components : components + kept]
-            here = slice(None)
-            if len(wanted) < tables:  # they rise
-                here = slice(*np.searchsorted(self.selected[run].numpy(), [rows.start, rows.stop]))
-            z.index_copy_(0, selected[here], torch.matmul(cross[here, :kept], second))
-        z = z[rows].view(len(wanted), blocks, d, tokens)
-        bases = bases[wanted.start : wanted.stop]
-        start, stop, _ = (columns or slice(None)).indices(blocks * d)
-        if blocks == 1:
-            return torch.matmul(z[:, 0].mT, bases[:, 0, :, start:stop])
-        first, end = start // d, -(-stop // d)  # whole blocks
-        x = torch.matmul(z[:, first:end].mT, bases[:, first:end])  # [.., blocks, tokens, d]
-        made = x.transpose(1, 2).reshape(len(wanted), tokens, (end - first) * d)
-        return made[:, :, start - first * d : stop - first * d]
+        wanted = wanted or range(2 * self.run_layers)
+        among = range(*(columns or slice(None)).indices(self.means[0].numel()))
+        kept = self._columns(run, count) if self.selected.shape[1] else 0
+        on = arranged.device
+        served = on.type == "cpu" and arranged.dtype == torch.float32
+        if served and choose_on_cpu("synthesise", kernel) == "compiled":
+            packed = PackedFactors(
+                self.selected[run],
+                self._on("pairs of cross", on, lambda: pairs_of(panels_of(self.cross.mT)))[run],
+                self._on("panels of bases", on, lambda: panels_of(self.bases.mT))[
+                    self._tables(run)
+                ],
+            )
+            return compiled.synthesise(arranged, packed, kept, wanted, among)
+        factors = Factors(
+            self._on("selected", on, lambda: self.selected)[run],
+            self._factor("cross", on, lambda: self.cross)[run],
+            self._factor("turned bases", on, lambda: self.bases.mT.contiguous())[self._tables(run)],
+        )
+        return products.synthesise(arranged, factors, kept, wanted, among)
 
     def product_dtype(self, device: torch.device) -> torch.dtype:
         """In which a device multiplies fastest: bfloat16 or float32."""

@@ -4,13 +4,14 @@ gains that vary, atoms, and the tables of a Laplace distribution."""
 from __future__ import annotations
 
 import functools
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from unittest import mock
 
 import torch
 from torch import Tensor
 
+from lexico_codec.kernels.dispatch import Kernel, choose_on_cpu
 from lexico_codec.sets import transform as transforms
 from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.transform import Transform
@@ -107,12 +108,22 @@ def set_of(tensors: Mapping[str, Tensor]) -> TransformSet:
     return TransformSet.build(named, set_info(heads, sparsity))
 
 
-def products(*, quick: bool) -> Any:
+@contextmanager
+def products(*, quick: bool) -> Iterator[None]:
     """Makes transforms multiply in bfloat16, or exactly, whatever the machine does best.
 
     A transform keeps what it multiplies by: make, or ask for, sets inside of this.
     """
-    return mock.patch.object(transforms, "_quick_bfloat16", return_value=quick)
+    with mock.patch.object(transforms, "_quick_bfloat16", return_value=quick):
+        if quick:
+            yield
+            return
+        with mock.patch.object(transforms, "choose_on_cpu", _dense_unless_asked):
+            yield
+
+
+def _dense_unless_asked(operation: str, kernel: str | None) -> Kernel:
+    return choose_on_cpu(operation, kernel or "naive")
 
 
 def residual_set(

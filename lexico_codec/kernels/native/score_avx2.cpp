@@ -6,6 +6,7 @@
 
 #include "layout.h"
 #include "lexico.h"
+#include "synthesis.h"
 
 #pragma GCC target("avx2,fma,f16c")
 #define LEXICO_WIDTH 8
@@ -24,6 +25,7 @@ namespace lexico::avx2 {
 #include "reconstruct.inl"
 
 #include "layout.inl"
+#include "synthesis.inl"
 
 } // namespace lexico::avx2
 #endif

@@ -7,6 +7,7 @@
 
 #include "layout.h"
 #include "lexico.h"
+#include "synthesis.h"
 
 #define LEXICO_WIDTH 4
 #define LEXICO_GROUPS 2
@@ -24,5 +25,6 @@ namespace lexico::generic {
 #include "reconstruct.inl"
 
 #include "layout.inl"
+#include "synthesis.inl"
 
 } // namespace lexico::generic

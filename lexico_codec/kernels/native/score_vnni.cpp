@@ -6,6 +6,7 @@
 
 #include "layout.h"
 #include "lexico.h"
+#include "synthesis.h"
 
 #pragma GCC target("avx2,fma,avx512f,avx512bw,avx512dq,avx512vl,avx512vnni")
 #define LEXICO_WIDTH 16
@@ -66,6 +67,7 @@ struct Scorer {
 #include "reconstruct.inl"
 
 #include "layout.inl"
+#include "synthesis.inl"
 
 } // namespace lexico::vnni
 #endif

@@ -1,0 +1,65 @@
+// What synthesis.inl is given: see lexico_codec/kernels/synthesis/products.py.
+#pragma once
+
+#include <atomic>
+#include <cstdint>
+
+#include "lexico.h"
+
+namespace lexico {
+
+constexpr int64_t kPanel = 64;   // columns of a matrix that lie together
+constexpr int64_t kSome = 64;    // tokens that share a matrix while it is in a cache
+constexpr int64_t kListed = 64;  // rows of Q that are listed together
+
+struct Entry { // what a token has of a row
+    float value;
+    int32_t row;
+};
+
+struct Synthesis { // lexico_synthesise
+    int64_t components, tokens, second, kept; // second: R; kept: of them, all others are zero
+    const float* arranged;   // [components + second, tokens]
+    const int64_t* selected; // [second], rising: rows of z that Q makes
+    const uint32_t* cross;   // Q in panels: [(second + 63) / 64, second, 32] pairs of bfloat16
+    const float* bases;      // in panels: [tables, blocks, (d + 63) / 64, d, 64], of all tables
+    int64_t blocks, d;
+    int64_t first_table, tables; // wanted
+    int64_t start, stop;         // columns of a table that are wanted
+    float* out;                  // [tables, tokens, stop - start]
+
+    // Of kSome tokens from `from` on.
+    int64_t from = 0, some = 0;
+    Entry* lists;    // [chunks, kSome, kListed] the second components that are not zero
+    int32_t* counts; // [chunks, kSome]
+    float* z;        // [panels, kSome, kPanel] what Q makes of them
+    int64_t first_panel = 0, last_panel = 0; // that the wanted tables need
+    std::atomic<int64_t> next{0};
+    std::atomic<int> status{kOk};
+
+    int64_t chunks() const { return (kept + kListed - 1) / kListed; }
+    int64_t panels() const { return (d + kPanel - 1) / kPanel; } // of a block
+    int64_t first_block() const { return start / d; }
+    int64_t wanted_blocks() const { return (stop + d - 1) / d - first_block(); }
+    int64_t selected_before(int64_t row) const; // how many of them
+};
+
+namespace generic {
+void list_second(Synthesis& job);
+void multiply_cross(Synthesis& job);
+void multiply_bases(Synthesis& job);
+}
+#if defined(__x86_64__)
+namespace avx2 {
+void list_second(Synthesis& job);
+void multiply_cross(Synthesis& job);
+void multiply_bases(Synthesis& job);
+}
+namespace vnni {
+void list_second(Synthesis& job);
+void multiply_cross(Synthesis& job);
+void multiply_bases(Synthesis& job);
+}
+#endif
+
+} // namespace lexico

@@ -1,0 +1,1 @@
+"""Decoded components, multiplied back into keys and values."""

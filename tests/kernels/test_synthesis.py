@@ -1,0 +1,182 @@
+"""Components multiplied back into keys and values: compiled against dense, by every ISA."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Self
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from lexico_codec.kernels import library
+from lexico_codec.kernels.library import ISA_VARIABLE
+from lexico_codec.kernels.synthesis import compiled, products
+from lexico_codec.kernels.synthesis.compiled import PackedFactors, pairs_of, panels_of
+from lexico_codec.kernels.synthesis.products import Factors
+from lexico_proto.errors import ConfigurationError
+from tests.support.residual_sets import residual_set, transform_of
+
+pytestmark = pytest.mark.skipif(not library.available(), reason="the library is not compiled")
+
+
+@pytest.fixture(params=library.supported() if library.available() else ())
+def isa(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setenv(ISA_VARIABLE, request.param)
+    return str(request.param)
+
+
+@dataclass(frozen=True)
+class Case:
+    """A transform of small whole numbers: products in bfloat16 and in float32 are equal."""
+
+    factors: Factors
+    arranged: Tensor
+    kept: int
+
+    @classmethod
+    def of(cls, tables: int, blocks: int, d: int, second: int, tokens: int, density: float) -> Self:
+        generator = torch.Generator().manual_seed(tables * d + second + tokens)
+        size = tables * blocks * d
+
+        def whole(*shape: int) -> Tensor:
+            return torch.randint(-3, 4, shape, generator=generator).float()
+
+        selected = torch.randperm(size, generator=generator)[:second].sort().values
+        factors = Factors(selected, whole(second, second), whole(tables, blocks, d, d))
+        arranged = whole(size + second, tokens)
+        arranged *= torch.rand(arranged.shape, generator=generator) < density
+        kept = second * 2 // 3
+        arranged[size + kept :] = 0
+        arranged[selected] = float("nan")  # is not read
+        return cls(factors, arranged, kept)
+
+    def dense(self, wanted: range, columns: range) -> Tensor:
+        return products.synthesise(self.arranged.clone(), self.factors, self.kept, wanted, columns)
+
+    def sparse(self, wanted: range, columns: range) -> Tensor:
+        packed = PackedFactors(
+            self.factors.selected,
+            pairs_of(panels_of(self.factors.cross.mT)),
+            panels_of(self.factors.bases),
+        )
+        return compiled.synthesise(self.arranged, packed, self.kept, wanted, columns)
+
+
+SHAPES = [
+    pytest.param(shape, id="T{}-B{}-d{}-R{}-tokens{}-density{}".format(*shape))
+    for shape in [
+        (2, 1, 1, 0, 1, 1.0),
+        (2, 1, 7, 5, 3, 0.3),
+        (4, 1, 64, 65, 64, 0.1),
+        (6, 3, 20, 130, 65, 0.5),
+        (4, 2, 100, 300, 130, 0.0),
+        (2, 1, 192, 200, 33, 1.0),
+    ]
+]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_sums_are_those_of_the_twin(isa: str, shape: tuple[int, int, int, int, int, float]) -> None:
+    case = Case.of(*shape)
+    tables, blocks, d = shape[:3]
+    whole = case.dense(range(tables), range(blocks * d))
+    assert torch.equal(case.sparse(range(tables), range(blocks * d)), whole)
+    for first, end in {(0, 1), (tables - 1, tables), (1, tables)}:
+        for start, stop in {(0, blocks * d), (blocks * d // 3, blocks * d), (0, 1), (0, 0)}:
+            part = case.sparse(range(first, end), range(start, stop))
+            assert torch.equal(part, whole[first:end, :, start:stop])
+
+
+@settings(max_examples=40, deadline=None)
+@given(
+    tables=st.integers(1, 4),
+    blocks=st.integers(1, 3),
+    d=st.integers(1, 70),
+    second=st.integers(0, 200),
+    tokens=st.integers(1, 70),
+    density=st.floats(0, 1),
+    data=st.data(),
+)
+def test_any_part_of_any_shape(
+    tables: int, blocks: int, d: int, second: int, tokens: int, density: float, data: st.DataObject
+) -> None:
+    case = Case.of(tables, blocks, d, min(second, tables * blocks * d), tokens, density)
+    first, start = data.draw(st.integers(0, tables - 1)), data.draw(st.integers(0, blocks * d - 1))
+    wanted = range(first, data.draw(st.integers(first + 1, tables)))
+    columns = range(start, data.draw(st.integers(start + 1, blocks * d)))
+    assert torch.equal(case.sparse(wanted, columns), case.dense(wanted, columns))
+
+
+def test_threads_change_no_bit() -> None:
+    case = Case.of(6, 1, 64, 130, 100, 0.5)
+    packed = PackedFactors(
+        case.factors.selected,
+        pairs_of(panels_of(case.factors.cross.mT / 7)),
+        panels_of(case.factors.bases / 7),
+    )
+    threads, made = torch.get_num_threads(), []
+    try:
+        for number in (1, 2, 5):
+            torch.set_num_threads(number)
+            given_ = (case.arranged / 3, packed, case.kept, range(6), range(64))
+            made.append(compiled.synthesise(*given_))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(made[0], made[1])
+    assert torch.equal(made[0], made[2])
+
+
+@pytest.mark.parametrize("wild", [float("inf"), float("-inf"), float("nan"), 3e38])
+def test_one_wild_token_leaves_the_others_alone(isa: str, wild: float) -> None:
+    case = Case.of(2, 1, 20, 15, 9, 0.5)
+    before = case.sparse(range(2), range(20))
+    case.arranged[40, 3] = wild
+    after = case.sparse(range(2), range(20))
+    others = torch.arange(9) != 3
+    assert torch.equal(after[:, others], before[:, others])
+
+
+def test_panels_hold_columns_and_pairs_two_of_them() -> None:
+    matrix = torch.arange(3 * 70, dtype=torch.float32).view(3, 70)
+    panels = panels_of(matrix)
+    assert panels.shape == (2, 3, 64)
+    assert torch.equal(panels[0], matrix[:, :64])
+    assert torch.equal(panels[1, :, :6], matrix[:, 64:])
+    assert not bool(panels[1, :, 6:].any())
+    pairs = pairs_of(panels)
+    assert (pairs.shape, pairs.dtype) == ((2, 3, 32), torch.int32)
+    low, high = (pairs << 16).view(torch.float32), (pairs & -65536).view(torch.float32)
+    halves = torch.stack([low.view(2, 3, 2, 16), high.view(2, 3, 2, 16)], -2)
+    assert torch.equal(halves.view(2, 3, 64), panels.bfloat16().float())
+
+
+@pytest.mark.parametrize(
+    "shape", [(2, 3, 16, 1, 1, 24), (4, 2, 9, 2, 2, 0), (6, 5, 4, 3, 5, 1), (2, 3, 16, 1, 3, 96)]
+)
+def test_transforms_restore_by_both(isa: str, shape: tuple[int, ...]) -> None:
+    """No vector errs by more than the rounding of the matrices."""
+    transform = transform_of(residual_set(*shape))
+    tables, size = 2 * transform.run_layers, shape[1] * shape[2]
+    for run in range(transform.runs):
+        arranged = torch.zeros(transform.rows, 40)
+        places = transform.places(run, torch.device("cpu")).long()
+        count = len(places) // 2
+        drawn = torch.randn(count, 40, generator=torch.Generator().manual_seed(run))
+        arranged[places[:count]] = drawn
+        for wanted in (None, range(tables - 1, tables)):
+            for columns in (None, slice(1, size // 2)):
+                parts = [
+                    transform.restored(run, arranged.clone(), count, wanted, columns, kernel=kernel)
+                    for kernel in ("compiled", "naive")
+                ]
+                assert parts[0].shape == parts[1].shape
+                assert (parts[0] - parts[1]).norm() <= 2**-8 * parts[1].norm()
+
+
+def test_an_unknown_kernel_is_refused() -> None:
+    transform = transform_of(residual_set(2, 3, 16))
+    with pytest.raises(ConfigurationError, match="kernel 'fast'"):
+        transform.restored(0, torch.zeros(transform.rows, 1), 0, kernel="fast")
