@@ -18,17 +18,37 @@ class FedTokens:
     under those ids.
     """
 
-    def __init__(self, ids: Tensor, pads: tuple[int, ...]) -> None:
+    def __init__(self, ids: Tensor, pads: tuple[int, ...], given: int) -> None:
         """
         Args:
             ids: `[rows, columns]` that the cache holds.
             pads: columns of padding before each row.
+            given: columns of the prompts that `generate` is given.
         """
+        self._given = given
+        self._begun = False
         self._pads = torch.tensor(pads)[:, None]
         positions = torch.arange(ids.shape[1])[None] - self._pads
         self._chunks = [(ids, positions)]
         self._count = ids.shape[1]
         self._lost = False
+
+    def rest(self, inputs: dict[str, Any]) -> dict[str, Any]:
+        """What a forward pass is to be given: assisted generation feeds the whole prompt, however
+        much of it the cache holds.
+
+        Args:
+            inputs: of the forward pass, by name.
+        """
+        ids, held = inputs.get("input_ids"), self._count
+        first, self._begun = not self._begun, True
+        if not (first and held and isinstance(ids, Tensor) and ids.shape[1] >= self._given):
+            return inputs
+        changed = {"input_ids": ids[:, held:]}
+        positions = inputs.get("position_ids")
+        if isinstance(positions, Tensor):
+            changed["position_ids"] = positions[..., -changed["input_ids"].shape[1] :]
+        return inputs | changed
 
     def grow(self, length: int | None, ids: Any, positions: Any) -> None:
         """Notes a forward pass.
@@ -86,15 +106,21 @@ def note_fed(cache: Any, fed: FedTokens | None) -> None:
     setattr(cache, _ATTRIBUTE, fed)
 
 
-def grow_fed(cache: Any, inputs: dict[str, Any]) -> None:
+def grow_fed(cache: Any, inputs: dict[str, Any]) -> dict[str, Any] | None:
     """Notes a forward pass of a model, before it.
 
     Args:
         cache: that it is given.
         inputs: all that it is given, by name.
+
+    Returns:
+        What it is to be given instead; None for a cache that is not noted.
     """
     fed = getattr(cache, _ATTRIBUTE, None)
-    if isinstance(fed, FedTokens):
-        # The length of a static cache lies on its device; it is never cropped here.
-        length = None if isinstance(cache, StaticCache) else int(cache.get_seq_length())
-        fed.grow(length, inputs.get("input_ids"), inputs.get("position_ids"))
+    if not isinstance(fed, FedTokens):
+        return None
+    inputs = fed.rest(inputs)
+    # The length of a static cache lies on its device; it is never cropped here.
+    length = None if isinstance(cache, StaticCache) else int(cache.get_seq_length())
+    fed.grow(length, inputs.get("input_ids"), inputs.get("position_ids"))
+    return inputs

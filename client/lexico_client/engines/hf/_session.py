@@ -313,7 +313,8 @@ def _common(one: npt.NDArray[np.int64], other: npt.NDArray[np.int64]) -> int:
 def _fed(prompts: Prompts, settings: GenerateSettings, start: int) -> FedTokens:
     each = settings.expansion
     pads = tuple(pad for pad in prompts.pads for _ in range(each))
-    return FedTokens(prompts.ids[:, :start].repeat_interleave(each, 0), pads)
+    held = prompts.ids[:, :start].repeat_interleave(each, 0)
+    return FedTokens(held, pads, prompts.columns)
 
 
 def _ended(outcomes: tuple[OffloadOutcome, ...]) -> Future[tuple[OffloadOutcome, ...]]:

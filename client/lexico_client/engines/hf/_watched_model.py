@@ -90,8 +90,8 @@ def before_forward(
     cache = _cache_in(named)
     held = tokens_of(cache)
     if held is None:
-        grow_fed(cache, named)
-        return None
+        noted = grow_fed(cache, named)
+        return None if noted is None else ((), noted)
     ids, length = named.get("input_ids"), int(cache.get_seq_length())
     if not isinstance(ids, Tensor):
         ids = None
