@@ -21,7 +21,7 @@ PAD = 0
 PLAIN: dict[str, Any] = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": PAD}
 
 
-def batch_of(rows: Sequence[Sequence[int]]) -> dict[str, Tensor]:
+def batch_of(rows: Sequence[Sequence[int]]) -> dict[str, Any]:
     """Prompts with padding on the left, and their mask."""
     most = max(map(len, rows))
     ids = [[PAD] * (most - len(row)) + list(row) for row in rows]

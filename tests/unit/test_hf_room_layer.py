@@ -42,7 +42,7 @@ def roomy(tokens: int = 7) -> tuple[RoomLayer, Tensor]:
 
 
 def plain(tokens: int = 7) -> DynamicLayer:
-    layer = DynamicLayer()  # type: ignore[no-untyped-call]
+    layer = DynamicLayer()
     if tokens:
         layer.update(*states(tokens, seed=9))
     return layer

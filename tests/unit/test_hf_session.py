@@ -129,9 +129,9 @@ def test_the_cache_that_it_returns_is_the_callers(
 
 
 def test_a_streamer(model: Any, shared: HuggingFaceCache) -> None:
-    tokenizer = chat_tokenizer(TEMPLATE)
+    tokenizer: Any = chat_tokenizer(TEMPLATE)
     plain = model.generate(IDS, **PLAIN)
-    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)  # type: ignore[arg-type]
+    streamer = TextIteratorStreamer(tokenizer, skip_prompt=True)
     with Session(shared, tokenizer=tokenizer) as session:
         got = session.generate(IDS, **PLAIN, streamer=streamer)
         assert "".join(streamer).split() == tokenizer.decode(plain[0, TOKENS:]).split()
@@ -139,13 +139,17 @@ def test_a_streamer(model: Any, shared: HuggingFaceCache) -> None:
 
 
 def test_conversations(model: Any, shared: HuggingFaceCache) -> None:
-    tokenizer = chat_tokenizer(TEMPLATE)
-    first: list[dict[str, str]] = [{"role": "user", "content": words_of(range(20, 60))}]
+    tokenizer: Any = chat_tokenizer(TEMPLATE)
+    first: Any = [{"role": "user", "content": words_of(range(20, 60))}]
     with Session(shared, tokenizer=tokenizer) as session:
         got = session.generate(messages=first, **PLAIN)
         assert outcomes_of(got.report) == ["s" * 6], "42 + 8 tokens"
         said = tokenizer.decode(got.answers[0], skip_special_tokens=False)
-        second = [*first, {"role": "assistant", "content": said}, {"role": "user", "content": "w5"}]
+        second: Any = [
+            *first,
+            {"role": "assistant", "content": said},
+            {"role": "user", "content": "w5"},
+        ]
         following = session.generate(messages=second, **PLAIN)
         (prompt,) = following.report.prompts
         assert (prompt.familiar_tokens, prompt.reloaded_tokens) == (51, 48)
@@ -157,7 +161,7 @@ def test_conversations(model: Any, shared: HuggingFaceCache) -> None:
 def test_a_template_that_renders_earlier_turns_anew_says_so(
     model: Any, shared: HuggingFaceCache
 ) -> None:
-    asked: list[dict[str, str]] = [
+    asked: Any = [
         {"role": "user", "content": words_of(range(20, 50))},
         {"role": "assistant", "content": words_of(range(50, 80))},
         {"role": "user", "content": "w7 w8"},

@@ -104,7 +104,7 @@ def test_pages_of_a_batch_are_those_of_each_prompt_alone(
 )
 def test_ways_of_generate(model: Any, session: Session, settings: dict[str, Any]) -> None:
     batch = batch_of(ROWS[:4])
-    outputs = []
+    outputs: list[Any] = []
     for generate in (model.generate, session.generate):
         torch.manual_seed(5)
         outputs.append(generate(**batch, **PLAIN | settings))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import os
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,9 +13,9 @@ import pytest
 import torch
 
 from lexico_client import Client, InMemoryTransport
-from lexico_client.engines.hf import _session
-from lexico_client.engines.hf._behind import Seldom
-from lexico_client.hf import HuggingFaceCache, Session
+from lexico_client.engines.hf import _fed_tokens
+from lexico_client.engines.hf._behind import Behind, Seldom
+from lexico_client.hf import GenerateReport, HuggingFaceCache, Session
 from lexico_codec.hf_inputs import cache_keyword
 from lexico_proto import errors
 from tests.support.answers import IDS, answer, made, tokens
@@ -76,6 +75,10 @@ def test_a_service_that_is_away_is_asked_once_a_batch(
     expected = model.generate(**batch, **PLAIN)
     with Session(shared) as session:
         service.away = True
+        session.generate(IDS, **PLAIN, offload=False)
+        once, service.asked = service.asked, 0
+        session.generate(**batch, **PLAIN, offload=False)
+        assert service.asked == once
         got = session.generate(**batch, **PLAIN)
         assert torch.equal(got.output, expected)
         assert [type(each.reason) for each in got.report.prompts] == [errors.Unavailable] * 3
@@ -209,18 +212,13 @@ def test_what_waits_when_a_session_is_closed_is_told(
     session.generate(IDS, **PLAIN)
     assert service.began.wait(PATIENCE_S)
     held = threading.Event()
-    waiting = session._behind.begin(lambda: (held.wait(), ())[1])
-    assert waiting is not None
-    report = replace_offloads(waiting)
+    waiting: Any = session._behind.begin(lambda: (held.wait(), ())[1])
+    report = GenerateReport((), 0, 0.0, waiting)
     assert not session.close(timeout=0.0)
     (outcome,) = report.offloads()
     assert isinstance(outcome.error, errors.Cancelled)
     service.taken.set()
     held.set()
-
-
-def replace_offloads(future: Any) -> Any:
-    return _session.GenerateReport((), 0, 0.0, future)
 
 
 def test_a_model_that_changes_while_it_generates(tmp_path: Path) -> None:
@@ -241,7 +239,7 @@ def test_a_model_that_cannot_be_shared_any_more(tmp_path: Path) -> None:
     model = made("llama")
     with sharing(model, tmp_path, weights=bytes(32)) as shared, Session(shared) as session:
         with torch.no_grad():
-            model.model.embed_tokens.weight[3, 3] += 1
+            model.model.embed_tokens.weight.mul_(2)
         got = session.generate(IDS, **PLAIN)
         assert torch.equal(got.output, model.generate(IDS, **PLAIN))
         (prompt,) = got.report.prompts
@@ -293,9 +291,7 @@ def test_other_ids_than_the_model_was_given_are_not_offloaded(
 def test_what_was_not_seen_is_not_offloaded(
     model: Any, shared: HuggingFaceCache, monkeypatch: pytest.MonkeyPatch, hidden: str
 ) -> None:
-    from lexico_client.engines.hf import _watched_model
-
-    noted = _watched_model.grow_fed
+    noted = _fed_tokens.grow_fed
 
     def other(cache: Any, inputs: dict[str, Any]) -> Any:
         if hidden == "forward":
@@ -303,27 +299,25 @@ def test_what_was_not_seen_is_not_offloaded(
         shifted = {"position_ids": inputs["position_ids"] + 1}
         return noted(cache, inputs | shifted) and inputs
 
-    monkeypatch.setattr(_watched_model, "grow_fed", other)
+    monkeypatch.setattr("lexico_client.engines.hf._watched_model.grow_fed", other)
     with Session(shared) as session:
         assert outcomes_of(session.generate(IDS, **PLAIN).report) == [""]
 
 
-def test_a_forked_child_has_offloads_of_its_own(
-    model: Any, service: Service, shared: HuggingFaceCache
-) -> None:
-    service.taken.clear()
-    session = Session(shared)
-    session.generate(IDS, **PLAIN)
-    assert service.began.wait(PATIENCE_S)
-    child = os.fork()
-    if child == 0:
-        started = session._behind.begin(lambda: ())
-        done = started is not None and started.result(PATIENCE_S) == ()
-        os._exit(0 if done and session.drain(PATIENCE_S) else 1)
-    _, status = os.waitpid(child, 0)
-    assert os.waitstatus_to_exitcode(status) == 0
-    service.taken.set()
-    assert session.close()
+def test_what_a_forked_child_begins_with() -> None:
+    """Its parent's thread is not there, and what that thread had to do is the parent's."""
+    held = threading.Event()
+    behind = Behind[bool]("behind", 1)
+    started = behind.begin(held.wait)
+    assert started is not None
+    assert behind.begin(held.wait) is None
+    behind.after_fork()
+    own = behind.begin(lambda: True)
+    assert own is not None
+    assert own.result(PATIENCE_S)
+    assert behind.close()
+    held.set()
+    assert started.result(PATIENCE_S)
 
 
 def test_warnings_come_once_a_minute(

@@ -67,13 +67,13 @@ class Behind(Generic[T]):
         with self._lock:
             self._running.discard(done)
 
-    def drain(self, timeout: float | None) -> bool:
+    def drain(self, timeout: float | None = None) -> bool:
         """Waits for what runs or waits now; whether all of it has ended."""
         with self._lock:
             running = set(self._running)
         return not wait(running, timeout).not_done
 
-    def close(self, timeout: float | None) -> bool:
+    def close(self, timeout: float | None = None) -> bool:
         """Takes no more, and waits as `drain` does. What has not begun by then never does."""
         with self._lock:
             self._closed = True
