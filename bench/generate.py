@@ -241,7 +241,11 @@ def main() -> None:
     forward = forwards(loaded.model, prompt, options.rounds, options.steps)
     print(table([forward]))
     prompts = texts(loaded.tokenizer, options.prompts, options.prompt_tokens)
-    rows = [agreement(loaded.model, prompts, options.new_tokens, codec) for codec in options.codecs]
+    expected = answers(loaded.model, prompts, options.new_tokens)
+    rows = [
+        agreement(loaded.model, prompts, expected, options.new_tokens, codec)
+        for codec in options.codecs
+    ]
     print(table(rows))
     result = {
         "first_forward_time": forward["time"],
