@@ -47,7 +47,8 @@ def main() -> None:
         nodes = []
         for _ in range(2):  # each has a connection and a session of its own, as two hosts would
             client = stack.enter_context(Client(reload=service.reload, offload=service.offload))
-            shared = HuggingFaceCache(client, loaded.model, codec=options.codec)
+            # Short pages for a short conversation: whole pages alone are shared.
+            shared = HuggingFaceCache(client, loaded.model, codec=options.codec, page_tokens=16)
             nodes.append(stack.enter_context(Session(shared, tokenizer=loaded.tokenizer)))
         messages = [{"role": "system", "content": CONTEXT}]
         for turn, question in enumerate(QUESTIONS):

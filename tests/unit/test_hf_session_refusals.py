@@ -133,6 +133,11 @@ def test_a_static_cache_that_is_counted_by_what_is_not_zero(model: Any, session:
         session.generate(IDS, **PLAIN, cache_implementation="static")
 
 
+def test_a_padding_token_that_ends_answers_too_is_no_padding(model: Any, session: Session) -> None:
+    ids, both = torch.tensor([[5, 7, 6, 7, 9]]), PLAIN | {"pad_token_id": 7, "eos_token_id": [7]}
+    assert torch.equal(session.generate(ids, **both).output, model.generate(ids, **both))
+
+
 def test_what_generate_itself_refuses_is_its_own(model: Any, session: Session) -> None:
     with pytest.raises((ValueError, TypeError)):
         session.generate(IDS, **PLAIN, no_such_argument=1)

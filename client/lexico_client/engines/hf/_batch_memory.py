@@ -50,6 +50,8 @@ class BatchMemory:
         for part in (*self.keys, *self.values):
             for row, pad in enumerate(pads):
                 part[row, :, :pad] = 0
+        if self._device.type == "cuda":  # pages are written by another thread
+            torch.cuda.current_stream(self._device).synchronize()
 
     def target(self, row: int, pad: int) -> Target:
         """Where the pages of a prompt go, behind so many columns of padding."""

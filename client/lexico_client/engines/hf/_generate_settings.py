@@ -51,6 +51,8 @@ class GenerateSettings:
     """Tokens that it may add to the prompt; None where nobody said."""
     whole_prefill: bool
     """Whether the prompt must be computed from its first token on."""
+    stop_strings: bool
+    """Whether strings end an answer: then `generate` needs the tokenizer."""
     eos: frozenset[int]
     """Tokens that end an answer."""
     pad: int | None
@@ -93,7 +95,7 @@ def generate_settings(model: Any, kwargs: dict[str, Any], columns: int) -> Gener
     beams = int(setting("num_beams") or 1)
     sequences = int(setting("num_return_sequences") or 1)
     assisted = any(setting(name) is not None for name in _ASSISTANTS)
-    new_tokens = _new_tokens(setting, columns)
+    new_tokens = _new_tokens(setting, kwargs, columns)
     if asked == "static":
         if max(beams, sequences) > 1 or assisted:
             raise Unsupported(
@@ -102,7 +104,6 @@ def generate_settings(model: Any, kwargs: dict[str, Any], columns: int) -> Gener
             )
         if new_tokens is None:
             raise InvalidInput("a static cache has a size: give max_new_tokens or max_length")
-    eos = setting("eos_token_id")
     # Before 5.24, generate computed the prompt in chunks from its start, whatever the cache held.
     chunked = setting("prefill_chunk_size") is not None and cache_keyword(model) != "cache"
     return GenerateSettings(
@@ -111,9 +112,16 @@ def generate_settings(model: Any, kwargs: dict[str, Any], columns: int) -> Gener
         sequences=sequences,
         new_tokens=new_tokens,
         whole_prefill=chunked,
-        eos=frozenset(() if eos is None else (eos,) if isinstance(eos, int) else map(int, eos)),
+        stop_strings=setting("stop_strings") is not None,
+        eos=ending_tokens(setting),
         pad=setting("pad_token_id"),
     )
+
+
+def ending_tokens(setting: Callable[[str], Any]) -> frozenset[int]:
+    """Tokens that end an answer, by `generate`'s settings."""
+    eos = setting("eos_token_id")
+    return frozenset(() if eos is None else (eos,) if isinstance(eos, int) else map(int, eos))
 
 
 def _check(setting: Callable[[str], Any], asked: object) -> None:
@@ -135,8 +143,9 @@ def _check(setting: Callable[[str], Any], asked: object) -> None:
             raise Unsupported(f"the generation config says {name}, which {why}")
 
 
-def _new_tokens(setting: Callable[[str], Any], columns: int) -> int | None:
-    new, most = setting("max_new_tokens"), setting("max_length")
+def _new_tokens(setting: Callable[[str], Any], kwargs: dict[str, Any], columns: int) -> int | None:
+    """A config's `max_length` does not count: where it is a default, `generate` goes by another."""
+    new, most = setting("max_new_tokens"), kwargs.get("max_length")
     if isinstance(new, int):
         return max(1, new)
     return max(1, most - columns) if isinstance(most, int) else None

@@ -20,7 +20,11 @@ from lexico_client.engines.hf._batch_memory import BatchMemory, StaticBatchMemor
 from lexico_client.engines.hf._behind import Behind, Seldom
 from lexico_client.engines.hf._catching_up import catch_up, start_column
 from lexico_client.engines.hf._fed_tokens import FedTokens, note_fed
-from lexico_client.engines.hf._generate_settings import GenerateSettings, generate_settings
+from lexico_client.engines.hf._generate_settings import (
+    GenerateSettings,
+    ending_tokens,
+    generate_settings,
+)
 from lexico_client.engines.hf._offloading import Finished, finished, prefixes, send
 from lexico_client.engines.hf._plain_models import base_model
 from lexico_client.engines.hf._prompts import Messages, Prompts, prompts_of, rendered
@@ -34,7 +38,7 @@ from lexico_client.engines.hf._row_loads import RowLoads, load_rows
 from lexico_client.engines.hf._sharded import refuse_slice
 from lexico_client.engines.hf._shared_cache import HuggingFaceCache
 from lexico_client.engines.hf._token_ids import checked_count
-from lexico_client.engines.hf._watched_model import watch
+from lexico_client.engines.hf._watched_model import settings_of, watch
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
@@ -143,7 +147,7 @@ class Session:
         tokenizer = self._tokenizer if tokenizer is None else tokenizer
         prompts = self._prompts(input_ids, messages, attention_mask, tokenizer, template, kwargs)
         settings = generate_settings(self._model, kwargs, prompts.columns)
-        if kwargs.get("stop_strings") is not None:
+        if settings.stop_strings:
             kwargs["tokenizer"] = tokenizer
         began = time.perf_counter()
         spec, loads = self._reload(prompts, settings, seconds)
@@ -199,7 +203,7 @@ class Session:
         error: BaseException | None,
         traceback: TracebackType | None,
     ) -> None:
-        self.close()
+        self.close(None if kind is None else 0.0)
 
     def _prompts(
         self,
@@ -215,8 +219,10 @@ class Session:
         if messages is not None:
             base: Any = base_model(self._model)
             input_ids, mask = rendered(messages, tokenizer, template or {}, base.device)
-        config = kwargs.get("generation_config") or self._model.generation_config
-        return prompts_of(input_ids, mask, kwargs.get("pad_token_id", config.pad_token_id))
+        setting = settings_of(self._model, (), dict(kwargs))
+        pad = setting("pad_token_id")
+        # One that ends answers too, as `generate` has it, tells nothing of padding.
+        return prompts_of(input_ids, mask, None if pad in ending_tokens(setting) else pad)
 
     def _reload(
         self, prompts: Prompts, settings: GenerateSettings, timeout: float
