@@ -290,7 +290,8 @@ class Session:
         if not wanted:
             return _ended(())
         try:
-            if self._shared.spec != spec:
+            now = self._shared.spec
+            if (now.weights, now.lora) != (spec.weights, spec.lora):
                 raise InvalidInput("the model changed while it generated: nothing is offloaded")
             held = prefixes(cache, spec, found, fed, copied=settings.static)
         except LexicoError as error:
