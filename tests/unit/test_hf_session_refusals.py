@@ -63,6 +63,11 @@ def session(model: Any, tmp_path: Path) -> Iterator[Session]:
             "prompt 0 has no token",
         ),
         ({"messages": MESSAGES}, errors.InvalidInput, "tokenizer"),
+        (
+            {"messages": MESSAGES, "attention_mask": torch.ones(1, 3)},
+            errors.InvalidInput,
+            "goes with input_ids",
+        ),
         ({"messages": "hello", "tokenizer": 1}, errors.InvalidInput, "tokenizer"),
         ({"messages": [], "tokenizer": chat_tokenizer("x")}, errors.InvalidInput, "list of dicts"),
         (

@@ -216,6 +216,10 @@ class Session:
     ) -> Prompts:
         if (input_ids is None) == (messages is None):
             raise InvalidInput("give either input_ids or messages")
+        if messages is not None and mask is not None:
+            raise InvalidInput(
+                "attention_mask goes with input_ids: messages have one made for them"
+            )
         if messages is not None:
             base: Any = base_model(self._model)
             input_ids, mask = rendered(messages, tokenizer, template or {}, base.device)
