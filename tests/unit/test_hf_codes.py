@@ -339,15 +339,17 @@ class Largest(TorchDispatchMode):
 def test_a_decode_step_makes_nothing_dense(client: Client, model: Any) -> None:
     ids = prompt(1201)
     shared = offloaded(client, model, ids[:, :1200])
-    codes, dense = shared.load_codes(ids).cache, shared.load(ids).cache
+    codes, roomy = shared.load_codes(ids).cache, shared.load(ids).cache
+    joined = DynamicCache([(layer.keys, layer.values) for layer in layers_of(roomy)])
     found = []
-    for cache in (codes, dense):
+    for cache in (codes, joined, roomy):
         with torch.no_grad(), Largest() as largest:
             model(ids[:, -1:], **cache_inputs(model, cache))
         found.append(largest.elements)
     one = 1200 * KV_HEADS * HEAD_DIM  # keys or values of one layer
     assert found[1] >= one
     assert found[0] < one / 2
+    assert found[2] <= found[1]
 
 
 def test_no_dense_mask_is_made_for_one_unpadded_sequence(
@@ -368,8 +370,13 @@ def test_public_names() -> None:
     assert public.__all__ == [
         "CodedCache",
         "CodedHit",
+        "GenerateReport",
+        "Generated",
         "Hit",
         "HuggingFaceCache",
+        "OffloadOutcome",
+        "PromptReport",
+        "Session",
         "weights_fingerprint",
     ]
     assert public.CodedCache is CodedCache

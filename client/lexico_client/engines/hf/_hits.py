@@ -15,6 +15,7 @@ from lexico_client._results import Loaded
 from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._held_tokens import HeldTokens, note_tokens, tokens_of
 from lexico_client.engines.hf._marks import write_mark
+from lexico_client.engines.hf._prefix import roomy_cache
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto.errors import LexicoError, Unsupported
 
@@ -128,7 +129,7 @@ def hit_of(
     marks = {name: value for name, value in vars(cache).items() if name.startswith("_lexico")}
 
     def again(first: DynamicCache) -> DynamicCache:
-        made = DynamicCache(config=model.config)
+        made = roomy_cache(model.config)
         for name, mark in marks.items():
             write_mark(made, name, mark)
         note_tokens(made, HeldTokens(prompt, _share(first, made, tokens)))
@@ -153,8 +154,8 @@ def coded_hit_of(
 
 
 def _share(first: DynamicCache, made: DynamicCache, tokens: int) -> int:
-    """Puts the leading tokens of a cache into an empty one, as views: layers grow by new tensors,
-    and never write to those that they have.
+    """Puts the leading tokens of a cache into an empty one, as views: layers never write again to
+    what they hold.
 
     Returns:
         How many: fewer than `tokens` where the first was cropped.

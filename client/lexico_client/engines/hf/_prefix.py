@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -11,27 +11,39 @@ from transformers import DynamicCache
 from transformers.cache_utils import DynamicLayer
 
 from lexico_client._load import PageView
+from lexico_client.engines.hf._room_layer import Room, RoomLayer
 from lexico_codec.geometry import Geometry
 from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import InvalidInput, ShapeMismatch, Unsupported
 
+_COVERED: Final = (DynamicLayer, RoomLayer)
+
 
 class PrefixMemory:
     """Memory of a prefix that is being loaded: `[layers, 2, kv_heads, tokens, head_dim]`.
 
-    Laid out as the layers of a `DynamicCache` are, so that they become views of it.
+    Laid out as the layers of a `DynamicCache` are, so that they become views of it. Behind the
+    prefix is room for what the model computes.
     """
 
-    def __init__(self, spec: CacheSpec, device: torch.device) -> None:
+    def __init__(self, spec: CacheSpec, device: torch.device, tokens: int = 0) -> None:
+        """
+        Args:
+            spec: of the pages.
+            device: where they go.
+            tokens: that there is to be memory for, the loaded ones among them.
+        """
         self._spec = spec
         self._device = device
+        self._tokens = tokens
         self._memory: Tensor | None = None
 
     def allocate(self, pages: int) -> PageView:
         """The views of that many pages: a `Target`."""
         spec, g = self._spec, self._spec.geometry
-        shape = (g.layers, 2, g.kv_heads, pages * spec.page_tokens, g.head_dim)
+        tokens = max(pages * spec.page_tokens, self._tokens)
+        shape = (g.layers, 2, g.kv_heads, tokens, g.head_dim)
         memory = torch.empty(shape, dtype=g.torch_dtype, device=self._device)
         self._memory = memory
 
@@ -42,17 +54,34 @@ class PrefixMemory:
 
         return view
 
-    def fill(self, cache: DynamicCache, tokens: int) -> None:
-        """Puts the first `tokens` tokens into an empty cache, as views."""
+    def fill(self, cache: DynamicCache, tokens: int, *, room: bool = True) -> None:
+        """Puts the first tokens into an empty cache, as views, and what is behind them as room.
+
+        Args:
+            cache: of `roomy_cache`.
+            tokens: that were loaded.
+            room: False where something may still write behind them: then it is left alone.
+        """
         if self._memory is None or tokens == 0:
             return
-        for layer, (keys, values) in zip(
-            cache.layers, self._memory[:, :, None, :, :tokens].unbind(0), strict=True
-        ):
-            if not isinstance(layer, DynamicLayer):
-                raise Unsupported(f"cache layer {type(layer).__name__}: only full attention")
-            layer.lazy_initialization(keys, values)
-            layer.keys, layer.values = keys, values
+        whole = self._memory if room else self._memory[:, :, :, :tokens]
+        layers: list[Any] = cache.layers
+        for layer, (keys, values) in zip(layers, whole[:, :, None].unbind(0), strict=True):
+            layer.move_in(Room(keys, values, tokens))
+
+
+def roomy_cache(config: Any) -> DynamicCache:
+    """An empty cache that grows in place.
+
+    Raises:
+        Unsupported: a model that has layers of other kinds than full attention.
+    """
+    cache = DynamicCache(config=config)
+    others = {type(layer).__name__ for layer in cache.layers if type(layer) is not DynamicLayer}
+    if others:
+        raise Unsupported(f"cache layers {', '.join(sorted(others))}: only full attention")
+    cache.layers = [RoomLayer() for _ in cache.layers]
+    return cache
 
 
 @dataclass(frozen=True)
@@ -74,7 +103,7 @@ class CachedPrefix:
         layers = getattr(cache, "layers", None)
         if not isinstance(layers, list):
             raise Unsupported(f"{type(cache).__name__}: only a DynamicCache can be offloaded")
-        others = {type(layer).__name__ for layer in layers if type(layer) is not DynamicLayer}
+        others = {type(layer).__name__ for layer in layers if type(layer) not in _COVERED}
         if others:
             raise Unsupported(f"cache layers {', '.join(sorted(others))}: only full attention")
         filled = [layer for layer in layers if layer.is_initialized]
@@ -86,6 +115,39 @@ class CachedPrefix:
         keys = [_checked(i, layer.keys, geometry, tokens) for i, layer in enumerate(filled)]
         values = [_checked(i, layer.values, geometry, tokens) for i, layer in enumerate(filled)]
         return cls(_memory_of(keys, values), tokens)
+
+    @classmethod
+    def of_row(
+        cls, cache: Any, geometry: Geometry, row: int, first: int, tokens: int, *, copied: bool
+    ) -> CachedPrefix:
+        """One sequence of a batch.
+
+        Args:
+            cache: of full attention, dynamic or static.
+            geometry: of the model.
+            row: of the batch.
+            first: column of the sequence's first token.
+            tokens: of it, which the cache holds.
+            copied: into memory of its own, for a cache that writes where it wrote before.
+
+        Raises:
+            ShapeMismatch: a cache of another geometry, or one that holds less.
+        """
+        if tokens == 0:
+            return cls(None, 0)
+        halves = []
+        for half in ("keys", "values"):
+            parts = [
+                _checked(
+                    index,
+                    getattr(layer, half)[row : row + 1, :, first : first + tokens],
+                    geometry,
+                    tokens,
+                )
+                for index, layer in enumerate(cache.layers)
+            ]
+            halves.append([part.clone() for part in parts] if copied else parts)
+        return cls(_memory_of(*halves), tokens)
 
     def read(self, spec: CacheSpec, page: int, group: int) -> CacheMemory:
         """Where one layer group of one page lies: a `PageSource`.

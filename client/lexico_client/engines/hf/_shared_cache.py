@@ -25,13 +25,14 @@ from lexico_client.engines.hf._held_tokens import check_offloaded
 from lexico_client.engines.hf._hits import CodedHit, Hit, coded_hit_of, hit_of
 from lexico_client.engines.hf._identity import ModelIdentity
 from lexico_client.engines.hf._plain_models import plain_model
-from lexico_client.engines.hf._prefix import CachedPrefix, PrefixMemory
+from lexico_client.engines.hf._prefix import CachedPrefix, PrefixMemory, roomy_cache
 from lexico_client.engines.hf._recoding import (
     DEFAULT_BUFFER_TOKENS,
     DEFAULT_WINDOW_TOKENS,
     Recoding,
 )
 from lexico_client.engines.hf._sharded import refuse_slice
+from lexico_client.engines.hf._token_ids import DEFAULT_ROOM_TOKENS, checked_count, flat_ids
 from lexico_client.engines.hf._watched_model import watch
 from lexico_codec.codecs import LexicoCodec, LosslessCodec
 from lexico_codec.hf_geometry import geometry_of
@@ -42,7 +43,6 @@ from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, CacheS
 from lexico_proto.errors import (
     ConfigurationError,
     InvalidInput,
-    ShapeMismatch,
     UnknownDictionary,
     Unsupported,
 )
@@ -176,6 +176,7 @@ class HuggingFaceCache:
         input_ids: Tensor | Sequence[int],
         *,
         inputs: PageDigests | None = None,
+        room_tokens: int = DEFAULT_ROOM_TOKENS,
         timeout: float | None = None,
     ) -> Hit:
         """A cache of as much of the prompt's prefix as the service can give.
@@ -187,22 +188,26 @@ class HuggingFaceCache:
             inputs: what else goes to the model, as `lexico_client.input_digests` makes it; such a
                 hit never ends within a span. Empty for token ids alone, which must be said where
                 the model takes more.
+            room_tokens: memory that is taken for tokens behind the prompt: up to there the cache
+                grows without being copied.
             timeout: seconds, in place of `Timeouts.load`.
 
         Raises:
             ShapeMismatch: a batch of prompts.
             InvalidInput: `inputs` is missing, or holds what is no digest.
-            ConfigurationError, Unsupported: as of `spec`.
+            ConfigurationError, Unsupported: as of `spec`; `room_tokens` below 0.
         """
         refuse_slice(self._model, _WHOLE)
-        ids, digests, recent = _flat(input_ids), self._given(inputs), self._recent_tokens
+        ids, digests = flat_ids(input_ids), self._given(inputs)
+        room, recent = checked_count("room_tokens", room_tokens), self._recent_tokens
         spec, timeout = self._client.spec_to_load(
             self.coding, self._of_now(), ids, recent_tokens=recent, inputs=digests, timeout=timeout
         )
-        memory = PrefixMemory(spec, self._model.device)
+        memory = PrefixMemory(spec, self._model.device, len(ids) + room)
         loaded, tokens = self._load(spec, ids, digests, memory.allocate, timeout)
-        cache = DynamicCache(config=self._model.config)
-        memory.fill(cache, tokens)
+        cache = roomy_cache(self._model.config)
+        # What a thread that is stuck may still write to is no room.
+        memory.fill(cache, tokens, room=loaded.unfinished is None)
         self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
         watch(self._model)
         return hit_of(self._model, torch.tensor(ids, dtype=torch.int64), tokens, loaded, cache)
@@ -254,7 +259,7 @@ class HuggingFaceCache:
             )
         recoding = Recoding(codec, buffer_tokens, window_tokens)
         codes = PrefixCodes(spec, self._model.device)
-        ids, digests = _flat(input_ids), self._given(inputs)
+        ids, digests = flat_ids(input_ids), self._given(inputs)
         loaded, tokens = self._load(spec, ids, digests, codes.allocate, timeout)
         cache = CodedCache(codes.layers(tokens, recoding, self.coding.dictionary))
         self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
@@ -321,6 +326,17 @@ class HuggingFaceCache:
             LexicoError: the service refused, or could not take the pages.
         """
         spec, ids, digests, prefix = self._checked(input_ids, past_key_values, inputs)
+        return self._send(spec, ids, prefix, digests, wait, timeout)
+
+    def _send(
+        self,
+        spec: CacheSpec,
+        ids: list[int],
+        prefix: CachedPrefix,
+        digests: PageDigests,
+        wait: Wait,
+        timeout: float | None,
+    ) -> PutReport:
         pages = min(len(ids), prefix.tokens) // spec.page_tokens
         send = partial(
             self._client.offload,
@@ -374,23 +390,9 @@ class HuggingFaceCache:
                 "be worse: offload a cache that was prefilled, or that load() brought"
             )
         refuse_slice(self._model, _WHOLE)
-        ids, spec, digests = _flat(input_ids), self.spec, self._given(inputs)
+        ids, spec, digests = flat_ids(input_ids), self.spec, self._given(inputs)
         check_offloaded(cache, ids)
         self._identity.check(cache, spec.weights, ids, digests)
         prefix = CachedPrefix.of(cache, spec.geometry)
         prefix.settle()
         return spec, ids, digests, prefix
-
-
-def _flat(input_ids: Tensor | Sequence[int]) -> list[int]:
-    if not isinstance(input_ids, Tensor):
-        return list(input_ids)
-    if input_ids.ndim == 2 and input_ids.shape[0] != 1:
-        raise ShapeMismatch(f"a batch of {input_ids.shape[0]} prompts: one at a time")
-    if input_ids.ndim not in (1, 2) or input_ids.dtype not in (torch.int64, torch.int32):
-        raise ShapeMismatch(
-            f"input_ids of shape {tuple(input_ids.shape)} and {input_ids.dtype}: integers "
-            "[1, tokens] are needed"
-        )
-    flat: list[int] = input_ids.reshape(-1).tolist()
-    return flat

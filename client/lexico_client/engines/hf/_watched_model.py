@@ -17,6 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from lexico_client.engines.hf._coded_cache import CodedCache
+from lexico_client.engines.hf._fed_tokens import grow_fed
 from lexico_client.engines.hf._held_tokens import HeldTokens, tokens_of
 from lexico_client.engines.hf._identity import check_model
 from lexico_client.engines.hf._plain_models import base_model
@@ -62,7 +63,7 @@ def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any)
         return given(self, inputs, *args, **kwargs)
     with held.in_use():
         length = int(cache.get_seq_length())
-        _check_settings(_settings(self, args, kwargs), cache)
+        _check_settings(settings_of(self, args, kwargs), cache)
         held.begun, held.given, held.used = False, 0, True
         if length:
             ids = kwargs.get("input_ids") if inputs is None else inputs
@@ -89,7 +90,8 @@ def before_forward(
     cache = _cache_in(named)
     held = tokens_of(cache)
     if held is None:
-        return None
+        noted = grow_fed(cache, named)
+        return None if noted is None else ((), noted)
     ids, length = named.get("input_ids"), int(cache.get_seq_length())
     if not isinstance(ids, Tensor):
         ids = None
@@ -119,7 +121,7 @@ def _cache_in(kwargs: dict[str, Any]) -> Any:
     return next((kwargs[word] for word in _KEYWORDS if kwargs.get(word) is not None), None)
 
 
-def _settings(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[str], Any]:
+def settings_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[str], Any]:
     """What `generate` goes by: its arguments, else the config."""
     config = kwargs.get("generation_config", args[0] if args else None)
     config = getattr(model, "generation_config", None) if config is None else config
