@@ -20,7 +20,7 @@ export TOKENIZERS_PARALLELISM := false
 .PHONY: help install demo docs docs-check test-tutorial test tests lint format proto unit contract integration kernels
 .PHONY: goldens bench chaos soak fuzz test-gpu bench-gpu k8s k8s-check k8s-chart k8s-audit lock test-newest
 .PHONY: test-oldest compatibility redis compiler clean monitoring-check prometheus test-scale test-hosts image
-.PHONY: image-check
+.PHONY: image-check k8s-server-check
 
 help:            ## this list
 	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -61,6 +61,11 @@ k8s-check: $(VENV)/k8s ## manifests of k8s/ and the chart made of them: schemas,
 k8s-chart: $(VENV)/k8s ## write alerts, dashboards and the Helm chart anew from their sources
 	$(BIN)/python -m k8s.monitoring
 	$(BIN)/python -m k8s.chart
+
+# It says on stderr what it cannot do: exit code 3 of the program, where a server is not to be had.
+k8s-server-check: $(VENV)/k8s ## the same manifests, and broken copies, by real API servers of Debian's sources; builds them once. DEFINITIONS=FOLDER, OUT=FILE
+	$(BIN)/python -m k8s.server $(if $(DEFINITIONS),--definitions $(DEFINITIONS)) $(if $(OUT),--out $(OUT))
+	LEXICO_TEST_K8S_SERVERS=1 $(PYTESTS) -n 0 tests/k8s_servers $(PYTEST)
 
 k8s-audit: $(VENV)/k8s ## the same manifests by checkov, in an environment of its own
 	$(BIN)/python -m k8s.audit

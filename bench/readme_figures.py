@@ -1,4 +1,4 @@
-"""Writes the figures of bench/results/ into README.md and docs/figures.md.
+"""Writes the figures of bench/results/ into README.md, docs/figures.md and k8s/README.md.
 
     python -m bench.readme_figures            rewrite what lies between the markers
     python -m bench.readme_figures --check    change nothing; exit 1 if one of them says otherwise
@@ -20,7 +20,11 @@ from typing import Final
 from lexico_lab.record import RESULTS
 
 _ROOT: Final = Path(__file__).parent.parent
-DOCUMENTS: Final = (_ROOT / "README.md", _ROOT / "docs" / "figures.md")
+DOCUMENTS: Final = (
+    _ROOT / "README.md",
+    _ROOT / "docs" / "figures.md",
+    _ROOT / "k8s" / "README.md",
+)
 MISSING: Final = "not measured yet"
 
 FORMATS: Final[dict[str, Callable[[float], str]]] = {
@@ -49,6 +53,10 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
     "cliffs.worst_ratio": "{:.2f}".format,
     "codec_speed.decode_vs_prefill": "{:.0f}".format,
     "codec_speed.encode_vs_paper_s8": "{:.2f}".format,
+    **{
+        f"k8s_servers.{name}": "{:.0f}".format
+        for name in ("renderings", "objects", "asked", "pods", "rights", "refused")
+    },
 }
 """Every figure that the documents may show, and how it is rounded."""
 

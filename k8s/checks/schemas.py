@@ -3,18 +3,16 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
 from functools import cache
-from pathlib import Path
 from typing import Any, Final
 
 import jsonschema
 import kubernetes_validate
 from kubernetes_validate import utils
 
+from k8s.checks.definitions import schemas
 from k8s.checks.pods import pods
 from k8s.checks.rendering import Object, Problem, Rendering, shown
-from k8s.checks.strict_schema import FOLDER
 
 KUBERNETES: Final = "1.37"
 """Whose schemas count."""
@@ -45,7 +43,7 @@ def check(rendering: Rendering) -> list[Problem]:
 def _of_object(document: str) -> tuple[str, ...]:
     """What is wrong with one object, as JSON: renderings share most of them."""
     each: Object = json.loads(document)
-    custom = _custom(each)
+    custom = schemas().get((each["apiVersion"], each["kind"]))
     if custom is not None:
         errors = jsonschema.Draft202012Validator(custom).iter_errors(each)
         return tuple(f"{_path(error)}: {error.message:.200}" for error in errors)
@@ -54,18 +52,6 @@ def _of_object(document: str) -> tuple[str, ...]:
     except _REFUSALS as error:
         return (f"{_path(error)}: {error.message:.200}",)
     return ()
-
-
-def _custom(each: Mapping[str, Any]) -> Mapping[str, Any] | None:
-    group, _, version = each["apiVersion"].rpartition("/")
-    path = FOLDER / f"{each['kind'].lower()}.{group}_{version}.json"
-    return _schema(path) if path.is_file() else None
-
-
-@cache
-def _schema(path: Path) -> Mapping[str, Any]:
-    schema: Mapping[str, Any] = json.loads(path.read_text())
-    return schema
 
 
 def _path(error: Any) -> str:

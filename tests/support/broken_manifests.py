@@ -67,14 +67,23 @@ def drop(_: Any) -> str:
     return "drop"
 
 
+def whole(rendering: str) -> Rendering:
+    """A rendering as cases name it."""
+    if rendering in OVERLAYS:
+        return overlay(rendering)
+    return base_with(*(() if rendering == "base" else (rendering,)))
+
+
+def named(rendering: Rendering, of: str) -> Any:
+    """The object of that kind and name, without the digest behind a ConfigMap's."""
+    names = [f"{x['kind']}/{x['metadata']['name']}" for x in without_digests(rendering).objects]
+    return rendering.objects[names.index(of)]
+
+
 def said(rendering: str, of: str, broken: Broken) -> list[str]:
     """All that the checks say of a rendering with one object broken."""
-    components = () if rendering == "base" else (rendering,)
-    whole = overlay(rendering) if rendering in OVERLAYS else base_with(*components)
-    objects = copy.deepcopy(list(whole.objects))
-    # By the names that ConfigMaps are given, without the digest behind them.
-    names = [f"{x['kind']}/{x['metadata']['name']}" for x in without_digests(whole).objects]
-    item = objects[names.index(of)]
+    objects = copy.deepcopy(whole(rendering).objects)
+    item = named(Rendering(rendering, objects), of)
     if broken(item) == "drop":
-        objects.remove(item)
-    return [str(each) for each in problems(Rendering(rendering, tuple(objects)))]
+        objects = tuple(each for each in objects if each is not item)
+    return [str(each) for each in problems(Rendering(rendering, objects))]
