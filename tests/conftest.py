@@ -1,5 +1,8 @@
-"""For every test: Triton's interpreter, a Hypothesis without a clock, and signals that end."""
+"""For every test: Triton's interpreter, a Hypothesis without a clock, signals that end, and a
+garbage collector that leaves imports alone.
+"""
 
+import gc
 import os
 import signal
 
@@ -19,3 +22,9 @@ if os.environ.get("LEXICO_TEST_GPU") != "1":
         "any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("any-speed")
+
+
+def pytest_collection_finish() -> None:
+    """What was imported until here stays, a million objects: nobody need look for garbage in it."""
+    gc.collect()
+    gc.freeze()

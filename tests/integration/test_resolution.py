@@ -11,7 +11,7 @@ import grpc
 import pytest
 import torch
 
-from lexico_client import AsyncClient, GrpcTransport, PageOutcome, PutReport
+from lexico_client import AsyncClient, GrpcTransport, Loaded, PageOutcome, PutReport
 from lexico_proto import errors
 from lexico_proto.metrics import CLIENT_RETRIES, Metrics
 from lexico_proto.v1 import reload_pb2
@@ -235,7 +235,7 @@ async def test_calls_that_a_drain_cuts_off_are_made_again_at_another_server(name
                 offloads.append(asyncio.create_task(client.offload(spec, tokens, source)))
                 await until(lambda: "put" in one.calls or offloads[-1].done(), "an offload")
             landings: list[Landing] = []
-            loads: list[asyncio.Task[LoadReport]] = []
+            loads: list[asyncio.Task[Loaded]] = []
             while "get" not in one.calls:
                 await client.match(spec, TOKENS)  # an odd number of calls: the servers take turns
                 landings.append(Landing(spec))
