@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 UV := 0.13.9
 NATIVE := hatch_build.py $(wildcard lexico_codec/kernels/native/*.cpp lexico_codec/kernels/native/*.inl lexico_codec/kernels/native/*.h)
 PIP := python -m pip install -qq --disable-pip-version-check --no-input
-# Three processes share the tests by files, in the order of the tree: while one waits for servers, two cores compute.
+# Three processes share the tests by files, the longest first: while one waits for servers, two cores compute.
 # `WORKERS=0` runs them in one process, for a debugger.
 WORKERS ?= 3
 PYTESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder

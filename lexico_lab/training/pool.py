@@ -152,9 +152,9 @@ _doing: Callable[[Any], Any] | None = None
 
 def _set_up(work: Work[Any, Any], device: str) -> None:
     global _doing
+    threading.Thread(target=_end_with_parent, daemon=True).start()
     import torch
 
-    threading.Thread(target=_end_with_parent, daemon=True).start()
     torch.set_num_threads(work.threads)
     _doing = work.begin(device)
 

@@ -48,9 +48,9 @@ def in_child(work: Callable[[], Any], in_order: bool = True) -> Any:
             traceback.print_exc()
         sys.exit(status) if in_order else os._exit(status)
     os.close(write)
-    status = _end_of(child, CHILDS_PATIENCE_S)
-    assert status is not None, "the child hangs"
-    assert status == 0, f"the child ended with {status}"
+    ended = _end_of(child, CHILDS_PATIENCE_S)
+    assert ended is not None, "the child hangs"
+    assert ended == 0, f"the child ended with {ended}"
     with os.fdopen(read, "rb") as pipe:
         return json.loads(pipe.read())
 
