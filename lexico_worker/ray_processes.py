@@ -22,17 +22,15 @@ def few_processes() -> Iterator[None]:
     """`ray.init` inside starts a Ray without them. It has no options for it."""
     from ray._private import parameter, services
 
-    parameters: Any = parameter.RayParams
-    start: Any = services.start_api_server
-    parameter.RayParams = partial(  # type: ignore[misc]
-        parameters, no_monitor=True, include_log_monitor=False
-    )
-    services.start_api_server = _no_dashboard
+    parameters: Any = parameter
+    starts: Any = services
+    own = parameters.RayParams, starts.start_api_server
+    parameters.RayParams = partial(own[0], no_monitor=True, include_log_monitor=False)
+    starts.start_api_server = _no_dashboard
     try:
         yield
     finally:
-        parameter.RayParams = parameters  # type: ignore[misc]
-        services.start_api_server = start
+        parameters.RayParams, starts.start_api_server = own
 
 
 def _no_dashboard(*_: object, **__: object) -> tuple[str, None]:

@@ -24,7 +24,8 @@ def test_what_nobody_asks_is_not_started(monkeypatch: pytest.MonkeyPatch) -> Non
         assert (given.num_cpus, given.no_monitor) == (3, True)
         given.update_if_absent(include_log_monitor=True)  # as Ray's node does
         assert given.include_log_monitor is False
-        assert services.start_api_server(False, False, gcs_address="127.0.0.1:1") == ("", None)
+        start: Any = services.start_api_server
+        assert start(False, False, gcs_address="127.0.0.1:1") == ("", None)
     assert (parameter.RayParams, services.start_api_server) == own
     space = ray_constants.KV_NAMESPACE_DASHBOARD
     assert told == [(ray_constants.DASHBOARD_ADDRESS, b"127.0.0.1:1", space)]
