@@ -6,9 +6,9 @@ BIN := $(VENV)/bin
 UV := 0.13.9
 NATIVE := hatch_build.py $(wildcard lexico_codec/kernels/native/*.cpp lexico_codec/kernels/native/*.inl lexico_codec/kernels/native/*.h)
 PIP := python -m pip install -qq --disable-pip-version-check --no-input
-# Two processes share the tests by files, in the order of the tree: while one waits for servers, the other computes.
+# Three processes share the tests by files, the longest first: while one waits for servers, two cores compute.
 # `WORKERS=0` runs them in one process, for a debugger.
-WORKERS ?= 2
+WORKERS ?= 3
 PYTESTS = OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 PACKAGES := proto/lexico_proto lexico_codec lexico_store lexico_worker lexico_lab services/lexico_services client/lexico_client
 
@@ -16,6 +16,8 @@ PACKAGES := proto/lexico_proto lexico_codec lexico_store lexico_worker lexico_la
 export OMP_WAIT_POLICY := passive
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
+# Whoever has it set: the tests start a hundred processes, and each would compile all of this tree again.
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: help install demo docs docs-check test-tutorial test tests lint format proto unit contract integration kernels
 .PHONY: goldens bench chaos soak fuzz test-gpu bench-gpu k8s k8s-check k8s-chart k8s-audit lock test-newest

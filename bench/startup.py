@@ -24,19 +24,23 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
     "client": ("lexico_client",),
     "client of Hugging Face": ("lexico_client.hf",),
     "reload server": ("lexico_services.reload.run", "lexico_services.serve"),
-    "encoder": ("lexico_worker.deployment",),
+    "service": ("lexico_services.offload.deployment",),
+    "encoder": ("lexico_worker.deployment lexico_worker.page_encoder",),
     "page encoder": ("lexico_worker.page_encoder",),
     "lexico --help": ("lexico_services.cli",),
     "torch alone": ("torch",),
 }
-"""part → the modules that its process imports; the first that there is, for earlier checkouts."""
+"""part → the modules that its process imports, with blanks between them; the first that there are,
+for earlier checkouts.
+"""
 
 _PROGRAM: Final = """
 import importlib, importlib.util, json, sys, time
 before, began = set(sys.modules), time.process_time()
 for name in json.loads(sys.argv[1]):
     try:
-        importlib.import_module(name)
+        for each in name.split():
+            importlib.import_module(each)
     except ModuleNotFoundError:
         continue
     if name == "lexico_services.cli":

@@ -2,6 +2,8 @@
 
 Ray may run a call again after a death, so a call must be idempotent: `PageEncoder` is. Work runs in
 a thread pool: the replica's loop stays free for health checks and cancellation.
+
+Whoever deploys it imports this module, and encodes nothing: torch is imported by the replica.
 """
 
 from __future__ import annotations
@@ -13,13 +15,11 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import torch
 from ray import serve
 from ray.serve.config import AutoscalingPolicy
 
-from lexico_codec.pieces import Piece
 from lexico_proto import tracing
 from lexico_proto.cgroup import cores
 from lexico_proto.errors import InternalError, LexicoError
@@ -29,12 +29,20 @@ from lexico_store import open_store
 from lexico_worker.autoscaling import FULLNESS, LOOK_BACK_S, Fullness, encoders_wanted
 from lexico_worker.config import EncoderConfig
 from lexico_worker.malloc import keep_freed_memory
-from lexico_worker.page_encoder import PageDone, PageEncoder, PageJob
+
+if TYPE_CHECKING:
+    from lexico_codec.pieces import Piece
+    from lexico_worker.page_encoder import PageDone, PageJob
 
 _log = logging.getLogger(__name__)
 
 STUCK_S = 900.0
 """A layer group that takes longer means a stuck device or store: the replica is then unhealthy."""
+
+LEAVE_S = 0.1
+"""Between two looks of a replica that is told to end, whether a call still runs. Serve's own two
+seconds come before the first look, so every end would take them.
+"""
 
 Failure = tuple[str, str]
 """Reason and message of an error of our tree: errors cross processes as plain strings."""
@@ -47,6 +55,10 @@ class Encoder:
     """Encodes pages that arrive as references into shared memory, and commits them itself."""
 
     def __init__(self, config: EncoderConfig) -> None:
+        import torch
+
+        from lexico_worker.page_encoder import PageEncoder
+
         keep_freed_memory()
         log_to_stderr(config.log_level, config.log_format, LOGGERS)
         PROCESS.configure(max_open=0, count=config.count)  # no open label here
@@ -143,8 +155,13 @@ class Encoder:
 
 def encoder_app(config: EncoderConfig) -> Any:
     """The Encoder as a bound Serve deployment, to be passed to the ingress."""
-    scaling: dict[str, Any] = {"num_replicas": config.min_replicas}
+    scaling: dict[str, Any] = {
+        "num_replicas": config.min_replicas,
+        "graceful_shutdown_wait_loop_s": LEAVE_S,
+    }
     if config.max_replicas > config.min_replicas:
+        # Serve's two seconds here: an encoder that goes may still be sent a page by an ingress that
+        # has not heard of it.
         scaling = {
             "autoscaling_config": {
                 "min_replicas": config.min_replicas,

@@ -14,7 +14,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -22,6 +22,7 @@ from typing import Any, Final
 from lexico_proto.cgroup import cores
 from lexico_proto.errors import ConfigurationError
 from lexico_worker.ray_patience import patient_start, set_limits
+from lexico_worker.ray_processes import few_processes
 
 _log = logging.getLogger(__name__)
 
@@ -165,8 +166,10 @@ class RayRuntime:
                 num_cpus=self._config.num_cpus or cores(),
             )
         try:
-            own = not self._config.address
-            with _sigterm_kept(), patient_start(self._config.start_s) if own else nullcontext():
+            with _sigterm_kept(), ExitStack() as own:
+                if not self._config.address:
+                    own.enter_context(patient_start(self._config.start_s))
+                    own.enter_context(few_processes())
                 ray.init(**options)
         except Exception as error:  # Ray's own limits raise bare ones
             ray.shutdown()

@@ -1,7 +1,12 @@
-"""For every test: Triton's interpreter, a Hypothesis without a clock, and signals that end."""
+"""For every test: Triton's interpreter, a Hypothesis without a clock, signals that end, and a
+garbage collector that leaves imports alone.
+"""
 
+import gc
 import os
 import signal
+
+import pytest
 
 # What a shell in the background or nohup has us ignore, all that tests start and interrupt would
 # ignore too: a handler is not inherited, and does as little.
@@ -19,3 +24,17 @@ if os.environ.get("LEXICO_TEST_GPU") != "1":
         "any-speed", deadline=None, suppress_health_check=[HealthCheck.too_slow]
     )
     settings.load_profile("any-speed")
+
+LONGEST = ("test_tutorial", "test_train_ray", "test_serve", "test_training", "test_evaluation")
+"""How the names of the files begin that take longest: begun last, one would be all that runs."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those first, the rest in the order of the tree."""
+    items.sort(key=lambda item: not item.path.name.startswith(LONGEST))
+
+
+def pytest_collection_finish() -> None:
+    """What was imported until here stays, a million objects: nobody need look for garbage in it."""
+    gc.collect()
+    gc.freeze()

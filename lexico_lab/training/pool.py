@@ -16,9 +16,8 @@ from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wai
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
 from dataclasses import dataclass
+from multiprocessing.context import BaseContext
 from typing import Any, Protocol, TypeVar
-
-import torch
 
 from lexico_proto.errors import Unavailable
 
@@ -95,8 +94,7 @@ class LocalPool:
     def _apart(
         self, work: Work[Item, Result], items: Iterable[Item], ordered: bool
     ) -> Generator[Result, None, None]:
-        context = multiprocessing.get_context("spawn")
-        executor = ProcessPoolExecutor(self.workers, context, _set_up, (work, self.device))
+        executor = ProcessPoolExecutor(self.workers, _context(), _set_up, (work, self.device))
         running: list[Future[Result]] = []
 
         def first() -> Result:
@@ -126,8 +124,21 @@ class LocalPool:
             executor.shutdown(cancel_futures=True)
 
 
+def _context() -> BaseContext:
+    """How processes begin: as forks of one that has imported torch, and done nothing else. So a run
+    imports it once for all stages and workers. Where there is no such way, each imports its own.
+    """
+    if "forkserver" not in multiprocessing.get_all_start_methods():
+        return multiprocessing.get_context("spawn")
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__, "torch"])
+    return context
+
+
 @contextmanager
 def _threads(count: int) -> Iterator[None]:
+    import torch
+
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:
@@ -142,6 +153,8 @@ _doing: Callable[[Any], Any] | None = None
 def _set_up(work: Work[Any, Any], device: str) -> None:
     global _doing
     threading.Thread(target=_end_with_parent, daemon=True).start()
+    import torch
+
     torch.set_num_threads(work.threads)
     _doing = work.begin(device)
 

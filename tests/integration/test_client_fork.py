@@ -7,12 +7,12 @@ would give that as its reason.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from typing import Any
 
 import pytest
 
-from tests.support.forking import run_program
+from tests.support.forking import Programs, programs
 from tests.support.services import Services, running_services
 
 PRELUDE = """
@@ -54,8 +54,15 @@ def store():
         offload(first)
 """
 
+Printed = Callable[[str], Awaitable[Any]]
 WORKS = [4, None, True]
 REFUSED = [0, "unsupported", True]
+
+
+@pytest.fixture(scope="module")
+def run() -> Iterator[Programs]:
+    with programs("torch", "lexico_client", "tests.support.client_fixtures") as run:
+        yield run
 
 
 @pytest.fixture
@@ -64,31 +71,33 @@ async def services() -> AsyncIterator[Services]:
         yield running
 
 
-async def printed(services: Services, program: str) -> Any:
+@pytest.fixture
+def printed(run: Programs, services: Services) -> Printed:
+    """Runs a program against the services."""
     addresses = services.reload_address, services.offload_address
-    return await asyncio.to_thread(run_program, PRELUDE + program, *addresses)
+    return lambda program: asyncio.to_thread(run, PRELUDE + program, *addresses)
 
 
-async def test_a_client_made_before_the_fork_works_in_the_child(services: Services) -> None:
+async def test_a_client_made_before_the_fork_works_in_the_child(printed: Printed) -> None:
     """A preloading web server: several workers, each with the client of the master."""
     program = """
 shared = client()
 first = in_child(lambda: [offload(shared), load(shared), shared.close()])
 print(json.dumps([*first, in_child(lambda: load(shared)), load(shared)]))
 """
-    assert await printed(services, program) == [["stored"] * 4, WORKS, None, WORKS, WORKS]
+    assert await printed(program) == [["stored"] * 4, WORKS, None, WORKS, WORKS]
 
 
-async def test_a_client_closed_before_the_fork_leaves_grpc_usable(services: Services) -> None:
+async def test_a_client_closed_before_the_fork_leaves_grpc_usable(printed: Printed) -> None:
     program = """
 store()
 print(json.dumps([in_child(lambda: load(client())) for _ in range(3)]))
 """
-    assert await printed(services, program) == [WORKS] * 3
+    assert await printed(program) == [WORKS] * 3
 
 
 async def test_channels_of_the_parent_are_refused_at_once_and_stay_the_parents(
-    services: Services,
+    printed: Printed,
 ) -> None:
     """Whatever the child does with the client, the parent's calls go on."""
     program = """
@@ -110,10 +119,10 @@ for work in (child, forgetful, lambda: load(shared)):
 print(json.dumps(answers))
 """
     refused = [REFUSED, "unsupported", REFUSED]
-    assert await printed(services, program) == [[refused, WORKS], [None, WORKS], [REFUSED, WORKS]]
+    assert await printed(program) == [[refused, WORKS], [None, WORKS], [REFUSED, WORKS]]
 
 
-async def test_an_async_client_in_the_child(services: Services) -> None:
+async def test_an_async_client_in_the_child(printed: Printed) -> None:
     program = """
 store()
 shared = AsyncClient(reload=RELOAD, dictionaries_dir=FOLDER)
@@ -138,10 +147,10 @@ with asyncio.Runner() as runner:
     again = runner.run(match())
 print(json.dumps([before, here, after, again]))
 """
-    assert await printed(services, program) == [[4, 4], 4, ["unsupported", 0], 4]
+    assert await printed(program) == [[4, 4], 4, ["unsupported", 0], 4]
 
 
-async def test_multiprocessing_forks_too(services: Services) -> None:
+async def test_multiprocessing_forks_too(printed: Printed) -> None:
     program = """
 import multiprocessing
 
@@ -157,27 +166,34 @@ for child in children:
 codes = [child.exitcode for child in children]
 print(json.dumps(codes + [results.get() for code in codes if code == 0]))
 """
-    assert await printed(services, program) == [0, 0, WORKS, WORKS]
+    assert await printed(program) == [0, 0, WORKS, WORKS]
 
 
-async def test_calls_in_other_threads_at_the_moment_of_the_fork(services: Services) -> None:
+async def test_calls_in_other_threads_at_the_moment_of_the_fork(printed: Printed) -> None:
     """Whatever locks they hold then, the child does not wait for them."""
     program = """
 store()
-ended, shared = threading.Event(), Client(transport=InMemoryTransport(), dictionaries_dir=FOLDER)
+forked, shared = threading.Event(), Client(transport=InMemoryTransport(), dictionaries_dir=FOLDER)
 offload(shared)
+os.register_at_fork(after_in_parent=forked.set)
 
-def busy():
-    while not ended.is_set():
+def busy(begun):
+    begun.wait()
+    while not forked.is_set():
         load(shared)
 
-threads = [threading.Thread(target=busy) for _ in range(4)]
-for thread in threads:
-    thread.start()
-answers = [in_child(lambda: [load(shared), load(client())]) for _ in range(8)]
-ended.set()
-for thread in threads:
-    thread.join()
-print(json.dumps(answers))
+def forks_while_busy():
+    forked.clear()
+    begun = threading.Barrier(5)
+    threads = [threading.Thread(target=busy, args=(begun,)) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    begun.wait()
+    answer = in_child(lambda: [load(shared), load(client())])
+    for thread in threads:
+        thread.join()
+    return answer
+
+print(json.dumps([forks_while_busy() for _ in range(8)]))
 """
-    assert await printed(services, program) == [[WORKS, WORKS]] * 8
+    assert await printed(program) == [[WORKS, WORKS]] * 8

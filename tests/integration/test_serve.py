@@ -116,7 +116,7 @@ def collector() -> Iterator[Collector]:
 
 @pytest.fixture(scope="module")
 def service(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Service]:
-    """With metrics, logs as JSON, and spans of what is sampled by its caller."""
+    """With health, metrics, logs as JSON, and spans of what is sampled by its caller."""
     config = tmp_path_factory.mktemp("settings") / "lexico.toml"
     config.write_text(
         '[metrics]\naddress = "127.0.0.1:0"\n[log]\nlevel = "info"\nformat = "json"\n'
@@ -125,7 +125,8 @@ def service(collector: Collector, tmp_path_factory: pytest.TempPathFactory) -> I
     with pytest.MonkeyPatch.context() as environment:
         environment.setenv("OTEL_EXPORTER_OTLP_ENDPOINT", collector.endpoint)
         environment.setenv("OTEL_BSP_SCHEDULE_DELAY", "100")
-        with Service("--drain-seconds", "10", "--config", str(config), *SLOW_START) as running:
+        options = ("--health-address", "127.0.0.1:0", "--config", str(config))
+        with Service(*options, *SLOW_START, *SLOW_END) as running:
             yield running
 
 
@@ -306,24 +307,19 @@ def test_an_encoder_killed_in_the_middle_of_a_page_costs_only_time(
     assert max(cache.error(page) for page in range(4)) < 0.6
 
 
-def test_sigterm_lets_a_put_end_and_leaves_no_process(tmp_path: Path) -> None:
-    with (
-        Service(*SLOW_START, *SLOW_END, "--health-address", "127.0.0.1:0") as own,
-        Client(
-            offload=own.offload, reload=own.reload, dictionaries_dir=tmp_path, timeouts=PATIENT
-        ) as client,
-    ):
-        family = processes(own.process.pid)
-        offload = Offload(client, Cache(spec_of("lexico", 128), pages=4, seed=4, hold=True))
-        offload.wait_until_stored()
-        for name in ("live", "ready", *SERVICES):
-            assert health_of(own.health, name) == SERVING
-        own.process.send_signal(signal.SIGTERM)
-        wait_until(lambda: health_of(own.health, "ready") == NOT_SERVING, "not ready")
-        assert {health_of(own.health, name) for name in SERVICES} == {NOT_SERVING}
-        assert health_of(own.health, "live") == SERVING
-        assert len(offload.report().pages) == 4
-        assert own.process.wait(PATIENCE_S) == 0
+def test_sigterm_lets_a_put_end_and_leaves_no_process(service: Service, client: Client) -> None:
+    """The last of the tests of this service, which is gone then."""
+    family = processes(service.process.pid)
+    offload = Offload(client, Cache(spec_of("lexico", 128), pages=4, seed=4, hold=True))
+    offload.wait_until_stored()
+    for name in ("live", "ready", *SERVICES):
+        assert health_of(service.health, name) == SERVING
+    service.process.send_signal(signal.SIGTERM)
+    wait_until(lambda: health_of(service.health, "ready") == NOT_SERVING, "not ready")
+    assert {health_of(service.health, name) for name in SERVICES} == {NOT_SERVING}
+    assert health_of(service.health, "live") == SERVING
+    assert len(offload.report().pages) == 4
+    assert service.process.wait(PATIENCE_S) == 0
     _, alive = psutil.wait_procs(family, timeout=PATIENCE_S)
     assert not alive, [process.cmdline() for process in alive]
 

@@ -48,6 +48,9 @@ def test_rays_session_is_private_and_the_loss_of_the_store_ends_all(
     run.wait_until_up()
     (folder,) = run.folder.glob("lx-*/ray-*")
     assert folder.stat().st_mode & 0o777 == 0o700
+    # Ray's processes that nobody here asks were not started.
+    idle = ("log_monitor.py", "monitor.py", "dashboard.py")
+    assert [each for each in run.titles() if any(name in each for name in idle)] == []
     (session,) = folder.glob("r/session_2*")
     assert (session / "sockets" / "plasma_store").is_socket()
     logs = [path.read_text() for path in (session / "logs").glob("worker-*.err")]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import subprocess
 import sys
@@ -13,9 +12,11 @@ from pathlib import Path
 import psutil
 import pytest
 
+from lexico_services.cli import main
 from tests.support import ray_cluster
 from tests.support.ray_cluster import Cluster
 from tests.support.saved_model import letters, save_tiny
+from tests.support.training_work import Foreman, foreman
 from tests.support.waiting import PATIENCE_S, wait_until
 
 pytestmark = pytest.mark.timeout(2 * PATIENCE_S)
@@ -28,16 +29,23 @@ def cluster() -> Iterator[Cluster]:
 
 
 @pytest.fixture(scope="module")
+def joined(cluster: Cluster) -> Iterator[Foreman]:
+    with foreman(cluster.address, cluster.environment) as joined:
+        yield joined
+
+
+@pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("tiny")
     (folder / "text.txt").write_text(letters(5 * 1024 + 100))
     return save_tiny(folder)
 
 
-def line(model: Path, out: Path, *more: str) -> list[str]:
+def words(model: Path, out: Path, *more: str) -> list[str]:
+    """Of `lexico`, for a process of its own or for `main`."""
     words = ["train", "--model", str(model), "--text", str(model / "text.txt"), "--out", str(out)]
-    few = ["--atoms", "16", "--sparsity", "2", "--vectors", "3000", "--workers", "2"]
-    return [sys.executable, "-m", "lexico_services", *words, *few, "--device", "cpu", *more]
+    few = ["--atoms", "16", "--sparsity", "2", "--vectors", "3000"]
+    return [*words, *few, "--device", "cpu", *more]
 
 
 def workers(cluster: Cluster) -> list[psutil.Process]:
@@ -54,18 +62,16 @@ def wait_until_dismissed(cluster: Cluster) -> None:
     wait_until(lambda: not workers(cluster), "the workers' end", lambda: workers(cluster))
 
 
-def test_bytes_are_those_of_this_machine(cluster: Cluster, model: Path, tmp_path: Path) -> None:
+def test_bytes_are_those_of_this_machine(
+    cluster: Cluster, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
     both = ("--codec", "lexico-residual", "--codec", "lexico-packed")
     (tmp_path / "here").mkdir()
-    alone = subprocess.run(
-        line(model, tmp_path / "here" / "set.safetensors", *both),
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert alone.returncode == 0, alone.stderr
-    state = ("--state", str(tmp_path / "state"))
-    whole = line(model, tmp_path / "set.safetensors", *both, *state)
+    here = words(model, tmp_path / "here" / "set.safetensors", *both, "--workers", "1")
+    assert main(here) == 0, capsys.readouterr().err
+    more = ("--workers", "2", "--state", str(tmp_path / "state"))
+    whole = [sys.executable, "-m", "lexico_services"]
+    whole += words(model, tmp_path / "set.safetensors", *both, *more)
     process = subprocess.Popen(
         [*whole, "--ray-address", cluster.address],
         env=cluster.environment,
@@ -89,28 +95,8 @@ def test_bytes_are_those_of_this_machine(cluster: Cluster, model: Path, tmp_path
     assert {name: (tmp_path / name).read_bytes() for name in names} == made
 
 
-def program(cluster: Cluster, folder: Path, items: list[object], ordered: bool = True) -> list[str]:
-    """The command that has the cluster do chores."""
-    words = [cluster.address, str(folder), json.dumps(items), "yes" if ordered else "no"]
-    return [sys.executable, "-m", "tests.support.training_work", *words]
-
-
-def ask(cluster: Cluster, folder: Path, items: list[object], ordered: bool = True) -> object:
-    """What the cluster makes of chores."""
-    done = subprocess.run(
-        program(cluster, folder, items, ordered),
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1])
-
-
-def test_an_item_whose_worker_died_is_done_by_another(cluster: Cluster, tmp_path: Path) -> None:
-    assert ask(cluster, tmp_path, [1, 2, "once", 3, 4, 5]) == [-1, -2, 0, -3, -4, -5]
+def test_an_item_whose_worker_died_is_done_by_another(joined: Foreman, tmp_path: Path) -> None:
+    assert joined.ask(tmp_path, [1, 2, "once", 3, 4, 5]) == [-1, -2, 0, -3, -4, -5]
     assert (tmp_path / "died").exists()
 
 
@@ -123,40 +109,30 @@ def test_an_item_whose_worker_died_is_done_by_another(cluster: Cluster, tmp_path
     ],
 )
 def test_errors_come_from_the_cluster(
-    cluster: Cluster, tmp_path: Path, item: str, error: str, said: str
+    cluster: Cluster, joined: Foreman, tmp_path: Path, item: str, error: str, said: str
 ) -> None:
-    found = ask(cluster, tmp_path, [1, item, 2], ordered=False)
-    assert isinstance(found, list)
-    assert found[0] == error
-    assert said in found[1]
+    kind, message = joined.ask(tmp_path, [1, item, 2], ordered=False)
+    assert kind == error
+    assert said in str(message)
     wait_until_dismissed(cluster)
 
 
-def test_results_as_they_are_done(cluster: Cluster, tmp_path: Path) -> None:
-    found = ask(cluster, tmp_path, list(range(9)), ordered=False)
-    assert sorted(found) == sorted(-n for n in range(9))  # type: ignore[call-overload]
-    assert ask(cluster, tmp_path, []) == []
+def test_results_as_they_are_done(joined: Foreman, tmp_path: Path) -> None:
+    found = joined.ask(tmp_path, list(range(9)), ordered=False)
+    assert sorted(found) == sorted(-n for n in range(9))  # type: ignore[type-var]
+    assert joined.ask(tmp_path, []) == []
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_run_that_is_stopped_ends_its_workers(
     cluster: Cluster, tmp_path: Path, number: signal.Signals
 ) -> None:
-    process = subprocess.Popen(
-        program(cluster, tmp_path, ["slow", 1, "slow"]),
-        env=cluster.environment,
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' `&` ignores it
-    )
-    try:
+    with foreman(cluster.address, cluster.environment) as stopped:
+        stopped.begin(tmp_path, ["slow", 1, "slow"])
         wait_until((tmp_path / "slow").exists, "a worker at work")
         assert workers(cluster)
-        process.send_signal(number)
-        assert process.wait(PATIENCE_S) != 0
-    finally:
-        process.kill()
-        process.wait()
+        stopped.process.send_signal(number)
+        assert stopped.process.wait(PATIENCE_S) != 0
     wait_until_dismissed(cluster)
 
 
@@ -164,35 +140,14 @@ def test_a_run_that_is_stopped_ends_its_workers(
     ("address", "said"),
     [("127.0.0.1:1", "no cluster answers"), ("nowhere", "HOST:PORT")],
 )
-def test_a_cluster_that_is_not_there(address: str, said: str, model: Path, tmp_path: Path) -> None:
-    done = subprocess.run(
-        line(model, tmp_path / "set.safetensors", "--ray-address", address),
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert done.returncode == 2
-    assert said in done.stderr
+def test_a_cluster_that_is_not_there(
+    address: str, said: str, model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(words(model, tmp_path / "set.safetensors", "--ray-address", address)) == 2
+    assert said in capsys.readouterr().err
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_gpu_that_the_cluster_lacks(cluster: Cluster) -> None:
-    program = (
-        "from lexico_worker.ray_runtime import RayConfig\n"
-        "from lexico_lab.training.ray_pool import RayPool\n"
-        "from tests.support.training_work import Chores\n"
-        f"pool = RayPool(RayConfig(address={cluster.address!r}), 'cuda')\n"
-        "pool.start()\n"
-        "try:\n    list(pool.map(Chores(None), [1]))\n"
-        "finally:\n    pool.stop()\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", program],
-        env=cluster.environment,
-        capture_output=True,
-        text=True,
-        timeout=PATIENCE_S,
-        check=False,
-    )
-    assert "ConfigurationError: device cuda: the Ray cluster has no GPU" in done.stderr
+def test_a_gpu_that_the_cluster_lacks(joined: Foreman, tmp_path: Path) -> None:
+    found = joined.ask(tmp_path, [1], device="cuda")
+    assert found == ["ConfigurationError", "device cuda: the Ray cluster has no GPU"]

@@ -19,18 +19,21 @@ def main() -> None:
         import ray
         from ray.experimental.internal_kv import _internal_kv_get, _internal_kv_put
 
+        from lexico_worker.ray_processes import few_processes
+
         found = None
         for _ in range(2):
-            ray.init(
-                address="local",
-                _redis_password=os.environ["REDIS_PASSWORD"],
-                _node_ip_address="127.0.0.1",
-                _temp_dir=folder,
-                include_dashboard=False,
-                num_cpus=1,
-                object_store_memory=100 << 20,
-                log_to_driver=False,
-            )
+            with few_processes():
+                ray.init(
+                    address="local",
+                    _redis_password=os.environ["REDIS_PASSWORD"],
+                    _node_ip_address="127.0.0.1",
+                    _temp_dir=folder,
+                    include_dashboard=False,
+                    num_cpus=1,
+                    object_store_memory=100 << 20,
+                    log_to_driver=False,
+                )
             found = _internal_kv_get(b"kept", namespace=b"lexico")
             _internal_kv_put(b"kept", b"by-the-first", namespace=b"lexico")
             ray.shutdown()

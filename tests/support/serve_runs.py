@@ -6,15 +6,19 @@ import shutil
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from os import environ
 from pathlib import Path
+from typing import Final
 
 import psutil
 
 from tests.support.servers import address_of
 from tests.support.waiting import PATIENCE_S, wait_until
+
+_LOOK_S: Final = 0.1
+"""Between two looks at all processes of the machine."""
 
 
 class Run:
@@ -53,21 +57,20 @@ class Run:
         return address_of(self.process, self.address, self.said)
 
     def wait_until_there(self, words: str) -> None:
-        """Until the family has a process whose title or command line holds these words."""
+        """Until a process below it has a title or command line that holds these words."""
+        service = psutil.Process(self.process.pid)
 
         def there() -> bool:
             assert self.process.poll() is None, self.said()
-            return any(words in title for title in self.titles())
+            with suppress(psutil.NoSuchProcess):
+                return any(words in each for each in _titles(service.children(recursive=True)))
+            return False
 
-        wait_until(there, f"a process {words}", self.titles)
+        wait_until(there, f"a process {words}", self.titles, every_s=_LOOK_S)
 
     def titles(self) -> list[str]:
         """Name and command line of each living process of the family."""
-        found = []
-        for process in self.family():
-            with suppress(psutil.Error):
-                found.append(" ".join([process.name(), *process.cmdline()]))
-        return found
+        return _titles(self.family())
 
     def end_of(self) -> int:
         """The exit code."""
@@ -87,6 +90,15 @@ class Run:
             with suppress(psutil.Error):
                 process.kill()
         self.process.wait()
+
+
+def _titles(processes: Iterable[psutil.Process]) -> list[str]:
+    """Name and command line of those that live."""
+    found = []
+    for process in processes:
+        with suppress(psutil.Error):
+            found.append(" ".join([process.name(), *process.cmdline()]))
+    return found
 
 
 class Runs:

@@ -5,9 +5,11 @@ from __future__ import annotations
 import json
 import os
 import signal
+import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -48,22 +50,85 @@ class Chores:
         return 0
 
 
-def main(address: str, folder: str, items: str, ordered: str) -> None:
-    """Writes results, or class and message of an error, as JSON."""
+class Foreman:
+    """A process that has joined a cluster, and has it do chores."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def begin(
+        self, folder: Path, items: list[object], ordered: bool = True, device: str | None = None
+    ) -> None:
+        """Has chores done on a device, and does not wait for them."""
+        assert self.process.stdin is not None
+        asked = {"folder": str(folder), "items": items, "ordered": ordered, "device": device}
+        self.process.stdin.write(json.dumps(asked) + "\n")
+        self.process.stdin.flush()
+
+    def ask(
+        self, folder: Path, items: list[object], ordered: bool = True, device: str | None = None
+    ) -> list[object]:
+        """What becomes of chores: results, or class and message of an error."""
+        self.begin(folder, items, ordered, device)
+        assert self.process.stdout is not None
+        line = self.process.stdout.readline()
+        assert line, "the foreman is gone"
+        answer: list[object] = json.loads(line)
+        return answer
+
+
+@contextmanager
+def foreman(address: str, environment: Mapping[str, str]) -> Iterator[Foreman]:
+    """Ends with the block.
+
+    Args:
+        address: of the cluster.
+        environment: of a process that joins it.
+    """
+    process = subprocess.Popen(
+        [sys.executable, "-m", "tests.support.training_work", address],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        env=dict(environment),
+        text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),  # shells' `&` ignores it
+    )
+    assert process.stdin is not None
+    assert process.stdout is not None
+    try:
+        yield Foreman(process)
+        process.stdin.close()
+        process.wait(PATIENCE_S)
+    finally:
+        process.kill()
+        process.wait()
+        process.stdout.close()
+
+
+def main(address: str) -> None:
+    """Chores of one line of JSON after the other, each answered with one, until input ends."""
     from lexico_lab.training.ray_pool import RayPool
     from lexico_worker.ray_runtime import RayConfig
 
-    pool = RayPool(RayConfig(address=address))
-    pool.start()
-    found: list[object] = []
+    answers = os.fdopen(os.dup(1), "w")
+    os.dup2(2, 1)  # Ray writes there what it pleases
+    config = RayConfig(address=address)
+    joined = RayPool(config)
+    joined.start()
     try:
-        for result in pool.map(Chores(Path(folder)), json.loads(items), ordered=ordered == "yes"):
-            found.append(result)
-    except LexicoError as error:
-        found = [type(error).__name__, error.message]
+        for line in sys.stdin:
+            asked = json.loads(line)
+            found: list[object] = []
+            try:
+                pool = RayPool(config, asked["device"])
+                work = Chores(Path(asked["folder"]))
+                found.extend(pool.map(work, asked["items"], ordered=asked["ordered"]))
+            except LexicoError as error:
+                found = [type(error).__name__, error.message]
+            answers.write(json.dumps(found) + "\n")
+            answers.flush()
     finally:
-        pool.stop()
-    sys.stdout.write(json.dumps(found) + "\n")
+        joined.stop()
 
 
 if __name__ == "__main__":

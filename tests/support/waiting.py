@@ -20,19 +20,27 @@ _POLL_S: Final = 0.01
 _LINGER_S: Final = 0.2
 
 
-def wait_until(look: Callable[[], T], what: str, seen: Callable[[], object] | None = None) -> T:
+def wait_until(
+    look: Callable[[], T],
+    what: str,
+    seen: Callable[[], object] | None = None,
+    *,
+    every_s: float = _POLL_S,
+) -> T:
     """What `look` gives, once that is true.
 
     Args:
         look: asked again and again; it may fail the test by itself.
         what: the state, for the failure.
         seen: what there is instead, for the failure; None for what `look` gave last.
+        every_s: seconds between two looks: more for one that is work, which takes from what it
+            waits for.
     """
     deadline = time.monotonic() + PATIENCE_S
     while not (found := look()):
         if time.monotonic() > deadline:
             _fail(what, found if seen is None else seen())
-        time.sleep(_POLL_S)
+        time.sleep(every_s)
     return found
 
 

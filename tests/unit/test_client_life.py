@@ -24,7 +24,7 @@ from tests.support.client_fixtures import (
     small_spec,
     views_of,
 )
-from tests.support.forking import run_program
+from tests.support.forking import Programs, programs
 from tests.support.waiting import PATIENCE_S, wait_until
 
 SPEC = small_spec()
@@ -252,7 +252,13 @@ def hang(*arguments):
 WHOLE = [4, None]
 
 
-def test_a_thread_goes_on_while_the_interpreter_shuts_down() -> None:
+@pytest.fixture(scope="module")
+def run() -> Iterator[Programs]:
+    with programs("torch", "lexico_client", "tests.support.client_fixtures") as run:
+        yield run
+
+
+def test_a_thread_goes_on_while_the_interpreter_shuts_down(run: Programs) -> None:
     program = """
 offload()
 
@@ -262,10 +268,10 @@ def later():
 
 threading.Thread(target=later).start()
 """
-    assert run_program(PRELUDE + program) == [WHOLE, WHOLE]
+    assert run(PRELUDE + program) == [WHOLE, WHOLE]
 
 
-def test_a_thread_begins_with_it_while_the_interpreter_shuts_down() -> None:
+def test_a_thread_begins_with_it_while_the_interpreter_shuts_down(run: Programs) -> None:
     program = """
 def later():
     threading.main_thread().join()
@@ -274,18 +280,18 @@ def later():
 
 threading.Thread(target=later).start()
 """
-    assert run_program(PRELUDE + program) == [WHOLE]
+    assert run(PRELUDE + program) == [WHOLE]
 
 
-def test_at_exit() -> None:
+def test_at_exit(run: Programs) -> None:
     program = """
 offload()
 atexit.register(lambda: tell(load(), client.close(), load()))
 """
-    assert run_program(PRELUDE + program) == [WHOLE, None, [0, "cancelled"]]
+    assert run(PRELUDE + program) == [WHOLE, None, [0, "cancelled"]]
 
 
-def test_an_object_that_is_collected_at_the_very_end() -> None:
+def test_an_object_that_is_collected_at_the_very_end(run: Programs) -> None:
     """The threads of its client do not run any more, and globals are gone."""
     program = """
 offload()
@@ -303,20 +309,20 @@ class Last:
 
 last = Last()
 """
-    assert run_program(PRELUDE + program) == [True, 0, "cancelled", None]
+    assert run(PRELUDE + program) == [True, 0, "cancelled", None]
 
 
-def test_a_thread_that_is_stuck_does_not_keep_the_process() -> None:
+def test_a_thread_that_is_stuck_does_not_keep_the_process(run: Programs) -> None:
     program = """
 import lexico_client._load
 offload()
 lexico_client._load.decode_group = hang
 tell(load(timeout=0.3))
 """
-    assert run_program(PRELUDE + program) == [[0, "deadline-expired"]]
+    assert run(PRELUDE + program) == [[0, "deadline-expired"]]
 
 
-def test_a_thread_that_is_stuck_in_a_forked_child() -> None:
+def test_a_thread_that_is_stuck_in_a_forked_child(run: Programs) -> None:
     """As torch may be, where the parent had used its threads."""
     program = """
 import lexico_client._load
@@ -328,10 +334,10 @@ def child():
 
 tell(in_child(child), load())
 """
-    assert run_program(PRELUDE + program) == [[0, "deadline-expired"], WHOLE]
+    assert run(PRELUDE + program) == [[0, "deadline-expired"], WHOLE]
 
 
-def test_a_signal_handler_in_the_middle_of_a_call() -> None:
+def test_a_signal_handler_in_the_middle_of_a_call(run: Programs) -> None:
     """On the thread that waits, and holds whatever locks a call takes."""
     program = """
 offload()
@@ -344,4 +350,4 @@ with client._runner._lock, client._runner._loop._lock:
     signal.raise_signal(signal.SIGALRM)
 tell(all(answer == [4, None] for answer in answers), answers[-1])
 """
-    assert run_program(PRELUDE + program) == [True, WHOLE]
+    assert run(PRELUDE + program) == [True, WHOLE]

@@ -63,7 +63,7 @@ async def test_an_encoder_that_ends_gives_leases_back_before_its_store_goes(
             said.append("store closed")
 
     monkeypatch.setattr(deployment, "open_store", lambda *_: Store())
-    monkeypatch.setattr(deployment, "PageEncoder", lambda *_, **__: pages)
+    monkeypatch.setattr("lexico_worker.page_encoder.PageEncoder", lambda *_, **__: pages)
     end: Any = deployment.Encoder.__del__
     monkeypatch.delattr(deployment.Encoder, "__del__")  # Serve awaits it, the collector does not
     encoder: Any = deployment.Encoder(EncoderConfig("redis://127.0.0.1"))

@@ -5,8 +5,9 @@ from __future__ import annotations
 import errno
 import json
 import re
+import shutil
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
@@ -83,17 +84,16 @@ def tiny() -> LoadedModel:
     return LoadedModel("tiny", LlamaForCausalLM(config).eval(), tokenizer)
 
 
-@pytest.fixture
-def settings(tmp_path: Path) -> EvalSettings:
-    text = tmp_path / "fox & <hound>.txt"
+def settings_in(folder: Path) -> EvalSettings:
+    text = folder / "fox & <hound>.txt"
     text.write_text("".join(f"The fox saw {i} hounds and the hounds saw it. " for i in range(60)))
-    made = tmp_path / "made.safetensors"
+    made = folder / "made.safetensors"
     random_set(LAYERS, HEAD_DIM, kv_heads=2).save(made)
     return EvalSettings(
         model="tiny",
         sources=(text,),
-        out=tmp_path / "report",
-        state=tmp_path / "state",
+        out=folder / "report",
+        state=folder / "state",
         sets=(str(made),),
         codecs=('lexico:{"sparsity":3}', "lossless"),
         texts=2,
@@ -107,6 +107,32 @@ def settings(tmp_path: Path) -> EvalSettings:
         peers=False,
         dtype="float32",
     )
+
+
+@pytest.fixture
+def settings(tmp_path: Path) -> EvalSettings:
+    return settings_in(tmp_path)
+
+
+@dataclass(frozen=True)
+class Whole:
+    """A run that is done."""
+
+    settings: EvalSettings
+    document: dict[str, Any]
+
+
+@pytest.fixture(scope="module")
+def whole(tiny: LoadedModel, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    settings = settings_in(tmp_path_factory.mktemp("whole"))
+    return Whole(settings, evaluate(settings, tiny))
+
+
+@pytest.fixture
+def done(whole: Whole, tmp_path: Path) -> EvalSettings:
+    """Of that run; its state is a copy, for tests to change."""
+    shutil.copytree(whole.settings.state, tmp_path / "state")
+    return replace(whole.settings, out=tmp_path / "report", state=tmp_path / "state")
 
 
 def figures(document: dict[str, Any]) -> dict[str, Any]:
@@ -123,11 +149,8 @@ def parsed(page: str) -> Tree:
 
 
 class TestReport:
-    def test_page_is_whole_and_stands_alone(
-        self, tiny: LoadedModel, settings: EvalSettings
-    ) -> None:
-        evaluate(settings, tiny)
-        page = (settings.out / "report.html").read_text()
+    def test_page_is_whole_and_stands_alone(self, whole: Whole) -> None:
+        page = (whole.settings.out / "report.html").read_text()
         tree = parsed(page)
         assert page.startswith("<!DOCTYPE html>")
         assert tree.seen.count("svg") >= 8
@@ -141,9 +164,8 @@ class TestReport:
         for wanted in ("lexico s=3", "lossless", "raw", "How to read it", "transformers"):
             assert wanted in tree.text
 
-    def test_data_has_every_figure(self, tiny: LoadedModel, settings: EvalSettings) -> None:
-        evaluate(settings, tiny)
-        document = json.loads((settings.out / "report.json").read_text())
+    def test_data_has_every_figure(self, whole: Whole) -> None:
+        document = json.loads((whole.settings.out / "report.json").read_text())
         (source,) = document["sources"]
         rows = {row["name"]: row for row in source["fidelity"]}
         assert list(rows) == ["raw", "lexico s=3", "lossless"]
@@ -162,11 +184,8 @@ class TestReport:
         assert document["settings"]["coded"] == 304
         assert len(source["per_text"]["raw"]) == 2
 
-    def test_what_gives_the_bits_back_changes_nothing(
-        self, tiny: LoadedModel, settings: EvalSettings
-    ) -> None:
-        document = evaluate(settings, tiny)
-        (source,) = document["sources"]
+    def test_what_gives_the_bits_back_changes_nothing(self, whole: Whole) -> None:
+        (source,) = whole.document["sources"]
         for row in source["fidelity"]:
             if row["name"] in ("raw", "lossless"):
                 assert row["kl"]["mean"] == row["kl_keys"]["mean"] == row["nll_more"]["mean"] == 0
@@ -206,12 +225,11 @@ class TestResume:
     def test_a_stopped_run_goes_on_to_the_same_figures(
         self,
         tiny: LoadedModel,
-        settings: EvalSettings,
+        whole: Whole,
         tmp_path: Path,
         monkeypatch: pytest.MonkeyPatch,
     ) -> None:
-        whole = evaluate(settings, tiny)
-        second = replace(settings, out=tmp_path / "again", state=tmp_path / "again.state")
+        second = replace(whole.settings, out=tmp_path / "again", state=tmp_path / "again.state")
         done: list[str] = []
         put = state.Units.put
 
@@ -226,7 +244,7 @@ class TestResume:
             evaluate(second, tiny)
         assert not second.out.exists()
         done.clear()
-        assert figures(evaluate(second, tiny)) == figures(whole)
+        assert figures(evaluate(second, tiny)) == figures(whole.document)
         assert len(done) == 2, "finished units were measured again"
 
     @pytest.mark.parametrize(
@@ -238,18 +256,20 @@ class TestResume:
         ],
     )
     def test_a_state_of_other_settings_is_refused(
-        self, tiny: LoadedModel, settings: EvalSettings, change: dict[str, Any], named: str
+        self, tiny: LoadedModel, done: EvalSettings, change: dict[str, Any], named: str
     ) -> None:
-        evaluate(settings, tiny)
         with pytest.raises(ConfigurationError, match=f"another {named}"):
-            evaluate(replace(settings, **change), tiny)
+            evaluate(replace(done, **change), tiny)
 
-    def test_a_damaged_unit_is_named(self, tiny: LoadedModel, settings: EvalSettings) -> None:
-        evaluate(settings, tiny)
-        unit = next(path for path in settings.state.iterdir() if path.name != "run.json")
+    def test_a_damaged_unit_is_named(self, tiny: LoadedModel, done: EvalSettings) -> None:
+        unit = unit_of(done)
         unit.write_text("{")
         with pytest.raises(ConfigurationError, match=unit.name):
-            evaluate(settings, tiny)
+            evaluate(done, tiny)
+
+
+def unit_of(settings: EvalSettings) -> Path:
+    return next(path for path in settings.state.iterdir() if path.name != "run.json")
 
 
 def never(*_: Any) -> Any:
@@ -273,9 +293,11 @@ class TestRefusals:
         assert not settings.state.exists()
 
     def test_a_report_that_cannot_be_written_at_the_end_loses_nothing(
-        self, tiny: LoadedModel, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch
+        self, tiny: LoadedModel, done: EvalSettings, monkeypatch: pytest.MonkeyPatch
     ) -> None:
-        """As where the disk is full by then: what was measured stays."""
+        """As where the disk is full by then: what was measured stays, what this run did too."""
+        last = unit_of(done)
+        last.unlink()
 
         def full(_: Any, __: Any) -> None:
             raise OSError(errno.ENOSPC, "No space left on device")
@@ -284,11 +306,12 @@ class TestRefusals:
             drawn = lambda _: patch.setattr("os.replace", full) or "page"  # noqa: E731
             patch.setattr(run, "_page", lambda: drawn)
             with pytest.raises(ConfigurationError, match=r"report.html: cannot write \(No space"):
-                evaluate(settings, tiny)
-        assert not (settings.out / "report.html").exists()
+                evaluate(done, tiny)
+        assert not (done.out / "report.html").exists()
+        assert last.exists()
         monkeypatch.setattr(Judge, "of_way", never)
-        assert evaluate(settings, tiny)["sources"]
-        assert (settings.out / "report.html").is_file()
+        assert evaluate(done, tiny)["sources"]
+        assert (done.out / "report.html").is_file()
 
     def test_unreadable_text_before_the_model(
         self, settings: EvalSettings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch

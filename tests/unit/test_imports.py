@@ -62,6 +62,12 @@ def test_a_part_imports_what_it_needs_alone(module: str) -> None:
     assert not {name for name in found if name.startswith("lexico_lab")}
 
 
+def test_who_deploys_ingress_and_encoders_computes_nothing() -> None:
+    """Ray brings what it likes; its replicas import the rest."""
+    found = imported_by("lexico_services.offload.deployment")
+    assert found & {"torch", "transformers", "lexico_lab", "lexico_client", *EVERY_CODEC} == set()
+
+
 def test_engines_are_imported_by_their_name_alone() -> None:
     assert not {name for name in imported_by("lexico_client") if ".engines" in name}
     found = imported_by("lexico_client.hf")

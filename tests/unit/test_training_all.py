@@ -126,6 +126,7 @@ class TestAll:
         self, tiny: LoadedModel, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
     ) -> None:
         monkeypatch.setattr(runner, "load_model", lambda *_: tiny)
+        shutil.copytree(finished / "state", _state(tmp_path))
         told = options.run(asked(tmp_path, "--codec", "all", "--joint", "40"))
         for codec, name in NAMES.items():
             (row,) = [

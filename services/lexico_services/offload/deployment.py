@@ -1,4 +1,8 @@
-"""The Serve application: Ingress, with a gRPC server of its own, calls Encoder by handle."""
+"""The Serve application: Ingress, with a gRPC server of its own, calls Encoder by handle.
+
+Whoever deploys it imports this module, and computes nothing: what an ingress needs beyond it, torch
+with it, is imported by its replica.
+"""
 
 from __future__ import annotations
 
@@ -18,9 +22,6 @@ from lexico_services import process
 from lexico_services.auth import Tenants
 from lexico_services.config import ListenConfig, OffloadConfig
 from lexico_services.health import HealthPort
-from lexico_services.offload.encoder_pools import RayEncoders, near_first
-from lexico_services.offload.ingress import Ingress
-from lexico_services.offload.servicer import SERVICES, OffloadServicer
 from lexico_services.policies import Policies
 from lexico_services.security import Security
 from lexico_services.server import GrpcServer
@@ -28,7 +29,7 @@ from lexico_services.telemetry.config import TelemetryConfig
 from lexico_services.telemetry.gauges import watch_ingress
 from lexico_services.telemetry.running import Telemetry
 from lexico_worker.config import EncoderConfig
-from lexico_worker.deployment import encoder_app
+from lexico_worker.deployment import LEAVE_S, encoder_app
 from lexico_worker.malloc import keep_freed_memory
 
 _log = logging.getLogger(__name__)
@@ -83,6 +84,10 @@ class IngressReplica:
     """
 
     def __init__(self, encoders: Any, config: IngressConfig) -> None:
+        from lexico_services.offload.encoder_pools import RayEncoders, near_first
+        from lexico_services.offload.ingress import Ingress
+        from lexico_services.offload.servicer import SERVICES, OffloadServicer
+
         keep_freed_memory()
         log_to_stderr(config.telemetry.log_level, config.telemetry.log_format, LOGGERS)
         self._telemetry = Telemetry(config.telemetry, "ingress")
@@ -202,5 +207,6 @@ def offload_app(ingress: IngressConfig, encoder: EncoderConfig, placement: Place
         ray_actor_options={"num_cpus": INGRESS_CPUS, "resources": {placement.resource: 0.001}},
         health_check_period_s=2,
         graceful_shutdown_timeout_s=ingress.listen.drain_s + 5,
+        graceful_shutdown_wait_loop_s=LEAVE_S,
     )
     return deployment(IngressReplica).bind(encoder_app(encoder), ingress)

@@ -28,6 +28,10 @@ SERVE_S = 4.0
 """Seconds of a shutdown that are kept for encoders to end: a layer group, and its lease."""
 RAY_S = 2.5
 """Seconds of a shutdown that are kept for Ray's own processes, and what comes after them."""
+_LOOK_S = 0.25
+"""Between two looks at a start: each is 16 ms of a core here, while replicas start, and more in
+Serve's controller.
+"""
 RECOVERY_S = 30.0
 """Seconds beyond the drain that Serve is given to replace an ingress."""
 
@@ -276,7 +280,7 @@ def wait_until_running(look: Callable[[], Any], timeout_s: float, stopped: threa
         ConfigurationError: Serve gave up, or the time is over; the message has Serve's.
     """
     deadline = time.monotonic() + timeout_s
-    while not stopped.wait(0.1):
+    while not stopped.wait(_LOOK_S):
         app = look()
         if app is not None and app.status == "RUNNING":
             return True
