@@ -16,27 +16,31 @@ from lexico_proto.metrics import (
     CLIENT_MISSES,
     ENGINE_PAGES,
     ENGINE_REQUESTS,
+    ENGINE_STAGED,
     ENGINE_TOKENS,
     Family,
     Metrics,
 )
 
 SHOWN: Final = (ENGINE_REQUESTS, ENGINE_TOKENS, ENGINE_PAGES, CLIENT_BYTES, CLIENT_MISSES)
-"""Families of counters."""
+"""Families of counters; there is one gauge beside, `ENGINE_STAGED`."""
 _BETWEEN: Final = " "
 
 
 class LexicoStats(KVConnectorStats):  # type: ignore[misc]
-    """What was counted since the last time: `family value value …` → number."""
+    """What was counted since the last time, `family value value …` → number; of the gauge what it
+    is now."""
 
     @classmethod
     def taken(cls, metrics: Metrics) -> LexicoStats | None:
         """What came to the counters since this was last called; None where nothing did."""
         data = {
             _BETWEEN.join((name, *values)): number
-            for name, values, number in metrics.take_changes(SHOWN)
+            for name, values, number in metrics.take_changes((*SHOWN, ENGINE_STAGED))
             if isinstance(number, int)
         }
+        if ENGINE_STAGED.name in data:
+            data[ENGINE_STAGED.name] = metrics.gauge(ENGINE_STAGED).number
         return cls(data=data) if data else None
 
     def reset(self) -> None:
@@ -44,7 +48,8 @@ class LexicoStats(KVConnectorStats):  # type: ignore[misc]
 
     def aggregate(self, other: KVConnectorStats) -> KVConnectorStats:
         for name, number in other.data.items():
-            self.data[name] = self.data.get(name, 0) + number
+            before = 0 if name == ENGINE_STAGED.name else self.data.get(name, 0)
+            self.data[name] = before + number
         return self
 
     def reduce(self) -> dict[str, int | float]:
@@ -67,13 +72,21 @@ class LexicoPromMetrics(KVConnectorPromMetrics):  # type: ignore[misc]
     ) -> None:
         super().__init__(vllm_config, metric_types, labelnames, per_engine_labelvalues)
         self._counters = {family.name: self._counter(family, labelnames) for family in SHOWN}
+        self._staged = self._gauge_cls(
+            name=ENGINE_STAGED.name,
+            documentation=ENGINE_STAGED.help,
+            labelnames=labelnames,
+            multiprocess_mode="mostrecent",
+        )
 
     def observe(self, transfer_stats_data: dict[str, Any], engine_idx: int = 0) -> None:
         """Adds what one engine counted."""
         engine = [str(value) for value in self.per_engine_labelvalues[engine_idx]]
         for name, number in transfer_stats_data.items():
             family, *values = name.split(_BETWEEN)
-            if family in self._counters:
+            if family == ENGINE_STAGED.name:
+                self._staged.labels(*engine).set(number)
+            elif family in self._counters:
                 self._counters[family].labels(*engine, *values).inc(number)
 
     def _counter(self, family: Family, labelnames: Iterable[str]) -> Any:
