@@ -99,7 +99,7 @@ class WorkerSide:
         self._cache = cache
 
     def begin(self, orders: Orders) -> None:
-        """Begins loads; called before the step is computed. Each will be told of by `arrived`."""
+        """Begins loads, with each step of the engine. Each will be told of by `arrived`."""
         for order in orders.loads:
             try:
                 self._service.begin(self._load(order, _reached(self._memory.device)))
@@ -225,8 +225,9 @@ class WorkerSide:
     async def _store(self, staged: _Staged) -> None:
         order, failed = staged.order, None
         try:
+            await _until(staged.ready)
+            staged = replace(staged, copies=staged.copies.cpu())  # a device's memory is scarce
             async with self._storing:
-                await _until(staged.ready)
                 await self._keep_dictionary()
                 report = await self._offloaded(staged)
                 ours = report.pages[order.first_page :]
