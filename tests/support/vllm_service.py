@@ -19,6 +19,7 @@ from lexico_store.scopes import tenant_scope
 from tests.support.client_fixtures import flipped
 from tests.support.proxy import Proxy
 from tests.support.services import Services, running_services
+from tests.support.waiting import PATIENCE_S
 
 
 @dataclass
@@ -32,10 +33,12 @@ class EngineService:
 
     @property
     def settings(self) -> dict[str, Any]:
-        """Addresses, for `kv_connector_extra_config`."""
+        """Addresses and patience, for `kv_connector_extra_config`."""
+        calls = ("match", "load", "idle", "offload")
         return {
             "reload": f"127.0.0.1:{self.reload.port}",
             "offload": f"127.0.0.1:{self.offload.port}",
+            **{f"{call}_seconds": PATIENCE_S for call in calls},
         }
 
     def counts(self, family: Family) -> dict[tuple[str, ...], int | float]:

@@ -96,25 +96,6 @@ def test_a_hugging_face_node_and_vllm_share(
         assert (found.tokens[0], found.cached[0]) == (plain[0], LOADED)
 
 
-def test_near_answers_almost_alike(
-    nursery: Nursery, prompts: Prompts, plain: list[list[int]], fresh: EngineService
-) -> None:
-    """The engine registers the set; blocks of the newest 64 tokens are computed."""
-    settings = {**fresh.settings, "codec": "near"}
-    with nursery.engine(settings) as engine:
-        assert [engine.generate(ids).tokens[0] for ids in prompts.apart] == plain
-        engine.settle()
-    with nursery.engine(settings) as engine:
-        found = [engine.generate(ids) for ids in prompts.apart]
-    assert [each.cached[0] for each in found] == [512] * len(found)
-    pairs = [
-        pair
-        for each, tokens in zip(found, plain, strict=True)
-        for pair in zip(each.tokens[0], tokens, strict=True)
-    ]
-    assert sum(a == b for a, b in pairs) >= 0.9 * len(pairs)
-
-
 def test_what_cannot_be_used_is_said_in_one_line_at_start(
     nursery: Nursery, service: EngineService
 ) -> None:

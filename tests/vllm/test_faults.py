@@ -21,7 +21,7 @@ from tests.support.vllm_service import EngineService
 from tests.support.waiting import wait_until
 from tests.vllm.conftest import LOADED, Prompts
 
-SHORT: Final = {"match_seconds": 2.0, "load_seconds": 20.0, "idle_seconds": 2.0}
+SHORT: Final = {"match_seconds": 10.0, "load_seconds": 30.0, "idle_seconds": 10.0}
 """Deadlines that pass."""
 
 
