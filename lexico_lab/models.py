@@ -53,7 +53,7 @@ def load_model(name: str, device: str = "cpu") -> LoadedModel:
             folder cannot be written.
     """
     transformers = _transformers()
-    place = _packaged() if name == SMOLLM2 else name
+    place = model_folder(name)
     local = name == SMOLLM2 or Path(place).is_dir()
     try:
         tokenizer = transformers.AutoTokenizer.from_pretrained(place, local_files_only=local)
@@ -63,6 +63,12 @@ def load_model(name: str, device: str = "cpu") -> LoadedModel:
     except (OSError, ValueError) as e:
         raise InvalidInput(f"model {name!r}: cannot load ({e})") from e
     return LoadedModel(name, model.eval().to(device), tokenizer)
+
+
+def model_folder(name: str) -> Path | str:
+    """Where a model lies: its folder, or its name on the hub; arguments and errors as of
+    `load_model`."""
+    return _packaged() if name == SMOLLM2 else name
 
 
 def quiet() -> None:

@@ -17,7 +17,7 @@ from lexico_client._explain import Explanation
 from lexico_client._explaining import explain_prompt
 from lexico_client._grpc import GrpcTransport
 from lexico_client._load import Target
-from lexico_client._loading import Loading
+from lexico_client._loading import Loading, checked_pages
 from lexico_client._match import match_pages
 from lexico_client._observer import Observer
 from lexico_client._offload import Offloading, PageOffer, PageSource
@@ -31,12 +31,7 @@ from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.keys import TokenIds, token_array
 from lexico_codec.spec import CacheSpec
-from lexico_proto.errors import (
-    Cancelled,
-    ConfigurationError,
-    InvalidInput,
-    TokenCountMismatch,
-)
+from lexico_proto.errors import Cancelled, ConfigurationError, InvalidInput, TokenCountMismatch
 from lexico_proto.metrics import PROCESS, Metrics
 from lexico_proto.request_id import request
 from lexico_proto.v1 import offload_pb2 as offload_pb
@@ -273,6 +268,7 @@ class AsyncClient(SetCalls):
         target: Target,
         *,
         inputs: PageDigests = (),
+        pages: range | None = None,
         timeout: float | None = None,
     ) -> Loaded:
         """Brings as much of the sequence's prefix as the service can give.
@@ -294,16 +290,18 @@ class AsyncClient(SetCalls):
                 are stored, if the codec has codes; what it got of pages that were not loaded is to
                 be dropped.
             inputs: as for `match`.
+            pages: those to bring, which a `match` has found: it is not asked again, and the result
+                counts from the first of them. By default what is stored from page 0 on.
             timeout: seconds, in place of `Timeouts.load`.
 
         Raises:
-            TokenCountMismatch: `token_ids` is no flat sequence of token ids.
+            TokenCountMismatch: `token_ids` is no flat sequence, or has no such `pages`.
             ShapeMismatch, InvalidInput: a tensor or memory of the target's does not fit the spec,
                 or `inputs` holds what is no digest.
             Unsupported: a `CodesReceiver`, and a codec without codes; or a spec of a slice.
             Exception: whatever else the target, or a receiver of its, raised.
         """
-        return await self._counted_load(spec, token_ids, target, inputs, timeout, Access())
+        return await self._counted_load(spec, token_ids, target, inputs, pages, timeout, Access())
 
     async def _counted_load(
         self,
@@ -311,17 +309,20 @@ class AsyncClient(SetCalls):
         token_ids: TokenIds,
         target: Target,
         inputs: PageDigests,
+        pages: range | None,
         timeout: float | None,
         access: Access,
     ) -> Loaded:
         """`load`, for a caller that may end the access before."""
         spec.check_whole()
         ids = token_array(token_ids)
-        digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
+        full = len(ids) // spec.page_tokens
+        digests = checked_inputs(inputs, full, spec.page_tokens)
+        asked = full if pages is None else len(checked_pages(pages, full))
         budget = self._budget("load", timeout, self._timeouts.load)
         loading = Loading(self._transport, self._crew, self._shelf, self._timeouts, budget, access)
-        with self._told.load(spec, len(ids)) as told:
-            loaded = await loading.run(spec, ids, digests, target)
+        with self._told.load(spec, asked * spec.page_tokens) as told:
+            loaded = await loading.run(spec, ids, digests, target, pages)
             told(loaded)
         return loaded
 

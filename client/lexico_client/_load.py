@@ -81,7 +81,18 @@ class PrefixLoader:
         dictionary: DictionarySet | None,
         shift: Shift,
         idle: float,
+        first_page: int = 0,
     ) -> None:
+        """
+        Args:
+            spec: what the pages belong to.
+            page_keys: of consecutive pages.
+            view: where they go.
+            dictionary: the set that the spec names.
+            shift: writes to the caller's memory.
+            idle: seconds between two messages.
+            first_page: index of the first of them in its sequence.
+        """
         self.reason: LexicoError | None = None
         self.bytes_received = 0
         self.decode_seconds = 0.0
@@ -91,6 +102,7 @@ class PrefixLoader:
         self._dictionary = dictionary
         self._shift = shift
         self._idle = idle
+        self._first_page = first_page
         self._wanted = len(page_keys)
         self._decoded = [0] * len(page_keys)  # leading groups of each page that are in place
         self._running: tuple[Frame, asyncio.Future[_Decoded]] | None = None
@@ -143,7 +155,7 @@ class PrefixLoader:
             page_keys=self._keys[first:end],
             groups=self._spec.groups,
             namespace=self._spec.namespace,
-            first_page=first,
+            first_page=self._first_page + first,
         )
         async with aclosing(transport.get(request, budget.left())) as stream:
             while self._wanted > first and not assembler.complete:
@@ -153,7 +165,8 @@ class PrefixLoader:
                 frame = assembler.accept(message)
                 given = first + assembler.pages
                 if given < min(end, self._wanted):
-                    self._end(given, _missed(given, assembler.miss_reason))
+                    place = self._first_page + given
+                    self._end(given, _missed(place, assembler.miss_reason))
                 if frame is not None:
                     self.bytes_received += len(frame.data)
                     await self._settle()
@@ -204,7 +217,7 @@ class PrefixLoader:
 
     def _decode_now(self, frame: Frame) -> _Decoded:
         started = time.perf_counter()
-        page, group, error = frame.page, frame.group, None
+        page, group, error = self._first_page + frame.page, frame.group, None
         try:
             out = self._checked_view(page, group)
             device = out.device
@@ -213,9 +226,9 @@ class PrefixLoader:
         codes: GroupCodes | None = None
         try:
             if isinstance(out, CodesReceiver):
-                codes = self._read(frame, device)
+                codes = self._read(frame, page, device)
             else:
-                self._fill(frame, out)
+                self._fill(frame, page, out)
         except LexicoError as refused:
             error = refused
             if isinstance(refused, NewerFrame):
@@ -234,16 +247,16 @@ class PrefixLoader:
                 return _Decoded(seconds, None, own)
         return _Decoded(seconds, error, None)
 
-    def _fill(self, frame: Frame, out: CacheMemory) -> None:
+    def _fill(self, frame: Frame, page: int, out: CacheMemory) -> None:
         key, dictionary = self._keys[frame.page], self._dictionary
         # Engines allocate under inference_mode, and such tensors may be written only under it.
         with torch.inference_mode(out.is_inference()):
-            decode_group(self._spec, key, frame.page, frame.group, frame.data, out, dictionary)
+            decode_group(self._spec, key, page, frame.group, frame.data, out, dictionary)
             _synchronise(out.device)
 
-    def _read(self, frame: Frame, device: torch.device) -> GroupCodes:
+    def _read(self, frame: Frame, page: int, device: torch.device) -> GroupCodes:
         key, dictionary = self._keys[frame.page], self._dictionary
-        codes = read_group(self._spec, key, frame.page, frame.group, frame.data, dictionary, device)
+        codes = read_group(self._spec, key, page, frame.group, frame.data, dictionary, device)
         _synchronise(device)
         return codes
 

@@ -18,7 +18,7 @@ from lexico_client._settings import Timeouts
 from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests
 from lexico_codec.spec import CacheSpec
-from lexico_proto.errors import Cancelled, DeadlineExpired, LexicoError
+from lexico_proto.errors import Cancelled, DeadlineExpired, LexicoError, TokenCountMismatch
 
 
 class Loading:
@@ -55,8 +55,13 @@ class Loading:
         token_ids: npt.NDArray[np.uint32],
         inputs: PageDigests,
         target: Target,
+        pages: range | None = None,
     ) -> Loaded:
         """Matches, asks the target for memory, and fills it.
+
+        Args:
+            spec, token_ids, inputs, target: see `AsyncClient.load`.
+            pages: that a match has found; None to ask which there are.
 
         Raises:
             Exception: whatever the target raised.
@@ -68,9 +73,13 @@ class Loading:
                 shift = stack.enter_context(self._crew.shift(budget, access))
                 async with budget.bound():
                     keys = await keys_of(spec, token_ids, inputs)
-                    matched = await match_pages(
-                        self._transport, spec, keys, budget, self._timeouts.match, prefix=True
-                    )
+                    if pages is None:
+                        matched = await match_pages(
+                            self._transport, spec, keys, budget, self._timeouts.match, prefix=True
+                        )
+                        pages = range(matched.pages)
+                    else:
+                        matched = _known(spec, keys, pages)
                     match_seconds = clock.lap()
                     if matched.pages and spec.codec.needs_dictionary:
                         dictionary = await self._shelf.get(spec.dictionary)
@@ -87,8 +96,8 @@ class Loading:
                 late = DeadlineExpired("load: the target gave no memory within the deadline")
                 return Loaded(0, 0, matched.pages, late, 0, seconds, access.end())
             view = viewing.result()
-            leading, idle = keys[: matched.pages], self._timeouts.idle
-            loader = PrefixLoader(spec, leading, view, dictionary, shift, idle)
+            wanted, idle = keys[pages.start : pages.stop], self._timeouts.idle
+            loader = PrefixLoader(spec, wanted, view, dictionary, shift, idle, pages.start)
             await loader.run(self._transport, budget)
         return Loaded(
             tokens=loader.pages * spec.page_tokens,
@@ -101,6 +110,27 @@ class Loading:
             ),
             unfinished=access.end(),
         )
+
+
+def checked_pages(pages: range, full: int) -> range:
+    """Pages of a sequence that a caller wants.
+
+    Args:
+        pages: which.
+        full: how many the sequence has.
+
+    Raises:
+        TokenCountMismatch: no run of pages that are there.
+    """
+    if pages.step != 1 or not 0 <= pages.start <= pages.stop <= full:
+        raise TokenCountMismatch(f"pages={pages}: the sequence has {full} full pages")
+    return pages
+
+
+def _known(spec: CacheSpec, keys: list[bytes], pages: range) -> Match:
+    """What a match has said before."""
+    wanted = tuple(keys[pages.start : pages.stop])
+    return Match(len(wanted) * spec.page_tokens, len(wanted), (True,) * len(wanted), wanted)
 
 
 def _view_of(target: Target, pages: int, access: Access) -> PageView:

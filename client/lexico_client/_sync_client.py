@@ -136,6 +136,7 @@ class Client:
         target: Target,
         *,
         inputs: PageDigests = (),
+        pages: range | None = None,
         timeout: float | None = None,
     ) -> Loaded:
         """As `AsyncClient.load`."""
@@ -145,7 +146,7 @@ class Client:
             seconds = LoadSeconds(total=clock.total())
             return Loaded(0, 0, 0, error, 0, seconds, access.end())
 
-        work = self._client._counted_load(spec, token_ids, target, inputs, timeout, access)
+        work = self._client._counted_load(spec, token_ids, target, inputs, pages, timeout, access)
         return self._run(work, self._timeouts.load, timeout, missed)
 
     def coding(

@@ -21,6 +21,11 @@ from lexico_proto.counters import Gauge as Gauge
 from lexico_proto.counters import Histogram as Histogram
 from lexico_proto.counters import Label as Label
 from lexico_proto.counters import Metrics as Metrics
+from lexico_proto.engine_metrics import ENGINE_PAGES as ENGINE_PAGES
+from lexico_proto.engine_metrics import ENGINE_REQUESTS as ENGINE_REQUESTS
+from lexico_proto.engine_metrics import ENGINE_STAGED as ENGINE_STAGED
+from lexico_proto.engine_metrics import ENGINE_TOKENS as ENGINE_TOKENS
+from lexico_proto.engine_metrics import OF_ENGINES as OF_ENGINES
 from lexico_proto.errors import ERRORS, Cancelled, InternalError, LexicoError
 
 

@@ -22,6 +22,7 @@ SECTIONS: Final = {
     "Reload servers": m.OF_RELOAD,
     "Service process": m.OF_SERVICE,
     "Nodes": m.OF_CLIENTS,
+    "Engines on nodes": m.OF_ENGINES,
 }
 _LONG: Final = 12
 

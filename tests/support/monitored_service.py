@@ -16,6 +16,7 @@ from examples.two_nodes.service import Service
 from k8s.monitoring.files import rules
 from lexico_client import Client, Tls
 from lexico_client import metrics as client_metrics
+from lexico_client.engines.vllm._counts import Counts
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import Metrics
 from tests.support.client_fixtures import PAGE_TOKENS, PATIENT, small_dictionary, small_spec
@@ -73,6 +74,8 @@ class Traffic:
     """Nodes of both tenants that offload new prompts, and load them and others."""
 
     clients: Mapping[str, Client]
+    engine: Counts
+    """As the connector of an engine counts, which none is here."""
     rounds: int = 0
     failure: list[BaseException] = field(default_factory=list)
 
@@ -106,6 +109,11 @@ class Traffic:
                 raise AssertionError(f"{loaded} in place of {expected} pages")
             if not expected:
                 client.offload(spec, ids, lambda page, group: cache[group])
+        self.engine.request("hit")
+        for what in ("asked", "promised", "loaded", "lost"):
+            self.engine.tokens(what, tokens)
+        self.engine.pages("sent", PAGES)
+        self.engine.staged(0)
 
     def end(self) -> None:
         """Has it end, and waits for that."""
@@ -170,6 +178,6 @@ def monitored(folder: Path) -> Iterator[Monitored]:
         clients = {tenant: client(token) for tenant, token in TENANTS.items()}
         for each in clients.values():
             stack.callback(each.close)
-        traffic = Traffic(clients)
+        traffic = Traffic(clients, Counts(metrics))
         stack.callback(traffic.end)
         yield Monitored(service, settings, store, url, watcher, hook, node, cert, client, traffic)

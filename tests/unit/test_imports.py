@@ -73,3 +73,9 @@ def test_engines_are_imported_by_their_name_alone() -> None:
     found = imported_by("lexico_client.hf")
     assert "transformers" in found
     assert not {name for name in found if name.partition(".")[0] in OF_THE_LAB}
+
+
+def test_the_connector_of_vllm_is_there_without_vllm() -> None:
+    assert "lexico_client.engines.vllm.connector" not in imported_by("lexico_client.engines.vllm")
+    found = imported_by("lexico_client.engines.vllm._worker")
+    assert not {name for name in found if name.partition(".")[0] in {"vllm", *OF_OTHERS}}

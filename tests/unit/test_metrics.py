@@ -28,6 +28,7 @@ PROCESSES = {
     "reload server": (*m.OF_SERVERS, *m.OF_RELOAD),
     "service": m.OF_SERVICE,
     "node": m.OF_CLIENTS,
+    "engine": m.OF_ENGINES,
 }
 """What each process shows."""
 MOST_SERIES = 5000

@@ -9,6 +9,7 @@ from k8s.monitoring.grafana import Dashboard, Panel, Query, Variable
 
 _TOKENS: Final = "lexico_client_tokens_total"
 _NOBODY: Final = "no node shows metrics"
+_NO_ENGINE: Final = "no engine with a connector shows metrics"
 
 
 def _tokens(what: str) -> str:
@@ -115,6 +116,40 @@ _FAULTS: Final = (
     ),
 )
 
+_ENGINES: Final = (
+    Panel(
+        "Requests",
+        "Of an engine's scheduler, by what became of them: hit and local save prefilling, failed "
+        "and unusable are failures, the others are requests that are left alone.",
+        "ops",
+        (Query(rate("lexico_engine_requests_total", by="outcome", here=PODS), "{{outcome}}"),),
+        stacked=True,
+        nothing=_NO_ENGINE,
+    ),
+    Panel(
+        "Tokens",
+        "Asked for, promised to the scheduler, loaded, and lost: those were promised and computed.",
+        "short",
+        (Query(rate("lexico_engine_tokens_total", by="what", here=PODS), "{{what}}"),),
+        nothing=_NO_ENGINE,
+    ),
+    Panel(
+        "Pages to be stored",
+        "dropped: copies have no room, so the service or the network is slower than the engine.",
+        "ops",
+        (Query(rate("lexico_engine_pages_total", by="outcome", here=PODS), "{{outcome}}"),),
+        stacked=True,
+        nothing=_NO_ENGINE,
+    ),
+    Panel(
+        "Copies that wait to be stored",
+        "Bounded by the connector's staging_bytes.",
+        "bytes",
+        (Query(f"sum by (pod) (lexico_engine_staged_bytes{{{PODS}}})", "{{pod}}"),),
+        nothing=_NO_ENGINE,
+    ),
+)
+
 DASHBOARD: Final = Dashboard(
     "node",
     "Lexico Offload / Nodes",
@@ -123,5 +158,5 @@ DASHBOARD: Final = Dashboard(
         Variable("namespace", "label_values(lexico_client_seconds_count, namespace)"),
         Variable("pod", f"label_values(lexico_client_seconds_count{{{HERE}}}, pod)"),
     ),
-    {"Loads and offloads": _LOADS, "What fails": _FAULTS},
+    {"Loads and offloads": _LOADS, "What fails": _FAULTS, "Engines": _ENGINES},
 )

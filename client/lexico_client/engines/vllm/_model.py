@@ -1,0 +1,164 @@
+"""What pages of an engine's model belong to, from the engine's own configuration.
+
+Nothing here imports the engine: its objects are read by their attributes. Whatever would make keys
+and values other than the model's files and config say is refused.
+"""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Any, Final
+
+from lexico_client._weights_files import fingerprint_files
+from lexico_client.engines.vllm._config import ConnectorConfig, digest_of
+from lexico_codec.geometry import Geometry
+from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.presets import codec_named, spoken
+from lexico_codec.sets.choose import choose
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.spec import CacheSpec
+from lexico_proto.errors import ConfigurationError, LexicoError, Unsupported
+
+_LOADED_AS_IT_IS: Final = ("auto", "hf", "safetensors", "runai_streamer", "fastsafetensors")
+"""Load formats that bring the tensors of the files."""
+
+
+def spec_of(
+    config: Any, caches: Any, settings: ConnectorConfig
+) -> tuple[CacheSpec, DictionarySet | None]:
+    """The spec, and the dictionary set where it is at hand.
+
+    Args:
+        config: `VllmConfig`.
+        caches: `KVCacheConfig`.
+        settings: of the connector.
+
+    Raises:
+        Unsupported: a model, or a way to run it, whose caches are not covered.
+        ConfigurationError: naming the setting.
+    """
+    check_engine(config)
+    geometry = geometry_of(config.model_config.hf_config, config.model_config.dtype)
+    check_caches(caches, geometry)
+    try:
+        asked = codec_named(settings.codec, settings.codec_config)
+        given = None if settings.dictionary is None else _dictionary(settings.dictionary)
+        codec, dictionary = choose(asked, given, geometry, spoken(settings.codec))
+    except LexicoError as error:
+        raise ConfigurationError(f"kv_connector_extra_config: codec: {error.message}") from error
+    made = dictionary if isinstance(dictionary, DictionarySet) else None
+    digest = made.digest if made is not None else dictionary
+    spec = CacheSpec(
+        weights=settings.weights_digest() or _weights(config),
+        geometry=geometry,
+        codec=codec,
+        dictionary=digest if isinstance(digest, bytes) else b"",
+        page_tokens=settings.page_tokens,
+        salt=settings.salt,
+    )
+    return spec, made
+
+
+def check_engine(config: Any) -> None:
+    """Refuses ways to run a model that are not covered.
+
+    Raises:
+        Unsupported: in one line.
+        ConfigurationError: a failure policy that would fail requests.
+    """
+    parallel, model = config.parallel_config, config.model_config
+    for name in (
+        "tensor_parallel_size",
+        "pipeline_parallel_size",
+        "decode_context_parallel_size",
+        "prefill_context_parallel_size",
+    ):
+        if getattr(parallel, name, 1) > 1:
+            raise Unsupported(
+                f"{name}={getattr(parallel, name)}: ranks hold slices of pages, which are not put "
+                "together yet; run one rank, or leave the connector out"
+            )
+    if config.speculative_config is not None:
+        raise Unsupported("speculative decoding is not covered: leave it or the connector out")
+    if config.cache_config.cache_dtype not in ("auto", *_names(model.dtype)):
+        raise Unsupported(
+            f"kv_cache_dtype={config.cache_config.cache_dtype}: only caches of the model's own "
+            "dtype are covered"
+        )
+    if getattr(model, "is_encoder_decoder", False):
+        raise Unsupported("encoder-decoder models are not covered")
+    policy = config.kv_transfer_config.kv_load_failure_policy
+    if policy != "recompute":
+        raise ConfigurationError(
+            f"kv_load_failure_policy={policy}: a page that is lost would fail its request; give "
+            '"kv_load_failure_policy": "recompute" beside "kv_connector"'
+        )
+
+
+def check_caches(caches: Any, geometry: Geometry) -> None:
+    """Refuses caches other than one group of full attention with the model's heads.
+
+    Raises:
+        Unsupported: in one line.
+    """
+    groups = caches.kv_cache_groups
+    kinds = sorted({type(group.kv_cache_spec).__name__ for group in groups})
+    if len(groups) != 1 or kinds != ["FullAttentionSpec"]:
+        raise Unsupported(
+            f"{len(groups)} groups of caches, {', '.join(kinds)}: only models whose layers all "
+            "have full attention are covered"
+        )
+    spec, layers = groups[0].kv_cache_spec, groups[0].layer_names
+    if getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None):
+        raise Unsupported("layers with a sliding window or chunks are not covered")
+    found = (len(layers), spec.num_kv_heads, spec.head_size, str(spec.dtype).removeprefix("torch."))
+    wanted = (geometry.layers, geometry.kv_heads, geometry.head_dim, geometry.dtype)
+    value_size = getattr(spec, "head_size_v", None) or spec.head_size
+    if found != wanted or value_size != spec.head_size:
+        raise Unsupported(
+            f"the engine keeps layers, KV heads, head dimension and dtype {found}, values of "
+            f"{value_size}; the model's config says {wanted}"
+        )
+
+
+def _weights(config: Any) -> bytes:
+    """Fingerprint of the files that the engine loaded."""
+    model, load = config.model_config, config.load_config
+    hint = "; give `weights` in kv_connector_extra_config if you know what they are"
+    form = str(getattr(load.load_format, "value", load.load_format))
+    if form not in _LOADED_AS_IT_IS:
+        raise Unsupported(f"load_format={form}: the weights are not those of the files{hint}")
+    own = getattr(model.hf_config, "quantization_config", None)
+    if model.quantization is not None and own is None:
+        raise Unsupported(f"quantization={model.quantization}: done while loading{hint}")
+    if getattr(model, "hf_overrides", None):
+        raise Unsupported(f"hf_overrides: the model's config is not that of the files{hint}")
+    try:
+        return fingerprint_files(_folder(model.model, model.revision))
+    except LexicoError as error:
+        raise type(error)(f"{error.message}{hint}") from error
+
+
+def _folder(model: str, revision: str | None) -> Path:
+    if os.path.isdir(model):
+        return Path(model)
+    from huggingface_hub import snapshot_download  # the engine's own way; nothing is asked
+
+    try:
+        return Path(snapshot_download(model, revision=revision, local_files_only=True))
+    except (OSError, ValueError) as error:
+        raise ConfigurationError(
+            f"{model}: no folder, and no snapshot of a hub ({error})"
+        ) from error
+
+
+def _dictionary(given: str) -> DictionarySet | bytes:
+    if os.path.isfile(given):
+        return DictionarySet.load(given)
+    return digest_of("dictionary", given)
+
+
+def _names(dtype: Any) -> tuple[str, ...]:
+    name = str(dtype).removeprefix("torch.")
+    return (name, "half") if name == "float16" else (name,)

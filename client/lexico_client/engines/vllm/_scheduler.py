@@ -1,0 +1,334 @@
+"""The scheduler's side: what of a prompt is promised, and what is to be loaded and stored.
+
+Nothing here waits. A match runs on a loop of its own, and until it has answered the engine is told
+to ask again. A request is known from the first question about it to its end.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import secrets
+import struct
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, Final, Protocol
+
+import numpy as np
+import numpy.typing as npt
+
+from lexico_client._results import Match
+from lexico_client.engines.vllm._counts import Counts
+from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
+from lexico_codec.spec import CacheSpec, salt_bytes
+from lexico_proto.errors import LexicoError
+from lexico_proto.limits import DIGEST_BYTES
+
+_RESET_BYTES: Final = 16
+
+
+class Answer(Protocol):
+    """A match under way."""
+
+    @property
+    def finished(self) -> bool:
+        """Whether there is a result."""
+
+    def result(self) -> Match:
+        """Of a finished one.
+
+        Raises:
+            LexicoError: the service could not answer.
+        """
+
+
+Matching = Callable[[CacheSpec, "npt.NDArray[np.uint32]"], Answer]
+"""Begins a match on another thread, and returns at once."""
+
+
+class Step(Protocol):
+    """What an engine is about to compute."""
+
+    scheduled_new_reqs: Sequence[Any]
+    scheduled_cached_reqs: Any
+    num_scheduled_tokens: dict[str, int]
+    finished_req_ids: set[str]
+
+
+@dataclass
+class _Prompt:
+    """A request as far as it is known here."""
+
+    salt: bytes
+    token_ids: npt.NDArray[np.uint32]
+    """All of them, when it was last asked about."""
+    prompt_pages: int
+    """Full pages of what is computed as its prompt: those that are stored."""
+    answer: Answer | None = None
+    """The last match; None for a prompt without a full page."""
+    learnt: bool = False
+    """Whether its answer was looked at."""
+    used: bool = False
+    """Whether the engine went on with it: a later question, after a preemption, is another one."""
+    stored: int | None = None
+    """Leading pages that the service is known to have; None where it did not say, or not yet."""
+    promised: int = 0
+    """Token behind the last one that was promised."""
+    counted: bool = False
+    """Whether its outcome is counted, for one round of questions."""
+    failed: bool = False
+    """Whether a load of its failed: nothing is promised to it any more."""
+    offered: bool = False
+    """Whether its pages were given to be stored, or need not be."""
+    blocks: list[int] = field(default_factory=list)
+
+
+class SchedulerSide:
+    """Answers one engine's scheduler."""
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        matching: Matching,
+        counts: Counts,
+        *,
+        block_tokens: int,
+        recent_tokens: int,
+        min_load_tokens: int = 1,
+        loads: bool = True,
+        stores: bool = True,
+    ) -> None:
+        """
+        Args:
+            spec: what pages belong to, but for the cache salts of requests.
+            matching: asks the service.
+            counts: of this side.
+            block_tokens: the engine's block size; promises end with a block.
+            recent_tokens: as `CacheSpec.reloadable_tokens` has it.
+            min_load_tokens: fewest tokens that are worth a load.
+            loads, stores: whether this engine does.
+        """
+        self._spec = spec
+        self._matching = matching
+        self._counts = counts
+        self._block = block_tokens
+        self._recent = recent_tokens
+        self._least = min_load_tokens
+        self._loads = loads
+        self._stores = stores
+        self._reset = b""
+        self._specs: dict[bytes, CacheSpec] = {}
+        self._prompts: dict[str, _Prompt] = {}
+        self._alone: set[str] = set()
+        self._orders = Orders()
+
+    def new_request(self, request: Any) -> None:
+        """Begins to ask about a request, so that its answer is there when it is to run."""
+        self._asked(request)
+
+    def matched(self, request: Any, computed: int) -> int | None:
+        """Tokens that can be loaded behind those that the engine has; None while that is not known.
+
+        Args:
+            request: of the engine.
+            computed: its leading tokens that the engine has.
+        """
+        prompt = self._asked(request)
+        if prompt is None:
+            return 0
+        if prompt.answer is not None and not prompt.learnt:
+            if not prompt.answer.finished:
+                return None
+            self._learn(prompt, prompt.answer)
+        return self._promise(prompt, computed)
+
+    def allocated(self, request: Any, blocks: Sequence[int], external: int) -> None:
+        """The engine has blocks for a request; where it was promised tokens, they are ordered.
+
+        Args:
+            request: of the engine.
+            blocks: ids of all of its blocks, from position 0 on.
+            external: tokens that are to come; 0 for none.
+        """
+        prompt = self._prompts.get(request.request_id)
+        if prompt is None:
+            return
+        prompt.used = True
+        prompt.blocks = list(blocks)
+        if not external:
+            return
+        size, stop = self._spec.page_tokens, prompt.promised
+        ids = prompt.token_ids[: -(-stop // size) * size]
+        self._orders.loads.append(
+            LoadOrder(request.request_id, prompt.salt, ids, tuple(blocks), stop - external, stop)
+        )
+
+    def orders(self, step: Step) -> Orders:
+        """What the workers are to do with this step: begin the loads, and store the prompts that
+        are computed at its end."""
+        for each in step.scheduled_new_reqs:
+            if (prompt := self._prompts.get(each.req_id)) is not None:
+                prompt.blocks = list(each.block_ids[0])
+                self._offer(each.req_id, prompt, each.num_computed_tokens, step)
+        cached = step.scheduled_cached_reqs
+        for place, name in enumerate(cached.req_ids):
+            if (prompt := self._prompts.get(name)) is None:
+                continue
+            more = cached.new_block_ids[place]
+            if name in cached.resumed_req_ids:
+                prompt.blocks = []
+            if more:
+                prompt.blocks += more[0]
+            self._offer(name, prompt, cached.num_computed_tokens[place], step)
+        for name in step.finished_req_ids:
+            self.finished(name)
+        orders, self._orders = self._orders, Orders()
+        return orders
+
+    def lost(self, blocks: Iterable[int]) -> None:
+        """Blocks that were not loaded: their requests compute them, and are promised no more."""
+        bad = set(blocks)
+        for prompt in self._prompts.values():
+            places = [place for place, block in enumerate(prompt.blocks) if block in bad]
+            if places:
+                prompt.failed = True
+                if prompt.stored is not None:
+                    whole = places[0] * self._block // self._spec.page_tokens
+                    prompt.stored = min(prompt.stored, whole)
+
+    def finished(self, request_id: str) -> None:
+        """A request is over, however it ended. A load of its that is under way goes on."""
+        self._prompts.pop(request_id, None)
+        self._alone.discard(request_id)
+
+    def reset(self) -> None:
+        """Finds nothing any more that was stored before: what an engine asks for whose weights were
+        changed. From now on pages have a salt that nobody else has."""
+        self._reset = secrets.token_bytes(_RESET_BYTES)
+        self._specs.clear()
+        self._prompts.clear()
+
+    def _asked(self, request: Any) -> _Prompt | None:
+        """What is known of a request, a match about it at least begun; None for one that is left
+        alone."""
+        name = request.request_id
+        prompt = self._prompts.get(name)
+        if prompt is None:
+            if name in self._alone:
+                return None
+            if (why := left_alone(request)) is not None:
+                self._alone.add(name)
+                self._counts.request(why)
+                return None
+            ids = _ids(request)
+            salt = _salt(self._spec.salt, request.cache_salt, self._reset)
+            prompt = _Prompt(salt, ids, len(ids) // self._spec.page_tokens)
+            self._prompts[name] = prompt
+        elif (len(prompt.token_ids) == request.num_tokens and not prompt.used) or prompt.failed:
+            return prompt
+        else:
+            prompt.token_ids = _ids(request)
+            prompt.learnt = prompt.used = prompt.counted = False
+        self._ask(prompt)
+        return prompt
+
+    def _ask(self, prompt: _Prompt) -> None:
+        """Begins a match."""
+        prompt.answer = prompt.stored = None
+        if len(prompt.token_ids) < self._spec.page_tokens:
+            prompt.stored = 0
+            return
+        try:
+            prompt.answer = self._matching(self._spec_of(prompt.salt), prompt.token_ids)
+        except LexicoError as error:  # there is no loop any more
+            self._counts.warn("match", error)
+
+    def _spec_of(self, salt: bytes) -> CacheSpec:
+        if salt == self._spec.salt:
+            return self._spec
+        if len(self._specs) > 1024:  # as many callers as there are salts
+            self._specs.clear()
+        if salt not in self._specs:
+            self._specs[salt] = replace(self._spec, salt=salt)
+        return self._specs[salt]
+
+    def _learn(self, prompt: _Prompt, answer: Answer) -> None:
+        prompt.learnt = True
+        try:
+            prompt.stored = answer.result().pages
+        except LexicoError as error:
+            prompt.stored = None
+            self._counts.warn("match", error)
+
+    def _promise(self, prompt: _Prompt, computed: int) -> int:
+        tokens, size = len(prompt.token_ids), self._spec.page_tokens
+        usable = self._spec.reloadable_tokens(tokens, self._recent)
+        there = min(usable, (prompt.stored or 0) * size) // self._block * self._block
+        external = there - computed
+        promised = self._loads and not prompt.failed and external >= self._least
+        prompt.promised = there if promised else 0
+        if not prompt.counted:
+            self._count(prompt, tokens, external if promised else 0, there > 0)
+        return external if promised else 0
+
+    def _count(self, prompt: _Prompt, tokens: int, promised: int, found: bool) -> None:
+        prompt.counted = True
+        self._counts.tokens("asked", tokens)
+        self._counts.tokens("promised", promised)
+        if promised:
+            outcome = "hit"
+        elif prompt.failed:
+            outcome = "unusable"
+        elif prompt.stored is None:
+            outcome = "failed"
+        else:
+            outcome = "local" if found else "miss"
+        self._counts.request(outcome)
+
+    def _offer(self, name: str, prompt: _Prompt, computed: int, step: Step) -> None:
+        size, pages = self._spec.page_tokens, prompt.prompt_pages
+        if prompt.offered or computed + step.num_scheduled_tokens[name] < pages * size:
+            return
+        prompt.offered = True
+        # Of a service that did not answer nothing is known, and a copy would be made in vain.
+        if not self._stores or prompt.stored is None or prompt.stored >= pages:
+            return
+        needed = -(-pages * size // self._block)
+        self._orders.stores.append(
+            StoreOrder(
+                name,
+                prompt.salt,
+                prompt.token_ids[: pages * size],
+                tuple(prompt.blocks[:needed]),
+                prompt.stored,
+            )
+        )
+
+
+def left_alone(request: Any) -> str | None:
+    """Why a request's caches are neither loaded nor stored: what reaches the model beside token
+    ids is not known exactly, or all of its prompt must be computed; None for one that is shared.
+    """
+    if request.lora_request is not None:
+        return "lora"
+    if request.mm_features:
+        return "multimodal"
+    if request.prompt_token_ids is None or getattr(request, "prompt_embeds", None) is not None:
+        return "embeddings"
+    if request.pooling_params is not None:
+        return "pooling"
+    return "logprobs" if request.skip_reading_prefix_cache else None
+
+
+def _ids(request: Any) -> npt.NDArray[np.uint32]:
+    return np.asarray(request.all_token_ids[: request.num_tokens], dtype="<u4")
+
+
+def _salt(configured: bytes | str, of_request: str | None, reset: bytes) -> bytes:
+    """The salt of a request's pages: the configured one alone, or a digest of all that there is."""
+    own = salt_bytes(configured)
+    if not of_request and not reset:
+        return own
+    digest = hashlib.blake2b(digest_size=DIGEST_BYTES, person=b"lexico-vllm-salt")
+    for part in (own, (of_request or "").encode(errors="surrogatepass"), reset):
+        digest.update(struct.pack("<Q", len(part)) + part)
+    return digest.digest()

@@ -1,0 +1,86 @@
+"""The client of one side of a connector, on a loop of its own: no engine waits for it."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Coroutine
+from typing import Any, Final, TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from lexico_client._async_client import AsyncClient
+from lexico_client._loop_thread import Call, LoopThread
+from lexico_client._results import Match
+from lexico_client.engines.vllm._log import LOG
+from lexico_codec.spec import CacheSpec
+from lexico_proto.errors import LexicoError
+
+T = TypeVar("T")
+
+
+_CLOSE_S: Final = 2.0
+
+
+class Service:
+    """Begins calls from any thread. The loop's thread starts with the first of them."""
+
+    def __init__(self, client: AsyncClient) -> None:
+        """
+        Args:
+            client: that nobody else uses; it is closed with this.
+        """
+        self.client = client
+        self._loop: LoopThread | None = None
+        self._lock = threading.Lock()
+        self._closed = False
+
+    def begin(self, work: Coroutine[Any, Any, T]) -> Call[T]:
+        """Starts work on the loop, and returns at once.
+
+        Raises:
+            LexicoError: there is no loop any more.
+        """
+        with self._lock:
+            if self._loop is None:
+                self._loop = LoopThread("lexico-vllm-loop")
+            return self._loop.start(work)
+
+    def matching(self, spec: CacheSpec, token_ids: npt.NDArray[np.uint32]) -> Call[Match]:
+        """A match that has begun."""
+        return self.begin(self.client.match(spec, token_ids))
+
+    def close(self, last: Coroutine[Any, Any, None] | None = None, seconds: float = 0.0) -> None:
+        """Ends what runs, and the thread. May be called more than once.
+
+        Args:
+            last: runs before; it ends within `seconds`.
+            seconds: that are waited for it.
+        """
+        with self._lock:
+            loop, closed, self._closed = self._loop, self._closed, True
+        if loop is None or closed or loop.ended:
+            if last is not None:
+                last.close()
+            return
+        for work, most in ((last, seconds), (self._shut_down(), _CLOSE_S)):
+            if work is None:
+                continue
+            try:
+                call = loop.start(work)
+                lost = loop.wait(call, most)
+                if lost is not None:
+                    LOG.warning("not closed in order: %s", lost)
+            except LexicoError as error:
+                LOG.warning("not closed in order: %s", error)
+        loop.stop()
+
+    async def _shut_down(self) -> None:
+        mine = asyncio.current_task()
+        others = [task for task in asyncio.all_tasks() if task is not mine]
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
+        await self.client.close()
+        await asyncio.get_running_loop().shutdown_asyncgens()

@@ -1,0 +1,91 @@
+"""Which vLLM this connector fits, found out at import: an interface that moved is no silent miss.
+
+What is relied upon is recorded in interface.json: for every method of the engine's base class that
+the connector has, the names of its parameters, and which of them the engine calls as abstract.
+"""
+
+from __future__ import annotations
+
+import inspect
+import json
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, Final
+
+from lexico_client.engines.vllm._log import LOG
+from lexico_proto.errors import Unsupported
+
+TESTED: Final = (0, 32)
+"""Minor release that the tests run with."""
+INTERFACE: Final = Path(__file__).with_name("interface.json")
+
+
+def check_version(version: str) -> None:
+    """Refuses releases from before the interface, and says of newer ones that none was tried.
+
+    Raises:
+        Unsupported: an older release.
+    """
+    found = re.match(r"(\d+)\.(\d+)", version)
+    number = (int(found[1]), int(found[2])) if found else None
+    if number is None or number < TESTED:
+        raise Unsupported(
+            f"vllm {version}: the connector needs {TESTED[0]}.{TESTED[1]} or later; install that, "
+            "or leave kv_transfer_config out"
+        )
+    if number > TESTED:
+        LOG.warning(
+            "vllm %s is newer than %d.%d, which the connector was tested with: its interface is "
+            "the same",
+            version,
+            *TESTED,
+        )
+
+
+def check_interface(base: type) -> None:
+    """Refuses an engine whose methods are not those that were recorded.
+
+    Args:
+        base: the engine's base class of connectors.
+
+    Raises:
+        Unsupported: naming the method.
+    """
+    recorded: dict[str, Any] = json.loads(INTERFACE.read_text())
+    differing = differences(recorded["methods"], interface_of(base))
+    unknown = sorted(getattr(base, "__abstractmethods__", frozenset()) - set(recorded["abstract"]))
+    if differing or unknown:
+        what = "; ".join([*differing, *(f"{name} is new and must be there" for name in unknown)])
+        raise Unsupported(
+            f"this vllm's connectors have another interface than {TESTED[0]}.{TESTED[1]}: {what}"
+        )
+
+
+def interface_of(base: type) -> dict[str, list[str]]:
+    """Public methods of a class, and the names of their parameters."""
+    return {
+        name: [
+            _STARS.get(each.kind, "") + each.name
+            for each in inspect.signature(method).parameters.values()
+        ]
+        for name, method in inspect.getmembers(base, callable)
+        if not name.startswith("_") or name in ("__init__", "_get_connector_metadata")
+    }
+
+
+def differences(recorded: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> list[str]:
+    """What is otherwise than it was recorded, one line for each method."""
+    lines = []
+    for name, parameters in recorded.items():
+        if name not in found:
+            lines.append(f"{name} is gone")
+        elif found[name] != parameters:
+            lines.append(f"{name}({', '.join(found[name])}) was ({', '.join(parameters)})")
+    return lines
+
+
+_STARS: Final[Mapping[Any, str]] = {
+    inspect.Parameter.VAR_POSITIONAL: "*",
+    inspect.Parameter.VAR_KEYWORD: "**",
+}

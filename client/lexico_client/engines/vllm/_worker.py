@@ -1,0 +1,316 @@
+"""The workers' side: loads into the engine's blocks, and stores from copies of them.
+
+Both run on the service's loop while the engine computes. The engine's thread only begins them: for
+a load that is all, for a store it copies the pages, so that their blocks are free at once.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Final
+
+import torch
+from torch import Tensor
+
+from lexico_client._results import Loaded, PageOutcome, PutReport
+from lexico_client.engines.vllm._counts import Counts
+from lexico_client.engines.vllm._log import LOG
+from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
+from lexico_client.engines.vllm._paged import PagedCache, PageTarget
+from lexico_client.engines.vllm._service import Service
+from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.spec import CacheSpec
+from lexico_proto.errors import (
+    Cancelled,
+    DeadlineExpired,
+    LexicoError,
+    Unavailable,
+    UnknownDictionary,
+)
+
+_LOOK_S: Final = 0.001
+_UNDER_WAY: Final = (PageOutcome.STORED, PageOutcome.RECEIVED)
+
+
+@dataclass(frozen=True)
+class _Staged:
+    """Copies of the pages of a prompt."""
+
+    order: StoreOrder
+    pages: int
+    """Leading pages of the sequence; those from `order.first_page` on are here."""
+    copies: Tensor
+    """`[layers, 2, tokens, kv_heads, head_dim]`, from the first token of `order.first_page` on."""
+    ready: Callable[[], bool]
+    """Whether the copies are made."""
+
+
+class WorkerSide:
+    """Loads and stores for one worker that holds all layers and heads."""
+
+    def __init__(
+        self,
+        spec: CacheSpec,
+        service: Service,
+        counts: Counts,
+        dictionary: DictionarySet | None = None,
+        *,
+        load_seconds: float,
+        offload_seconds: float,
+        drain_seconds: float,
+        staging_bytes: int,
+        concurrent_loads: int,
+        concurrent_stores: int,
+    ) -> None:
+        """
+        Args:
+            spec: what pages belong to, but for salts.
+            service: for this side alone.
+            counts: of this side.
+            dictionary: the spec's set, where it is at hand: it is kept, and registered with the
+                service when that lacks it.
+            load_seconds: from the order of a load to its end, waiting included.
+            offload_seconds, drain_seconds, staging_bytes, concurrent_loads, concurrent_stores: as
+                `ConnectorConfig` has them.
+        """
+        self._spec = spec
+        self._service = service
+        self._counts = counts
+        self._dictionary = dictionary
+        self._kept = False
+        self._load_s = load_seconds
+        self._offload_s = offload_seconds
+        self._drain_s = drain_seconds
+        self._most = staging_bytes
+        self._loading = asyncio.Semaphore(concurrent_loads)
+        self._storing = asyncio.Semaphore(concurrent_stores)
+        self._cache: PagedCache | None = None
+        self._lock = threading.Lock()
+        self._arrived: set[str] = set()
+        self._bad: set[int] = set()
+        self._staged = 0
+        self._stores = 0
+
+    def register(self, cache: PagedCache) -> None:
+        """Gives the engine's memory."""
+        self._cache = cache
+
+    def begin(self, orders: Orders) -> None:
+        """Begins loads, with each step of the engine. Each will be told of by `arrived`."""
+        for order in orders.loads:
+            try:
+                self._service.begin(self._load(order, _reached(self._memory.device)))
+            except LexicoError as error:
+                self._counts.warn("load", error)
+                self._end(order, set(order.blocks[order.start // self._memory.block_tokens :]))
+
+    def stage(self, orders: Orders) -> None:
+        """Copies pages that are to be stored; called once the step is computed, or is certain to be
+        before what is started on its device now."""
+        for order in orders.stores:
+            staged = self._copied(order)
+            if staged is None:
+                continue
+            try:
+                self._service.begin(self._store(staged))
+            except LexicoError as error:
+                self._freed(order, staged.pages - order.first_page, error)
+
+    def arrived(self) -> set[str]:
+        """Requests whose loads have ended since the last call, whatever came of them. The blocks of
+        those are no longer written to."""
+        with self._lock:
+            arrived, self._arrived = self._arrived, set()
+        return arrived
+
+    def bad_blocks(self) -> set[int]:
+        """Blocks that were not loaded, since the last call; to be asked for after `arrived`."""
+        with self._lock:
+            bad, self._bad = self._bad, set()
+        return bad
+
+    @property
+    def stores_under_way(self) -> int:
+        """Prompts that are being stored, or wait for it."""
+        return self._stores
+
+    def close(self) -> None:
+        """Waits for stores, `drain_seconds` at most, and ends all else."""
+        self._service.close(self._drained(), self._drain_s + 1.0)
+
+    @property
+    def _memory(self) -> PagedCache:
+        if self._cache is None:
+            raise Unavailable("the engine has registered no caches yet")
+        return self._cache
+
+    async def _load(self, order: LoadOrder, reached: Callable[[], bool]) -> None:
+        """Whatever happens, `_end` is told: a request waits for that."""
+        target = PageTarget(self._memory, self._spec, order)
+        pages, lost, wanted = 0, target.lost(0), order.stop - order.start
+        try:
+            loaded = await self._loaded(order, target, reached)
+            pages = loaded.pages
+            target.settle(pages)
+            lost = target.lost(pages)
+            if loaded.reason is not None:
+                self._counts.warn("load", loaded.reason)
+        except Exception as error:  # noqa: BLE001 - whatever it is, the request is computed
+            pages, lost = 0, target.lost(0)
+            self._counts.warn("load", error)
+        finally:
+            size = self._spec.page_tokens
+            came = min(order.stop, (target.pages.start + pages) * size) - order.start
+            came = wanted if not lost else max(0, came)
+            self._counts.tokens("loaded", came)
+            self._counts.tokens("lost", wanted - came)
+            self._end(order, lost)
+
+    async def _loaded(
+        self, order: LoadOrder, target: PageTarget, reached: Callable[[], bool]
+    ) -> Loaded:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._load_s
+        try:
+            async with asyncio.timeout_at(end):
+                await self._loading.acquire()
+        except TimeoutError as error:
+            raise DeadlineExpired(
+                f"load: others were loaded for {self._load_s:g} s before it"
+            ) from error
+        try:
+            await _until(reached)
+            left = max(end - loop.time(), 0.001)
+            await self._keep_dictionary()
+            loaded = await self._service.client.load(
+                self._salted(order.salt), order.token_ids, target, pages=target.pages, timeout=left
+            )
+        finally:
+            self._loading.release()
+        if loaded.unfinished is not None:  # a thread may still write into the blocks
+            await _until(loaded.unfinished.is_set)
+        return loaded
+
+    def _end(self, order: LoadOrder, lost: set[int]) -> None:
+        with self._lock:
+            self._bad |= lost
+            self._arrived.add(order.request_id)
+
+    def _copied(self, order: StoreOrder) -> _Staged | None:
+        """As many of the pages as there is room for."""
+        size = self._spec.page_tokens
+        pages = len(order.token_ids) // size
+        with self._lock:
+            room = max(0, self._most - self._staged) // self._spec.page_bytes
+            fitting = min(pages - order.first_page, room)
+            self._staged += fitting * self._spec.page_bytes
+            self._stores += bool(fitting)
+        dropped = pages - order.first_page - fitting
+        if dropped:
+            self._counts.pages("dropped", dropped)
+        if not fitting:
+            return None
+        self._counts.staged(self._staged)
+        memory, first = self._memory, order.first_page * size
+        try:
+            copies = memory.copied(order.blocks, first, fitting * size)
+        except Exception as error:  # noqa: BLE001 - a device that is full, say: its step goes on
+            self._freed(order, fitting, error)
+            return None
+        return _Staged(order, order.first_page + fitting, copies, _reached(memory.device))
+
+    async def _store(self, staged: _Staged) -> None:
+        order, failed = staged.order, None
+        try:
+            await _until(staged.ready)
+            staged = replace(staged, copies=staged.copies.cpu())  # a device's memory is scarce
+            async with self._storing:
+                await self._keep_dictionary()
+                report = await self._offloaded(staged)
+                ours = report.pages[order.first_page :]
+                sent = sum(outcome in _UNDER_WAY for outcome in ours)
+                self._counts.pages("sent", sent)
+                self._counts.pages("present", len(ours) - sent)
+        except Exception as error:  # noqa: BLE001 - of the engine's requests none depends on it
+            failed = error
+        except asyncio.CancelledError:
+            failed = Cancelled("the engine ends")
+        finally:
+            self._freed(order, staged.pages - order.first_page, failed)
+
+    async def _offloaded(self, staged: _Staged) -> PutReport:
+        order, client = staged.order, self._service.client
+
+        async def send() -> PutReport:
+            return await client.offload(
+                self._salted(order.salt),
+                order.token_ids,
+                self._source(staged),
+                pages=staged.pages,
+                timeout=self._offload_s,
+            )
+
+        try:
+            return await send()
+        except UnknownDictionary:
+            if self._dictionary is None:
+                raise
+        await client.register_dictionary(self._dictionary)
+        return await send()
+
+    async def _keep_dictionary(self) -> None:
+        """So that no load fetches the set that is here."""
+        if self._dictionary is not None and not self._kept:
+            await self._service.client.keep_dictionary(self._dictionary)
+            self._kept = True
+
+    def _source(self, staged: _Staged) -> Callable[[int, int], Tensor]:
+        size, first = self._spec.page_tokens, staged.order.first_page
+
+        def source(page: int, group: int) -> Tensor:
+            if page < first:
+                raise Unavailable(f"page {page} was stored, and left the store meanwhile")
+            layers = self._spec.group_range(group)
+            part = staged.copies[layers.start : layers.stop]
+            return part.narrow(2, (page - first) * size, size)
+
+        return source
+
+    def _freed(self, order: StoreOrder, pages: int, error: BaseException | None) -> None:
+        """Copies of so many pages of an order are no longer there."""
+        if error is not None:
+            self._counts.pages("failed", pages)
+            self._counts.warn("store", error)
+        with self._lock:
+            self._staged -= pages * self._spec.page_bytes
+            self._stores -= 1
+        self._counts.staged(self._staged)
+
+    def _salted(self, salt: bytes) -> CacheSpec:
+        return self._spec if salt == self._spec.salt else replace(self._spec, salt=salt)
+
+    async def _drained(self) -> None:
+        loop = asyncio.get_running_loop()
+        end = loop.time() + self._drain_s
+        while self._stores and loop.time() < end:
+            await asyncio.sleep(_LOOK_S)
+        if self._stores:
+            LOG.warning("ends before all is stored: prompts=%d", self._stores)
+
+
+def _reached(device: torch.device) -> Callable[[], bool]:
+    """Whether a device has done what it was given before this call. What others wrote into a block
+    before it was given to a load must not come after the load."""
+    if device.type != "cuda":
+        return lambda: True
+    event = torch.cuda.Event()  # type: ignore[no-untyped-call]
+    event.record(torch.cuda.current_stream(device))
+    return event.query
+
+
+async def _until(state: Callable[[], bool]) -> None:
+    while not state():
+        await asyncio.sleep(_LOOK_S)

@@ -1,0 +1,255 @@
+"""`LexicoConnector`: what vLLM loads. Its two sides are made apart, one in the process of the
+scheduler and one in that of the worker, and share nothing but the orders that vLLM carries."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
+
+import torch
+import vllm
+from vllm.config import get_layers_from_vllm_config
+from vllm.distributed.kv_transfer.kv_connector.v1.base import (
+    KVConnectorBase_V1,
+    KVConnectorMetadata,
+    KVConnectorRole,
+)
+from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+
+from lexico_client.engines.vllm._config import ConnectorConfig
+from lexico_client.engines.vllm._counts import Counts
+from lexico_client.engines.vllm._layout import Write
+from lexico_client.engines.vllm._log import LOG
+from lexico_client.engines.vllm._model import spec_of
+from lexico_client.engines.vllm._orders import Orders
+from lexico_client.engines.vllm._paged import PagedCache, in_order
+from lexico_client.engines.vllm._scheduler import SchedulerSide
+from lexico_client.engines.vllm._service import Service
+from lexico_client.engines.vllm._supported import check_interface, check_version
+from lexico_client.engines.vllm._worker import WorkerSide
+from lexico_client.engines.vllm.stats import LexicoPromMetrics, LexicoStats
+from lexico_proto.errors import InternalError, Unsupported
+from lexico_proto.metrics import PROCESS
+
+if TYPE_CHECKING:
+    from vllm.config import VllmConfig
+    from vllm.distributed.kv_transfer.kv_connector.v1.metrics import KVConnectorStats
+    from vllm.forward_context import ForwardContext
+    from vllm.v1.attention.backend import AttentionMetadata
+    from vllm.v1.core.kv_cache_manager import KVCacheBlocks
+    from vllm.v1.core.sched.output import SchedulerOutput
+    from vllm.v1.kv_cache_interface import KVCacheConfig
+    from vllm.v1.outputs import KVConnectorOutput
+    from vllm.v1.request import Request
+
+check_version(vllm.__version__)
+check_interface(KVConnectorBase_V1)
+
+
+@dataclass
+class OrdersMetadata(KVConnectorMetadata):  # type: ignore[misc]
+    """Orders on their way to the worker."""
+
+    orders: Orders = field(default_factory=Orders)
+
+
+class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
+    """Shares the prompt caches of a vLLM engine. vLLM makes one for its scheduler, and one for
+    each worker.
+
+    Raises:
+        ConfigurationError: a setting that cannot be used, naming its key.
+        Unsupported: a model, or a way to run it, whose caches are not covered.
+    """
+
+    def __init__(
+        self, vllm_config: VllmConfig, role: KVConnectorRole, kv_cache_config: KVCacheConfig
+    ) -> None:
+        super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
+        transfer = vllm_config.kv_transfer_config
+        settings = ConnectorConfig.of(transfer.kv_connector_extra_config)
+        spec, dictionary = spec_of(vllm_config, kv_cache_config, settings)
+        self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
+        self._spec = spec
+        self._metrics = PROCESS
+        self._service = Service(settings.client())
+        self._scheduler: SchedulerSide | None = None
+        self._worker: WorkerSide | None = None
+        counts = self._counts = Counts(self._metrics)
+        if role == KVConnectorRole.SCHEDULER:
+            self._scheduler = SchedulerSide(
+                spec,
+                self._service.matching,
+                counts,
+                block_tokens=self._block_tokens,
+                recent_tokens=settings.recent_tokens,
+                min_load_tokens=settings.min_load_tokens,
+                loads=transfer.is_kv_consumer,
+                stores=transfer.is_kv_producer and settings.offload is not None,
+            )
+            LOG.info(
+                "shares prompt caches: namespace=%s codec=%s page_tokens=%d reload=%s offload=%s",
+                spec.namespace.hex(),
+                settings.codec,
+                spec.page_tokens,
+                settings.reload,
+                settings.offload or "nowhere",
+            )
+        else:
+            self._worker = WorkerSide(
+                spec,
+                self._service,
+                counts,
+                dictionary,
+                load_seconds=settings.load_seconds,
+                offload_seconds=settings.offload_seconds,
+                drain_seconds=settings.drain_seconds,
+                staging_bytes=settings.staging_bytes,
+                concurrent_loads=settings.concurrent_loads,
+                concurrent_stores=settings.concurrent_stores,
+            )
+
+    # The scheduler's side
+
+    def on_new_request(self, request: Request) -> None:
+        try:
+            self._of_scheduler.new_request(request)
+        except Exception as error:  # noqa: BLE001 - as in the next
+            self._counts.warn("match", error)
+
+    def get_num_new_matched_tokens(
+        self, request: Request, num_computed_tokens: int
+    ) -> tuple[int | None, bool]:
+        try:
+            tokens = self._of_scheduler.matched(request, num_computed_tokens)
+        except Exception as error:  # noqa: BLE001 - a defect of ours must not end the engine
+            self._counts.warn("match", error)
+            tokens = 0
+        return tokens, bool(tokens)
+
+    def update_state_after_alloc(
+        self, request: Request, blocks: KVCacheBlocks, num_external_tokens: int
+    ) -> None:
+        self._of_scheduler.allocated(request, blocks.get_block_ids()[0], num_external_tokens)
+
+    def build_connector_meta(self, scheduler_output: SchedulerOutput) -> KVConnectorMetadata:
+        return OrdersMetadata(self._of_scheduler.orders(scheduler_output))
+
+    def update_connector_output(self, connector_output: KVConnectorOutput) -> None:
+        if connector_output.invalid_block_ids:
+            self._of_scheduler.lost(connector_output.invalid_block_ids)
+
+    def request_finished(
+        self, request: Request, block_ids: list[int]
+    ) -> tuple[bool, dict[str, Any] | None]:
+        self._of_scheduler.finished(request.request_id)
+        return False, None  # pages go from copies: nobody waits for the blocks
+
+    def reset_cache(self) -> bool | None:
+        self._of_scheduler.reset()
+        return True
+
+    @property
+    def requires_kv_delivery(self) -> bool:
+        """Whether a request must wait until its pages are stored."""
+        return False
+
+    # The worker's side
+
+    def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        layers = get_layers_from_vllm_config(self._vllm_config, AttentionLayerBase, kv_caches)
+        cache, layout = PagedCache.over(
+            [
+                (name, tensor, _writing(layers, name, tensor))
+                for name, tensor in in_order(kv_caches)
+            ],
+            self._spec,
+            self._block_tokens,
+        )
+        self._of_worker.register(cache)
+        LOG.info("cache recognised: device=%s layout=%s", cache.device, layout)
+
+    def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
+        self._of_worker.begin(self._orders)
+
+    def wait_for_layer_load(self, layer_name: str) -> None:
+        """Loads are asynchronous: requests that wait for one are in no forward pass."""
+
+    def save_kv_layer(
+        self,
+        layer_name: str,
+        kv_layer: torch.Tensor,
+        attn_metadata: AttentionMetadata,
+        **kwargs: Any,
+    ) -> None:
+        """Pages have all layers: they are copied once the step is through."""
+
+    def wait_for_save(self) -> None:
+        self._of_worker.stage(self._orders)
+
+    def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        return None, self._of_worker.arrived() or None
+
+    def get_block_ids_with_load_errors(self) -> set[int]:
+        return self._of_worker.bad_blocks()
+
+    # Both
+
+    def shutdown(self) -> None:
+        if self._worker is not None:
+            self._worker.close()
+        else:
+            self._service.close()
+
+    def get_kv_connector_stats(self) -> KVConnectorStats | None:
+        return LexicoStats.taken(self._metrics)
+
+    @classmethod
+    def build_kv_connector_stats(
+        cls, data: dict[str, Any] | None = None
+    ) -> KVConnectorStats | None:
+        return LexicoStats(data=dict(data or {}))
+
+    @classmethod
+    def build_prom_metrics(
+        cls,
+        vllm_config: VllmConfig,
+        metric_types: dict[type, type],
+        labelnames: list[str],
+        per_engine_labelvalues: dict[int, list[object]],
+    ) -> LexicoPromMetrics:
+        return LexicoPromMetrics(vllm_config, metric_types, labelnames, per_engine_labelvalues)
+
+    @property
+    def _of_scheduler(self) -> SchedulerSide:
+        if self._scheduler is None:
+            raise InternalError("a worker's connector was asked for what the scheduler's knows")
+        return self._scheduler
+
+    @property
+    def _of_worker(self) -> WorkerSide:
+        if self._worker is None:
+            raise InternalError("the scheduler's connector was asked for what a worker's does")
+        return self._worker
+
+    @property
+    def _orders(self) -> Orders:
+        metadata = self._get_connector_metadata()
+        return metadata.orders if isinstance(metadata, OrdersMetadata) else Orders()
+
+
+def _writing(layers: Mapping[str, Any], name: str, tensor: torch.Tensor) -> Write:
+    """The kernel by which the engine itself writes keys and values of a layer."""
+    layer = layers.get(name)
+    update = getattr(getattr(layer, "impl", None), "do_kv_cache_update", None)
+    if update is None:
+        raise Unsupported(
+            f"{name}: its attention does not say how it writes its cache, so the layout cannot be "
+            "found out"
+        )
+
+    def write(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor) -> None:
+        update(layer, keys, values, tensor, slots)
+
+    return write

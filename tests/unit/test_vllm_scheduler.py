@@ -1,0 +1,273 @@
+"""What the connector tells vLLM's scheduler, and what it orders, without an engine."""
+
+from __future__ import annotations
+
+import logging
+import pickle
+from typing import Any
+
+import numpy as np
+import pytest
+
+from lexico_client.engines.vllm._counts import Counts
+from lexico_client.engines.vllm._orders import LoadOrder, StoreOrder
+from lexico_client.engines.vllm._scheduler import SchedulerSide
+from lexico_proto.errors import InternalError, Unavailable
+from lexico_proto.metrics import ENGINE_REQUESTS, ENGINE_TOKENS, Metrics
+from tests.support.vllm_fakes import (
+    BLOCK_TOKENS,
+    PAGE_TOKENS,
+    FakeMatcher,
+    engine_spec,
+    grown,
+    request,
+    step,
+)
+
+BLOCKS = list(range(20, 29))  # of 36 tokens
+
+
+class Rig:
+    def __init__(self, at_once: int | None = None, **options: Any) -> None:
+        self.metrics, self.matcher = Metrics(), FakeMatcher(at_once=at_once)
+        spec = options.pop("spec", engine_spec())
+        fields = {"block_tokens": BLOCK_TOKENS, "recent_tokens": 16, **options}
+        self.side = SchedulerSide(spec, self.matcher, Counts(self.metrics), **fields)
+
+    def outcomes(self) -> dict[str, int | float]:
+        counts = self.metrics.snapshot().get(ENGINE_REQUESTS, {})
+        return {values[0]: number for values, number in counts.items()}
+
+    def tokens(self) -> dict[str, int | float]:
+        return {v[0]: n for v, n in self.metrics.snapshot().get(ENGINE_TOKENS, {}).items()}
+
+
+def test_the_scheduler_is_told_to_ask_again_until_the_match_has_answered() -> None:
+    rig, a = Rig(), request()
+    rig.side.new_request(a)
+    assert [rig.side.matched(a, 0) for _ in range(3)] == [None] * 3
+    assert len(rig.matcher.answers) == 1
+    rig.matcher.answers[0].end(3)
+    assert [rig.side.matched(a, 0) for _ in range(3)] == [3 * PAGE_TOKENS] * 3
+    assert rig.outcomes() == {"hit": 1}
+    assert rig.tokens() == {"asked": 35, "promised": 24}
+
+
+def test_a_match_begins_with_the_first_question_where_nobody_said_that_a_request_is_new() -> None:
+    rig, a = Rig(), request()
+    assert rig.side.matched(a, 0) is None
+    assert rig.matcher.answers[0].token_ids.tolist() == a.prompt_token_ids
+
+
+@pytest.mark.parametrize(
+    ("tokens", "pages", "computed", "promised"),
+    [
+        (35, 4, 0, 32),
+        (33, 4, 0, 32),
+        (32, 4, 0, 28),  # one token at least is computed, and blocks are whole
+        (35, 4, 16, 16),
+        (35, 2, 16, 0),
+        (35, 1, 32, 0),
+        (7, 0, 0, 0),
+    ],
+)
+def test_promises_are_of_whole_blocks_and_leave_a_token(
+    tokens: int, pages: int, computed: int, promised: int
+) -> None:
+    assert Rig(pages).side.matched(request(tokens=tokens), computed) == promised
+
+
+def test_of_a_lossy_codec_the_newest_tokens_are_left_to_the_engine() -> None:
+    spec = engine_spec("lexico", dictionary=bytes(range(32)))
+    assert Rig(4, spec=spec).side.matched(request(tokens=35), 0) == 16  # 19 of them, whole blocks
+    assert Rig(4, spec=spec, recent_tokens=1).side.matched(request(tokens=35), 0) == 32
+
+
+def test_a_load_that_is_not_worth_it_is_not_promised() -> None:
+    rig = Rig(4, min_load_tokens=17)
+    assert rig.side.matched(request("a"), 16) == 0
+    assert rig.side.matched(request("b"), 0) == 32
+    assert rig.outcomes() == {"local": 1, "hit": 1}
+
+
+def test_blocks_are_ordered_once_and_a_second_call_orders_nothing() -> None:
+    rig, a = Rig(3), request()
+    assert rig.side.matched(a, 8) == 16
+    rig.side.allocated(a, BLOCKS[:6], 16)
+    rig.side.allocated(a, BLOCKS, 0)  # once it is there
+    orders = rig.side.orders(step())
+    assert rig.side.orders(step()).loads == []
+    (load,) = orders.loads
+    assert (load.start, load.stop, load.blocks) == (8, 24, tuple(BLOCKS[:6]))
+    assert load.token_ids.tolist() == a.prompt_token_ids[:24]
+    again = pickle.loads(pickle.dumps(load))  # noqa: S301 - vLLM sends it so
+    assert np.array_equal(again.token_ids, load.token_ids)
+
+
+def stores(rig: Rig, steps: list[Any]) -> list[list[StoreOrder]]:
+    return [rig.side.orders(each).stores for each in steps]
+
+
+def test_a_prompt_is_stored_with_the_step_that_ends_it() -> None:
+    rig, a = Rig(1), request()
+    rig.side.matched(a, 0)
+    found = stores(
+        rig,
+        [
+            step(new={"a": (BLOCKS[:4], 0, 16)}),
+            step(running={"a": (BLOCKS[4:6], 16, 8)}),
+            step(running={"a": (BLOCKS[6:], 24, 11)}),
+            step(running={"a": ([], 35, 1)}),
+        ],
+    )
+    assert [len(each) for each in found] == [0, 0, 1, 0]
+    (order,) = found[2]
+    assert (order.first_page, order.blocks) == (1, tuple(BLOCKS[:8]))
+    assert order.token_ids.tolist() == a.prompt_token_ids[:32]
+
+
+def test_what_is_stored_already_is_not_stored() -> None:
+    rig, a = Rig(4), request()
+    rig.side.matched(a, 0)
+    assert stores(rig, [step(new={"a": (BLOCKS, 32, 3)})]) == [[]]
+
+
+def test_a_service_that_did_not_answer_gets_no_copies(caplog: pytest.LogCaptureFixture) -> None:
+    rig, a, b = Rig(), request("a"), request("b")
+    with caplog.at_level(logging.WARNING):
+        for each in (a, b):
+            rig.side.new_request(each)
+            rig.matcher.answers[-1].end(error=Unavailable("gone"))
+            assert rig.side.matched(each, 0) == 0
+    assert stores(rig, [step(new={"a": (BLOCKS, 0, 35)})]) == [[]]
+    assert rig.outcomes() == {"failed": 2}
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+
+
+def test_a_loop_that_has_ended_is_a_failure_and_no_error_of_the_engine() -> None:
+    def ended(*_: Any) -> Any:
+        raise InternalError("the client's event loop has ended")
+
+    metrics = Metrics()
+    side = SchedulerSide(
+        engine_spec(), ended, Counts(metrics), block_tokens=BLOCK_TOKENS, recent_tokens=16
+    )
+    assert side.matched(request(), 0) == 0
+    assert metrics.snapshot()[ENGINE_REQUESTS] == {("failed",): 1}
+
+
+def test_an_engine_that_only_loads_or_only_stores() -> None:
+    loads, saves = Rig(3, stores=False), Rig(3, loads=False)
+    assert (loads.side.matched(request(), 0), saves.side.matched(request(), 0)) == (24, 0)
+    one = [step(new={"a": (BLOCKS, 0, 35)})]
+    assert [len(stores(rig, one)[0]) for rig in (loads, saves)] == [0, 1]
+
+
+def test_a_preempted_request_is_asked_about_anew_and_its_old_blocks_are_forgotten() -> None:
+    rig, a = Rig(), request()
+    rig.side.new_request(a)
+    rig.matcher.answers[0].end(1)
+    assert rig.side.matched(a, 0) == 8
+    rig.side.allocated(a, BLOCKS[:2], 8)
+    assert stores(rig, [step(new={"a": (BLOCKS[:4], 8, 8)})]) == [[]]
+    assert rig.side.matched(a, 0) is None  # it is waiting again
+    rig.matcher.answers[1].end(2)
+    assert rig.side.matched(a, 0) == 16
+    rig.side.allocated(a, BLOCKS[4:8], 16)
+    (load,) = rig.side.orders(step()).loads
+    assert (load.start, load.stop, load.blocks) == (0, 16, tuple(BLOCKS[4:8]))
+    (order,) = stores(rig, [step(resumed={"a": (list(range(9)), 16, 19)})])[0]
+    assert (order.first_page, order.blocks) == (2, tuple(range(8)))
+
+
+def test_what_was_generated_is_matched_too_but_the_prompt_alone_is_stored() -> None:
+    rig, a = Rig(2), request()
+    rig.side.matched(a, 0)
+    rig.side.allocated(a, BLOCKS, 16)
+    assert rig.side.matched(grown(a, 10), 0) == 16
+    assert rig.matcher.answers[-1].token_ids.tolist() == a.all_token_ids
+    (order,) = stores(rig, [step(resumed={"a": (list(range(12)), 16, 29)})])[0]
+    assert len(order.token_ids) == 32
+
+
+def test_lost_blocks_are_computed_stored_again_and_not_promised_twice() -> None:
+    """A page that is matched for ever and never decodes must not be asked for in a circle."""
+    rig, a = Rig(4), request()
+    assert rig.side.matched(a, 0) == 32
+    rig.side.allocated(a, BLOCKS[:8], 32)
+    rig.side.orders(step())
+    rig.side.lost({BLOCKS[3], 77})
+    assert rig.side.matched(a, 0) == 0
+    assert len(rig.matcher.answers) == 1
+    (order,) = stores(rig, [step(new={"a": (BLOCKS, 12, 23)})])[0]
+    assert order.first_page == 1
+    assert rig.outcomes() == {"hit": 1}
+
+
+@pytest.mark.parametrize(
+    ("why", "changes"),
+    [
+        ("lora", {"lora_request": object()}),
+        ("multimodal", {"mm_features": [object()]}),
+        ("embeddings", {"prompt_token_ids": None}),
+        ("embeddings", {"prompt_embeds": object()}),
+        ("pooling", {"pooling_params": object()}),
+        ("logprobs", {"skip_reading_prefix_cache": True}),
+    ],
+)
+def test_requests_that_are_not_token_ids_alone_are_left_alone(
+    why: str, changes: dict[str, Any]
+) -> None:
+    rig, a = Rig(4), request(**changes)
+    rig.side.new_request(a)
+    assert [rig.side.matched(a, 0), rig.side.matched(a, 0)] == [0, 0]
+    rig.side.allocated(a, BLOCKS, 0)
+    assert stores(rig, [step(new={"a": (BLOCKS, 0, 35)})]) == [[]]
+    assert (rig.matcher.answers, rig.outcomes()) == ([], {why: 1})
+
+
+def test_cache_salts_are_namespaces_of_their_own() -> None:
+    rig = Rig(0, spec=engine_spec(salt="site"))
+    for name, salt in (("a", None), ("b", "x"), ("c", "y"), ("d", "x")):
+        rig.side.matched(request(name, cache_salt=salt), 0)
+    spaces = [answer.spec.namespace for answer in rig.matcher.answers]
+    assert spaces[0] == engine_spec(salt="site").namespace
+    assert len(set(spaces)) == 3
+    assert spaces[1] == spaces[3]
+    other = Rig(0)
+    other.side.matched(request(cache_salt="x"), 0)
+    assert other.matcher.answers[0].spec.namespace not in spaces
+
+
+def test_orders_bear_the_salt_that_was_matched() -> None:
+    rig, a = Rig(1), request(cache_salt="x")
+    rig.side.matched(a, 0)
+    rig.side.allocated(a, BLOCKS[:2], 8)
+    orders = rig.side.orders(step(new={"a": (BLOCKS, 8, 27)}))
+    each: list[LoadOrder | StoreOrder] = [*orders.loads, *orders.stores]
+    assert [order.salt for order in each] == [rig.matcher.answers[0].spec.salt] * 2
+
+
+def test_after_a_reset_nothing_from_before_is_found() -> None:
+    rig = Rig(4)
+    rig.side.matched(request("a"), 0)
+    rig.side.reset()
+    rig.side.matched(request("b"), 0)
+    rig.side.reset()
+    rig.side.matched(request("c"), 0)
+    assert len({answer.spec.namespace for answer in rig.matcher.answers}) == 3
+
+
+def test_nothing_is_kept_of_requests_that_are_over() -> None:
+    rig = Rig(2)
+    for number in range(50):
+        name = f"r{number}"
+        lora = object() if number % 2 else None
+        rig.side.matched(request(name, lora_request=lora), 0)
+        if number % 3:
+            rig.side.finished(name)
+        else:
+            rig.side.orders(step(finished={name}))
+    assert not rig.side._prompts
+    assert not rig.side._alone
+    assert rig.side.orders(step(running={"r1": ([1], 8, 1)})).stores == []
