@@ -282,3 +282,13 @@ def from_wire(status: int, reason: str | None, message: str) -> LexicoError:
     if named is not None and named.status == status:
         return named(message)
     return _BY_STATUS.get(status, InternalError)(message)
+
+
+def reason_of(error: BaseException) -> str:
+    """The reason that an exception is counted under, always one of `ERRORS`.
+
+    What is no `Exception` ends a call from outside: a cancelled task, a generator that is closed.
+    """
+    if isinstance(error, LexicoError) and error.reason in ERRORS:
+        return error.reason
+    return InternalError.reason if isinstance(error, Exception) else Cancelled.reason

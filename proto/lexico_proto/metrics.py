@@ -26,7 +26,8 @@ from lexico_proto.engine_metrics import ENGINE_REQUESTS as ENGINE_REQUESTS
 from lexico_proto.engine_metrics import ENGINE_STAGED as ENGINE_STAGED
 from lexico_proto.engine_metrics import ENGINE_TOKENS as ENGINE_TOKENS
 from lexico_proto.engine_metrics import OF_ENGINES as OF_ENGINES
-from lexico_proto.errors import ERRORS, Cancelled, InternalError, LexicoError
+from lexico_proto.errors import ERRORS
+from lexico_proto.errors import reason_of as reason_of
 
 
 def _label(name: str, values: Iterable[str]) -> Label:
@@ -392,13 +393,3 @@ class Calls:
             self._ok.add()
         finally:
             self._seconds.observe(time.perf_counter() - began)
-
-
-def reason_of(error: BaseException) -> str:
-    """The reason that an exception is counted under, always one of `ERRORS`.
-
-    What is no `Exception` ends a call from outside: a cancelled task, a generator that is closed.
-    """
-    if isinstance(error, LexicoError) and error.reason in ERRORS:
-        return error.reason
-    return InternalError.reason if isinstance(error, Exception) else Cancelled.reason
