@@ -86,8 +86,7 @@ def _call(services: Services, token: str, name: str, number: int) -> Any:
     if name == "put-coded":
         return services.offload.Put(stream(_prompt(number, True).upload()), **options)
     if name == "bad-put":
-        messages = [sent.header(), *sent.page(0), *sent.page(1)[:-1]]
-        return services.offload.Put(stream(messages), **options)
+        return services.offload.Put(_cut_short(services, sent, metadata), **options)
     if name == "register":
         header = dictionaries_pb2.RegisterHeader(
             digest=made.digest, artefact_bytes=len(made.to_bytes())
@@ -110,6 +109,21 @@ def _call(services: Services, token: str, name: str, number: int) -> Any:
         looked_for = dictionaries_pb2.FindRequest(models=models, codec="lexico")
         return services.dictionaries.Find(looked_for, **options)
     return services.dictionaries.List(dictionaries_pb2.ListRequest(), **options)
+
+
+async def _cut_short(services: Services, sent: Any, metadata: Any) -> Any:
+    """An upload that ends within its second page, once the first is stored.
+
+    Else it is a matter of time whether the first is.
+    """
+    async for message in stream([sent.header(), *sent.page(0)]):
+        yield message
+    present = False
+    while not present:
+        request = reload_pb2.MatchRequest(page_keys=sent.keys)
+        present = (await services.reload.Match(request, metadata=metadata)).present[0]
+    async for message in stream(sent.page(1)[:-1]):
+        yield message
 
 
 async def _stream_of(parts: list[Any]) -> Any:

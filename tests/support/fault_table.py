@@ -118,6 +118,14 @@ HELD: Final[Held] = {
     ),
     "unknown codec": (_BAD_UPLOAD,),
     "dictionary set not registered": (_REFUSALS + "test_unknown_dictionary",),
+    "no set for a model with a preset": (
+        "tests/unit/test_coding.py::test_lossless_until_a_set_is_published",
+        "tests/unit/test_coding_refusals.py::test_who_wants_no_lossless_pages_gets_the_error",
+    ),
+    "a published set that does not fit, or is damaged": (
+        "tests/integration/test_set_takeover.py::test_a_set_for_another_model_is_refused",
+        "tests/unit/test_coding_refusals.py::test_bytes_of_another_set_are_none_of_it",
+    ),
     "set of another geometry, or not the spec's": (
         "tests/unit/test_page_encoder.py::test_a_set_for_another_model_is_refused",
     ),
