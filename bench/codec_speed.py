@@ -22,6 +22,7 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
@@ -29,7 +30,7 @@ from lexico_codec.sets.builtin import load_builtin
 from lexico_codec.sets.transform import QUALITIES
 from lexico_lab.caches import cache_of, forward, states_of
 from lexico_lab.evaluation.ways import Way, way_of
-from lexico_lab.models import load_model, quiet
+from lexico_lab.models import LoadedModel, load_model, quiet
 from lexico_lab.record import finish, gate, machine, table
 from lexico_lab.studies.ours import PAPER_SET, RESIDUAL_SET
 from lexico_lab.studies.texts import DATA, windows
@@ -51,15 +52,11 @@ def main() -> None:
     described = machine()
     quiet()
     loaded = load_model("smollm2")
-    ids = list(windows(loaded.tokenizer, DATA / "wikitext2" / "test.raw.txt", 3)[1][:TOKENS])
-    geometry = geometry_of(loaded.model.config, torch.float16)
+    ids, geometry, exact = prefix_of(loaded)
     residual, paper = load_builtin(RESIDUAL_SET), load_builtin(PAPER_SET)
     page, codec = options.page_tokens, "lexico-residual"
     ways = [way_of(q, codec, {"quality": q}, geometry, page, residual) for q in QUALITIES]
     ways.append(way_of(PAPER, "lexico", {"sparsity": 8}, geometry, page, paper))
-    cache = cache_of()
-    forward(loaded.model, ids, cache, 1)
-    exact = states_of(cache).transpose(2, 3).half().contiguous()  # [layers, 2, tokens, heads, dim]
 
     def prefill() -> None:
         forward(loaded.model, ids, cache_of(), 1)
@@ -96,6 +93,15 @@ def main() -> None:
         },
         described,
     )
+
+
+def prefix_of(loaded: LoadedModel) -> tuple[list[int], Geometry, Tensor]:
+    """Token ids, what caches are, and that of the tokens: `[layers, 2, tokens, heads, dim]`."""
+    ids = list(windows(loaded.tokenizer, DATA / "wikitext2" / "test.raw.txt", 3)[1][:TOKENS])
+    cache = cache_of()
+    forward(loaded.model, ids, cache, 1)
+    exact = states_of(cache).transpose(2, 3).half().contiguous()
+    return ids, geometry_of(loaded.model.config, torch.float16), exact
 
 
 def _encode(way: Way, ids: list[int], exact: Tensor) -> list[Any]:

@@ -6,7 +6,8 @@ Real pages of SmolLM2-135M in codec lexico-residual. In each round every page of
 restored by the compiled kernel, of what is not zero alone, and by dense products of float32, in
 turns. `sparse_speedup` is the dense time over the sparse one, a median over rounds, the worse of
 one thread and all, for preset balanced; the rows have the others, and the share of second
-components that are not zero.
+components that are not zero. `rounding` is by how much components of the two differ, in steps of
+the preset: a root mean square over a token's components, a mean over tokens.
 """
 
 from __future__ import annotations
@@ -20,18 +21,15 @@ from unittest import mock
 
 import torch
 
-from bench.codec_speed import TOKENS
-from lexico_codec.hf_geometry import geometry_of
+from bench.codec_speed import prefix_of
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 from lexico_codec.sets.builtin import load_builtin
 from lexico_codec.sets.transform import QUALITIES, Transform
-from lexico_lab.caches import cache_of, forward, states_of
 from lexico_lab.evaluation.ways import way_of
 from lexico_lab.models import load_model, quiet
 from lexico_lab.record import finish, gate, machine, table
 from lexico_lab.studies.ours import RESIDUAL_SET
-from lexico_lab.studies.texts import DATA, windows
 
 PAGE: Final = 64
 Call = tuple[Transform, int, torch.Tensor, int, range, slice]
@@ -65,6 +63,7 @@ def main() -> None:
                     "threads": threads,
                     "preset": quality,
                     "not zero": _density(calls),
+                    "rounding": _rounding(calls, quality),
                     "speedup": statistics.median(ratios),
                     "min": min(ratios),
                     "max": max(ratios),
@@ -77,12 +76,8 @@ def main() -> None:
 
 def _pages() -> dict[str, list[Call]]:
     """What `Transform.restored` is called with as each preset's pages are decoded."""
-    loaded = load_model("smollm2")
-    ids = list(windows(loaded.tokenizer, DATA / "wikitext2" / "test.raw.txt", 3)[1][:TOKENS])
-    geometry, residual = geometry_of(loaded.model.config, torch.float16), load_builtin(RESIDUAL_SET)
-    cache = cache_of()
-    forward(loaded.model, ids, cache, 1)
-    exact = states_of(cache).transpose(2, 3).half().contiguous()  # [layers, 2, tokens, heads, dim]
+    ids, geometry, exact = prefix_of(load_model("smollm2"))
+    residual = load_builtin(RESIDUAL_SET)
     found: dict[str, list[Call]] = {}
     for quality in QUALITIES:
         way = way_of(quality, "lexico-residual", {"quality": quality}, geometry, PAGE, residual)
@@ -112,6 +107,16 @@ def _pages() -> dict[str, list[Call]]:
 def _restored(call: Call, kernel: str) -> torch.Tensor:
     transform, run, arranged, count, wanted, columns = call
     return transform.restored(run, arranged, count, wanted, columns, kernel=kernel)
+
+
+def _rounding(calls: list[Call], quality: str) -> float:
+    off = []
+    for call in calls:
+        transform, run = call[:2]
+        difference = _restored(call, "compiled") - _restored(call, "naive")
+        components = transform.components(run, difference.mT.contiguous())
+        off.append(components.square().mean(0).sqrt() / transform.steps[quality])
+    return float(torch.cat(off).mean())
 
 
 def _density(calls: list[Call]) -> float:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -18,9 +17,9 @@ class Factors:
     """The matrices of a run of layers."""
 
     selected: Tensor
-    """`[R]` int64, rising: rows of z that Q makes."""
+    """`[r]` int64, rising: rows of z that Q makes, those of the tables that are wanted at least."""
     cross: Tensor
-    """`[R, R]`: Q, which gives those rows from the second components."""
+    """`[r, R]`: rows of Q, which gives them from the second components."""
     bases: Tensor
     """`[tables, blocks, d, d]`: each B turned, a component of z a row."""
 
@@ -42,13 +41,8 @@ def synthesise(
     rows = slice(wanted.start * blocks * d, wanted.stop * blocks * d)
     z = arranged[: tables * blocks * d]
     if len(factors.selected):
-        here = slice(None)
-        if len(wanted) < tables:
-            ends = [rows.start, rows.stop]
-            here = slice(*np.searchsorted(factors.selected.cpu().numpy(), ends))
         second = arranged[len(z) : len(z) + kept]
-        made = torch.matmul(factors.cross[here, :kept], second)
-        z.index_copy_(0, factors.selected[here], made)
+        z.index_copy_(0, factors.selected, torch.matmul(factors.cross[:, :kept], second))
     z = z[rows].view(len(wanted), blocks, d, tokens)
     bases = factors.bases[wanted.start : wanted.stop]
     if blocks == 1:
