@@ -16,7 +16,8 @@ from examples.two_nodes.service import Service
 from k8s.monitoring.files import rules
 from lexico_client import Client, Tls
 from lexico_client import metrics as client_metrics
-from lexico_client.engines.vllm._counts import Counts
+from lexico_client.engines._counts import Counts
+from lexico_client.engines.vllm._log import LOG
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import Metrics
 from tests.support.client_fixtures import PAGE_TOKENS, PATIENT, small_dictionary, small_spec
@@ -178,6 +179,6 @@ def monitored(folder: Path) -> Iterator[Monitored]:
         clients = {tenant: client(token) for tenant, token in TENANTS.items()}
         for each in clients.values():
             stack.callback(each.close)
-        traffic = Traffic(clients, Counts(metrics))
+        traffic = Traffic(clients, Counts(LOG, metrics))
         stack.callback(traffic.end)
         yield Monitored(service, settings, store, url, watcher, hook, node, cert, client, traffic)

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any, Final
 
+from lexico_client.engines._interfaces import interface_of
 from lexico_client.engines.vllm import _supported
 
 CONNECTOR: Final = Path(_supported.__file__).with_name("connector.py")
@@ -30,7 +31,7 @@ def overridden() -> list[str]:
 
 def record(base: type, version: str) -> dict[str, Any]:
     """What is relied upon of a base class."""
-    found = _supported.interface_of(base)
+    found = interface_of(base)
     names = [name for name in (*overridden(), *CALLED) if name in found]
     return {
         "vllm": version,

@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from lexico_client.engines.vllm._counts import Counts
+from lexico_client.engines._counts import Counts
+from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import LoadOrder, StoreOrder
 from lexico_client.engines.vllm._scheduler import SchedulerSide
 from lexico_proto.errors import InternalError, Unavailable
@@ -32,7 +33,7 @@ class Rig:
         self.metrics, self.matcher = Metrics(), FakeMatcher(at_once=at_once)
         spec = options.pop("spec", engine_spec())
         fields = {"block_tokens": BLOCK_TOKENS, "recent_tokens": 16, **options}
-        self.side = SchedulerSide(spec, self.matcher, Counts(self.metrics), **fields)
+        self.side = SchedulerSide(spec, self.matcher, Counts(LOG, self.metrics), **fields)
 
     def outcomes(self) -> dict[str, int | float]:
         counts = self.metrics.snapshot().get(ENGINE_REQUESTS, {})
@@ -150,7 +151,7 @@ def test_a_loop_that_has_ended_is_a_failure_and_no_error_of_the_engine() -> None
 
     metrics = Metrics()
     side = SchedulerSide(
-        engine_spec(), ended, Counts(metrics), block_tokens=BLOCK_TOKENS, recent_tokens=16
+        engine_spec(), ended, Counts(LOG, metrics), block_tokens=BLOCK_TOKENS, recent_tokens=16
     )
     assert side.matched(request(), 0) == 0
     assert metrics.snapshot()[ENGINE_REQUESTS] == {("failed",): 1}

@@ -14,10 +14,11 @@ import torch
 from torch import Tensor
 
 from lexico_client import AsyncClient, InMemoryTransport
-from lexico_client.engines.vllm._counts import Counts
+from lexico_client.engines._counts import Counts
+from lexico_client.engines._service import Service
+from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
 from lexico_client.engines.vllm._paged import PagedCache
-from lexico_client.engines.vllm._service import Service
 from lexico_client.engines.vllm._worker import WorkerSide
 from lexico_codec.keys import page_keys
 from lexico_codec.spec import CacheSpec
@@ -82,9 +83,9 @@ class Rig:
             "concurrent_loads": 2,
             "concurrent_stores": 1,
         }
-        self.service = Service(client)
+        self.service = Service(client, "vllm", LOG)
         self.worker = WorkerSide(
-            self.spec, self.service, Counts(self.metrics), **{**fields, **options}
+            self.spec, self.service, Counts(LOG, self.metrics), **{**fields, **options}
         )
         g = GEOMETRY
         self.layers: list[EngineCache] = [

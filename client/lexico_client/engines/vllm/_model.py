@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from lexico_client._weights_files import fingerprint_files
-from lexico_client.engines.vllm._config import ConnectorConfig, digest_of
+from lexico_client.engines.vllm._config import ConnectorConfig
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.presets import codec_named, spoken
@@ -43,7 +43,7 @@ def spec_of(
     check_caches(caches, geometry)
     try:
         asked = codec_named(settings.codec, settings.codec_config)
-        given = None if settings.dictionary is None else _dictionary(settings.dictionary)
+        given = settings.dictionary_given()
         codec, dictionary = choose(asked, given, geometry, spoken(settings.codec))
     except LexicoError as error:
         raise ConfigurationError(f"kv_connector_extra_config: codec: {error.message}") from error
@@ -151,12 +151,6 @@ def _folder(model: str, revision: str | None) -> Path:
         raise ConfigurationError(
             f"{model}: no folder, and no snapshot of a hub ({error})"
         ) from error
-
-
-def _dictionary(given: str) -> DictionarySet | bytes:
-    if os.path.isfile(given):
-        return DictionarySet.load(given)
-    return digest_of("dictionary", given)
 
 
 def _names(dtype: Any) -> tuple[str, ...]:

@@ -17,7 +17,7 @@ import numpy as np
 import numpy.typing as npt
 
 from lexico_client._results import Match
-from lexico_client.engines.vllm._counts import Counts
+from lexico_client.engines._counts import Counts
 from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
 from lexico_codec.spec import CacheSpec, salt_bytes
 from lexico_proto.errors import LexicoError

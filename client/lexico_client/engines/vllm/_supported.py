@@ -6,13 +6,12 @@ the connector has, the names of its parameters, and which of them the engine cal
 
 from __future__ import annotations
 
-import inspect
 import json
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
+from lexico_client.engines._interfaces import differences, interface_of
 from lexico_client.engines.vllm._log import LOG
 from lexico_proto.errors import Unsupported
 
@@ -60,32 +59,3 @@ def check_interface(base: type) -> None:
         raise Unsupported(
             f"this vllm's connectors have another interface than {TESTED[0]}.{TESTED[1]}: {what}"
         )
-
-
-def interface_of(base: type) -> dict[str, list[str]]:
-    """Public methods of a class, and the names of their parameters."""
-    return {
-        name: [
-            _STARS.get(each.kind, "") + each.name
-            for each in inspect.signature(method).parameters.values()
-        ]
-        for name, method in inspect.getmembers(base, callable)
-        if not name.startswith("_") or name in ("__init__", "_get_connector_metadata")
-    }
-
-
-def differences(recorded: Mapping[str, list[str]], found: Mapping[str, list[str]]) -> list[str]:
-    """What is otherwise than it was recorded, one line for each method."""
-    lines = []
-    for name, parameters in recorded.items():
-        if name not in found:
-            lines.append(f"{name} is gone")
-        elif found[name] != parameters:
-            lines.append(f"{name}({', '.join(found[name])}) was ({', '.join(parameters)})")
-    return lines
-
-
-_STARS: Final[Mapping[Any, str]] = {
-    inspect.Parameter.VAR_POSITIONAL: "*",
-    inspect.Parameter.VAR_KEYWORD: "**",
-}

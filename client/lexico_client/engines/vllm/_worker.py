@@ -16,11 +16,11 @@ import torch
 from torch import Tensor
 
 from lexico_client._results import Loaded, PageOutcome, PutReport
-from lexico_client.engines.vllm._counts import Counts
+from lexico_client.engines._counts import Counts
+from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
 from lexico_client.engines.vllm._paged import PagedCache, PageTarget
-from lexico_client.engines.vllm._service import Service
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (

@@ -17,15 +17,15 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
+from lexico_client.engines._counts import Counts
+from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._config import ConnectorConfig
-from lexico_client.engines.vllm._counts import Counts
 from lexico_client.engines.vllm._layout import Write
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._model import spec_of
 from lexico_client.engines.vllm._orders import Orders
 from lexico_client.engines.vllm._paged import PagedCache, in_order
 from lexico_client.engines.vllm._scheduler import SchedulerSide
-from lexico_client.engines.vllm._service import Service
 from lexico_client.engines.vllm._supported import check_interface, check_version
 from lexico_client.engines.vllm._worker import WorkerSide
 from lexico_client.engines.vllm.stats import LexicoPromMetrics, LexicoStats
@@ -73,10 +73,10 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._spec = spec
         self._metrics = PROCESS
-        self._service = Service(settings.client())
+        self._service = Service(settings.client(), "vllm", LOG)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
-        counts = self._counts = Counts(self._metrics)
+        counts = self._counts = Counts(LOG, self._metrics)
         if role == KVConnectorRole.SCHEDULER:
             self._scheduler = SchedulerSide(
                 spec,

@@ -1,8 +1,9 @@
-"""The client of one side of a connector, on a loop of its own: no engine waits for it."""
+"""The client of an adapter, on a loop of its own: no engine waits for it."""
 
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
@@ -13,7 +14,6 @@ import numpy.typing as npt
 from lexico_client._async_client import AsyncClient
 from lexico_client._loop_thread import Call, LoopThread
 from lexico_client._results import Match
-from lexico_client.engines.vllm._log import LOG
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import LexicoError
 
@@ -26,12 +26,16 @@ _CLOSE_S: Final = 2.0
 class Service:
     """Begins calls from any thread. The loop's thread starts with the first of them."""
 
-    def __init__(self, client: AsyncClient) -> None:
+    def __init__(self, client: AsyncClient, engine: str, log: logging.Logger) -> None:
         """
         Args:
             client: that nobody else uses; it is closed with this.
+            engine: name of the engine, for the thread's.
+            log: the adapter's.
         """
         self.client = client
+        self._name = f"lexico-{engine}-loop"
+        self._log = log
         self._loop: LoopThread | None = None
         self._lock = threading.Lock()
         self._closed = False
@@ -44,7 +48,7 @@ class Service:
         """
         with self._lock:
             if self._loop is None:
-                self._loop = LoopThread("lexico-vllm-loop")
+                self._loop = LoopThread(self._name)
             return self._loop.start(work)
 
     def matching(self, spec: CacheSpec, token_ids: npt.NDArray[np.uint32]) -> Call[Match]:
@@ -71,9 +75,9 @@ class Service:
                 call = loop.start(work)
                 lost = loop.wait(call, most)
                 if lost is not None:
-                    LOG.warning("not closed in order: %s", lost)
+                    self._log.warning("not closed in order: %s", lost)
             except LexicoError as error:
-                LOG.warning("not closed in order: %s", error)
+                self._log.warning("not closed in order: %s", error)
         loop.stop()
 
     async def _shut_down(self) -> None:

@@ -1,11 +1,11 @@
-"""What the connector counts, and the warnings that it gives once a minute at most."""
+"""What an adapter counts, and the warnings that it gives once a minute at most."""
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Final
 
-from lexico_client.engines.vllm._log import LOG
 from lexico_proto.errors import LexicoError
 from lexico_proto.metrics import (
     ENGINE_PAGES,
@@ -20,13 +20,15 @@ WARN_EVERY_S: Final = 60.0
 
 
 class Counts:
-    """Of one side of a connector."""
+    """Of one side of an adapter."""
 
-    def __init__(self, metrics: Metrics = PROCESS) -> None:
+    def __init__(self, log: logging.Logger, metrics: Metrics = PROCESS) -> None:
         """
         Args:
+            log: the adapter's, which gets the warnings.
             metrics: where it is counted.
         """
+        self._log = log
         self._metrics = metrics
         self._staged = metrics.gauge(ENGINE_STAGED)
         self._warned: dict[str, tuple[float, int]] = {}
@@ -61,7 +63,7 @@ class Counts:
             return
         self._warned[what] = now, 0
         reason = error.reason if isinstance(error, LexicoError) else type(error).__name__
-        LOG.warning(
+        self._log.warning(
             "%s failed, the engine computes by itself: reason=%s since_last=%d error=%s",
             what,
             reason,
