@@ -27,7 +27,8 @@ from lexico_proto.v1 import offload_pb2 as offload
 
 PageSource = Callable[[int, int], GroupSource]
 """`(page, group)` → the cache there, of the geometry's dtype: a tensor, `spec.group_shape(group)`,
-or where all layers and heads of the group lie in an engine's memory, paged or not."""
+or where all layers and heads of the group lie in an engine's memory, paged or not. Groups of a
+slice are counted within it."""
 
 _OUTCOMES = {
     offload.PAGE_OUTCOME_STORED: PageOutcome.STORED,
@@ -52,6 +53,8 @@ class PageOffer:
     durability: offload.Durability
     inputs: PageDigests = ()
     """What reached the model beside token ids."""
+    assembly: bytes = b""
+    """Of slices: which computation they are of."""
 
     def header(self, part: range, pages: Sequence[int]) -> offload.PutHeader:
         """The header of a Put of some pages of a part, ascending."""
@@ -66,6 +69,7 @@ class PageOffer:
             page_inputs=checked_inputs(self.inputs[first:], pages[-1] + 1 - first),
             first_page=first,
             parent_key=self.page_keys[first - 1] if first else b"",
+            assembly=b"" if self.spec.is_whole else self.assembly,
         )
 
 
@@ -152,6 +156,13 @@ class Offloading:
     async def _put(self, upload: PageUpload, part: range) -> offload.PutResponse:
         try:
             return await self._transport.put(upload.messages(), self._budget.left())
+        except Unsupported as error:
+            if self._offer.spec.is_whole or type(error) is not Unsupported:
+                raise
+            raise Unsupported(
+                "the ingress puts no slices of a model together: it is of an earlier release, "
+                "upgrade it, or run the model in one rank"
+            ) from error
         except TokenCountMismatch as error:
             if not upload.in_parts:
                 raise
