@@ -39,9 +39,7 @@ class Slice:
 
     def __str__(self) -> str:
         layers, heads = self.layers, self.heads
-        return (
-            f"layers {layers.start}..{layers.stop - 1}, KV heads {heads.start}..{heads.stop - 1}"
-        )
+        return f"layers {layers.start}..{layers.stop - 1}, KV heads {heads.start}..{heads.stop - 1}"
 
 
 class SlicedPage:

@@ -157,6 +157,10 @@ class CacheSpec:
     @property
     def whole(self) -> CacheSpec:
         """The spec of the whole model that the shard is of: pages are of that."""
+        return self if self.is_whole else self._unsplit
+
+    @cached_property
+    def _unsplit(self) -> CacheSpec:
         return replace(self, geometry=self.whole_geometry, shard=Shard.whole(self.whole_geometry))
 
     def held_by(self, layers: range, heads: range) -> CacheSpec:

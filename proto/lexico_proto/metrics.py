@@ -131,7 +131,8 @@ PAGE_FAILURES: Final = Family(
     (_label("reason", ERRORS),),
 )
 RECEIVED_BYTES: Final = Family(
-    "lexico_received_bytes_total", "Bytes of caches that an ingress received, in pages and slices that came whole."
+    "lexico_received_bytes_total",
+    "Bytes of caches that an ingress received, in pages and slices that came whole.",
 )
 STORED_BYTES: Final = Family(
     "lexico_stored_bytes_total", "Bytes of frames that encoders committed for an ingress."

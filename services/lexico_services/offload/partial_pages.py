@@ -84,7 +84,7 @@ class PartialPages:
             limit: bytes that the ingress may hold.
             wait_s: seconds that slices wait for others.
             policies: what each tenant may have.
-            take: takes room, by scope, bytes of a unit and units; raises `Busy` where there is none.
+            take: takes room, by scope, bytes of a unit and units; raises `Busy` where none is free.
             give_back: gives room back, by scope and bytes.
             metrics: where pages are counted.
         """
@@ -292,9 +292,7 @@ class Receipt:
         """Bytes that are held for it; 0 once they are the page's."""
         self._owner = owner
 
-    def add(
-        self, pieces: list[Piece], checksum: int, began_us: int
-    ) -> WholePage | PageDone | None:
+    def add(self, pieces: list[Piece], checksum: int, began_us: int) -> WholePage | PageDone | None:
         """The slice is here.
 
         Args:
@@ -304,8 +302,8 @@ class Receipt:
 
         Returns:
             The page, if this was the last slice that it lacked: it is then the caller's to encode,
-            and `PartialPages.encoded` gives what its end calls. An outcome, if the page is with an encoder
-            already. None, if other slices are missing.
+            and what `PartialPages.encoded` gives is to be called at the end. An outcome, if the
+            page is with an encoder already. None, if other slices are missing.
 
         Raises:
             InvalidInput: it does not fit the slices that are here. The page is given up.
