@@ -22,7 +22,13 @@ from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.put_messages import PageEnd, header_message, page_end_message
 from lexico_codec.spec import CacheSpec
 from lexico_codec.wire import spec_to_wire
-from lexico_proto.errors import InternalError, LexicoError, TokenCountMismatch, Unsupported
+from lexico_proto.errors import (
+    InternalError,
+    LexicoError,
+    PageKeyMismatch,
+    TokenCountMismatch,
+    Unsupported,
+)
 from lexico_proto.v1 import offload_pb2 as offload
 
 PageSource = Callable[[int, int], GroupSource]
@@ -156,8 +162,10 @@ class Offloading:
     async def _put(self, upload: PageUpload, part: range) -> offload.PutResponse:
         try:
             return await self._transport.put(upload.messages(), self._budget.left())
-        except Unsupported as error:
-            if self._offer.spec.is_whole or type(error) is not Unsupported:
+        except (Unsupported, PageKeyMismatch) as error:
+            # Earlier releases refuse a spec of a slice, or make other keys of it.
+            whole = self._offer.spec.is_whole
+            if whole or not (type(error) is Unsupported or isinstance(error, PageKeyMismatch)):
                 raise
             raise Unsupported(
                 "the ingress puts no slices of a model together: it is of an earlier release, "
