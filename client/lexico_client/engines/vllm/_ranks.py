@@ -45,7 +45,7 @@ def rank_of(config: Any, caches: Any, geometry: Geometry) -> Rank:
     tensor = parallel.tensor_parallel_size
     heads = heads_of_each(geometry, tensor)
     # vLLM numbers ranks tensor by tensor within a pipeline stage.
-    at = getattr(parallel, "rank", 0) % tensor
+    at = parallel.rank % tensor
     same = max(1, tensor // geometry.kv_heads)
     first = at // same * heads
     return Rank(_consecutive(group.layer_names), range(first, first + heads), at % same == 0)
