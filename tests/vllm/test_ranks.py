@@ -22,10 +22,6 @@ from tests.vllm.conftest import LOADED, TOKENS
 
 VOCABULARY: Final = 512
 PAGES: Final = 9
-WAYS: Final = {
-    "tensor": {"tensor_parallel_size": 2},
-    "pipeline": {"pipeline_parallel_size": 2},
-}
 
 
 @pytest.fixture(scope="module")
@@ -47,43 +43,49 @@ def split_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def prompt(seed: int) -> list[int]:
-    drawn: list[int] = np.random.default_rng(seed).integers(3, VOCABULARY, TOKENS).tolist()
-    return drawn
-
-
-def test_two_ranks_and_one_load_what_the_other_stored(
-    nursery: Nursery, fresh: EngineService, split_model: Path
-) -> None:
+def test_two_ranks_and_one_share(nursery: Nursery, fresh: EngineService, split_model: Path) -> None:
+    """One rank stores the first prompt, two of split heads the second, two of split layers the
+    third; each kind loads what came before, and the last its own."""
     spec = CacheSpec(
         weights=fingerprint_files(split_model),
         geometry=geometry_of(AutoConfig.from_pretrained(split_model), "float32"),
         codec=codec_named("lossless"),
     )
-    tokens: dict[int, list[int]] = {}
-
-    def stores(engine: Engine, seed: int) -> None:
-        """Computes a prompt that nobody has stored, and stores it."""
-        found = engine.generate(prompt(seed), max_tokens=8)
-        assert found.cached == [0]
-        tokens[seed] = found.tokens[0]
-        wait_until(lambda: fresh.stored(spec, prompt(seed)) == PAGES, "all pages to be stored")
-
-    def loads(engine: Engine) -> None:
-        """Every prompt so far."""
-        for seed, expected in tokens.items():
-            found = engine.generate(prompt(seed), max_tokens=8)
-            assert (found.cached, found.tokens) == ([LOADED], [expected])
-
     connector: dict[str, Any] = {**fresh.settings, "codec": "lossless"}
     alone: dict[str, Any] = {"model": str(split_model), "skip_tokenizer_init": True}
+    prompts = [_prompt(seed) for seed in range(3)]
+
+    def computes(engine: Engine, which: int, **more: Any) -> list[int]:
+        found = engine.generate(prompts[which], max_tokens=8, **more)
+        assert found.cached == [0]
+        return found.tokens[0]
+
+    def stores(engine: Engine, which: int) -> list[int]:
+        """Computes a prompt that nobody has stored."""
+        tokens = computes(engine, which)
+        wait_until(lambda: fresh.stored(spec, prompts[which]) == PAGES, "all pages to be stored")
+        return tokens
+
+    def loads(engine: Engine, which: int) -> list[int]:
+        found = engine.generate(prompts[which], max_tokens=8)
+        assert found.cached == [LOADED]
+        return found.tokens[0]
+
     with nursery.engine(connector, **alone) as engine:
-        stores(engine, 0)
-    for seed, way in enumerate(WAYS.values(), 1):
-        before = fresh.counts(SLICED_PAGES).get(("whole",), 0)
-        with nursery.engine(connector, **alone, **way) as engine:
-            loads(engine)
-            stores(engine, seed)
-        assert fresh.counts(SLICED_PAGES) == {("whole",): before + PAGES}
-    with nursery.engine(connector, **alone) as engine:
-        loads(engine)
+        expected = [stores(engine, 0)]
+        expected += [computes(engine, which, prompt={"cache_salt": "own"}) for which in (1, 2)]
+        engine.settle()
+    with nursery.engine(connector, **alone, tensor_parallel_size=2) as engine:
+        assert [loads(engine, 0), stores(engine, 1)] == expected[:2]
+    assert fresh.counts(SLICED_PAGES) == {("whole",): PAGES}
+    with nursery.engine(connector, **alone, pipeline_parallel_size=2) as engine:
+        found = [loads(engine, 0), loads(engine, 1), stores(engine, 2)]
+        assert found == expected
+        engine.reset()
+        assert loads(engine, 2) == expected[2]
+    assert fresh.counts(SLICED_PAGES) == {("whole",): 2 * PAGES}
+
+
+def _prompt(seed: int) -> list[int]:
+    drawn: list[int] = np.random.default_rng(seed).integers(3, VOCABULARY, TOKENS).tolist()
+    return drawn
