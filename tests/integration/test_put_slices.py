@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lexico_client import AsyncClient, InMemoryTransport, PageOutcome, PutReport
-from lexico_codec.put_messages import parse_put
+from lexico_codec.put_messages import PageEnd, page_end_message, parse_put
 from lexico_codec.slices import Slice
 from lexico_codec.spec import CacheSpec
 from lexico_proto import errors
@@ -169,14 +169,10 @@ async def test_a_slice_without_an_assembly_is_the_callers_fault(tmp_path: Path) 
             await Ranks(services, tmp_path).offload(RANKS[0], assembly=b"short")
 
 
-async def test_an_altered_slice_is_refused(tmp_path: Path, monkeypatch: Any) -> None:
-    from lexico_client import _offload
-
-    real = _offload.page_end_message
+async def test_an_altered_slice_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(
-        _offload,
-        "page_end_message",
-        lambda end: real(type(end)(end.page, end.checksum ^ 1)),
+        "lexico_client._offload.page_end_message",
+        lambda end: page_end_message(PageEnd(end.page, end.checksum ^ 1)),
     )
     async with running_services() as services:
         with pytest.raises(errors.StreamDamaged):

@@ -28,6 +28,7 @@ GEOMETRY: Final = Geometry(layers=3, kv_heads=4, head_dim=8, dtype="float32")
 SPEC: Final = engine_spec(geometry=GEOMETRY, group_layers=2)
 TOKENS: Final = 4 * PAGE_TOKENS
 IDS: Final = np.arange(100, 100 + TOKENS, dtype="<u4")
+PROMPT: Final[list[int]] = IDS.tolist()
 
 
 @pytest.fixture(scope="module")
@@ -104,12 +105,12 @@ def test_all_ranks_compute_from_where_one_of_them_lost_a_page(
     """A block that any rank lacks is told, and is computed by all."""
     spec = engine_spec(geometry=GEOMETRY, group_layers=2, salt=b"damaged")
     engines["tp2"].store(IDS, computed(7), b"damaged")
-    service.damage(spec, IDS, 2)
+    service.damage(spec, PROMPT, 2)
     for name in ("tp4", "pp2"):
         lost = engines[name].load(IDS, 0, TOKENS, b"damaged")
         assert set.union(*lost) == set(THERE[4:])
         engines["tp2"].store(IDS, computed(7), b"damaged", b"one more computation")
-        service.damage(spec, IDS, 2)
+        service.damage(spec, PROMPT, 2)
     counted = engines["pp2"].counted(ENGINE_TOKENS)
     assert counted["lost"] == 2 * 2 * PAGE_TOKENS  # each rank counts
 
@@ -125,12 +126,12 @@ def test_what_one_rank_does_not_send_is_not_stored(
     before = service.counts(SLICED_PAGES).get(("whole",), 0)
     tp2.store(IDS, computed(8), salt)
     lame._most = most
-    assert service.stored(spec, IDS) == 1
+    assert service.stored(spec, PROMPT) == 1
     assert service.counts(SLICED_PAGES)[("whole",)] == before + 1
     assert service.services.ingress.partial.waiting == 3
     assert tp2.counted(ENGINE_PAGES)["dropped"] == 3
     tp2.store(IDS, computed(8), salt, b"one more computation")
-    assert service.stored(spec, IDS) == 4
+    assert service.stored(spec, PROMPT) == 4
 
 
 def test_ranks_that_hold_the_same_head_send_it_once(service: EngineService, tmp_path: Path) -> None:
@@ -139,7 +140,7 @@ def test_ranks_that_hold_the_same_head_send_it_once(service: EngineService, tmp_
     made = engine(service, spec, (4, 1), tmp_path)
     cache = computed(9, geometry)
     made.store(IDS, cache, b"same heads")
-    assert service.stored(spec, IDS) == 4
+    assert service.stored(spec, PROMPT) == 4
     assert made.counted(ENGINE_PAGES) == {"sent": 2 * 4}
     assert made.load(IDS, 0, TOKENS, b"same heads") == [set()] * 4
     for worker in made.workers:

@@ -107,7 +107,7 @@ class Rig:
         return {values[0]: number for values, number in counts.items() if number}
 
     def shown(self, family: Any) -> int | float:
-        return self.metrics.snapshot()[family][()]  # type: ignore[return-value]
+        return self.metrics.snapshot()[family][()]
 
     async def all_free(self) -> None:
         def used() -> int:

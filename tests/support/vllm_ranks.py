@@ -153,7 +153,7 @@ class RankedEngine:
         for worker in self.workers:
             for values, number in worker.metrics.snapshot().get(family, {}).items():
                 name = " ".join(values)
-                found[name] = found.get(name, 0) + number  # type: ignore[operator]
+                found[name] = found.get(name, 0) + number
         return {name: number for name, number in found.items() if number}
 
     def close(self) -> None:

@@ -34,7 +34,7 @@ from tests.support.sliced_pages import grids, whole_page
 from tests.support.waiting import PATIENCE_S, until
 
 
-@settings(max_examples=30)
+@settings(max_examples=20)
 @given(data=st.data())
 def test_pages_are_stored_whole_or_not_at_all(data: st.DataObject) -> None:
     """Any split, any order, repeats, losses, several tenants and computations: what is stored has

@@ -22,6 +22,16 @@ from tests.vllm.conftest import LOADED, TOKENS
 
 VOCABULARY: Final = 512
 PAGES: Final = 9
+WAYS: Final[dict[str, dict[str, Any]]] = {
+    "tensor": {"tensor_parallel_size": 2},
+    # Without a compilation vLLM 0.32 has no pipelines on the CPU: the buffers between its stages
+    # are made when it warms up, and it does not. The backend compiles nothing.
+    "pipeline": {
+        "pipeline_parallel_size": 2,
+        "enforce_eager": False,
+        "compilation_config": {"mode": 2, "backend": "eager"},
+    },
+}
 
 
 @pytest.fixture(scope="module")
@@ -43,47 +53,44 @@ def split_model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-def test_two_ranks_and_one_share(nursery: Nursery, fresh: EngineService, split_model: Path) -> None:
-    """One rank stores the first prompt, two of split heads the second, two of split layers the
-    third; each kind loads what came before, and the last its own."""
+@pytest.mark.parametrize("way", WAYS)
+def test_two_ranks_and_one_share(
+    way: str, nursery: Nursery, fresh: EngineService, split_model: Path
+) -> None:
+    """Two ranks load what one stored, and what they stored themselves in slices."""
     spec = CacheSpec(
         weights=fingerprint_files(split_model),
         geometry=geometry_of(AutoConfig.from_pretrained(split_model), "float32"),
         codec=codec_named("lossless"),
     )
     connector: dict[str, Any] = {**fresh.settings, "codec": "lossless"}
-    alone: dict[str, Any] = {"model": str(split_model), "skip_tokenizer_init": True}
-    prompts = [_prompt(seed) for seed in range(3)]
+    options: dict[str, Any] = {"model": str(split_model), "skip_tokenizer_init": True}
+    prompts = [_prompt(0), _prompt(1)]
 
     def computes(engine: Engine, which: int, **more: Any) -> list[int]:
         found = engine.generate(prompts[which], max_tokens=8, **more)
         assert found.cached == [0]
         return found.tokens[0]
 
-    def stores(engine: Engine, which: int) -> list[int]:
-        """Computes a prompt that nobody has stored."""
-        tokens = computes(engine, which)
-        wait_until(lambda: fresh.stored(spec, prompts[which]) == PAGES, "all pages to be stored")
-        return tokens
-
     def loads(engine: Engine, which: int) -> list[int]:
         found = engine.generate(prompts[which], max_tokens=8)
         assert found.cached == [LOADED]
         return found.tokens[0]
 
-    with nursery.engine(connector, **alone) as engine:
-        expected = [stores(engine, 0)]
-        expected += [computes(engine, which, prompt={"cache_salt": "own"}) for which in (1, 2)]
+    def stored(which: int) -> None:
+        wait_until(lambda: fresh.stored(spec, prompts[which]) == PAGES, "all pages to be stored")
+
+    with nursery.engine(connector, **options) as engine:
+        expected = [computes(engine, 0)]
+        expected += [computes(engine, 1, prompt={"cache_salt": "another namespace"})]
+        stored(0)
         engine.settle()
-    with nursery.engine(connector, **alone, tensor_parallel_size=2) as engine:
-        assert [loads(engine, 0), stores(engine, 1)] == expected[:2]
-    assert fresh.counts(SLICED_PAGES) == {("whole",): PAGES}
-    with nursery.engine(connector, **alone, pipeline_parallel_size=2) as engine:
-        found = [loads(engine, 0), loads(engine, 1), stores(engine, 2)]
-        assert found == expected
+    with nursery.engine(connector, **options, **WAYS[way]) as engine:
+        assert [loads(engine, 0), computes(engine, 1)] == expected
+        stored(1)
         engine.reset()
-        assert loads(engine, 2) == expected[2]
-    assert fresh.counts(SLICED_PAGES) == {("whole",): 2 * PAGES}
+        assert [loads(engine, 0), loads(engine, 1)] == expected
+    assert fresh.counts(SLICED_PAGES) == {("whole",): PAGES}
 
 
 def _prompt(seed: int) -> list[int]:
