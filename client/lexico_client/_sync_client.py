@@ -121,11 +121,19 @@ class Client:
         inputs: PageDigests = (),
         pages: int | None = None,
         wait: Wait = "committed",
+        assembly: bytes = b"",
         timeout: float | None = None,
     ) -> PutReport:
         """As `AsyncClient.offload`."""
         work = self._client.offload(
-            spec, token_ids, source, inputs=inputs, pages=pages, wait=wait, timeout=timeout
+            spec,
+            token_ids,
+            source,
+            inputs=inputs,
+            pages=pages,
+            wait=wait,
+            assembly=assembly,
+            timeout=timeout,
         )
         return self._run(work, self._timeouts.offload, timeout)
 

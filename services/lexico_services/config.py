@@ -101,6 +101,8 @@ class OffloadConfig:
     """Seconds without a byte after which an upload is given up."""
     max_encoding: int = 16
     """Pages with encoders at a time; the others wait at the ingress, tenants in turn."""
+    slice_wait_s: float = 30.0
+    """Seconds that slices of a page wait for those of other ranks, from the first one on."""
     drain_file: Path | None = None
     """Once this file is touched, the ingress takes no new call and lets its calls end, for the
     preStop of a pod in which Ray runs it."""
@@ -110,6 +112,10 @@ class OffloadConfig:
             raise ConfigurationError("max_inflight_bytes, pages_ahead and idle_s must be positive")
         if self.max_encoding < 1:
             raise ConfigurationError(f"max_encoding is {self.max_encoding}: give 1 or more")
+        if not 0 < self.slice_wait_s < math.inf:
+            raise ConfigurationError(
+                f"slice_wait_s is {self.slice_wait_s}: give a positive number of seconds"
+            )
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from lexico_codec.put_messages import parse_put
 from lexico_proto import errors
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_services.config import OffloadConfig
-from lexico_services.offload.ingress import Upload
+from lexico_services.offload.upload import Upload
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob
 from tests.support.services import (
     Services,

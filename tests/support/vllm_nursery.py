@@ -44,7 +44,7 @@ def main() -> None:
 
 
 def _prepare() -> None:
-    """Imports all that an engine needs, once."""
+    """Imports all that an engine needs, once; its ranks are forked as well."""
     import llvmlite.binding.ffi as ffi
     import vllm  # noqa: F401 - for the children
     from vllm import LLM  # noqa: F401
@@ -58,6 +58,13 @@ def _prepare() -> None:
         return wrapped(self, name)
 
     ffi._lib_wrapper.__getattr__ = found
+
+    # vLLM spawns the ranks of an engine on a CPU, and each would import all of it anew.
+    import multiprocessing
+
+    from vllm.v1.executor import multiproc_executor
+
+    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
 
 
 def _engine(start: Document, answers: int) -> None:

@@ -15,12 +15,15 @@ from lexico_client import fingerprint_files
 from lexico_client.engines.vllm import _supported
 from lexico_client.engines.vllm._config import ConnectorConfig
 from lexico_client.engines.vllm._model import spec_of
+from lexico_client.engines.vllm._ranks import Rank, rank_of
+from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.sets.dictionary import AtomSet
 from lexico_proto.errors import ConfigurationError, LexicoError, Unsupported
 from tests.support import vllm_interface
 from tests.support.client_fixtures import small_dictionary
 from tests.support.saved_model import save_tiny
+from tests.support.vllm_ranks import rank_caches, rank_config
 
 HERE = {"reload": "127.0.0.1:7412", "codec": "lossless"}
 
@@ -147,9 +150,9 @@ def test_a_codec_that_cannot_serve_the_model_is_named(
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"parallel__tensor_parallel_size": 2}, "tensor_parallel_size=2: ranks hold slices"),
-        ({"parallel__pipeline_parallel_size": 4}, "pipeline_parallel_size=4"),
-        ({"parallel__decode_context_parallel_size": 2}, "decode_context"),
+        ({"parallel__decode_context_parallel_size": 2}, "decode_context.*some of the tokens"),
+        ({"parallel__prefill_context_parallel_size": 2}, "prefill_context"),
+        ({"parallel__tensor_parallel_size": 3}, "tensor_parallel_size=3: 2 KV heads cannot"),
         ({"speculative": None, "speculative_config": object()}, "speculative"),
         ({"cache__cache_dtype": "fp8_e4m3"}, "kv_cache_dtype=fp8_e4m3"),
         ({"model__is_encoder_decoder": True}, "encoder-decoder"),
@@ -166,6 +169,70 @@ def test_ways_to_run_a_model_that_are_not_covered_are_refused_in_one_line(
     with pytest.raises(LexicoError, match=said) as refused:
         spec_of(config(folder, **changes), caches(), ConnectorConfig.of(HERE))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "held"),
+    [
+        (1, 1, caches()),
+        (2, 1, caches(num_kv_heads=1)),
+        (4, 1, caches(num_kv_heads=1)),
+        (1, 2, caches(layers=1)),
+        (2, 2, caches(layers=1, num_kv_heads=1)),
+    ],
+)
+def test_ranks_have_the_identity_of_the_whole_model(
+    folder: Path, tensor: int, pipeline: int, held: Any
+) -> None:
+    whole, _ = spec_of(config(folder), caches(), ConnectorConfig.of(HERE))
+    ranks = config(
+        folder,
+        parallel__tensor_parallel_size=tensor,
+        parallel__pipeline_parallel_size=pipeline,
+    )
+    assert spec_of(ranks, held, ConnectorConfig.of(HERE))[0] == whole
+
+
+def test_a_rank_with_other_heads_than_its_share_is_refused(folder: Path) -> None:
+    ranks = config(folder, parallel__tensor_parallel_size=2)
+    with pytest.raises(Unsupported, match="KV heads"):
+        spec_of(ranks, caches(), ConnectorConfig.of(HERE))
+
+
+def test_ranks_send_to_one_ingress(folder: Path) -> None:
+    several = ConnectorConfig.of({**HERE, "offload": "ipv4:10.0.0.1:7411,10.0.0.2:7411"})
+    spec_of(config(folder), caches(), several)
+    ranks = config(folder, parallel__tensor_parallel_size=2)
+    with pytest.raises(ConfigurationError, match=r"offload: .* 2 ranks must send .* to one"):
+        spec_of(ranks, caches(num_kv_heads=1), several)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "tensor", "pipeline", "rank", "heads", "sends"),
+    [
+        (8, 1, 1, 0, range(0, 8), True),
+        (8, 4, 1, 3, range(6, 8), True),
+        (8, 4, 2, 5, range(2, 4), True),  # of the second stage
+        (2, 4, 1, 0, range(0, 1), True),
+        (2, 4, 1, 1, range(0, 1), False),
+        (2, 4, 1, 2, range(1, 2), True),
+        (1, 3, 1, 2, range(0, 1), False),
+    ],
+)
+def test_a_rank_knows_its_heads(
+    kv_heads: int, tensor: int, pipeline: int, rank: int, heads: range, sends: bool
+) -> None:
+    stage = range(3, 7) if rank >= tensor else range(0, 3)
+    whole = Geometry(7 if pipeline == 2 else 3, kv_heads, 8)
+    found = rank_of(rank_config(tensor, pipeline, rank), rank_caches(stage, len(heads)), whole)
+    assert found == Rank(stage, heads, sends)
+
+
+def test_layers_of_a_rank_follow_one_another() -> None:
+    made = rank_caches(range(3), 1)
+    del made.kv_cache_groups[0].layer_names[1]
+    with pytest.raises(Unsupported, match=r"layers \[0, 2\]"):
+        rank_of(rank_config(1, 2, 0), made, Geometry(4, 1, 8))
 
 
 def test_given_weights_are_taken_for_what_was_loaded(folder: Path) -> None:

@@ -13,6 +13,7 @@ from lexico_client.engines._counts import Counts
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import LoadOrder, StoreOrder
 from lexico_client.engines.vllm._scheduler import SchedulerSide
+from lexico_codec.limits import MIN_ASSEMBLY_BYTES
 from lexico_proto.errors import InternalError, Unavailable
 from lexico_proto.metrics import ENGINE_REQUESTS, ENGINE_TOKENS, Metrics
 from tests.support.vllm_fakes import (
@@ -155,6 +156,17 @@ def test_a_loop_that_has_ended_is_a_failure_and_no_error_of_the_engine() -> None
     )
     assert side.matched(request(), 0) == 0
     assert metrics.snapshot()[ENGINE_REQUESTS] == {("failed",): 1}
+
+
+def test_each_order_to_store_is_an_assembly_of_its_own() -> None:
+    """Ranks get the same order: so the slices that they send are of one computation."""
+    rig = Rig(0)
+    for name in ("a", "b"):
+        rig.side.matched(request(name), 0)
+    found = stores(rig, [step(new=dict.fromkeys(("a", "b"), (BLOCKS, 0, 35)))])[0]
+    assemblies = {order.assembly for order in found}
+    assert len(assemblies) == 2
+    assert all(len(each) == MIN_ASSEMBLY_BYTES for each in assemblies)
 
 
 def test_an_engine_that_only_loads_or_only_stores() -> None:

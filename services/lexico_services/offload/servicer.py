@@ -16,7 +16,8 @@ from lexico_proto.v1 import offload_pb2 as pb
 from lexico_proto.v1 import operations_pb2_grpc, versions_pb2_grpc
 from lexico_services import status_servicer, versions_servicer
 from lexico_services.auth import Tenants
-from lexico_services.offload.ingress import Ingress, Report, Upload
+from lexico_services.offload.ingress import Ingress
+from lexico_services.offload.upload import Report, Upload
 from lexico_services.policies import Policies
 from lexico_services.quotas import CallRates
 from lexico_services.roles import OFFLOAD
@@ -101,6 +102,7 @@ class OffloadServicer:
                 trace_of(context.invocation_metadata()),
                 header.page_inputs,
                 caller.tenant,
+                header.assembly,
             )
             if header.durability not in pb.Durability.values():
                 raise InvalidInput(f"durability {header.durability} is unknown")

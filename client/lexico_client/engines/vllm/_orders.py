@@ -37,6 +37,8 @@ class StoreOrder(Sequence):
 
     first_page: int
     """Pages before it are stored."""
+    assembly: bytes = b""
+    """Of the slices that ranks send: all of one order are of one computation."""
 
 
 @dataclass

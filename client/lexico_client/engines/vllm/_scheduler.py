@@ -23,7 +23,7 @@ from lexico_codec.spec import CacheSpec, salt_bytes
 from lexico_proto.errors import LexicoError
 from lexico_proto.limits import DIGEST_BYTES
 
-_RESET_BYTES: Final = 16
+_RANDOM_BYTES: Final = 16
 
 
 class Answer(Protocol):
@@ -203,7 +203,7 @@ class SchedulerSide:
     def reset(self) -> None:
         """Finds nothing any more that was stored before: what an engine asks for whose weights were
         changed. From now on pages have a salt that nobody else has."""
-        self._reset = secrets.token_bytes(_RESET_BYTES)
+        self._reset = secrets.token_bytes(_RANDOM_BYTES)
         self._specs.clear()
         self._prompts.clear()
 
@@ -300,6 +300,7 @@ class SchedulerSide:
                 prompt.token_ids[: pages * size],
                 tuple(prompt.blocks[:needed]),
                 prompt.stored,
+                secrets.token_bytes(_RANDOM_BYTES),
             )
         )
 

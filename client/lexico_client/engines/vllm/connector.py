@@ -25,6 +25,7 @@ from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._model import spec_of
 from lexico_client.engines.vllm._orders import Orders
 from lexico_client.engines.vllm._paged import PagedCache, in_order
+from lexico_client.engines.vllm._ranks import Rank, rank_of
 from lexico_client.engines.vllm._scheduler import SchedulerSide
 from lexico_client.engines.vllm._supported import check_interface, check_version
 from lexico_client.engines.vllm._worker import WorkerSide
@@ -72,6 +73,7 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         spec, dictionary = spec_of(vllm_config, kv_cache_config, settings)
         self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._spec = spec
+        self._rank = Rank(range(spec.geometry.layers), range(spec.geometry.kv_heads))
         self._metrics = PROCESS
         self._service = Service(settings.client(), "vllm", LOG)
         self._scheduler: SchedulerSide | None = None
@@ -97,11 +99,13 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
                 settings.offload or "nowhere",
             )
         else:
+            self._rank = rank_of(vllm_config, kv_cache_config, spec.geometry)
             self._worker = WorkerSide(
                 spec,
                 self._service,
                 counts,
                 dictionary,
+                rank=self._rank,
                 load_seconds=settings.load_seconds,
                 offload_seconds=settings.offload_seconds,
                 drain_seconds=settings.drain_seconds,
@@ -159,16 +163,23 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         layers = get_layers_from_vllm_config(self._vllm_config, AttentionLayerBase, kv_caches)
+        rank = self._rank
         cache, layout = PagedCache.over(
             [
                 (name, tensor, _writing(layers, name, tensor))
-                for name, tensor in in_order(kv_caches)
+                for name, tensor in in_order(kv_caches, rank.layers.start)
             ],
-            self._spec,
+            rank.of(self._spec),
             self._block_tokens,
         )
         self._of_worker.register(cache)
-        LOG.info("cache recognised: device=%s layout=%s", cache.device, layout)
+        LOG.info(
+            "cache recognised: device=%s layout=%s layers=%d..%d kv_heads=%d..%d",
+            cache.device,
+            layout,
+            *(rank.layers.start, rank.layers.stop - 1),
+            *(rank.heads.start, rank.heads.stop - 1),
+        )
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         self._of_worker.begin(self._orders)
