@@ -24,7 +24,7 @@ PARTS: Final[dict[str, tuple[str, ...]]] = {
     "client": ("lexico_client",),
     "client of Hugging Face": ("lexico_client.hf",),
     "reload server": ("lexico_services.reload.run", "lexico_services.serve"),
-    "service": ("lexico_services.offload.deployment",),
+    "service": ("lexico_services.offload.deployment", "lexico_services.ingress_deployment"),
     "encoder": ("lexico_worker.deployment lexico_worker.page_encoder",),
     "page encoder": ("lexico_worker.page_encoder",),
     "lexico --help": ("lexico_services.cli",),
@@ -49,6 +49,8 @@ for name in json.loads(sys.argv[1]):
         except SystemExit:
             pass
     break
+else:
+    sys.exit(f"none of {sys.argv[1]} is in this checkout")
 seconds = time.process_time() - began
 print()
 print(json.dumps({"seconds": seconds, "modules": len(set(sys.modules) - before)}))

@@ -13,7 +13,6 @@ SLACK_S: Final = 30.0
 GROWTH: Final = 0.05
 SETTLED_MINUTES: Final = 5.0
 LEAST_OF_A_KIND: Final = 2
-LEAST_UP: Final = 0.5
 ABORTED_WITHIN: Final = 0.05
 
 
@@ -40,6 +39,13 @@ def summary(calls: Iterable[dict[str, Any]]) -> dict[str, Any]:
         "load_outcomes": _outcomes(loads, "pages", "miss"),
         "offload_outcomes": _outcomes(offloads, "done", "nothing"),
     }
+
+
+def working_calls(calls: Iterable[dict[str, Any]]) -> tuple[int, int]:
+    """Loads that gave pages, and offloads that stored some."""
+    whole = [call for call in calls if call.get("pages") and not call.get("reason")]
+    loads = sum(call["what"] == "load" for call in whole)
+    return loads, sum(call["what"] == "offload" for call in whole)
 
 
 def failures(result: Mapping[str, Any], kind: str) -> list[str]:
@@ -69,8 +75,8 @@ def _of_chaos(result: Mapping[str, Any]) -> list[str]:
         for name, times in result["faults"].items()
         if times < min(LEAST_OF_A_KIND, result["faults_planned"][name])
     ]
-    if result["up_share"] < LEAST_UP:
-        found.append(f"up for {result['up_share']:.0%} of the time")
+    if not result["recovered"]:
+        found.append("no page was stored, or none was loaded, after the last fault")
     return found
 
 

@@ -14,6 +14,7 @@ from functools import partial
 from typing import TYPE_CHECKING, Final
 
 from lexico_proto.errors import ConfigurationError, LexicoError
+from lexico_proto.text import one_line
 from lexico_services import process
 from lexico_services.parsers.command_line import make_parser
 from lexico_services.parsers.extras import needs
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with needs(options.extra):
             return _COMMANDS[options.command](options)
     except LexicoError as error:
-        process.say(sys.stderr, f"lexico: {error.message}\n")
+        process.say(sys.stderr, f"lexico: {one_line(error.message)}\n")
         return 2 if error.status == 3 else 1
     except KeyboardInterrupt:
         return 130
@@ -77,7 +78,9 @@ def _reload_server(options: argparse.Namespace) -> int:
 def _doctor(options: argparse.Namespace) -> int:
     from lexico_services.doctor import report
 
-    found = report.examine(lambda: _settings(options), options.part, DEFAULT_STORE)
+    found = report.examine(
+        lambda: _settings(options), options.part, DEFAULT_STORE, options.address_file
+    )
     return report.told(found, as_json=options.json, write=partial(process.say, sys.stdout))
 
 
