@@ -19,7 +19,9 @@ GIVEN_CLAIMS: Final = frozenset({"lexico-models"})
 CERTIFICATE_KEYS: Final = frozenset({"tls.crt", "tls.key", "ca.crt"})
 
 READ_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
-    "ray-head": ("/etc/lexico/store", "/etc/lexico/tls", "/etc/lexico/tokens"),
+    "ray-head": (
+        *("/etc/lexico/store", "/etc/lexico/store-ca", "/etc/lexico/tls", "/etc/lexico/tokens"),
+    ),
     "encoder": ("/etc/lexico/tls", "/etc/lexico/tokens"),
 }
 """Component → folders that it needs not: all of Ray's pods have the same settings, as any of them

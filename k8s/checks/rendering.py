@@ -25,6 +25,12 @@ OVERLAYS: Final = HERE / "overlays"
 STORES: Final = ("external-redis", "sentinel", "cluster")
 """Components that give the page store another shape: one of them at a time."""
 
+NEEDS: Final[Mapping[str, tuple[str, ...]]] = {"store-tls": ("cert-manager",)}
+"""Component → those without which it is nothing."""
+
+NOT_WITH: Final[Mapping[str, frozenset[str]]] = {"external-redis": frozenset({"store-tls"})}
+"""Component → those that change what it takes away."""
+
 NAMESPACE: Final = "lexico"
 
 _DIGEST: Final = re.compile(r"-[2456789bcdfghkmt]{10}$")
@@ -105,6 +111,17 @@ def base_with(*names: str) -> Rendering:
     return _combined("base", NAMESPACE, names)
 
 
+def alone(name: str) -> Rendering:
+    """The base with one component, and with what that one needs."""
+    return base_with(*NEEDS.get(name, ()), name)
+
+
+def with_all(store: str) -> Rendering:
+    """The base with a shape of the store and every other component that goes with it."""
+    without = {*STORES, *NOT_WITH.get(store, ())}
+    return base_with(store, *(name for name in components() if name not in without))
+
+
 @cache
 def overlay_with(name: str, *names: str) -> Rendering:
     """An overlay with components."""
@@ -128,14 +145,13 @@ def everything() -> list[Rendering]:
     """All that the checks look at: overlays, with the smoke test too, the base, each component
     alone, and each shape of the store with all that it can be together with.
     """
-    others = [name for name in components() if name not in STORES]
     overlays = sorted(path.name for path in OVERLAYS.iterdir() if path.is_dir())
     return [
         *(overlay(name) for name in overlays),
         *(overlay_with(name, "smoke-test") for name in overlays),
         base_with(),
-        *(base_with(name) for name in components()),
-        *(base_with(store, *others) for store in STORES),
+        *(alone(name) for name in components()),
+        *(with_all(store) for store in STORES),
     ]
 
 

@@ -199,6 +199,25 @@ CASES: list[Case] = [
         put("spec.podMetricsEndpoints.0.port", "metric"),
         "has no port metric",
     ),
+    # a store over TLS
+    (
+        "store-tls",
+        "Certificate/lexico-store",
+        drop,
+        "StatefulSet/lexico-store: Secret lexico-store-tls is not there",
+    ),
+    (
+        "store-tls",
+        "ConfigMap/lexico-store-url",
+        swap("data/url-tls", "rediss:", "redis:"),
+        "Deployment/lexico-reload container reload: LEXICO_STORE is redis, and the store has TLS",
+    ),
+    (
+        "base",
+        "RayService/lexico",
+        put(f"{WORKER}.containers.0.env.2.valueFrom.configMapKeyRef.key", "url-tls"),
+        "LEXICO_STORE is rediss, and the store no TLS",
+    ),
     # who talks to whom
     (
         "train",

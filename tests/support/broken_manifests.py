@@ -7,7 +7,7 @@ from collections.abc import Callable
 from typing import Any
 
 from k8s.checks.all_checks import problems
-from k8s.checks.rendering import Rendering, base_with, overlay, without_digests
+from k8s.checks.rendering import Rendering, alone, base_with, overlay, without_digests
 
 Broken = Callable[[Any], object]
 Case = tuple[str, str, Broken, str]
@@ -71,7 +71,7 @@ def whole(rendering: str) -> Rendering:
     """A rendering as cases name it."""
     if rendering in OVERLAYS:
         return overlay(rendering)
-    return base_with(*(() if rendering == "base" else (rendering,)))
+    return base_with() if rendering == "base" else alone(rendering)
 
 
 def named(rendering: Rendering, of: str) -> Any:
