@@ -12,6 +12,7 @@ from k8s.new_secrets import secrets_of
 
 GIVEN_SECRETS: Final[Mapping[str, frozenset[str]]] = {
     **{each["metadata"]["name"]: frozenset(each["stringData"]) for each in secrets_of([])},
+    "lexico-engine-token": frozenset({"token"}),
     "lexico-external-redis": frozenset({"url", "ca.crt", "tls.crt", "tls.key"}),
 }
 """Secret → its keys, of those that are there before: README.md names them."""

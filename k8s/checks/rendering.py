@@ -20,6 +20,7 @@ import yaml
 HERE: Final = Path(__file__).resolve().parent.parent
 BASE: Final = HERE / "base"
 COMPONENTS: Final = HERE / "components"
+EXAMPLES: Final = HERE / "examples"
 OVERLAYS: Final = HERE / "overlays"
 
 STORES: Final = ("external-redis", "sentinel", "cluster")
@@ -111,6 +112,16 @@ def base_with(*names: str) -> Rendering:
     return _combined("base", NAMESPACE, names)
 
 
+def examples() -> list[str]:
+    """Engines that there is an example of."""
+    return sorted(path.parent.name for path in EXAMPLES.glob("*/kustomization.yaml"))
+
+
+def example(name: str) -> Rendering:
+    """The base with an engine, which shows a certificate."""
+    return base_with("cert-manager", f"../examples/{name}")
+
+
 def alone(name: str) -> Rendering:
     """The base with one component, and with what that one needs."""
     return base_with(*NEEDS.get(name, ()), name)
@@ -143,7 +154,7 @@ def without_digests(rendering: Rendering) -> Rendering:
 
 def everything() -> list[Rendering]:
     """All that the checks look at: overlays, with the smoke test too, the base, each component
-    alone, and each shape of the store with all that it can be together with.
+    alone, each shape of the store with all that it can be together with, and each engine.
     """
     overlays = sorted(path.name for path in OVERLAYS.iterdir() if path.is_dir())
     return [
@@ -152,6 +163,7 @@ def everything() -> list[Rendering]:
         base_with(),
         *(alone(name) for name in components()),
         *(with_all(store) for store in STORES),
+        *(example(name) for name in examples()),
     ]
 
 
