@@ -6,9 +6,9 @@ import argparse
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lexico_lab.machine import cores
 from lexico_lab.run_state import RunState
@@ -102,15 +102,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, pool: Pool | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a command made."""
+
+    shown: str
+    """Tables for the terminal."""
+    document: list[dict[str, Any]]
+    """The same for programs, a set each."""
+
+
+def run(args: argparse.Namespace, pool: Pool | None = None) -> Trained:
     """Trains as the parsed options say.
 
     Args:
         args: the options.
         pool: workers elsewhere, or None for this machine.
-
-    Returns:
-        Tables for the terminal.
 
     Raises:
         LexicoError: see `train`.
@@ -119,7 +126,7 @@ def run(args: argparse.Namespace, pool: Pool | None = None) -> str:
     made = train_all(runs, pool=pool)
     if args.state is None:
         _clear(runs, _state_of(args))
-    return report(made)
+    return Trained(report(made), [one.document() for one in made])
 
 
 def _clear(runs: Sequence[TrainSettings], parent: Path) -> None:

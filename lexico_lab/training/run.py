@@ -12,6 +12,7 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -41,6 +42,21 @@ class Made:
     dictionary: DictionarySet
     seconds: float
     """Of this call; what a former one did is not among it."""
+
+    def document(self) -> dict[str, Any]:
+        """What `lexico train --json` says of it."""
+        made, steps = self.dictionary, {}
+        if isinstance(made, TransformSet):
+            steps = {name: float(step) for name, step in made.transform.steps.items()}
+        return {
+            "codec": self.settings.codec,
+            "out": str(self.settings.out),
+            "digest": made.digest.hex(),
+            "bytes": len(made.to_bytes()),
+            "seconds": round(self.seconds, 3),
+            "held_out": [] if steps else [dict(errors) for errors in made.info.held_out],
+            "steps": steps,
+        }
 
 
 def train(

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from lexico_codec.sets.dictionary import DictionarySet
+from lexico_lab.training.options import Trained
 from tests.support.cli_shapes import SHAPES, misfits
 from tests.support.dictionaries import random_set
 from tests.support.lexico_command import Lexico
@@ -42,9 +43,9 @@ async def test_a_set_is_trained_and_published_in_one_command(
     explain = ("explain", "--model", model, "--text", tmp_path / "prompt", "--codec", "paper")
     monkeypatch.setenv("LEXICO_TOKEN", NODE)
 
-    def trained(options: argparse.Namespace, pool: object) -> str:
+    def trained(options: argparse.Namespace, pool: object) -> Trained:
         random_set(2, 8, kv_heads=2).save(options.out)
-        return "trained"
+        return Trained("trained", [])
 
     monkeypatch.setattr("lexico_lab.training.options.run", trained)
 
@@ -60,6 +61,8 @@ async def test_a_set_is_trained_and_published_in_one_command(
     assert refused.code == 4
     assert "role" in refused.err
     assert f"lexico dictionaries register {out} --for {model}" in refused.err
+    refused = await lexico(*train, "--register", "--json")
+    assert (refused.code, refused.document) == (4, {"sets": [], "registered": []})
     assert (await lexico(*explain, "--json")).document["waits_for_set"] is True
 
     monkeypatch.setenv("LEXICO_TOKEN", ADMIN)
@@ -77,6 +80,9 @@ async def test_a_set_is_trained_and_published_in_one_command(
     done = await lexico(*train, "--register")
     assert (done.code, done.out.startswith("trained\n")) == (0, True)
     assert "code with it" in done.out
+    (registered,) = (await lexico(*train, "--register", "--json")).document["registered"]
+    assert misfits(registered, SHAPES["dictionaries register"]) == []
+    assert registered["codecs"] == ["lexico", "lexico-adaptive"]
     assert (await lexico(*explain, "--json")).document["waits_for_set"] is False
     status = await lexico("status", "--interval", "0")
     assert "for the set of their model while none was published" in " ".join(status.out.split())
