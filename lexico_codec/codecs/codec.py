@@ -149,9 +149,9 @@ class Codec(ABC):
         """`decode`, into a description that fits the shape."""
 
 
-def leading_sinks(first_token: int, tokens: int) -> int:
-    """Those of the first four tokens of the sequence that lie in a page."""
-    return max(0, min(SINK_TOKENS - first_token, tokens))
+def leading_sinks(first_token: int, tokens: int, sinks: int = SINK_TOKENS) -> int:
+    """Those of the first tokens of the sequence, usually four, that lie in a page."""
+    return max(0, min(sinks - first_token, tokens))
 
 
 def tables_of(layers: range) -> range:

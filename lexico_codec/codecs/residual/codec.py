@@ -16,14 +16,16 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import ClassVar, Final, Self
 
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs.codec import Codec, Place, leading_sinks, tables_of
+from lexico_codec.canonical import canonical_json
+from lexico_codec.codecs.codec import SINK_TOKENS, Codec, Place, leading_sinks, tables_of
 from lexico_codec.codecs.lossless import LosslessCodec
+from lexico_codec.codecs.parameters import check_whole
 from lexico_codec.codecs.residual import energies
 from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
 from lexico_codec.geometry import Geometry
@@ -73,6 +75,9 @@ class ResidualCodec(Codec):
     """A step of one's own, in the units of the set; None for that of the quality."""
     run_layers: int = 0
     """Layers that are coded together, as the set has it; 0 for all of the model or shard."""
+    sinks: int = SINK_TOKENS
+    """First tokens of the sequence that are stored exactly, 0 to 4. 0 with a set of keys as they
+    are stored: no page then knows whether it has the first tokens, and each would store its own."""
 
     def __post_init__(self) -> None:
         if self.quality not in QUALITIES:
@@ -85,6 +90,15 @@ class ResidualCodec(Codec):
         whole = isinstance(self.run_layers, int) and not isinstance(self.run_layers, bool)
         if not whole or self.run_layers < 0:
             raise ConfigurationError(f"{self.name}: run_layers={self.run_layers!r} is no count")
+        check_whole(self.name, "sinks", self.sinks, 0, SINK_TOKENS)
+
+    def config_json(self) -> str:
+        """Canonical JSON, with `sinks` only where it is not the usual number: without, it is the
+        configuration of before there was a choice, and names the same pages."""
+        config = asdict(self)
+        if self.sinks == SINK_TOKENS:
+            del config["sinks"]
+        return canonical_json(config)
 
     def check_geometry(self, geometry: Geometry) -> None:
         """The layers must divide into runs."""
@@ -94,10 +108,13 @@ class ResidualCodec(Codec):
             )
 
     def for_set(self, dictionary: DictionarySet, geometry: Geometry) -> Self:
-        """How many layers are coded together is the set's to say, where the user has not."""
+        """How many layers are coded together is the set's to say, where the user has not; and no
+        page has first tokens where the set is of keys as they are stored."""
         transform, codec = at_hand(self, dictionary, TransformSet).transform, self
+        if dictionary.info.keys_as_stored:
+            codec = replace(codec, sinks=0)
         if self.run_layers == 0 and transform.run_layers != geometry.layers:
-            codec = replace(self, run_layers=transform.run_layers)
+            codec = replace(codec, run_layers=transform.run_layers)
         layers = codec.run_layers or geometry.layers
         self._run(transform, 0, layers, geometry.kv_heads, geometry.head_dim)
         return codec
@@ -107,8 +124,8 @@ class ResidualCodec(Codec):
         return self.run_layers or geometry.layers
 
     def sink_tokens(self, first_token: int, tokens: int) -> int:
-        """Those of the first four tokens of the sequence that lie in the page."""
-        return leading_sinks(first_token, tokens)
+        """Those of the first tokens of the sequence that lie in the page."""
+        return leading_sinks(first_token, tokens, self.sinks)
 
     def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
         """By what the qualities take of SmolLM2."""
