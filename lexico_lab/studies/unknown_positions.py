@@ -1,15 +1,17 @@
 """What it costs to code pages whose position is not known: bytes at equal KL, beside the usual.
 
-    python -m lexico_lab.studies.unknown_positions --set FILE [--data FOLDER] [--texts 6]
-                                                   [--sets gsm8k wikitext2] [--state FOLDER]
+    python -m lexico_lab.studies.unknown_positions --usual FILE --stored FILE [--data FOLDER]
+        [--texts 6] [--sets gsm8k wikitext2] [--state FOLDER]
 
-SmolLM2-135M, codec lexico-residual. The usual is the shipped set, of keys before RoPE, with pages
-at their positions. FILE is a set of the same command with `--keys-as-stored`, each page a sequence
-of its own. All but the newest 32 of 800 tokens are stored, and 256 are predicted. `far` takes the
-text to begin at position 5000: its keys are turned so much further before they are coded, and back
-afterwards. `first exact` stores the first four tokens of every page as they are, as codecs do with
-those of a sequence otherwise. Steps are those of the set's qualities and two around them; bytes are
-interpolated. What is measured is kept in the state folder, text by text: a stopped run goes on.
+SmolLM2-135M, codec lexico-residual. The sets are of one `lexico train` command, without and with
+`--keys-as-stored`: the usual codes keys before RoPE, of pages at their positions; the other keys as
+they are stored, each page a sequence of its own. All but the newest 32 of 800 tokens are stored in
+pages of 64, and 256 are predicted. `far` takes the text to begin at position 5000: its keys are
+turned so much further before they are coded, and back afterwards. `first exact` stores the first
+four tokens of every page as they are, as codecs do with those of a sequence otherwise, in place of
+those that look like attention sinks; `sinks found` does the latter to the usual. Steps are those of
+the set's qualities and a coarser one; bytes are interpolated. What is measured is kept in the state
+folder, text by text: a stopped run goes on.
 """
 
 from __future__ import annotations
@@ -27,7 +29,6 @@ import torch
 from torch import Tensor
 
 from lexico_codec.geometry import Geometry
-from lexico_codec.sets.builtin import load_builtin
 from lexico_codec.sets.dictionary import TransformSet
 from lexico_lab.evaluation.curves import curve, fraction_at
 from lexico_lab.evaluation.fidelity import compare, predicted, through_frames
@@ -37,16 +38,16 @@ from lexico_lab.evaluation.ways import Way, way_of
 from lexico_lab.machine import threads
 from lexico_lab.models import load_model, quiet
 from lexico_lab.record import finish, gate, machine, table
-from lexico_lab.studies.ours import RESIDUAL_SET, stored_geometry
+from lexico_lab.studies.ours import stored_geometry
 from lexico_lab.studies.texts import DATA, text_of
 from lexico_lab.training.stored_keys import moved
 
 SPLIT: Final = Split(prefix=800, recent_tokens=32, turns=0)
-PAGES: Final = (64, 256)
-"""Tokens a page: ours and SGLang's usual number, and LMCache's."""
 FAR: Final = 5000
-KLS: Final = (0.005, 0.01, 0.02, 0.035)
+KLS: Final = (0.01, 0.02, 0.035)
 CODEC: Final = "lexico-residual"
+USUAL: Final = "usual"
+_BUDGET: Final = ("corpus", "tokens", "joint", "atoms", "vectors", "calibrated")
 
 Figures = dict[str, float]
 
@@ -57,7 +58,6 @@ class Curve:
 
     name: str
     dictionary: TransformSet
-    page_tokens: int
     config: Mapping[str, Any]
     first: int = 0
     """Position at which the text is taken to begin."""
@@ -65,20 +65,19 @@ class Curve:
     def ways(self, geometry: Geometry) -> Iterator[Way]:
         """From the finest step to the coarsest."""
         near, balanced, small = self.dictionary.transform.steps.values()
-        for step in (0.75 * near, near, balanced, small, 1.3 * small):
+        for step in (near, balanced, small, 1.4 * small):
             config = {**self.config, "step": step}
             name = f"{self.name} step={step:.4g}"
-            yield way_of(name, CODEC, config, geometry, self.page_tokens, self.dictionary)
+            yield way_of(name, CODEC, config, geometry, SPLIT.page_tokens, self.dictionary)
 
 
 def curves(usual: TransformSet, stored: TransformSet) -> Iterator[Curve]:
     """All that is compared."""
-    for page in PAGES:
-        yield Curve(f"usual, pages of {page}", usual, page, {})
-        yield Curve(f"stored, pages of {page}", stored, page, {"sinks": 0})
-    page = PAGES[0]
-    yield Curve(f"stored, far, pages of {page}", stored, page, {"sinks": 0}, FAR)
-    yield Curve(f"stored, first exact, pages of {page}", stored, page, {})
+    yield Curve(USUAL, usual, {})
+    yield Curve("stored", stored, {"sinks": 0})
+    yield Curve("stored, far", stored, {"sinks": 0}, FAR)
+    yield Curve("stored, first exact", stored, {})
+    yield Curve("usual, sinks found", usual, {"sinks": 0})
 
 
 @torch.inference_mode()
@@ -90,14 +89,14 @@ def measure(model: Any, ids: Sequence[int], every: Sequence[Curve]) -> dict[str,
     for one in every:
         turned = replace(exact, states=_moved(exact.states, one.first, geometry))
         for way in one.ways(geometry):
-            made, shelf = through_frames(turned, way, _coded(one.page_tokens))
+            made, shelf = through_frames(turned, way, SPLIT.coded)
             made = _moved(made, -one.first, geometry)
             judged = compare(exact, predicted(model, exact, made), shelf.size)
             found[way.name] = {"bytes": judged["bytes"], "kl": judged["kl"]}
     for name, by in (("lossless", 0), ("lossless, far", FAR)):
-        way = way_of(name, "lossless", {}, replace(geometry, rope=None), PAGES[0])
+        way = way_of(name, "lossless", {}, replace(geometry, rope=None), SPLIT.page_tokens)
         turned = replace(exact, states=_moved(exact.states, by, geometry).half().float())
-        made, shelf = through_frames(turned, way, _coded(PAGES[0]))
+        made, shelf = through_frames(turned, way, SPLIT.coded)
         if not torch.equal(made, turned.states):
             raise SystemExit(f"{name}: other bits came back")
         found[name] = {"bytes": shelf.size, "kl": 0.0}
@@ -105,7 +104,7 @@ def measure(model: Any, ids: Sequence[int], every: Sequence[Curve]) -> dict[str,
 
 
 def summary(texts: Sequence[dict[str, Figures]], every: Sequence[Curve], token_bytes: int) -> Any:
-    """Points, bytes at equal KL, and bytes over the usual's in pages of as many tokens."""
+    """Points, bytes at equal KL, and these over the usual's."""
     points: list[dict[str, Any]] = []
     at: dict[str, dict[str, float | None]] = {}
     for one in every:
@@ -113,22 +112,21 @@ def summary(texts: Sequence[dict[str, Figures]], every: Sequence[Curve], token_b
         for name in (name for name in texts[0] if name.startswith(f"{one.name} step=")):
             kls = [text[name]["kl"] for text in texts]
             size = statistics.mean(text[name]["bytes"] for text in texts)
-            fraction = size / (_coded(one.page_tokens) * token_bytes)
+            fraction = size / (SPLIT.coded * token_bytes)
             error = statistics.stdev(kls) / len(kls) ** 0.5 if len(kls) > 1 else None
             point = {"fraction": fraction, "kl": statistics.mean(kls), "kl_standard_error": error}
             points.append({"name": name, **point})
             mine.append((fraction, statistics.mean(kls)))
         at[one.name] = {str(kl): fraction_at(curve(mine), kl) for kl in KLS}
     price = {
-        one.name: {
+        name: {
             kl: None if mine is None or usual is None else mine / usual
-            for kl, mine in at[one.name].items()
-            for usual in [at[f"usual, pages of {one.page_tokens}"][kl]]
+            for (kl, mine), usual in zip(found.items(), at[USUAL].values(), strict=True)
         }
-        for one in every
-        if not one.name.startswith("usual")
+        for name, found in at.items()
+        if name != USUAL
     }
-    whole = _coded(PAGES[0]) * token_bytes
+    whole = SPLIT.coded * token_bytes
     lossless = {
         name: statistics.mean(text[name]["bytes"] for text in texts) / whole
         for name in ("lossless", "lossless, far")
@@ -139,7 +137,8 @@ def summary(texts: Sequence[dict[str, Figures]], every: Sequence[Curve], token_b
 def main() -> None:
     """Runs the study and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--set", type=Path, required=True)
+    parser.add_argument("--usual", type=Path, required=True)
+    parser.add_argument("--stored", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--texts", type=int, default=6)
     parser.add_argument("--sets", nargs="+", default=["gsm8k", "wikitext2"])
@@ -151,10 +150,11 @@ def main() -> None:
     described = machine()
     torch.set_num_threads(threads())
     quiet()
-    stored = TransformSet.load(options.set)
-    usual = load_builtin(RESIDUAL_SET)
-    if not stored.info.keys_as_stored or not isinstance(usual, TransformSet):
-        raise SystemExit(f"{options.set}: not of keys as they are stored")
+    usual, stored = (TransformSet.load(path) for path in (options.usual, options.stored))
+    if usual.info.keys_as_stored or not stored.info.keys_as_stored:
+        raise SystemExit("--stored is the set of keys as they are stored, --usual the other")
+    if any(usual.info.training[key] != stored.info.training[key] for key in _BUDGET):
+        raise SystemExit("the sets were not trained alike")
     every = tuple(curves(usual, stored))
     loaded = load_model("smollm2")
     options.state.mkdir(parents=True, exist_ok=True)
@@ -169,7 +169,8 @@ def main() -> None:
         ).texts
         texts = []
         for ids in windows:
-            named = hashlib.blake2b(repr((ids, stored.digest)).encode(), digest_size=16).hexdigest()
+            what = repr((ids, usual.digest, stored.digest)).encode()
+            named = hashlib.blake2b(what, digest_size=16).hexdigest()
             kept = options.state / f"{named}.json"
             if not kept.exists():
                 kept.write_text(json.dumps(measure(loaded.model, ids, every)))
@@ -197,10 +198,6 @@ def main() -> None:
         },
         described,
     )
-
-
-def _coded(page_tokens: int) -> int:
-    return replace(SPLIT, page_tokens=page_tokens).coded
 
 
 def _moved(states: Tensor, by: int, geometry: Geometry) -> Tensor:

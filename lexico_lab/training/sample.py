@@ -2,9 +2,9 @@
 
 The text is cut into windows of several lengths, so that keys of early and late positions are both
 seen. Each window is one forward pass from an empty cache; what lands in the cache is appended, as
-fp16, to one file a dictionary: keys after their rotation, at the window's positions or at many, or as
-they were before it. The first tokens of a window are left out: as attention sinks they are stored
-exact.
+fp16, to one file a dictionary: keys after their rotation, at the window's positions or at many, or
+as they were before it. The first tokens of a window are left out: as attention sinks they are
+stored exact.
 """
 
 from __future__ import annotations

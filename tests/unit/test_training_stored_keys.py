@@ -153,16 +153,16 @@ def test_samples_are_keys_further_back(tiny: LoadedModel) -> None:
 
 def settings_in(folder: Path, codec: str = "lexico-residual") -> TrainSettings:
     text = folder / "text.txt"
-    text.write_text(letters(5 * WINDOW_TOKENS + 100))
+    text.write_text(letters(4 * WINDOW_TOKENS))
     return TrainSettings(
         model="tiny",
         text=text,
         out=folder / f"{codec}.safetensors",
         state=folder / f"{codec}.state",
-        learn=LearnSettings(atoms=16, sparsity=2, vectors=1500),
-        fit=FitSettings(atoms=16, vectors=600, joint=40),
-        window_lengths=(256, 128),
-        tokens=5 * WINDOW_TOKENS,
+        learn=LearnSettings(atoms=16, sparsity=2, vectors=500),
+        fit=FitSettings(atoms=16, vectors=300, joint=40),
+        window_lengths=(128, 64),
+        tokens=4 * WINDOW_TOKENS,
         codec=codec,
         keys_as_stored=True,
     )

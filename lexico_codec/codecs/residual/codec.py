@@ -25,9 +25,9 @@ from torch import Tensor
 from lexico_codec.canonical import canonical_json
 from lexico_codec.codecs.codec import SINK_TOKENS, Codec, Place, leading_sinks, tables_of
 from lexico_codec.codecs.lossless import LosslessCodec
-from lexico_codec.codecs.parameters import check_whole
 from lexico_codec.codecs.residual import energies
 from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
+from lexico_codec.codecs.residual.sinks import sinks_among
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.entropy import coder as entropy
 from lexico_codec.kernels.entropy.levels import choose_levels
@@ -76,8 +76,9 @@ class ResidualCodec(Codec):
     run_layers: int = 0
     """Layers that are coded together, as the set has it; 0 for all of the model or shard."""
     sinks: int = SINK_TOKENS
-    """First tokens of the sequence that are stored exactly, 0 to 4. 0 with a set of keys as they
-    are stored: no page then knows whether it has the first tokens, and each would store its own."""
+    """First tokens of the sequence that are stored exactly: 4, or 0 with a set of keys as they are
+    stored. No page then knows whether it has the first tokens: those that look like attention
+    sinks are stored exactly (`residual.sinks`)."""
 
     def __post_init__(self) -> None:
         if self.quality not in QUALITIES:
@@ -90,7 +91,8 @@ class ResidualCodec(Codec):
         whole = isinstance(self.run_layers, int) and not isinstance(self.run_layers, bool)
         if not whole or self.run_layers < 0:
             raise ConfigurationError(f"{self.name}: run_layers={self.run_layers!r} is no count")
-        check_whole(self.name, "sinks", self.sinks, 0, SINK_TOKENS)
+        if self.sinks not in (0, SINK_TOKENS) or isinstance(self.sinks, bool | float):
+            raise ConfigurationError(f"{self.name}: sinks={self.sinks!r} is not 0 or {SINK_TOKENS}")
 
     def config_json(self) -> str:
         """Canonical JSON, with `sinks` only where it is not the usual number: without, it is the
@@ -155,6 +157,9 @@ class ResidualCodec(Codec):
         self._check_fit(outliers | unfit, dictionary)
         if bool(outliers.any()):
             PROCESS.counter(EXACT_TOKENS).add(int(outliers.sum()))
+        if not self.sinks:
+            outliers = outliers | sinks_among(source.read()[:, 1])
+        if bool(outliers.any()):
             components[:, outliers.to(on)] = 0
             gains[outliers.to(on)] = GAINS[0]
             header, classes, _ = _measured(transform, run, step, components, gains)
