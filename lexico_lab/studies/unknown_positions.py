@@ -5,12 +5,12 @@
 
 SmolLM2-135M, codec lexico-residual. The sets are of one `lexico train` command, without and with
 `--keys-as-stored`: the usual codes keys before RoPE, of pages at their positions; the other keys as
-they are stored, each page a sequence of its own. All but the newest 32 of 800 tokens are stored in
-pages of 64, and 256 are predicted. `far` takes the text to begin at position 5000: its keys are
+they are stored, each page a sequence of its own. All but the newest 32 of 544 tokens are stored in
+pages of 64, and 128 are predicted. `far` takes the text to begin at position 5000: its keys are
 turned so much further before they are coded, and back afterwards. `first exact` stores the first
 four tokens of every page as they are, as codecs do with those of a sequence otherwise, in place of
 those that look like attention sinks; `sinks found` does the latter to the usual. Steps are those of
-the set's qualities and a coarser one; bytes are interpolated. What is measured is kept in the state
+the set's qualities and one between; bytes are interpolated. What is measured is kept in the state
 folder, text by text: a stopped run goes on.
 """
 
@@ -42,7 +42,7 @@ from lexico_lab.studies.ours import stored_geometry
 from lexico_lab.studies.texts import DATA, text_of
 from lexico_lab.training.stored_keys import moved
 
-SPLIT: Final = Split(prefix=800, recent_tokens=32, turns=0)
+SPLIT: Final = Split(prefix=544, recent_tokens=32, continuation=128, turns=0)
 FAR: Final = 5000
 KLS: Final = (0.01, 0.02, 0.035)
 CODEC: Final = "lexico-residual"
@@ -65,7 +65,7 @@ class Curve:
     def ways(self, geometry: Geometry) -> Iterator[Way]:
         """From the finest step to the coarsest."""
         near, balanced, small = self.dictionary.transform.steps.values()
-        for step in (near, balanced, small, 1.4 * small):
+        for step in (near, balanced, 2 * balanced, small):
             config = {**self.config, "step": step}
             name = f"{self.name} step={step:.4g}"
             yield way_of(name, CODEC, config, geometry, SPLIT.page_tokens, self.dictionary)
