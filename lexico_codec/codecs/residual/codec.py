@@ -16,13 +16,12 @@ from __future__ import annotations
 
 import math
 import struct
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Self
 
 import torch
 from torch import Tensor
 
-from lexico_codec.canonical import canonical_json
 from lexico_codec.codecs.codec import SINK_TOKENS, Codec, Place, leading_sinks, tables_of
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.codecs.residual import energies
@@ -68,6 +67,7 @@ class ResidualCodec(Codec):
     name: ClassVar[str] = "lexico-residual"
     codec_id: ClassVar[int] = 7
     needs_dictionary: ClassVar[bool] = True
+    later: ClassVar[frozenset[str]] = frozenset({"sinks"})
 
     quality: str = "balanced"
     """near, balanced or small: the step that was calibrated for a KL of about 0.005, 0.02, 0.05."""
@@ -93,14 +93,6 @@ class ResidualCodec(Codec):
             raise ConfigurationError(f"{self.name}: run_layers={self.run_layers!r} is no count")
         if self.sinks not in (0, SINK_TOKENS) or isinstance(self.sinks, bool | float):
             raise ConfigurationError(f"{self.name}: sinks={self.sinks!r} is not 0 or {SINK_TOKENS}")
-
-    def config_json(self) -> str:
-        """Canonical JSON, with `sinks` only where it is not the usual number: without, it is the
-        configuration of before there was a choice, and names the same pages."""
-        config = asdict(self)
-        if self.sinks == SINK_TOKENS:
-            del config["sinks"]
-        return canonical_json(config)
 
     def check_geometry(self, geometry: Geometry) -> None:
         """The layers must divide into runs."""
