@@ -22,10 +22,11 @@ from typing import ClassVar, Final, Self
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs.codec import Codec, Place, leading_sinks, tables_of
+from lexico_codec.codecs.codec import SINK_TOKENS, Codec, Place, leading_sinks, tables_of
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.codecs.residual import energies
 from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
+from lexico_codec.codecs.residual.sinks import sinks_among
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.entropy import coder as entropy
 from lexico_codec.kernels.entropy.levels import choose_levels
@@ -66,6 +67,7 @@ class ResidualCodec(Codec):
     name: ClassVar[str] = "lexico-residual"
     codec_id: ClassVar[int] = 7
     needs_dictionary: ClassVar[bool] = True
+    later: ClassVar[frozenset[str]] = frozenset({"sinks"})
 
     quality: str = "balanced"
     """near, balanced or small: the step that was calibrated for a KL of about 0.005, 0.02, 0.05."""
@@ -73,6 +75,10 @@ class ResidualCodec(Codec):
     """A step of one's own, in the units of the set; None for that of the quality."""
     run_layers: int = 0
     """Layers that are coded together, as the set has it; 0 for all of the model or shard."""
+    sinks: int = SINK_TOKENS
+    """First tokens of the sequence that are stored exactly: 4, or 0 with a set of keys as they are
+    stored. No page then knows whether it has the first tokens: those that look like attention
+    sinks are stored exactly (`residual.sinks`)."""
 
     def __post_init__(self) -> None:
         if self.quality not in QUALITIES:
@@ -85,6 +91,8 @@ class ResidualCodec(Codec):
         whole = isinstance(self.run_layers, int) and not isinstance(self.run_layers, bool)
         if not whole or self.run_layers < 0:
             raise ConfigurationError(f"{self.name}: run_layers={self.run_layers!r} is no count")
+        if self.sinks not in (0, SINK_TOKENS) or isinstance(self.sinks, bool | float):
+            raise ConfigurationError(f"{self.name}: sinks={self.sinks!r} is not 0 or {SINK_TOKENS}")
 
     def check_geometry(self, geometry: Geometry) -> None:
         """The layers must divide into runs."""
@@ -94,10 +102,13 @@ class ResidualCodec(Codec):
             )
 
     def for_set(self, dictionary: DictionarySet, geometry: Geometry) -> Self:
-        """How many layers are coded together is the set's to say, where the user has not."""
+        """How many layers are coded together is the set's to say, where the user has not; and no
+        page has first tokens where the set is of keys as they are stored."""
         transform, codec = at_hand(self, dictionary, TransformSet).transform, self
+        if dictionary.info.keys_as_stored:
+            codec = replace(codec, sinks=0)
         if self.run_layers == 0 and transform.run_layers != geometry.layers:
-            codec = replace(self, run_layers=transform.run_layers)
+            codec = replace(codec, run_layers=transform.run_layers)
         layers = codec.run_layers or geometry.layers
         self._run(transform, 0, layers, geometry.kv_heads, geometry.head_dim)
         return codec
@@ -107,8 +118,8 @@ class ResidualCodec(Codec):
         return self.run_layers or geometry.layers
 
     def sink_tokens(self, first_token: int, tokens: int) -> int:
-        """Those of the first four tokens of the sequence that lie in the page."""
-        return leading_sinks(first_token, tokens)
+        """Those of the first tokens of the sequence that lie in the page."""
+        return leading_sinks(first_token, tokens, self.sinks)
 
     def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
         """By what the qualities take of SmolLM2."""
@@ -138,6 +149,9 @@ class ResidualCodec(Codec):
         self._check_fit(outliers | unfit, dictionary)
         if bool(outliers.any()):
             PROCESS.counter(EXACT_TOKENS).add(int(outliers.sum()))
+        if not self.sinks:
+            outliers = outliers | sinks_among(source.read()[:, 1])
+        if bool(outliers.any()):
             components[:, outliers.to(on)] = 0
             gains[outliers.to(on)] = GAINS[0]
             header, classes, _ = _measured(transform, run, step, components, gains)
