@@ -33,7 +33,7 @@ from lexico_codec.kernels.entropy.tables import Tables
 from lexico_codec.kernels.forms import Forms
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.synthesis import compiled, products
-from lexico_codec.kernels.synthesis.compiled import PackedFactors, pairs_of, panels_of
+from lexico_codec.kernels.synthesis.compiled import PackedFactors, Shorts, panels_of, shorts_of
 from lexico_codec.kernels.synthesis.products import Factors
 from lexico_proto.errors import InvalidInput, ShapeMismatch
 
@@ -193,7 +193,7 @@ class Transform:
         if served and choose_on_cpu("synthesise", kernel) == "compiled":
             packed = PackedFactors(
                 self.selected[run],
-                self._on("pairs of cross", on, lambda: pairs_of(panels_of(self.cross.mT)))[run],
+                self._shorts().of(run),
                 self._on("panels of bases", on, lambda: panels_of(self.bases.mT))[
                     self._tables(run)
                 ],
@@ -210,6 +210,11 @@ class Transform:
             self._factor("turned bases", on, lambda: self.bases.mT.contiguous())[self._tables(run)],
         )
         return products.synthesise(arranged, factors, kept, wanted, among)
+
+    def _shorts(self) -> Shorts:
+        """Q of all runs as `kernels.synthesis` multiplies with it."""
+        found: Shorts = self._forms.once("shorts", lambda: shorts_of(panels_of(self.cross.mT)))
+        return found
 
     def product_dtype(self, device: torch.device) -> torch.dtype:
         """In which a device multiplies fastest: bfloat16 or float32."""

@@ -69,6 +69,7 @@ def decode(
         len(classes),
         tokens,
         tables.slots().data_ptr(),
+        tables.starts().data_ptr(),
         tables.values().data_ptr(),
         tables.form("shifts", lambda: tables.shifts).data_ptr(),
         tables.classes,

@@ -1,4 +1,4 @@
-// Entropy coding on any machine, and the C functions of it. AVX-512 has its own decoder.
+// Entropy coding on any machine, and the C functions of it. AVX2 and AVX-512 have decoders of theirs.
 #include "entropy.h"
 
 #include <string.h>
@@ -251,9 +251,14 @@ bool sound(const Classes& classes) {
 
 void generic::unpack(Unpacking& job) {
     const int64_t blocks = job.classes.blocks();
-    for (int64_t group; (group = job.next.fetch_add(1)) * kTogether < blocks;)
-        for (int64_t i = group * kTogether; i < (group + 1) * kTogether && i < blocks; ++i)
+    for (int64_t group; (group = job.next.fetch_add(1)) * job.together < blocks;)
+        for (int64_t i = group * job.together; i < (group + 1) * job.together && i < blocks; ++i)
             unpack_block(job, i);
+}
+
+void unpack_row(const Unpacking& job, const Offsets& offsets, int32_t base, int count,
+                uint32_t* state, Words& words, int64_t to) {
+    unpack_component<false, false>(job, offsets, base, count, state, words, to);
 }
 
 } // namespace lexico
@@ -315,22 +320,26 @@ LEXICO_EXPORT void lexico_entropy_drop(void* packing) { delete static_cast<Packi
 LEXICO_EXPORT int lexico_entropy_decode(int isa, int64_t threads, const uint8_t* body,
                                         const int64_t* begins, const int16_t* classes,
                                         const int8_t* offsets, int64_t components, int64_t tokens,
-                                        const uint32_t* slots, const float* values,
-                                        const uint8_t* shifts, int64_t count, int as_levels,
-                                        void* out) {
+                                        const uint32_t* slots, const uint16_t* starts,
+                                        const float* values, const uint8_t* shifts, int64_t count,
+                                        int as_levels, void* out) {
     if (!supported(isa)) return kUnsupported;
     Unpacking job;
     job.classes = {classes, offsets, components, tokens, shifts, int32_t(count)};
     if (!sound(job.classes) || threads < 1) return kBadArgument;
-    job.slots = slots, job.values = values, job.body = body, job.begins = begins;
+    job.slots = slots, job.starts = starts, job.values = values;
+    job.body = body, job.begins = begins;
     job.out = as_levels ? nullptr : static_cast<float*>(out);
     job.levels = as_levels ? static_cast<int32_t*>(out) : nullptr;
-    const int64_t items = (job.classes.blocks() + kTogether - 1) / kTogether;
+    const int64_t blocks = job.classes.blocks(), share = (blocks + threads - 1) / threads;
+    job.together = share < kTogether ? share : kTogether;
+    if (!blocks) return kOk;
+    const int64_t items = (blocks + job.together - 1) / job.together;
     const double work = double(components) * double(tokens);
-    if (!items) return kOk;
     spread(useful(threads, items, work, kDecodeWork), [&job, isa] {
 #if defined(__x86_64__)
         if (isa >= kVnni) return vnni::unpack(job);
+        if (isa == kAvx2) return avx2::unpack(job);
 #endif
         generic::unpack(job);
     });

@@ -14,7 +14,7 @@ constexpr int kMiddle = 15; // symbol of 0
 constexpr int kEscape = 31;
 constexpr int kSlotBits = 12;
 constexpr uint32_t kLeast = 1u << 16; // state
-constexpr int64_t kTogether = 4; // blocks that a thread decodes side by side
+constexpr int64_t kTogether = 4; // blocks that a thread decodes side by side, at most
 
 inline uint32_t read_word(const uint8_t* from) { return from[0] | uint32_t(from[1]) << 8; }
 inline uint32_t read_state(const uint8_t* from) {
@@ -61,11 +61,13 @@ struct Offsets {
 struct Unpacking { // lexico_entropy_decode
     Classes classes;
     const uint32_t* slots; // [count, 4096] symbol, frequency << 5, place << 17
+    const uint16_t* starts; // [count, 33] the first slot of each symbol, then 4096
     const float* values;   // [count, 32]
     const uint8_t* body;
     const int64_t* begins; // [blocks + 1]
     float* out;            // [components, tokens], or null: one of the two
     int32_t* levels;
+    int64_t together; // blocks that a thread takes at a time
     std::atomic<int64_t> next{0};
     std::atomic<int> status{kOk};
 };
@@ -98,10 +100,17 @@ struct Words {
     }
 };
 
+// One component of a block, of any classes: states of its lanes, values from `to` on.
+void unpack_row(const Unpacking& job, const Offsets& offsets, int32_t base, int count,
+                uint32_t* state, Words& words, int64_t to);
+
 namespace generic {
 void unpack(Unpacking& job);
 }
 #if defined(__x86_64__)
+namespace avx2 {
+void unpack(Unpacking& job);
+}
 namespace vnni {
 void unpack(Unpacking& job);
 }

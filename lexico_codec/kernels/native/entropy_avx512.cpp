@@ -176,9 +176,9 @@ void unpack_blocks(Unpacking& job, int64_t first, int64_t last) {
 
 void unpack(Unpacking& job) {
     const int64_t blocks = job.classes.blocks();
-    for (int64_t group; (group = job.next.fetch_add(1)) * kTogether < blocks;) {
-        const int64_t last = (group + 1) * kTogether;
-        unpack_blocks(job, group * kTogether, last < blocks ? last : blocks);
+    for (int64_t group; (group = job.next.fetch_add(1)) * job.together < blocks;) {
+        const int64_t last = (group + 1) * job.together;
+        unpack_blocks(job, group * job.together, last < blocks ? last : blocks);
     }
 }
 

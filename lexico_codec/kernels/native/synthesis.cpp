@@ -36,8 +36,8 @@ void need(Synthesis& job) {
     const int64_t rows = job.blocks * job.d;
     const int64_t first = job.selected_before(job.first_table * rows);
     const int64_t end = job.selected_before((job.first_table + job.tables) * rows);
-    job.first_panel = first / kPanel;
-    job.last_panel = first == end ? job.first_panel : (end + kPanel - 1) / kPanel;
+    job.first_panel = first / kColumns;
+    job.last_panel = first == end ? job.first_panel : (end + kColumns - 1) / kColumns;
 }
 
 } // namespace
@@ -55,7 +55,8 @@ using namespace lexico;
 // column and the one after the last that are wanted. The caller has checked them.
 LEXICO_EXPORT int lexico_synthesise(int isa, int64_t threads, const int64_t* sizes,
                                     const float* arranged, const int64_t* selected,
-                                    const uint32_t* cross, const float* bases, float* out) {
+                                    const int16_t* cross, const float* cross_units,
+                                    const float* bases, float* out) {
     if (!supported(isa)) return kUnsupported;
     Synthesis job;
     job.components = sizes[0], job.tokens = sizes[1], job.second = sizes[2], job.kept = sizes[3];
@@ -66,15 +67,16 @@ LEXICO_EXPORT int lexico_synthesise(int isa, int64_t threads, const int64_t* siz
     if (threads < 1 || job.d < 1 || job.kept > job.second || job.start > job.stop ||
         job.stop > job.blocks * job.d || job.d > INT32_MAX)
         return kBadArgument;
-    job.arranged = arranged, job.selected = selected, job.cross = cross, job.bases = bases;
-    job.out = out;
+    job.arranged = arranged, job.selected = selected, job.cross = cross, job.cross_units = cross_units;
+    job.bases = bases, job.out = out;
     need(job);
-    const int64_t chunks = job.chunks(), panels = (job.second + kPanel - 1) / kPanel;
-    const std::unique_ptr<Entry[]> lists(new (std::nothrow) Entry[chunks * kSome * kListed]);
-    const std::unique_ptr<int32_t[]> counts(new (std::nothrow) int32_t[chunks * kSome]);
-    const std::unique_ptr<float[]> z(new (std::nothrow) float[panels * kSome * kPanel]);
-    if (!lists || !counts || !z) return kNoMemory;
-    job.lists = lists.get(), job.counts = counts.get(), job.z = z.get();
+    const int64_t chunks = job.chunks(), panels = (job.second + kColumns - 1) / kColumns;
+    const std::unique_ptr<Short[]> lists(new (std::nothrow) Short[chunks * kSome * kListed]);
+    const std::unique_ptr<float[]> units(new (std::nothrow) float[chunks * kSome]);
+    const std::unique_ptr<int32_t[]> starts(new (std::nothrow) int32_t[chunks * (kSome + 1)]);
+    const std::unique_ptr<float[]> z(new (std::nothrow) float[panels * kSome * kColumns]);
+    if (!lists || !units || !starts || !z) return kNoMemory;
+    job.lists = lists.get(), job.units = units.get(), job.starts = starts.get(), job.z = z.get();
     const Steps steps = steps_of(isa);
     const int64_t wanted_panels = job.last_panel - job.first_panel;
     const int64_t blocks = job.tables * job.wanted_blocks();
@@ -84,7 +86,7 @@ LEXICO_EXPORT int lexico_synthesise(int isa, int64_t threads, const int64_t* siz
         if (wanted_panels) {
             run(job, steps.list_second, threads, chunks, each * double(job.kept));
             run(job, steps.multiply_cross, threads, wanted_panels,
-                each * double(job.kept) * double(wanted_panels * kPanel));
+                each * double(job.kept) * double(wanted_panels * kColumns));
         }
         run(job, steps.multiply_bases, threads, blocks,
             each * double(blocks) * double(job.d) * double(job.d));

@@ -1,37 +1,85 @@
 // Products of decoded components with a transform's matrices, of what is not zero alone.
 //
 // Most levels of a page are zero. Each token lists its others, and adds up their rows of the
-// matrix, 64 columns at a time in registers. Matrices lie in panels of those columns. Q, large and
-// orthogonal, is read once for a few tokens and lies there as pairs of bfloat16: a register of
-// pairs is two of float32 after a shift and a mask.
+// matrix, 64 columns at a time in registers. Matrices lie in panels of those columns. Q, large, is
+// read from memory once for a few tokens. It lies there in 16 bits, and so do a token's values for a
+// tile of its rows, both in units that no sum can pass 32767 of: |sum| <= ||values|| ||column||, by
+// Cauchy-Schwarz. A product keeps its upper half, rounded: sixteen take two instructions of AVX2,
+// where float32 takes four.
 
-struct Pairs {
-    uint32_t two;
-};
-constexpr int64_t kPaired = kPanel / 2;
+typedef int16_t S __attribute__((vector_size(W * 4)));
+typedef int16_t SU __attribute__((vector_size(W * 4), aligned(2), may_alias));
+constexpr int W2 = 2 * W; // shorts of a register
+constexpr int kShorts = int(kColumns) / W2;
+constexpr int64_t kAhead = kListed * kColumns / 32 / kSome; // lines of the next tile, a token
 
-LEXICO_INLINE void load64(const Pairs* row, F16 (&out)[4]) {
-    for (int half = 0; half < 2; ++half)
-        for (int i = 0; i < R; ++i) {
-            const I two = *reinterpret_cast<const IU*>(row + 16 * half + i * W);
-            out[2 * half].v[i] = (V)(two << 16);
-            out[2 * half + 1].v[i] = (V)(two & int32_t(0xffff0000));
-        }
+LEXICO_INLINE S halved_product(S a, S b) { // (a b + 2^14) >> 15
+#if LEXICO_WIDTH == 16
+    return (S)_mm512_mulhrs_epi16((__m512i)a, (__m512i)b);
+#elif LEXICO_WIDTH == 8
+    return (S)_mm256_mulhrs_epi16((__m256i)a, (__m256i)b);
+#elif defined(__aarch64__)
+    return (S)vqrdmulhq_s16((int16x8_t)a, (int16x8_t)b);
+#elif defined(__SSE2__)
+    const __m128i high = _mm_mulhi_epi16((__m128i)a, (__m128i)b);
+    const __m128i low = _mm_srli_epi16(_mm_mullo_epi16((__m128i)a, (__m128i)b), 14);
+    const __m128i rounded = _mm_srli_epi16(_mm_add_epi16(low, _mm_set1_epi16(1)), 1);
+    return (S)_mm_add_epi16(_mm_slli_epi16(high, 1), rounded);
+#else
+    S c;
+    for (int i = 0; i < W2; ++i) c[i] = int16_t((int32_t(a[i]) * b[i] + 0x4000) >> 15);
+    return c;
+#endif
 }
-LEXICO_INLINE void load64(const float* row, F16 (&out)[4]) {
-    for (int i = 0; i < 4; ++i) out[i] = load(row + 16 * i);
+
+// The low or the high half of a register of shorts, as floats.
+template <int half> LEXICO_INLINE V widened(S sum) {
+#if LEXICO_WIDTH == 16
+    return (V)_mm512_cvtepi32_ps(
+        _mm512_cvtepi16_epi32(_mm512_extracti64x4_epi64((__m512i)sum, half)));
+#elif LEXICO_WIDTH == 8
+    return (V)_mm256_cvtepi32_ps(
+        _mm256_cvtepi16_epi32(_mm256_extracti128_si256((__m256i)sum, half)));
+#else
+    V wide;
+    for (int lane = 0; lane < W; ++lane) wide[lane] = float(sum[W * half + lane]);
+    return wide;
+#endif
+}
+
+// Sums times what one of their units is, onto floats.
+LEXICO_INLINE void add_shorts(const S (&sum)[kShorts], float unit, float* to) {
+    const V by = V{} + unit;
+    for (int i = 0; i < kShorts; ++i, to += W2) {
+        VU* both = reinterpret_cast<VU*>(to);
+        *both = fused(by, widened<0>(sum[i]), *both);
+        both = reinterpret_cast<VU*>(to + W);
+        *both = fused(by, widened<1>(sum[i]), *both);
+    }
+}
+
+// Rows of a tile of Q times their values, onto 64 sums.
+LEXICO_INLINE void add_short_rows(const int16_t* tile, const Short* entries, int32_t count,
+                                  float unit, float* sums) {
+    S sum[kShorts] = {};
+    for (const Short* end = entries + count; entries < end; ++entries) {
+        const S by = (S)(I{} + entries->twice);
+        const int16_t* row = tile + entries->place;
+        for (int i = 0; i < kShorts; ++i)
+            sum[i] += halved_product(*reinterpret_cast<const SU*>(row + i * W2), by);
+    }
+    add_shorts(sum, unit, sums);
 }
 
 // Rows of a panel, `stride` apart, times their values, onto 64 sums.
 template <int64_t stride, typename T>
 LEXICO_INLINE void add_rows(const T* panel, const Entry* entries, int32_t count, float* sums) {
     F16 sum[4];
-    load64(sums, sum);
+    for (int i = 0; i < 4; ++i) sum[i] = load(sums + 16 * i);
     for (int32_t k = 0; k < count; ++k) {
         const F16 c = all(entries[k].value);
-        F16 row[4];
-        load64(panel + int64_t(entries[k].row) * stride, row);
-        for (int i = 0; i < 4; ++i) sum[i] = add_product(sum[i], c, row[i]);
+        const T* row = panel + int64_t(entries[k].row) * stride;
+        for (int i = 0; i < 4; ++i) sum[i] = add_product(sum[i], c, load(row + 16 * i));
     }
     for (int i = 0; i < 4; ++i) store(sums + 16 * i, sum[i]);
 }
@@ -52,34 +100,68 @@ LEXICO_INLINE void list_row(const float* values, int64_t stride, int64_t tokens,
     }
 }
 
+// A token's entries of 64 rows as shorts, and what a unit of theirs is. Where one is no number, or
+// too large for a sum of squares, the unit is no number.
+LEXICO_INLINE float shorten(const Entry* entries, int32_t count, Short* to) {
+    float square = 0;
+    for (int32_t k = 0; k < count; ++k) square += entries[k].value * entries[k].value;
+    const float norm = __builtin_sqrtf(square), most = kMostShort / norm;
+    const bool sound = norm > kLeastNorm && norm < kMostNorm;
+    for (int32_t k = 0; k < count; ++k) {
+        const float value = sound ? entries[k].value * most : 0;
+        const int32_t whole = int32_t(value + (value < 0 ? -0.5f : 0.5f));
+        to[k] = {int32_t(uint32_t(whole) << 16 | (uint32_t(whole) & 0xffff)),
+                 entries[k].row * int32_t(kColumns)};
+    }
+    return sound ? norm / kMostShort : norm <= kLeastNorm ? 0 : __builtin_nanf("");
+}
+
 void list_second(Synthesis& job) {
+    Entry lists[kSome * kListed];
+    int32_t counts[kSome];
     for (int64_t chunk; (chunk = job.next.fetch_add(1)) < job.chunks();) {
-        Entry* lists = job.lists + chunk * kSome * kListed;
-        int32_t* counts = job.counts + chunk * kSome;
-        const int64_t first = chunk * kListed;
-        const int64_t end = first + kListed < job.kept ? first + kListed : job.kept;
-        __builtin_memset(counts, 0, size_t(kSome) * sizeof *counts);
+        const int64_t first = first_of(chunk), next = first_of(chunk + 1);
+        const int64_t end = next < job.kept ? next : job.kept;
+        __builtin_memset(counts, 0, sizeof counts);
         for (int64_t k = first; k < end; ++k) {
             const float* row = job.arranged + (job.components + k) * job.tokens + job.from;
             list_row(row, 1, job.some, int32_t(k - first), kListed, lists, counts);
         }
+        int32_t* starts = job.starts + chunk * (kSome + 1);
+        float* units = job.units + chunk * kSome;
+        int32_t start = 0;
+        for (int64_t t = 0; t < job.some; ++t) {
+            starts[t] = start;
+            Short* to = job.lists + chunk * kSome * kListed + start;
+            units[t] = shorten(lists + t * kListed, counts[t], to);
+            start += counts[t];
+        }
+        starts[job.some] = start;
     }
 }
 
 void multiply_cross(Synthesis& job) {
+    const int64_t tiles = job.tiles();
     for (int64_t item; (item = job.next.fetch_add(1)) < job.last_panel - job.first_panel;) {
         const int64_t panel = job.first_panel + item;
-        const Pairs* matrix =
-            reinterpret_cast<const Pairs*>(job.cross) + panel * job.second * kPaired;
-        float* z = job.z + panel * kSome * kPanel;
-        __builtin_memset(z, 0, size_t(job.some * kPanel) * sizeof *z);
+        const int16_t* matrix = job.cross + panel * job.second * kColumns;
+        float* z = job.z + panel * kSome * kColumns;
+        __builtin_memset(z, 0, size_t(job.some * kColumns) * sizeof *z);
         for (int64_t chunk = 0; chunk < job.chunks(); ++chunk) {
-            const Pairs* rows = matrix + chunk * kListed * kPaired;
-            const Entry* lists = job.lists + chunk * kSome * kListed;
-            const int32_t* counts = job.counts + chunk * kSome;
-            for (int64_t t = 0; t < job.some; ++t)
-                if (counts[t])
-                    add_rows<kPaired>(rows, lists + t * kListed, counts[t], z + t * kPanel);
+            const int16_t* tile = matrix + first_of(chunk) * kColumns;
+            const int16_t* ahead = matrix + first_of(chunk + 1) * kColumns;
+            const Short* lists = job.lists + chunk * kSome * kListed;
+            const int32_t* starts = job.starts + chunk * (kSome + 1);
+            const float* units = job.units + chunk * kSome;
+            const float unit = job.cross_units[panel * tiles + chunk];
+            for (int64_t t = 0; t < job.some; ++t) {
+                for (int64_t line = 0; line < kAhead; ++line)
+                    __builtin_prefetch(ahead + (t * kAhead + line) * 32);
+                const int32_t count = starts[t + 1] - starts[t];
+                if (count)
+                    add_short_rows(tile, lists + starts[t], count, units[t] * unit,
+                                   z + t * kColumns);
+            }
         }
     }
 }
@@ -104,8 +186,8 @@ void multiply_bases(Synthesis& job) {
             int64_t stride = 1;
             if (selected < none && *selected == whole * d + i) {
                 const int64_t at = selected++ - job.selected;
-                values = job.z + at / kPanel * kSome * kPanel + at % kPanel;
-                stride = kPanel;
+                values = job.z + at / kColumns * kSome * kColumns + at % kColumns;
+                stride = kColumns;
             } else if (nothing(values, job.some)) {
                 continue;
             }

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -17,7 +17,21 @@ from torch.nn.functional import pad
 from lexico_codec.kernels import library
 
 _PANEL: Final = 64  # kPanel of native/synthesis.h
-_HALF: Final = 16
+_LISTED, _STRONG = 128, 32  # kListed and kStrong there
+_MOST: Final = 32767
+
+
+class Shorts(NamedTuple):
+    """Panels of a matrix in 16 bits."""
+
+    values: Tensor
+    """`[..., panels, k, 64]` int16."""
+    units: Tensor
+    """`[..., panels, tiles]` float32: what 2^15 of a value is, of the rows of a tile."""
+
+    def of(self, run: int) -> Self:
+        """Those of a run, where they are of many."""
+        return type(self)(self.values[run], self.units[run])
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -26,8 +40,8 @@ class PackedFactors:
 
     selected: Tensor
     """`[R]` int64, rising."""
-    cross: Tensor
-    """Q transposed, in `pairs_of` its panels."""
+    cross: Shorts
+    """Q transposed, `shorts_of` its panels."""
     bases: Tensor
     """`[tables, blocks, ...]`: the turned bases, in panels."""
 
@@ -40,15 +54,29 @@ def panels_of(matrices: Tensor) -> Tensor:
     return padded.view(*lead, k, panels, _PANEL).transpose(-3, -2).contiguous()
 
 
-def pairs_of(panels: Tensor) -> Tensor:
-    """`[..., 32]` int32 of `[..., 64]`, rounded to bfloat16.
-
-    Column i of sixteen lies in the low half of integer i, column i + 16 in its high half.
+def tile_ends(rows: int) -> list[int]:
+    """Where tiles of a panel end: small ones first, because the first components are the strongest
+    and rounding is in proportion to a tile's.
     """
-    halves = panels.to(torch.bfloat16).view(torch.int16).view(*panels.shape[:-1], 2, 2, _HALF)
-    wide = halves.to(torch.int32)
-    pairs = wide[..., 0, :] & 0xFFFF | wide[..., 1, :] << 16
-    return pairs.reshape(*panels.shape[:-1], _PANEL // 2).contiguous()
+    return [*range(_STRONG, min(rows, _LISTED), _STRONG), *range(_LISTED, rows, _LISTED), rows]
+
+
+def shorts_of(panels: Tensor) -> Shorts:
+    """16 bits for each number of `[..., panels, k, 64]`.
+
+    Rows of a panel, a tile, have a unit of their own: no column of a tile is longer than 32767 of
+    its units, so that no product with values of length 32767 is more than 32767 of both.
+    """
+    values, units, first = torch.empty_like(panels, dtype=torch.int16), [], 0
+    for end in tile_ends(panels.shape[-2]):
+        tile = panels[..., first:end, :]
+        longest = tile.square().sum(-2).amax(-1).sqrt()  # [..., panels]
+        longest = torch.where(longest > 0, longest, 1.0)
+        scaled = (tile * (_MOST / longest)[..., None, None]).round_().clamp_(-_MOST, _MOST)
+        values[..., first:end, :] = scaled
+        units.append(longest * (2.0**15 / _MOST))
+        first = end
+    return Shorts(values, torch.stack(units, -1))
 
 
 def synthesise(
@@ -66,7 +94,8 @@ def synthesise(
         (ctypes.c_int64 * 10)(*sizes, *ends),
         arranged.contiguous().data_ptr(),
         factors.selected.data_ptr(),
-        factors.cross.data_ptr(),
+        factors.cross.values.data_ptr(),
+        factors.cross.units.data_ptr(),
         factors.bases.data_ptr(),
         out.data_ptr(),
     )
