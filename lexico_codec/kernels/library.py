@@ -162,7 +162,21 @@ def _library() -> ctypes.CDLL | None:
                 *(address, number, address),  # where to
             ],
         ),
-        "lexico_synthesise": (number, [number, size, offsets, *[address] * 6]),
+        "lexico_entropy_arrange": (
+            number,
+            [
+                *(number, size, *[address] * 4, size, size, *[address] * 4, size),  # streams
+                *(address, *[size] * 3, address, address, real),  # scales and atoms
+                *(address, size, address, address),  # where to
+            ],
+        ),
+        "lexico_synthesise": (
+            number,
+            [
+                *(number, size, offsets, *[address] * 6),
+                *(address, offsets, number, address, address, size, *[address] * 4),  # where to
+            ],
+        ),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

@@ -29,9 +29,12 @@ from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.entropy import coder as entropy
 from lexico_codec.kernels.entropy.levels import choose_levels
+from lexico_codec.kernels.entropy.streams import Streams
 from lexico_codec.kernels.layout import rows as layout
 from lexico_codec.kernels.layout.sparse import Sparse
 from lexico_codec.kernels.pursuit.coding import encode as pursue
+from lexico_codec.kernels.synthesis import compiled as synthesis
+from lexico_codec.kernels.synthesis.compiled import Laid
 from lexico_codec.memory import CacheMemory
 from lexico_codec.rope import Turn, turn_at
 from lexico_codec.sets.choose import at_hand
@@ -200,19 +203,26 @@ class ResidualCodec(Codec):
             rest = _read_exact(rest, place, own, (*shape[:2], kept, *shape[3:]))
         classes, offsets = header.classes(transform, run, step), header.offsets
         count = _coded(classes, offsets)
-        values = entropy.decode(rest, classes[:count], offsets, transform.tables, tokens, device=on)
         scales = (torch.exp2(-header.gains.float() / CLASSES_AN_OCTAVE) * step).to(on)
         used = min(transform.sparsity, count)
         atoms = transform.atoms_as_columns(run, on)
         sparse = Sparse(header.indices.T[:used].to(on), atoms, COEFFICIENT_STEPS)
-        places, dtype = transform.places(run, on), transform.product_dtype(on)
-        arranged = layout.arrange(values, scales, sparse, places, transform.rows, dtype)
+        places, length = transform.places(run, on), transform.rows
         wanted, dim = tables_of(target.layers), shape[4]
         columns = slice(target.heads.start * dim, target.heads.stop * dim)
-        rows = transform.restored(run, arranged, count - used, wanted, columns)
         means = transform.means_of(run, on)[wanted.start : wanted.stop, columns]
-        turn = _turn(place, sinks, tokens, on)
-        layout.scatter(rows, means, turn, target.tables.behind(sinks))
+        turn, memory = _turn(place, sinks, tokens, on), target.tables.behind(sinks)
+        if transform.restores(memory):
+            streams = Streams.of(rest, classes[:count], offsets, transform.tables)
+            arranged = synthesis.arranged(streams, scales, sparse, places, length)
+            laid = Laid(means, turn, memory)
+            transform.restore(run, arranged, count - used, wanted, columns, laid)
+        else:
+            coded = (classes[:count], offsets, transform.tables, tokens)
+            values, dtype = entropy.decode(rest, *coded, device=on), transform.product_dtype(on)
+            dense = layout.arrange(values, scales, sparse, places, length, dtype)
+            rows = transform.restored(run, dense, count - used, wanted, columns)
+            layout.scatter(rows, means, turn, memory)
         if kept:
             target.write_tokens(stored, exact)
 

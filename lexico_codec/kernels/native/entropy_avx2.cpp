@@ -129,7 +129,8 @@ inline I renormalised(I x, Words& words) {
 }
 
 // One component of a block that has no raw bits. Values go to `out`, or levels.
-template <bool Near> inline void unpack_component(const Unpacking& job, Block& b, int64_t to) {
+template <bool Near> inline void unpack_component(const Unpacking& job, const Output& output,
+                                                  Block& b, int64_t to) {
     const Known& known = b.known;
     alignas(32) int32_t symbols[kLanes];
     I value[kParts];
@@ -180,9 +181,9 @@ template <bool Near> inline void unpack_component(const Unpacking& job, Block& b
             reinterpret_cast<const int*>(job.values),
             _mm256_or_si256(symbol, _mm256_slli_epi32(of, 5)), 4);
     }
-    if (__builtin_expect(job.out && !escaped && b.count == kLanes, 1)) {
+    if (__builtin_expect(output.out && !escaped && b.count == kLanes, 1)) {
         for (int i = 0; i < kParts; ++i)
-            _mm256_storeu_si256(reinterpret_cast<I*>(job.out + to + kLane * i), value[i]);
+            _mm256_storeu_si256(reinterpret_cast<I*>(output.out + to + kLane * i), value[i]);
         return;
     }
     for (int i = 0; i < kParts; ++i)
@@ -190,21 +191,46 @@ template <bool Near> inline void unpack_component(const Unpacking& job, Block& b
     if (escaped) b.words.take_escapes(escaped, symbols);
     for (int lane = 0; lane < b.count; ++lane) {
         const int32_t q = symbols[lane];
-        if (job.levels) {
-            job.levels[to + lane] = q;
+        if (output.levels) {
+            output.levels[to + lane] = q;
         } else {
             const bool own = uint32_t(q) + kMiddle <= 2 * kMiddle;
-            job.out[to + lane] =
+            output.out[to + lane] =
                 own ? job.values[known.of[lane] * kSymbols + kMiddle + q] : float(q);
         }
     }
 }
 
-void unpack_raw(const Unpacking& job, Block& b, int32_t base, int64_t to) {
+void unpack_raw(const Unpacking& job, const Output& output, Block& b, int32_t base, int64_t to) {
     alignas(32) int32_t states[kLanes];
     for (int i = 0; i < kParts; ++i) store(states + kLane * i, b.state[i]);
-    unpack_row(job, b.offsets, base, b.count, reinterpret_cast<uint32_t*>(states), b.words, to);
+    unpack_row(job, output, b.offsets, base, b.count, reinterpret_cast<uint32_t*>(states), b.words,
+               to);
     for (int i = 0; i < kParts; ++i) b.state[i] = load(states + kLane * i);
+}
+
+// A few components of a block. False: its stream is damaged.
+bool unpack_some(const Unpacking& job, Block& b, const Share& share) {
+    const Classes& classes = job.classes;
+    const Output& output = share.output;
+    for (int64_t c = share.begin; c < share.end; ++c) {
+        const int32_t base = classes.of[c];
+        const int64_t to = output.at(c, b.first);
+        if (base + b.offsets.most < 0) {
+            void* row = output.out ? static_cast<void*>(output.out + to) : output.levels + to;
+            memset(row, 0, size_t(4 * b.count));
+            continue;
+        }
+        if (!b.reach()) return false;
+        if (base != b.known.base) know(job, b, base);
+        if (b.known.raw)
+            unpack_raw(job, output, b, base, to);
+        else if (b.known.near)
+            unpack_component<true>(job, output, b, to);
+        else
+            unpack_component<false>(job, output, b, to);
+    }
+    return true;
 }
 
 // Blocks first..last, at most kTogether, side by side.
@@ -213,27 +239,9 @@ void unpack_blocks(Unpacking& job, int64_t first, int64_t last) {
     Block* blocks = reinterpret_cast<Block*>(room);
     const int count = int(last - first);
     for (int i = 0; i < count; ++i) new (blocks + i) Block(job, first + i);
-    const Classes& classes = job.classes;
-    for (int64_t c = 0; c < classes.components; ++c) {
-        const int32_t base = classes.of[c];
-        for (int i = 0; i < count; ++i) {
-            Block& b = blocks[i];
-            const int64_t to = c * classes.tokens + b.first;
-            if (base + b.offsets.most < 0) {
-                void* row = job.out ? static_cast<void*>(job.out + to) : job.levels + to;
-                memset(row, 0, size_t(4 * b.count));
-                continue;
-            }
-            if (!b.reach()) return void(job.status = kDamaged);
-            if (base != b.known.base) know(job, b, base);
-            if (b.known.raw)
-                unpack_raw(job, b, base, to);
-            else if (b.known.near)
-                unpack_component<true>(job, b, to);
-            else
-                unpack_component<false>(job, b, to);
-        }
-    }
+    for (Share share(job, first, last); share.next();)
+        for (int i = 0; i < count; ++i)
+            if (!unpack_some(job, blocks[i], share)) return void(job.status = kDamaged);
     for (int i = 0; i < count; ++i)
         if (!blocks[i].sound()) job.status = kDamaged;
 }

@@ -52,11 +52,16 @@ int64_t Synthesis::selected_before(int64_t row) const {
 using namespace lexico;
 
 // sizes: components, tokens, second, kept; blocks and d; first and number of the tables, first
-// column and the one after the last that are wanted. The caller has checked them.
+// column and the one after the last that are wanted. What is made goes to `out`, or where it is null
+// to memory as of lexico_scatter. laid: heads, m; slots of a block and the first slot; pairs, and
+// whether they are interleaved. The caller has checked them.
 LEXICO_EXPORT int lexico_synthesise(int isa, int64_t threads, const int64_t* sizes,
-                                    const float* arranged, const int64_t* selected,
-                                    const int16_t* cross, const float* cross_units,
-                                    const float* bases, float* out) {
+                                    const float* arranged, const uint8_t* present,
+                                    const int64_t* selected, const int16_t* cross,
+                                    const float* cross_units, const float* bases,
+                                    float* out, const int64_t* laid, int kind, void* const* parts,
+                                    const int64_t* strides, int64_t step, const int64_t* blocks_of,
+                                    const float* means, const float* cos, const float* sin) {
     if (!supported(isa)) return kUnsupported;
     Synthesis job;
     job.components = sizes[0], job.tokens = sizes[1], job.second = sizes[2], job.kept = sizes[3];
@@ -67,8 +72,18 @@ LEXICO_EXPORT int lexico_synthesise(int isa, int64_t threads, const int64_t* siz
     if (threads < 1 || job.d < 1 || job.kept > job.second || job.start > job.stop ||
         job.stop > job.blocks * job.d || job.d > INT32_MAX)
         return kBadArgument;
+    Laying laying;
+    if (!out) {
+        laying.tables = job.tables, laying.tokens = job.tokens;
+        laying.heads = laid[0], laying.m = laid[1];
+        laying.memory = {parts, strides, step, blocks_of, laid[2], laid[3]};
+        laying.turning = {cos, sin, laid[4], laid[5] != 0};
+        laying.kind = kind, laying.row_kind = kFloat32, laying.means = means;
+        if (!sound(laying) || laying.heads * laying.m != job.stop - job.start) return kBadArgument;
+    }
+    job.out = out, job.laying = &laying, job.present = present;
     job.arranged = arranged, job.selected = selected, job.cross = cross, job.cross_units = cross_units;
-    job.bases = bases, job.out = out;
+    job.bases = bases;
     need(job);
     const int64_t chunks = job.chunks(), panels = (job.second + kColumns - 1) / kColumns;
     const std::unique_ptr<Short[]> lists(new (std::nothrow) Short[chunks * kSome * kListed]);
@@ -88,7 +103,7 @@ LEXICO_EXPORT int lexico_synthesise(int isa, int64_t threads, const int64_t* siz
             run(job, steps.multiply_cross, threads, wanted_panels,
                 each * double(job.kept) * double(wanted_panels * kColumns));
         }
-        run(job, steps.multiply_bases, threads, blocks,
+        run(job, steps.multiply_bases, threads, job.tables,
             each * double(blocks) * double(job.d) * double(job.d));
         if (job.status.load()) return job.status.load();
     }

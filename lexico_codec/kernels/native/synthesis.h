@@ -4,12 +4,14 @@
 #include <atomic>
 #include <cstdint>
 
+#include "layout.h"
 #include "lexico.h"
 
 namespace lexico {
 
 constexpr int64_t kPanel = 64;   // columns of a matrix that lie together
 constexpr int64_t kSome = 64;    // tokens that share a matrix while it is in a cache
+constexpr int64_t kBlockTokens = 32; // of the entropy coder: kSome is whole blocks
 constexpr int64_t kColumns = 64; // of Q that lie together
 constexpr int64_t kListed = 128; // rows of Q that are listed together, at most: with those, a tile
 constexpr int64_t kStrong = 32;  // of the first kListed, the strongest, so many: finer units
@@ -38,6 +40,7 @@ constexpr float kLeastNorm = 1e-30f, kMostNorm = 1e18f; // whose squares are num
 struct Synthesis { // lexico_synthesise
     int64_t components, tokens, second, kept; // second: R; kept: of them, all others are zero
     const float* arranged;   // [components + second, tokens]
+    const uint8_t* present;  // [blocks of tokens, components + second] or null: what is not there is 0
     const int64_t* selected; // [second], rising: rows of z that Q makes
     const int16_t* cross;    // Q in panels: [(second + 63) / 64, second, 64], in units
     const float* cross_units; // [(second + 63) / 64, tiles_of(second)] of a panel's tiles
@@ -45,7 +48,8 @@ struct Synthesis { // lexico_synthesise
     int64_t blocks, d;
     int64_t first_table, tables; // wanted
     int64_t start, stop;         // columns of a table that are wanted
-    float* out;                  // [tables, tokens, stop - start]
+    float* out;                  // [tables, tokens, stop - start], or null:
+    const Laying* laying;        // their rows go where these lie, finished
 
     // Of kSome tokens from `from` on.
     int64_t from = 0, some = 0;
@@ -57,6 +61,10 @@ struct Synthesis { // lexico_synthesise
     std::atomic<int64_t> next{0};
     std::atomic<int> status{kOk};
 
+    // Whether a row has values of a block of tokens, `first` from `from` on.
+    bool has(int64_t row, int64_t first) const {
+        return !present || present[(from + first) / kBlockTokens * (components + second) + row];
+    }
     int64_t chunks() const { return tiles_of(kept); }
     int64_t tiles() const { return tiles_of(second); } // of a panel of Q
     int64_t panels() const { return (d + kPanel - 1) / kPanel; } // of a block

@@ -71,36 +71,39 @@ LEXICO_INLINE void add_short_rows(const int16_t* tile, const Short* entries, int
     add_shorts(sum, unit, sums);
 }
 
-// Rows of a panel, `stride` apart, times their values, onto 64 sums.
-template <int64_t stride, typename T>
-LEXICO_INLINE void add_rows(const T* panel, const Entry* entries, int32_t count, float* sums) {
-    F16 sum[4];
-    for (int i = 0; i < 4; ++i) sum[i] = load(sums + 16 * i);
-    for (int32_t k = 0; k < count; ++k) {
-        const F16 c = all(entries[k].value);
-        const T* row = panel + int64_t(entries[k].row) * stride;
-        for (int i = 0; i < 4; ++i) sum[i] = add_product(sum[i], c, load(row + 16 * i));
+// Bit of each of eight values that is not zero.
+LEXICO_INLINE unsigned present8(const float* values) {
+#if LEXICO_WIDTH >= 8
+    const __m256 zero = _mm256_setzero_ps();
+    return unsigned(_mm256_movemask_ps(
+        _mm256_cmp_ps(_mm256_loadu_ps(values), zero, _CMP_NEQ_UQ)));
+#else
+    unsigned bits = 0;
+    for (int i = 0; i < 8; ++i) bits |= unsigned(values[i] != 0) << i;
+    return bits;
+#endif
+}
+
+// Each token's entry of a row of components, where it is not zero.
+LEXICO_INLINE void list_row(const Synthesis& job, int64_t row, int32_t number, int64_t most,
+                            Entry* lists, int32_t* counts) {
+    const float* values = job.arranged + row * job.tokens + job.from;
+    const auto take = [=](int64_t t) {
+        lists[t * most + counts[t]++] = {values[t], number};
+    };
+    for (int64_t first = 0; first < job.some; first += kBlockTokens) {
+        if (!job.has(row, first)) continue;
+        const int64_t end = first + kBlockTokens < job.some ? first + kBlockTokens : job.some;
+        int64_t t = first;
+        for (; t + 8 <= end; t += 8)
+            for (unsigned bits = present8(values + t); bits; bits &= bits - 1)
+                take(t + __builtin_ctz(bits));
+        for (; t < end; ++t)
+            if (values[t] != 0) take(t);
     }
-    for (int i = 0; i < 4; ++i) store(sums + 16 * i, sum[i]);
 }
 
-LEXICO_INLINE bool nothing(const float* values, int64_t tokens) {
-    bool some = false;
-    for (int64_t t = 0; t < tokens; ++t) some |= values[t] != 0;
-    return !some;
-}
-
-// Each token's entry of one row, where it is not zero; `stride` from token to token.
-LEXICO_INLINE void list_row(const float* values, int64_t stride, int64_t tokens, int32_t row,
-                            int64_t most, Entry* lists, int32_t* counts) {
-    for (int64_t t = 0; t < tokens; ++t) {
-        const float value = values[t * stride];
-        lists[t * most + counts[t]] = {value, row};
-        counts[t] += value != 0;
-    }
-}
-
-// A token's entries of 64 rows as shorts, and what a unit of theirs is. Where one is no number, or
+// A token's entries of a tile's rows as shorts, and what a unit of theirs is. Where one is no number, or
 // too large for a sum of squares, the unit is no number.
 LEXICO_INLINE float shorten(const Entry* entries, int32_t count, Short* to) {
     float square = 0;
@@ -124,8 +127,7 @@ void list_second(Synthesis& job) {
         const int64_t end = next < job.kept ? next : job.kept;
         __builtin_memset(counts, 0, sizeof counts);
         for (int64_t k = first; k < end; ++k) {
-            const float* row = job.arranged + (job.components + k) * job.tokens + job.from;
-            list_row(row, 1, job.some, int32_t(k - first), kListed, lists, counts);
+            list_row(job, job.components + k, int32_t(k - first), kListed, lists, counts);
         }
         int32_t* starts = job.starts + chunk * (kSome + 1);
         float* units = job.units + chunk * kSome;
@@ -166,49 +168,105 @@ void multiply_cross(Synthesis& job) {
     }
 }
 
-void multiply_bases(Synthesis& job) {
-    const int64_t d = job.d, wanted = job.wanted_blocks(), width = job.stop - job.start;
-    Entry* lists = nullptr; // [kSome, d]
+// What a thread needs of a table.
+struct TableScratch {
+    Entry* lists;  // [kSome, d] the components of a block that Q does not make and that are not zero
+    float* z;      // [kSome, d] those that Q makes
+    float* made;   // [kSome, width] what is made of them
+    int32_t* rows; // [d] of those that Q makes in the basis
     int32_t counts[kSome];
-    for (int64_t item; (item = job.next.fetch_add(1)) < job.tables * wanted;) {
-        if (!lists) lists = static_cast<Entry*>(malloc(size_t(kSome * (d + 1)) * sizeof(Entry)));
-        if (!lists) {
-            job.status.store(kNoMemory);
-            return;
+    void* base;
+
+    TableScratch(int64_t d, int64_t width) {
+        base = malloc(size_t(kSome * d) * (sizeof(Entry) + sizeof(float)) +
+                      size_t(kSome * width + d) * sizeof(float));
+        lists = static_cast<Entry*>(base);
+        z = reinterpret_cast<float*>(lists + kSome * d);
+        made = z + kSome * d;
+        rows = reinterpret_cast<int32_t*>(made + kSome * width);
+    }
+    ~TableScratch() { free(base); }
+    TableScratch(const TableScratch&) = delete;
+};
+
+// 64 columns of a token's product with a panel of the basis.
+LEXICO_INLINE void add_block(const float* panel, const TableScratch& scratch, int64_t d, int64_t t,
+                             int64_t made, float* sums) {
+    F16 sum[4] = {};
+    const auto add = [panel, &sum](float value, int32_t row) {
+        const F16 c = all(value);
+        for (int i = 0; i < 4; ++i)
+            sum[i] = add_product(sum[i], c, load(panel + row * kPanel + 16 * i));
+    };
+    const float* z = scratch.z + t * d;
+    for (int64_t k = 0; k < made; ++k) add(z[k], scratch.rows[k]);
+    const Entry* entries = scratch.lists + t * d;
+    for (int32_t k = 0; k < scratch.counts[t]; ++k) add(entries[k].value, entries[k].row);
+    for (int i = 0; i < 4; ++i) store(sums + 16 * i, sum[i]);
+}
+
+// Sorts the components of a block out; how many of them Q makes.
+LEXICO_INLINE int64_t take_block(const Synthesis& job, int64_t whole, TableScratch& scratch) {
+    const int64_t d = job.d, first = job.selected_before(whole * d);
+    __builtin_memset(scratch.counts, 0, sizeof scratch.counts);
+    int64_t made = 0;
+    for (int64_t i = 0; i < d; ++i) {
+        if (first + made < job.second && job.selected[first + made] == whole * d + i) {
+            scratch.rows[made++] = int32_t(i);
+            continue;
         }
-        const int64_t table = item / wanted, block = job.first_block() + item % wanted;
-        const int64_t whole = (job.first_table + table) * job.blocks + block;
-        const int64_t *selected = job.selected + job.selected_before(whole * d);
-        const int64_t *none = job.selected + job.second;
-        __builtin_memset(counts, 0, sizeof counts);
-        for (int64_t i = 0; i < d; ++i) {
-            const float* values = job.arranged + (whole * d + i) * job.tokens + job.from;
-            int64_t stride = 1;
-            if (selected < none && *selected == whole * d + i) {
-                const int64_t at = selected++ - job.selected;
-                values = job.z + at / kColumns * kSome * kColumns + at % kColumns;
-                stride = kColumns;
-            } else if (nothing(values, job.some)) {
-                continue;
-            }
-            list_row(values, stride, job.some, int32_t(i), d + 1, lists, counts);
-        }
-        const float* matrix = job.bases + whole * job.panels() * d * kPanel;
-        for (int64_t panel = 0; panel < job.panels(); ++panel, matrix += d * kPanel) {
-            // Columns of the table that the panel has and that are wanted.
-            const int64_t first = block * d + panel * kPanel;
-            const int64_t end = first + kPanel < (block + 1) * d ? first + kPanel : (block + 1) * d;
-            const int64_t from = first < job.start ? job.start : first;
-            const int64_t to = end < job.stop ? end : job.stop;
-            if (from >= to) continue;
-            for (int64_t t = 0; t < job.some; ++t) {
-                float sums[kPanel] = {};
-                add_rows<kPanel>(matrix, lists + t * (d + 1), counts[t], sums);
-                float* out = job.out + (table * job.tokens + job.from + t) * width;
-                __builtin_memcpy(out + from - job.start, sums + from - first,
-                                 size_t(to - from) * sizeof *out);
-            }
+        list_row(job, whole * d + i, int32_t(i), d, scratch.lists, scratch.counts);
+    }
+    for (int64_t from = 0; from < made;) { // panel by panel of Q
+        const int64_t at = first + from, left = kColumns - at % kColumns;
+        const int64_t n = made - from < left ? made - from : left;
+        const float* z = job.z + at / kColumns * kSome * kColumns + at % kColumns;
+        for (int64_t t = 0; t < job.some; ++t)
+            __builtin_memcpy(scratch.z + t * d + from, z + t * kColumns, size_t(n) * sizeof *z);
+        from += n;
+    }
+    return made;
+}
+
+// Columns of a block of a table that are wanted, of all tokens, to their places in scratch.made.
+LEXICO_INLINE void multiply_block(const Synthesis& job, int64_t table, int64_t block,
+                                  TableScratch& scratch) {
+    const int64_t d = job.d, width = job.stop - job.start;
+    const int64_t whole = (job.first_table + table) * job.blocks + block;
+    const int64_t made = take_block(job, whole, scratch);
+    const float* matrix = job.bases + whole * job.panels() * d * kPanel;
+    for (int64_t panel = 0; panel < job.panels(); ++panel, matrix += d * kPanel) {
+        // Columns of the table that the panel has and that are wanted.
+        const int64_t first = block * d + panel * kPanel;
+        const int64_t end = first + kPanel < (block + 1) * d ? first + kPanel : (block + 1) * d;
+        const int64_t from = first < job.start ? job.start : first;
+        const int64_t to = end < job.stop ? end : job.stop;
+        if (from >= to) continue;
+        for (int64_t t = 0; t < job.some; ++t) {
+            float sums[kPanel];
+            add_block(matrix, scratch, d, t, made, sums);
+            __builtin_memcpy(scratch.made + t * width + from - job.start, sums + from - first,
+                             size_t(to - from) * sizeof *sums);
         }
     }
-    free(lists);
+}
+
+void multiply_bases(Synthesis& job) {
+    const int64_t width = job.stop - job.start, first = job.first_block();
+    TableScratch scratch(job.d, width);
+    if (!scratch.base) {
+        job.status.store(kNoMemory);
+        return;
+    }
+    for (int64_t table; (table = job.next.fetch_add(1)) < job.tables;) {
+        for (int64_t block = first; block < first + job.wanted_blocks(); ++block)
+            multiply_block(job, table, block, scratch);
+        if (job.out) {
+            float* out = job.out + (table * job.tokens + job.from) * width;
+            __builtin_memcpy(out, scratch.made, size_t(job.some * width) * sizeof *out);
+        } else {
+            for (int64_t t = 0; t < job.some; ++t)
+                lay_row(*job.laying, table, job.from + t, scratch.made + t * width);
+        }
+    }
 }

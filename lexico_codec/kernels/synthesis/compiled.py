@@ -8,13 +8,20 @@ from __future__ import annotations
 
 import ctypes
 from dataclasses import dataclass
-from typing import Final, NamedTuple, Self
+from typing import Any, Final, NamedTuple, Self
 
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
 from lexico_codec.kernels import library
+from lexico_codec.kernels.entropy.compiled import raise_for
+from lexico_codec.kernels.entropy.streams import Streams
+from lexico_codec.kernels.entropy.tables import LANES
+from lexico_codec.kernels.layout import compiled as layout
+from lexico_codec.kernels.layout.sparse import Sparse
+from lexico_codec.kernels.memory import TableMemory
+from lexico_codec.rope import Turn
 
 _PANEL: Final = 64  # kPanel of native/synthesis.h
 _LISTED, _STRONG = 128, 32  # kListed and kStrong there
@@ -79,26 +86,155 @@ def shorts_of(panels: Tensor) -> Shorts:
     return Shorts(values, torch.stack(units, -1))
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Arranged:
+    """Decoded components where the products look for them."""
+
+    rows: Tensor
+    """`[rows, tokens]` float32 on the CPU."""
+    present: Tensor | None
+    """`[(tokens + 31) // 32, rows]` uint8: which rows hold values of a block of tokens; what does
+    not is 0, whatever lies there. None: all do."""
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Laid:
+    """Memory that the products' rows go to, as of `layout.scatter`."""
+
+    means: Tensor
+    """`[tables, heads * m]` float32: added."""
+    turn: Turn | None
+    """What is done to keys after that."""
+    memory: TableMemory
+
+
+def arranged(
+    streams: Streams, scales: Tensor, sparse: Sparse, places: Tensor, length: int
+) -> Arranged:
+    """`entropy.decode` and `layout.arrange` in one, a few components at a time: what is 0 in a
+    block of tokens is neither written nor read again.
+
+    Args:
+        streams: of all tokens' values, coefficients first.
+        scales, sparse, places, length: see `layout.arrange`.
+
+    Raises:
+        DamagedFrame: see `entropy.decode`.
+    """
+    tokens, tables = streams.tokens, streams.tables
+    rows = torch.empty(length, tokens, dtype=torch.float32, device="cpu")
+    present = torch.zeros(-(-tokens // LANES), length, dtype=torch.uint8, device="cpu")
+    indices = sparse.indices.to(torch.int32).contiguous()
+    atoms, scales, places = sparse.atoms.contiguous(), scales.contiguous(), places.contiguous()
+    classes, offsets = streams.classes.contiguous(), streams.offsets.contiguous()
+    status = library.loaded().lexico_entropy_arrange(
+        library.isa_number(),
+        torch.get_num_threads(),
+        streams.body.ctypes.data,
+        streams.begins.ctypes.data,
+        classes.data_ptr(),
+        offsets.data_ptr(),
+        len(classes),
+        tokens,
+        tables.slots().data_ptr(),
+        tables.starts().data_ptr(),
+        tables.values().data_ptr(),
+        tables.form("shifts", lambda: tables.shifts).data_ptr(),
+        tables.classes,
+        scales.data_ptr(),
+        len(indices),
+        *atoms.shape,
+        indices.data_ptr(),
+        atoms.data_ptr(),
+        sparse.coefficient_step,
+        places.data_ptr(),
+        length,
+        present.data_ptr(),
+        rows.data_ptr(),
+    )
+    raise_for(status)
+    return Arranged(rows, present)
+
+
 def synthesise(
     arranged: Tensor, factors: PackedFactors, kept: int, wanted: range, columns: range
 ) -> Tensor:
     """See `products.synthesise`; `arranged` float32 on the CPU, left as it is; float32 is made."""
+    shape = (len(wanted), arranged.shape[1], len(columns))
+    out = torch.empty(shape, dtype=torch.float32, device="cpu")
+    if out.numel():
+        _synthesise(Arranged(arranged.contiguous(), None), factors, kept, wanted, columns, out)
+    return out
+
+
+def synthesise_into(
+    arranged: Arranged,
+    factors: PackedFactors,
+    kept: int,
+    wanted: range,
+    columns: range,
+    laid: Laid,
+) -> None:
+    """`synthesise` and `layout.scatter` in one: a table's rows are finished while a cache has them.
+
+    Args:
+        arranged, factors, kept, wanted, columns: see `products.synthesise`.
+        laid: where they go; its memory one that `layout.compiled.serves`.
+    """
+    _synthesise(arranged, factors, kept, wanted, columns, laid)
+
+
+def _synthesise(
+    arranged: Arranged,
+    factors: PackedFactors,
+    kept: int,
+    wanted: range,
+    columns: range,
+    to: Tensor | Laid,
+) -> None:
     blocks, d = factors.bases.shape[1], factors.bases.shape[3]
-    tokens, second = arranged.shape[1], len(factors.selected)
-    out = torch.empty(len(wanted), tokens, len(columns), dtype=torch.float32, device="cpu")
-    sizes = (len(arranged) - second, tokens, second, kept, blocks, d)
+    rows, present, second = arranged.rows, arranged.present, len(factors.selected)
+    sizes = (len(rows) - second, rows.shape[1], second, kept, blocks, d)
     ends = (wanted.start, len(wanted), columns.start, columns.stop)
+    where = _plain(to) if isinstance(to, Tensor) else _reached(to)
     status = library.loaded().lexico_synthesise(
         library.isa_number(),
         torch.get_num_threads(),
         (ctypes.c_int64 * 10)(*sizes, *ends),
-        arranged.contiguous().data_ptr(),
+        rows.data_ptr(),
+        None if present is None else present.data_ptr(),
         factors.selected.data_ptr(),
         factors.cross.values.data_ptr(),
         factors.cross.units.data_ptr(),
         factors.bases.data_ptr(),
-        out.data_ptr(),
+        *where.arguments,
     )
     if status:
         library.fail(status)
-    return out
+
+
+class _Where(NamedTuple):
+    """Arguments that say where rows go, and what they point to."""
+
+    arguments: tuple[Any, ...]
+    kept: tuple[Any, ...]
+
+
+def _plain(out: Tensor) -> _Where:
+    return _Where((out.data_ptr(), None, 0, None, None, 0, None, None, None, None), (out,))
+
+
+def _reached(laid: Laid) -> _Where:
+    memory = laid.memory
+    means, cos, sin = layout.contiguous(laid.means, laid.turn)
+    reached = library.Reached.of(memory)
+    arguments = (
+        None,
+        (ctypes.c_int64 * 6)(*layout.sizes_of(memory, laid.turn)[2:]),
+        library.dtype_number(memory.dtype),
+        *reached.arguments(),
+        means.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+    )
+    return _Where(arguments, (means, cos, sin, reached))
