@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -276,10 +276,14 @@ class Transform:
             both = (self.coefficients[run] / COEFFICIENT_STEPS, left)
             return classes_of(torch.cat(both), step, self.tables.classes)
 
+        classes: Tensor = self.known("classes", run, step, make)
+        return classes
+
+    def known(self, name: str, run: int, step: float, make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept for the steps of the qualities."""
         if step not in self.steps.values():  # whoever names a cache may name any step
             return make()
-        found: Tensor = self._forms.once(("classes", run, step), make)
-        return found
+        return self._forms.once((name, run, step), make)
 
     def _columns(self, run: int, count: int) -> int:
         """How many columns of Q the first coded components need."""

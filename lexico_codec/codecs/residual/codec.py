@@ -19,6 +19,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -193,10 +194,10 @@ class ResidualCodec(Codec):
         if len(body) < start:
             raise DamagedFrame(f"residual body of {len(body)} bytes: {start} come first")
         header = Header.unpack(body, transform, bands, tokens)
-        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), header.exact])
-        kept, rest = int(stored.sum()), body[start:]
-        exact = torch.empty(*target.shape[:2], kept, *target.shape[3:], dtype=target.dtype)
+        kept, rest = sinks + int(np.count_nonzero(header.exact.numpy())), body[start:]
         if kept:
+            stored = torch.cat([torch.ones(sinks, dtype=torch.bool), header.exact])
+            exact = torch.empty(*target.shape[:2], kept, *target.shape[3:], dtype=target.dtype)
             own = CacheMemory.over(
                 exact, first_layer=target.first_layer, first_head=target.first_head
             )
@@ -320,7 +321,7 @@ def _read_exact(
 
 def _coded(classes: Tensor, offsets: Tensor) -> int:
     """How many rows there are until nothing is coded any more."""
-    coded = (classes + int(offsets.max()) >= 0).nonzero()
+    coded = np.flatnonzero(classes.numpy() >= -int(offsets.max()))
     return int(coded[-1]) + 1 if len(coded) else 0
 
 
