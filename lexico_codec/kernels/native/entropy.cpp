@@ -280,11 +280,6 @@ void generic::unpack(Unpacking& job) {
     }
 }
 
-void unpack_row(const Unpacking& job, const Output& output, const Offsets& offsets, int32_t base,
-                int count, uint32_t* state, Words& words, int64_t to) {
-    unpack_component<false, false>(job, output, offsets, base, count, state, words, to);
-}
-
 Share::Share(const Unpacking& job, int64_t first, int64_t last)
     : job_(job), first_(first), last_(last) {
     if (job.arranging)
@@ -401,8 +396,8 @@ LEXICO_EXPORT int lexico_entropy_decode(int isa, int64_t threads, const uint8_t*
 
 // As both, with float32 of a few components between them: begins, tables and streams as of
 // lexico_entropy_decode, whose first `sparsity` rows are coefficients, the rest as of lexico_arrange.
-// Rows of `out` whose values are all 0 in a block of 32 tokens are left as they are there: `present`,
-// [blocks, rows] and zeros before, says which are not.
+// What is 0 in a block of 32 tokens is not written. The others' values lie in `out`, [blocks, rows,
+// 32], one behind the other: `where`, [blocks, rows] and zeros before, says at which place, from 1 on.
 LEXICO_EXPORT int lexico_entropy_arrange(int isa, int64_t threads, const uint8_t* body,
                                          const int64_t* begins, const int16_t* classes,
                                          const int8_t* offsets, int64_t coded, int64_t tokens,
@@ -411,7 +406,7 @@ LEXICO_EXPORT int lexico_entropy_arrange(int isa, int64_t threads, const uint8_t
                                          const float* scales, int64_t sparsity, int64_t width,
                                          int64_t atom_count, const int32_t* indices,
                                          const float* atoms, float coefficient_step,
-                                         const int32_t* places, int64_t rows, uint8_t* present,
+                                         const int32_t* places, int64_t rows, int32_t* where,
                                          float* out) {
     if (!supported(isa)) return kUnsupported;
     Unpacking job;
@@ -421,13 +416,14 @@ LEXICO_EXPORT int lexico_entropy_arrange(int isa, int64_t threads, const uint8_t
     job.slots = slots, job.starts = starts, job.values = values;
     job.body = body, job.begins = begins;
     const std::unique_ptr<float[]> coefficients(new (std::nothrow) float[size_t(sparsity * tokens)]);
-    if (!coefficients) return kNoMemory;
+    const std::unique_ptr<int32_t[]> taken(new (std::nothrow) int32_t[size_t(job.classes.blocks())]());
+    if (!coefficients || !taken) return kNoMemory;
     Arranging arranging{};
     arranging.tokens = tokens, arranging.scales = scales, arranging.rows = rows;
     arranging.sparsity = sparsity, arranging.width = sparsity ? width : 0;
     arranging.atom_count = atom_count, arranging.indices = indices, arranging.atoms = atoms;
     arranging.coefficient_step = coefficient_step, arranging.places = places;
-    arranging.coefficients = coefficients.get(), arranging.present = present, arranging.out = out;
+    arranging.coefficients = coefficients.get(), arranging.where = where, arranging.taken = taken.get(), arranging.out = out;
     job.arranging = &arranging, job.arrange = generic::arrange_rows;
 #if defined(__x86_64__)
     if (isa == kAvx2) job.arrange = avx2::arrange_rows;

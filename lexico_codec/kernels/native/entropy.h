@@ -127,10 +127,6 @@ struct Words {
     }
 };
 
-// One component of a block, of any classes: states of its lanes, values from `to` on.
-void unpack_row(const Unpacking& job, const Output& output, const Offsets& offsets, int32_t base,
-                int count, uint32_t* state, Words& words, int64_t to);
-
 namespace generic {
 void unpack(Unpacking& job);
 }

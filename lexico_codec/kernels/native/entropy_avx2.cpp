@@ -19,7 +19,7 @@ namespace {
 typedef __m256i I;
 constexpr int kLane = 8; // lanes of a register
 constexpr int kParts = kLanes / kLane;
-constexpr int64_t kTail = kLanes + kLane; // words that a component may look at
+constexpr int64_t kTail = 2 * kLanes + kLane; // words that a component may look at, but for escapes
 
 I all(int32_t value) { return _mm256_set1_epi32(value); }
 I load(const int32_t* from) { return _mm256_load_si256(reinterpret_cast<const I*>(from)); }
@@ -47,7 +47,8 @@ struct alignas(32) Known {
     int32_t one[kLanes];                          // what 1 stands for, a float's bits
     int32_t base = INT32_MIN;
     bool near = false; // most symbols are one of the three
-    bool raw = false;  // some lane has raw bits: the rest is not known then
+    bool raw = false;  // some lane has raw bits
+    int32_t shift[kLanes]; // how many
 };
 
 struct Block {
@@ -98,11 +99,11 @@ void know(const Unpacking& job, Block& b, int32_t base) {
     known.base = base;
     known.raw = classes.raw(classes.clipped(base + b.offsets.least),
                             classes.clipped(base + b.offsets.most));
-    if (known.raw) return;
     for (int lane = 0; lane < kLanes; ++lane) {
         const int32_t e = lane < b.count ? classes.clipped(base + b.offsets.of[lane]) : -1;
         known.of[lane] = e < 0 ? 0 : e;
         known.live[lane] = e < 0 ? 0 : -1;
+        known.shift[lane] = e < 0 ? 0 : classes.shifts[e];
         const uint16_t* starts = job.starts + known.of[lane] * (kSymbols + 1) + kMiddle - 1;
         for (int i = 0; i < 3; ++i) {
             known.first[i][lane] = e < 0 ? (i == 2) << kSlotBits : starts[i];
@@ -113,12 +114,13 @@ void know(const Unpacking& job, Block& b, int32_t base) {
         three += e < 0 ? 0 : starts[3] - starts[0];
         lanes += e >= 0;
     }
-    known.near = 4 * three >= 3 * (lanes << kSlotBits);
+    known.near = !known.raw && 4 * three >= 3 * (lanes << kSlotBits);
 }
 
-// The lanes that are below the least state take a word each, in order.
-inline I renormalised(I x, Words& words) {
-    const I few = _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256());
+// The lanes of `which` that are below the least state take a word each, in order.
+inline I renormalised(I x, I which, Words& words) {
+    const I few = _mm256_and_si256(
+        which, _mm256_cmpeq_epi32(_mm256_srli_epi32(x, 16), _mm256_setzero_si256()));
     const int mask = bits(few);
     const I next = _mm256_cvtepu16_epi32(
         _mm_loadu_si128(reinterpret_cast<const __m128i*>(words.first + 2 * words.at)));
@@ -128,7 +130,7 @@ inline I renormalised(I x, Words& words) {
     return choose(few, _mm256_or_si256(_mm256_slli_epi32(x, 16), word), x);
 }
 
-// One component of a block that has no raw bits. Values go to `out`, or levels.
+// One component of a block. Near: it has no raw bits, and most values are -1, 0 or 1.
 template <bool Near> inline void unpack_component(const Unpacking& job, const Output& output,
                                                   Block& b, int64_t to) {
     const Known& known = b.known;
@@ -138,7 +140,7 @@ template <bool Near> inline void unpack_component(const Unpacking& job, const Ou
     for (int i = 0; i < kParts; ++i) {
         const int at = kLane * i;
         const I x = b.state[i], slot = _mm256_and_si256(x, all(4095));
-        const I over = _mm256_srli_epi32(x, kSlotBits);
+        const I over = _mm256_srli_epi32(x, kSlotBits), live = load(known.live + at);
         if (Near) {
             const I zero = load(known.first[1] + at), above = load(known.first[2] + at);
             const I below = _mm256_cmpgt_epi32(zero, slot);
@@ -155,7 +157,7 @@ template <bool Near> inline void unpack_component(const Unpacking& job, const Ou
                                    load(known.frequency[2] + at));
                 b.state[i] = renormalised(
                     _mm256_add_epi32(_mm256_mullo_epi32(f, over), _mm256_sub_epi32(slot, first)),
-                    b.words);
+                    live, b.words);
                 // below: -1, 0 of none; rest alone: 0; neither: 1.
                 const I some = _mm256_or_si256(below, _mm256_xor_si256(rest, all(-1)));
                 store(symbols + at, _mm256_add_epi32(_mm256_add_epi32(rest, below),
@@ -166,7 +168,7 @@ template <bool Near> inline void unpack_component(const Unpacking& job, const Ou
                 continue;
             }
         }
-        const I live = load(known.live + at), of = load(known.of + at);
+        const I of = load(known.of + at);
         const I entry = _mm256_i32gather_epi32(
             reinterpret_cast<const int*>(job.slots),
             _mm256_or_si256(slot, _mm256_slli_epi32(of, kSlotBits)), 4);
@@ -174,39 +176,40 @@ template <bool Near> inline void unpack_component(const Unpacking& job, const Ou
         const I f = _mm256_and_si256(_mm256_srli_epi32(entry, 5), all(4095));
         const I part = _mm256_mullo_epi32(f, over);
         const I next = _mm256_add_epi32(part, _mm256_srli_epi32(entry, 17));
-        b.state[i] = renormalised(choose(live, next, x), b.words);
+        b.state[i] = renormalised(choose(live, next, x), live, b.words);
         escaped |= uint32_t(bits(_mm256_cmpeq_epi32(symbol, all(kEscape)))) << at;
         store(symbols + at, symbol);
         value[i] = _mm256_i32gather_epi32(
             reinterpret_cast<const int*>(job.values),
             _mm256_or_si256(symbol, _mm256_slli_epi32(of, 5)), 4);
     }
-    if (__builtin_expect(output.out && !escaped && b.count == kLanes, 1)) {
+    if (__builtin_expect(output.out && !escaped && !known.raw && b.count == kLanes, 1)) {
         for (int i = 0; i < kParts; ++i)
             _mm256_storeu_si256(reinterpret_cast<I*>(output.out + to + kLane * i), value[i]);
         return;
     }
-    for (int i = 0; i < kParts; ++i)
-        store(symbols + kLane * i, _mm256_sub_epi32(load(symbols + kLane * i), all(kMiddle)));
+    alignas(32) int32_t low[kLanes] = {};
+    for (int i = 0; i < kParts; ++i) {
+        const int at = kLane * i;
+        store(symbols + at, _mm256_sub_epi32(load(symbols + at), all(kMiddle)));
+        if (!known.raw) continue;
+        const I k = load(known.shift + at);
+        store(low + at, _mm256_andnot_si256(_mm256_sllv_epi32(all(-1), k), b.state[i]));
+        b.state[i] = renormalised(_mm256_srlv_epi32(b.state[i], k),
+                                  _mm256_cmpgt_epi32(k, _mm256_setzero_si256()), b.words);
+    }
     if (escaped) b.words.take_escapes(escaped, symbols);
     for (int lane = 0; lane < b.count; ++lane) {
-        const int32_t q = symbols[lane];
+        const int k = known.shift[lane];
+        const int32_t q = int32_t(uint32_t(symbols[lane]) << k) | low[lane];
         if (output.levels) {
             output.levels[to + lane] = q;
         } else {
-            const bool own = uint32_t(q) + kMiddle <= 2 * kMiddle;
+            const bool own = !k && uint32_t(q) + kMiddle <= 2 * kMiddle;
             output.out[to + lane] =
                 own ? job.values[known.of[lane] * kSymbols + kMiddle + q] : float(q);
         }
     }
-}
-
-void unpack_raw(const Unpacking& job, const Output& output, Block& b, int32_t base, int64_t to) {
-    alignas(32) int32_t states[kLanes];
-    for (int i = 0; i < kParts; ++i) store(states + kLane * i, b.state[i]);
-    unpack_row(job, output, b.offsets, base, b.count, reinterpret_cast<uint32_t*>(states), b.words,
-               to);
-    for (int i = 0; i < kParts; ++i) b.state[i] = load(states + kLane * i);
 }
 
 // A few components of a block. False: its stream is damaged.
@@ -223,9 +226,7 @@ bool unpack_some(const Unpacking& job, Block& b, const Share& share) {
         }
         if (!b.reach()) return false;
         if (base != b.known.base) know(job, b, base);
-        if (b.known.raw)
-            unpack_raw(job, output, b, base, to);
-        else if (b.known.near)
+        if (b.known.near)
             unpack_component<true>(job, output, b, to);
         else
             unpack_component<false>(job, output, b, to);

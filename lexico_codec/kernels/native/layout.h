@@ -43,7 +43,8 @@ struct Arranging { // lexico_arrange, lexico_entropy_arrange
     void* out; // [rows, tokens]
     int64_t rows = 0;
     float* coefficients = nullptr; // [sparsity, tokens] that lexico_entropy_arrange has decoded
-    uint8_t* present = nullptr;    // [blocks of tokens, rows] whether it wrote a row's tokens
+    int32_t* taken = nullptr; // [blocks] places of `out`, [blocks, rows, 32] there, that are taken
+    int32_t* where = nullptr; // [blocks, rows] which place a row has, from 1 on; 0: its values are 0
     std::atomic<int64_t> next{0};
 };
 

@@ -174,13 +174,20 @@ static void scatter_as(Laying& job) {
 }
 
 LEXICO_INLINE bool nothing(const float* values, int64_t n) {
-    uint32_t some = 0;
-    for (int64_t i = 0; i < n; ++i) {
-        uint32_t bits;
-        __builtin_memcpy(&bits, values + i, 4);
-        some |= bits << 1;
+    int64_t i = 0;
+    I any = {};
+    for (; i + 16 <= n; i += 16) {
+        const F16 some = load(values + i);
+        for (int part = 0; part < R; ++part) any |= (I)some.v[part];
     }
-    return !some;
+    int32_t rest = 0;
+    for (int lane = 0; lane < W; ++lane) rest |= any[lane];
+    for (; i < n; ++i) {
+        int32_t bits;
+        __builtin_memcpy(&bits, values + i, 4);
+        rest |= bits;
+    }
+    return !(rest & 0x7fffffff);
 }
 
 template <typename T>
@@ -234,7 +241,11 @@ void scatter(Laying& job) {
 
 void arrange_rows(const Arranging& job, const float* values, int64_t stride, int64_t first,
                   int64_t end, int64_t block, int64_t from, int64_t to) {
+    constexpr int64_t kBlock = 32; // tokens
     const int64_t n = to - from;
+    float* const out = static_cast<float*>(job.out) + block * job.rows * kBlock;
+    float scales[kBlock] = {};
+    __builtin_memcpy(scales, job.scales + from, size_t(n) * sizeof *scales);
     for (int64_t r = first; r < end; ++r, values += stride) {
         if (r < job.sparsity) {
             __builtin_memcpy(job.coefficients + r * job.tokens + from, values,
@@ -243,9 +254,14 @@ void arrange_rows(const Arranging& job, const float* values, int64_t stride, int
         }
         const int64_t c = r - job.sparsity;
         if (c >= job.width && nothing(values, n)) continue;
-        float* row = static_cast<float*>(job.out) + job.places[c] * job.tokens + from;
-        job.present[block * job.rows + job.places[c]] = 1;
-        __builtin_memcpy(row, values, size_t(n) * sizeof *row);
+        float* row = out + job.taken[block] * kBlock;
+        job.where[block * job.rows + job.places[c]] = ++job.taken[block];
+        if (c >= job.width && n == kBlock) {
+            for (int64_t t = 0; t < kBlock; t += 16)
+                store(row + t, load(values + t) * load(scales + t));
+            continue;
+        }
+        for (int64_t t = 0; t < kBlock; ++t) row[t] = t < n ? values[t] : 0;
         for (int64_t k = 0; c < job.width && k < job.sparsity; ++k) {
             const float* coefficients = job.coefficients + k * job.tokens + from;
             const int32_t* indices = job.indices + k * job.tokens + from;
@@ -253,7 +269,7 @@ void arrange_rows(const Arranging& job, const float* values, int64_t stride, int
             for (int64_t t = 0; t < n; ++t)
                 row[t] += atoms[indices[t]] * (job.coefficient_step * coefficients[t]);
         }
-        for (int64_t t = 0; t < n; ++t) row[t] *= job.scales[from + t];
+        for (int64_t t = 0; t < kBlock; ++t) row[t] *= scales[t];
     }
 }
 

@@ -56,7 +56,7 @@ using namespace lexico;
 // to memory as of lexico_scatter. laid: heads, m; slots of a block and the first slot; pairs, and
 // whether they are interleaved. The caller has checked them.
 LEXICO_EXPORT int lexico_synthesise(int isa, int64_t threads, const int64_t* sizes,
-                                    const float* arranged, const uint8_t* present,
+                                    const float* arranged, const int32_t* where,
                                     const int64_t* selected, const int16_t* cross,
                                     const float* cross_units, const float* bases,
                                     float* out, const int64_t* laid, int kind, void* const* parts,
@@ -81,7 +81,7 @@ LEXICO_EXPORT int lexico_synthesise(int isa, int64_t threads, const int64_t* siz
         laying.kind = kind, laying.row_kind = kFloat32, laying.means = means;
         if (!sound(laying) || laying.heads * laying.m != job.stop - job.start) return kBadArgument;
     }
-    job.out = out, job.laying = &laying, job.present = present;
+    job.out = out, job.laying = &laying, job.where = where;
     job.arranged = arranged, job.selected = selected, job.cross = cross, job.cross_units = cross_units;
     job.bases = bases;
     need(job);

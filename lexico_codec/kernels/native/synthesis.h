@@ -39,8 +39,8 @@ constexpr float kLeastNorm = 1e-30f, kMostNorm = 1e18f; // whose squares are num
 
 struct Synthesis { // lexico_synthesise
     int64_t components, tokens, second, kept; // second: R; kept: of them, all others are zero
-    const float* arranged;   // [components + second, tokens]
-    const uint8_t* present;  // [blocks of tokens, components + second] or null: what is not there is 0
+    const float* arranged;   // [components + second, tokens], or with `where`
+    const int32_t* where;    // as of Arranging: [blocks of tokens, components + second, 32]
     const int64_t* selected; // [second], rising: rows of z that Q makes
     const int16_t* cross;    // Q in panels: [(second + 63) / 64, second, 64], in units
     const float* cross_units; // [(second + 63) / 64, tiles_of(second)] of a panel's tiles
@@ -61,9 +61,12 @@ struct Synthesis { // lexico_synthesise
     std::atomic<int64_t> next{0};
     std::atomic<int> status{kOk};
 
-    // Whether a row has values of a block of tokens, `first` from `from` on.
-    bool has(int64_t row, int64_t first) const {
-        return !present || present[(from + first) / kBlockTokens * (components + second) + row];
+    // A row's values of a block of tokens, `first` from `from` on; null: they are 0.
+    const float* values(int64_t row, int64_t first) const {
+        const int64_t rows = components + second, block = (from + first) / kBlockTokens;
+        if (!where) return arranged + row * tokens + from + first;
+        const int64_t place = where[block * rows + row];
+        return place ? arranged + (block * rows + place - 1) * kBlockTokens : nullptr;
     }
     int64_t chunks() const { return tiles_of(kept); }
     int64_t tiles() const { return tiles_of(second); } // of a panel of Q

@@ -87,18 +87,18 @@ LEXICO_INLINE unsigned present8(const float* values) {
 // Each token's entry of a row of components, where it is not zero.
 LEXICO_INLINE void list_row(const Synthesis& job, int64_t row, int32_t number, int64_t most,
                             Entry* lists, int32_t* counts) {
-    const float* values = job.arranged + row * job.tokens + job.from;
-    const auto take = [=](int64_t t) {
-        lists[t * most + counts[t]++] = {values[t], number};
-    };
     for (int64_t first = 0; first < job.some; first += kBlockTokens) {
-        if (!job.has(row, first)) continue;
-        const int64_t end = first + kBlockTokens < job.some ? first + kBlockTokens : job.some;
-        int64_t t = first;
-        for (; t + 8 <= end; t += 8)
+        const float* values = job.values(row, first);
+        if (!values) continue;
+        Entry* own = lists + first * most;
+        int32_t* filled = counts + first;
+        const int64_t n = job.some - first < kBlockTokens ? job.some - first : kBlockTokens;
+        const auto take = [=](int64_t t) { own[t * most + filled[t]++] = {values[t], number}; };
+        int64_t t = 0;
+        for (; t + 8 <= n; t += 8)
             for (unsigned bits = present8(values + t); bits; bits &= bits - 1)
                 take(t + __builtin_ctz(bits));
-        for (; t < end; ++t)
+        for (; t < n; ++t)
             if (values[t] != 0) take(t);
     }
 }
@@ -242,8 +242,12 @@ LEXICO_INLINE void multiply_block(const Synthesis& job, int64_t table, int64_t b
         const int64_t from = first < job.start ? job.start : first;
         const int64_t to = end < job.stop ? end : job.stop;
         if (from >= to) continue;
+        const float* ahead = panel + 1 < job.panels() ? matrix + d * kPanel : nullptr;
         for (int64_t t = 0; t < job.some; ++t) {
             float sums[kPanel];
+            for (int64_t k = t; ahead && k < made; k += job.some) // what the next panel needs
+                for (int64_t line = 0; line < kPanel; line += 16)
+                    __builtin_prefetch(ahead + scratch.rows[k] * kPanel + line);
             add_block(matrix, scratch, d, t, made, sums);
             __builtin_memcpy(scratch.made + t * width + from - job.start, sums + from - first,
                              size_t(to - from) * sizeof *sums);

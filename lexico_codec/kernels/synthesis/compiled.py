@@ -90,11 +90,14 @@ def shorts_of(panels: Tensor) -> Shorts:
 class Arranged:
     """Decoded components where the products look for them."""
 
-    rows: Tensor
-    """`[rows, tokens]` float32 on the CPU."""
-    present: Tensor | None
-    """`[(tokens + 31) // 32, rows]` uint8: which rows hold values of a block of tokens; what does
-    not is 0, whatever lies there. None: all do."""
+    length: int
+    """How many rows there are."""
+    tokens: int
+    values: Tensor
+    """`[rows, tokens]` float32 on the CPU, or with `where` `[blocks, rows, 32]`."""
+    where: Tensor | None
+    """`[blocks, rows]` int32: at which place of its block of 32 tokens a row's values lie, from 1
+    on; 0: they are 0."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -122,8 +125,9 @@ def arranged(
         DamagedFrame: see `entropy.decode`.
     """
     tokens, tables = streams.tokens, streams.tables
-    rows = torch.empty(length, tokens, dtype=torch.float32, device="cpu")
-    present = torch.zeros(-(-tokens // LANES), length, dtype=torch.uint8, device="cpu")
+    blocks = -(-tokens // LANES)
+    values = torch.empty(blocks, length, LANES, dtype=torch.float32, device="cpu")
+    where = torch.zeros(blocks, length, dtype=torch.int32, device="cpu")
     indices = sparse.indices.to(torch.int32).contiguous()
     atoms, scales, places = sparse.atoms.contiguous(), scales.contiguous(), places.contiguous()
     classes, offsets = streams.classes.contiguous(), streams.offsets.contiguous()
@@ -149,11 +153,11 @@ def arranged(
         sparse.coefficient_step,
         places.data_ptr(),
         length,
-        present.data_ptr(),
-        rows.data_ptr(),
+        where.data_ptr(),
+        values.data_ptr(),
     )
     raise_for(status)
-    return Arranged(rows, present)
+    return Arranged(length, tokens, values, where)
 
 
 def synthesise(
@@ -163,7 +167,8 @@ def synthesise(
     shape = (len(wanted), arranged.shape[1], len(columns))
     out = torch.empty(shape, dtype=torch.float32, device="cpu")
     if out.numel():
-        _synthesise(Arranged(arranged.contiguous(), None), factors, kept, wanted, columns, out)
+        given = Arranged(*arranged.shape, arranged.contiguous(), None)
+        _synthesise(given, factors, kept, wanted, columns, out)
     return out
 
 
@@ -193,16 +198,16 @@ def _synthesise(
     to: Tensor | Laid,
 ) -> None:
     blocks, d = factors.bases.shape[1], factors.bases.shape[3]
-    rows, present, second = arranged.rows, arranged.present, len(factors.selected)
-    sizes = (len(rows) - second, rows.shape[1], second, kept, blocks, d)
+    second, places = len(factors.selected), arranged.where
+    sizes = (arranged.length - second, arranged.tokens, second, kept, blocks, d)
     ends = (wanted.start, len(wanted), columns.start, columns.stop)
     where = _plain(to) if isinstance(to, Tensor) else _reached(to)
     status = library.loaded().lexico_synthesise(
         library.isa_number(),
         torch.get_num_threads(),
         (ctypes.c_int64 * 10)(*sizes, *ends),
-        rows.data_ptr(),
-        None if present is None else present.data_ptr(),
+        arranged.values.data_ptr(),
+        None if places is None else places.data_ptr(),
         factors.selected.data_ptr(),
         factors.cross.values.data_ptr(),
         factors.cross.units.data_ptr(),
