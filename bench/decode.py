@@ -31,6 +31,7 @@ from torch import Tensor
 from bench.codec_speed import decode_pages, encode_pages, prefix_of
 from lexico_codec.kernels.synthesis import compiled
 from lexico_codec.sets.builtin import load_builtin
+from lexico_codec.sets.dictionary import TransformSet
 from lexico_codec.sets.transform import QUALITIES, Transform
 from lexico_lab.evaluation.ways import way_of
 from lexico_lab.models import load_model, quiet
@@ -54,6 +55,8 @@ def main() -> None:
     quiet()
     ids, geometry, exact = prefix_of(load_model("smollm2"))
     residual, out = load_builtin(RESIDUAL_SET), torch.empty_like(exact)
+    if not isinstance(residual, TransformSet):
+        raise SystemExit(f"{RESIDUAL_SET} has no transform")
     ways = [way_of(LOSSLESS, LOSSLESS, {}, geometry, PAGE, None)]
     for quality in QUALITIES:
         given = {"quality": quality}

@@ -3,8 +3,8 @@
     python -m bench.reload [--tokens 1500] [--rounds 5]
 
 The service runs in its own processes; both sides are interleaved in one run, with the same threads.
-The prompt is the project's documentation. What a reload leaves of it the model computes: of a lossy
-preset the newest 64 tokens (ADR 0031), of preset lossless what is behind its last whole page. `of it
+The prompt is the project's documentation. What a reload leaves of it the model computes: of a
+lossy preset the newest 64 tokens (ADR 0031), of lossless what is behind its last whole page. `of it
 model s` is what that takes, beside the load.
 """
 

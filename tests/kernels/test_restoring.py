@@ -154,7 +154,7 @@ def test_rows_are_finished_as_by_the_steps(
             ]
             one, other = (TableMemory.over(group[..., :dim]) for group in groups)
             assert transform.restores(one)
-            given_rows = Arranged(*rows.shape, rows.clone(), None)
+            given_rows = Arranged(len(rows), tokens, rows.clone(), None)
             transform.restore(run, given_rows, count, wanted, columns, Laid(means, turn, one))
             made = transform.restored(run, rows.clone(), count, wanted, columns)
             layout.scatter(made, means, turn, other, kernel="compiled")

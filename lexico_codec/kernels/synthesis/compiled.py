@@ -167,7 +167,8 @@ def synthesise(
     shape = (len(wanted), arranged.shape[1], len(columns))
     out = torch.empty(shape, dtype=torch.float32, device="cpu")
     if out.numel():
-        given = Arranged(*arranged.shape, arranged.contiguous(), None)
+        length, tokens = arranged.shape
+        given = Arranged(length, tokens, arranged.contiguous(), None)
         _synthesise(given, factors, kept, wanted, columns, out)
     return out
 
