@@ -19,6 +19,7 @@ import struct
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -30,9 +31,12 @@ from lexico_codec.codecs.residual.sinks import sinks_among
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.entropy import coder as entropy
 from lexico_codec.kernels.entropy.levels import choose_levels
+from lexico_codec.kernels.entropy.streams import Streams
 from lexico_codec.kernels.layout import rows as layout
 from lexico_codec.kernels.layout.sparse import Sparse
 from lexico_codec.kernels.pursuit.coding import encode as pursue
+from lexico_codec.kernels.synthesis import compiled as synthesis
+from lexico_codec.kernels.synthesis.compiled import Laid
 from lexico_codec.memory import CacheMemory
 from lexico_codec.rope import Turn, turn_at
 from lexico_codec.sets.choose import at_hand
@@ -204,29 +208,36 @@ class ResidualCodec(Codec):
         if len(body) < start:
             raise DamagedFrame(f"residual body of {len(body)} bytes: {start} come first")
         header = Header.unpack(body, transform, bands, tokens)
-        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), header.exact])
-        kept, rest = int(stored.sum()), body[start:]
-        exact = torch.empty(*target.shape[:2], kept, *target.shape[3:], dtype=target.dtype)
+        kept, rest = sinks + int(np.count_nonzero(header.exact.numpy())), body[start:]
         if kept:
+            stored = torch.cat([torch.ones(sinks, dtype=torch.bool), header.exact])
+            exact = torch.empty(*target.shape[:2], kept, *target.shape[3:], dtype=target.dtype)
             own = CacheMemory.over(
                 exact, first_layer=target.first_layer, first_head=target.first_head
             )
             rest = _read_exact(rest, place, own, (*shape[:2], kept, *shape[3:]))
         classes, offsets = header.classes(transform, run, step), header.offsets
         count = _coded(classes, offsets)
-        values = entropy.decode(rest, classes[:count], offsets, transform.tables, tokens, device=on)
         scales = (torch.exp2(-header.gains.float() / CLASSES_AN_OCTAVE) * step).to(on)
         used = min(transform.sparsity, count)
         atoms = transform.atoms_as_columns(run, on)
         sparse = Sparse(header.indices.T[:used].to(on), atoms, COEFFICIENT_STEPS)
-        places, dtype = transform.places(run, on), transform.product_dtype(on)
-        arranged = layout.arrange(values, scales, sparse, places, transform.rows, dtype)
+        places, length = transform.places(run, on), transform.rows
         wanted, dim = tables_of(target.layers), shape[4]
         columns = slice(target.heads.start * dim, target.heads.stop * dim)
-        rows = transform.restored(run, arranged, count - used, wanted, columns)
         means = transform.means_of(run, on)[wanted.start : wanted.stop, columns]
-        turn = _turn(place, sinks, tokens, on)
-        layout.scatter(rows, means, turn, target.tables.behind(sinks))
+        turn, memory = _turn(place, sinks, tokens, on), target.tables.behind(sinks)
+        if transform.restores(memory):
+            streams = Streams.of(rest, classes[:count], offsets, transform.tables)
+            arranged = synthesis.arranged(streams, scales, sparse, places, length)
+            laid = Laid(means, turn, memory)
+            transform.restore(run, arranged, count - used, wanted, columns, laid)
+        else:
+            coded = (classes[:count], offsets, transform.tables, tokens)
+            values, dtype = entropy.decode(rest, *coded, device=on), transform.product_dtype(on)
+            dense = layout.arrange(values, scales, sparse, places, length, dtype)
+            rows = transform.restored(run, dense, count - used, wanted, columns)
+            layout.scatter(rows, means, turn, memory)
         if kept:
             target.write_tokens(stored, exact)
 
@@ -324,7 +335,7 @@ def _read_exact(
 
 def _coded(classes: Tensor, offsets: Tensor) -> int:
     """How many rows there are until nothing is coded any more."""
-    coded = (classes + int(offsets.max()) >= 0).nonzero()
+    coded = np.flatnonzero(classes.numpy() >= -int(offsets.max()))
     return int(coded[-1]) + 1 if len(coded) else 0
 
 
