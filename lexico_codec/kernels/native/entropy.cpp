@@ -1,4 +1,4 @@
-// Entropy coding on any machine, and the C functions of it. AVX2 and AVX-512 have decoders of theirs.
+// Entropy coding on any machine, and its C functions. AVX2 and AVX-512 have decoders of theirs.
 #include "entropy.h"
 
 #include <string.h>
@@ -258,10 +258,6 @@ void unpack_some(const Unpacking& job, Block& b, const Share& share) {
     }
 }
 
-bool sound(const Classes& classes) {
-    return classes.components >= 0 && classes.tokens >= 0 && classes.count >= 1;
-}
-
 } // namespace
 
 void generic::unpack(Unpacking& job) {
@@ -280,29 +276,6 @@ void generic::unpack(Unpacking& job) {
     }
 }
 
-Share::Share(const Unpacking& job, int64_t first, int64_t last)
-    : job_(job), first_(first), last_(last) {
-    if (job.arranging)
-        output = {few_, nullptr, kTogether * kLanes, 0, first * kLanes};
-    else
-        output = {job.out, job.levels, job.classes.tokens, 0, 0};
-}
-
-bool Share::next() {
-    for (int64_t block = first_; job_.arranging && block < last_; ++block) {
-        const int64_t from = block * kLanes, to = from + job_.classes.lanes(block);
-        job_.arrange(*job_.arranging, few_ + from - output.token, output.stride, begin, end, block,
-                     from, to);
-    }
-    begin = end;
-    const int64_t left = job_.classes.components - begin;
-    end = begin + (job_.arranging && left > kFew ? kFew : left);
-    if (job_.arranging) output.component = begin;
-    return left > 0;
-}
-
-namespace {
-
 int unpack(Unpacking& job, int isa, int64_t threads) {
 const int64_t blocks = job.classes.blocks(), share = (blocks + threads - 1) / threads;
     job.together = share < kTogether ? share : kTogether;
@@ -319,8 +292,6 @@ const int64_t blocks = job.classes.blocks(), share = (blocks + threads - 1) / th
     return job.status;
 }
 
-} // namespace
-
 } // namespace lexico
 
 using namespace lexico;
@@ -333,7 +304,7 @@ LEXICO_EXPORT int lexico_entropy_encode(int64_t threads, const int32_t* levels,
                                         int64_t count, void** packing, int64_t* bytes) try {
     auto job = std::make_unique<Packing>();
     job->classes = {classes, offsets, components, tokens, shifts, int32_t(count)};
-    if (!sound(job->classes) || threads < 1) return kBadArgument;
+    if (!job->classes.sound() || threads < 1) return kBadArgument;
     job->levels = levels;
     for (int64_t e = 0; e < count; ++e) {
         uint32_t start = 0;
@@ -386,48 +357,10 @@ LEXICO_EXPORT int lexico_entropy_decode(int isa, int64_t threads, const uint8_t*
     if (!supported(isa)) return kUnsupported;
     Unpacking job;
     job.classes = {classes, offsets, components, tokens, shifts, int32_t(count)};
-    if (!sound(job.classes) || threads < 1) return kBadArgument;
+    if (!job.classes.sound() || threads < 1) return kBadArgument;
     job.slots = slots, job.starts = starts, job.values = values;
     job.body = body, job.begins = begins;
     job.out = as_levels ? nullptr : static_cast<float*>(out);
     job.levels = as_levels ? static_cast<int32_t*>(out) : nullptr;
-    return unpack(job, isa, threads);
-}
-
-// As both, with float32 of a few components between them: begins, tables and streams as of
-// lexico_entropy_decode, whose first `sparsity` rows are coefficients, the rest as of lexico_arrange.
-// What is 0 in a block of 32 tokens is not written. The others' values lie in `out`, [blocks, rows,
-// 32], one behind the other: `where`, [blocks, rows] and zeros before, says at which place, from 1 on.
-LEXICO_EXPORT int lexico_entropy_arrange(int isa, int64_t threads, const uint8_t* body,
-                                         const int64_t* begins, const int16_t* classes,
-                                         const int8_t* offsets, int64_t coded, int64_t tokens,
-                                         const uint32_t* slots, const uint16_t* starts,
-                                         const float* values, const uint8_t* shifts, int64_t count,
-                                         const float* scales, int64_t sparsity, int64_t width,
-                                         int64_t atom_count, const int32_t* indices,
-                                         const float* atoms, float coefficient_step,
-                                         const int32_t* places, int64_t rows, int32_t* where,
-                                         float* out) {
-    if (!supported(isa)) return kUnsupported;
-    Unpacking job;
-    job.classes = {classes, offsets, coded, tokens, shifts, int32_t(count)};
-    if (!sound(job.classes) || threads < 1 || sparsity < 0 || sparsity > coded || width < 0)
-        return kBadArgument;
-    job.slots = slots, job.starts = starts, job.values = values;
-    job.body = body, job.begins = begins;
-    const std::unique_ptr<float[]> coefficients(new (std::nothrow) float[size_t(sparsity * tokens)]);
-    const std::unique_ptr<int32_t[]> taken(new (std::nothrow) int32_t[size_t(job.classes.blocks())]());
-    if (!coefficients || !taken) return kNoMemory;
-    Arranging arranging{};
-    arranging.tokens = tokens, arranging.scales = scales, arranging.rows = rows;
-    arranging.sparsity = sparsity, arranging.width = sparsity ? width : 0;
-    arranging.atom_count = atom_count, arranging.indices = indices, arranging.atoms = atoms;
-    arranging.coefficient_step = coefficient_step, arranging.places = places;
-    arranging.coefficients = coefficients.get(), arranging.where = where, arranging.taken = taken.get(), arranging.out = out;
-    job.arranging = &arranging, job.arrange = generic::arrange_rows;
-#if defined(__x86_64__)
-    if (isa == kAvx2) job.arrange = avx2::arrange_rows;
-    if (isa >= kVnni) job.arrange = vnni::arrange_rows;
-#endif
     return unpack(job, isa, threads);
 }

@@ -1,4 +1,4 @@
-// The entropy coder: interleaved rANS, 32 tokens a block, as lexico_codec/kernels/entropy/coder.py says.
+// The entropy coder: interleaved rANS, 32 tokens a block, see lexico_codec/kernels/entropy/coder.py.
 #pragma once
 
 #include <atomic>
@@ -9,7 +9,7 @@
 
 namespace lexico {
 
-constexpr int kLanes = 32;       // tokens of a block
+constexpr int kLanes = int(kBlockTokens); // tokens of a block
 constexpr int kSymbols = 32;     // -15..15 and the escape
 constexpr int kMiddle = 15; // symbol of 0
 constexpr int kEscape = 31;
@@ -37,6 +37,7 @@ struct Classes {
         return left < kLanes ? int(left) : kLanes;
     }
     int32_t clipped(int32_t e) const { return e < count ? e : count - 1; }
+    bool sound() const { return components >= 0 && tokens >= 0 && count >= 1; }
     bool raw(int32_t from, int32_t to) const { // whether one of these has raw bits
         for (int32_t e = from > 0 ? from : 0; e <= to; ++e)
             if (shifts[e]) return true;
@@ -126,6 +127,8 @@ struct Words {
         }
     }
 };
+
+int unpack(Unpacking& job, int isa, int64_t threads); // a status
 
 namespace generic {
 void unpack(Unpacking& job);

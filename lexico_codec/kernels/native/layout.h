@@ -8,6 +8,7 @@
 
 namespace lexico {
 
+constexpr int64_t kBlockTokens = 32; // of the entropy coder
 constexpr int64_t kMostChunk = 256;  // tokens of a component that are scaled at a time
 
 struct Turning {
@@ -44,7 +45,7 @@ struct Arranging { // lexico_arrange, lexico_entropy_arrange
     int64_t rows = 0;
     float* coefficients = nullptr; // [sparsity, tokens] that lexico_entropy_arrange has decoded
     int32_t* taken = nullptr; // [blocks] places of `out`, [blocks, rows, 32] there, that are taken
-    int32_t* where = nullptr; // [blocks, rows] which place a row has, from 1 on; 0: its values are 0
+    int32_t* where = nullptr; // [blocks, rows] a row's place, from 1 on; 0: its values are 0
     std::atomic<int64_t> next{0};
 };
 

@@ -241,10 +241,9 @@ void scatter(Laying& job) {
 
 void arrange_rows(const Arranging& job, const float* values, int64_t stride, int64_t first,
                   int64_t end, int64_t block, int64_t from, int64_t to) {
-    constexpr int64_t kBlock = 32; // tokens
     const int64_t n = to - from;
-    float* const out = static_cast<float*>(job.out) + block * job.rows * kBlock;
-    float scales[kBlock] = {};
+    float* const out = static_cast<float*>(job.out) + block * job.rows * kBlockTokens;
+    float scales[kBlockTokens] = {};
     __builtin_memcpy(scales, job.scales + from, size_t(n) * sizeof *scales);
     for (int64_t r = first; r < end; ++r, values += stride) {
         if (r < job.sparsity) {
@@ -254,14 +253,14 @@ void arrange_rows(const Arranging& job, const float* values, int64_t stride, int
         }
         const int64_t c = r - job.sparsity;
         if (c >= job.width && nothing(values, n)) continue;
-        float* row = out + job.taken[block] * kBlock;
+        float* row = out + job.taken[block] * kBlockTokens;
         job.where[block * job.rows + job.places[c]] = ++job.taken[block];
-        if (c >= job.width && n == kBlock) {
-            for (int64_t t = 0; t < kBlock; t += 16)
+        if (c >= job.width && n == kBlockTokens) {
+            for (int64_t t = 0; t < kBlockTokens; t += 16)
                 store(row + t, load(values + t) * load(scales + t));
             continue;
         }
-        for (int64_t t = 0; t < kBlock; ++t) row[t] = t < n ? values[t] : 0;
+        for (int64_t t = 0; t < kBlockTokens; ++t) row[t] = t < n ? values[t] : 0;
         for (int64_t k = 0; c < job.width && k < job.sparsity; ++k) {
             const float* coefficients = job.coefficients + k * job.tokens + from;
             const int32_t* indices = job.indices + k * job.tokens + from;
@@ -269,7 +268,7 @@ void arrange_rows(const Arranging& job, const float* values, int64_t stride, int
             for (int64_t t = 0; t < n; ++t)
                 row[t] += atoms[indices[t]] * (job.coefficient_step * coefficients[t]);
         }
-        for (int64_t t = 0; t < kBlock; ++t) row[t] *= scales[t];
+        for (int64_t t = 0; t < kBlockTokens; ++t) row[t] *= scales[t];
     }
 }
 

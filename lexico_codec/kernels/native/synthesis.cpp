@@ -82,7 +82,8 @@ LEXICO_EXPORT int lexico_synthesise(int isa, int64_t threads, const int64_t* siz
         if (!sound(laying) || laying.heads * laying.m != job.stop - job.start) return kBadArgument;
     }
     job.out = out, job.laying = &laying, job.where = where;
-    job.arranged = arranged, job.selected = selected, job.cross = cross, job.cross_units = cross_units;
+    job.arranged = arranged, job.selected = selected;
+    job.cross = cross, job.cross_units = cross_units;
     job.bases = bases;
     need(job);
     const int64_t chunks = job.chunks(), panels = (job.second + kColumns - 1) / kColumns;

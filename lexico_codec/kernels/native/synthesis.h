@@ -10,8 +10,7 @@
 namespace lexico {
 
 constexpr int64_t kPanel = 64;   // columns of a matrix that lie together
-constexpr int64_t kSome = 64;    // tokens that share a matrix while it is in a cache
-constexpr int64_t kBlockTokens = 32; // of the entropy coder: kSome is whole blocks
+constexpr int64_t kSome = 2 * kBlockTokens; // tokens that share a matrix while a cache has it
 constexpr int64_t kColumns = 64; // of Q that lie together
 constexpr int64_t kListed = 128; // rows of Q that are listed together, at most: with those, a tile
 constexpr int64_t kStrong = 32;  // of the first kListed, the strongest, so many: finer units

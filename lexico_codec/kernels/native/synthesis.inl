@@ -103,8 +103,8 @@ LEXICO_INLINE void list_row(const Synthesis& job, int64_t row, int32_t number, i
     }
 }
 
-// A token's entries of a tile's rows as shorts, and what a unit of theirs is. Where one is no number, or
-// too large for a sum of squares, the unit is no number.
+// A token's entries of a tile's rows as shorts, and what a unit of theirs is. Where one is no number,
+// or too large for a sum of squares, the unit is no number.
 LEXICO_INLINE float shorten(const Entry* entries, int32_t count, Short* to) {
     float square = 0;
     for (int32_t k = 0; k < count; ++k) square += entries[k].value * entries[k].value;
@@ -170,7 +170,7 @@ void multiply_cross(Synthesis& job) {
 
 // What a thread needs of a table.
 struct TableScratch {
-    Entry* lists;  // [kSome, d] the components of a block that Q does not make and that are not zero
+    Entry* lists;  // [kSome, d] components of a block that Q does not make and that are not zero
     float* z;      // [kSome, d] those that Q makes
     float* made;   // [kSome, width] what is made of them
     int32_t* rows; // [d] of those that Q makes in the basis
