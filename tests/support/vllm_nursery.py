@@ -117,11 +117,10 @@ def _shown() -> Document:
 
 def _settle(llm: Any, line: Document) -> Document:
     """Waits until everything is stored that is to be."""
-    from vllm.distributed.kv_transfer import get_kv_transfer_group
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
-    worker = get_kv_transfer_group()._worker
-    while worker.stores_under_way:  # each has a deadline
-        time.sleep(0.01)
+    while has_kv_transfer_group() and get_kv_transfer_group()._worker.stores_under_way:
+        time.sleep(0.01)  # each has a deadline
     return {"settled": True}
 
 

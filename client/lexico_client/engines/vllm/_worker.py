@@ -19,7 +19,7 @@ from lexico_client._results import Loaded, PageOutcome, PutReport
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._log import LOG
-from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
+from lexico_client.engines.vllm._orders import LoadOrder, Orders, Sequence, StoreOrder
 from lexico_client.engines.vllm._paged import PagedCache, PageTarget
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -67,11 +67,11 @@ class WorkerSide:
     ) -> None:
         """
         Args:
-            spec: what pages belong to, but for salts.
+            spec: what pages belong to, but for what an order says of codec, set and salt.
             service: for this side alone.
             counts: of this side.
-            dictionary: the spec's set, where it is at hand: it is kept, and registered with the
-                service when that lacks it.
+            dictionary: the set that was given or is built in: it is kept, and registered with the
+                service when that lacks it. Any other is fetched by its digest.
             load_seconds: from the order of a load to its end, waiting included.
             offload_seconds, drain_seconds, staging_bytes, concurrent_loads, concurrent_stores: as
                 `ConnectorConfig` has them.
@@ -102,7 +102,8 @@ class WorkerSide:
         """Begins loads, with each step of the engine. Each will be told of by `arrived`."""
         for order in orders.loads:
             try:
-                self._service.begin(self._load(order, _reached(self._memory.device)))
+                spec = self._spec_of(order)
+                self._service.begin(self._load(order, spec, _reached(self._memory.device)))
             except LexicoError as error:
                 self._counts.warn("load", error)
                 self._end(order, set(order.blocks[order.start // self._memory.block_tokens :]))
@@ -147,12 +148,12 @@ class WorkerSide:
             raise Unavailable("the engine has registered no caches yet")
         return self._cache
 
-    async def _load(self, order: LoadOrder, reached: Callable[[], bool]) -> None:
+    async def _load(self, order: LoadOrder, spec: CacheSpec, reached: Callable[[], bool]) -> None:
         """Whatever happens, `_end` is told: a request waits for that."""
-        target = PageTarget(self._memory, self._spec, order)
+        target = PageTarget(self._memory, spec, order)
         pages, lost, wanted = 0, target.lost(0), order.stop - order.start
         try:
-            loaded = await self._loaded(order, target, reached)
+            loaded = await self._loaded(order, spec, target, reached)
             pages = loaded.pages
             target.settle(pages)
             lost = target.lost(pages)
@@ -162,7 +163,7 @@ class WorkerSide:
             pages, lost = 0, target.lost(0)
             self._counts.warn("load", error)
         finally:
-            size = self._spec.page_tokens
+            size = spec.page_tokens
             came = min(order.stop, (target.pages.start + pages) * size) - order.start
             came = wanted if not lost else max(0, came)
             self._counts.tokens("loaded", came)
@@ -170,7 +171,7 @@ class WorkerSide:
             self._end(order, lost)
 
     async def _loaded(
-        self, order: LoadOrder, target: PageTarget, reached: Callable[[], bool]
+        self, order: LoadOrder, spec: CacheSpec, target: PageTarget, reached: Callable[[], bool]
     ) -> Loaded:
         loop = asyncio.get_running_loop()
         end = loop.time() + self._load_s
@@ -186,7 +187,7 @@ class WorkerSide:
             left = max(end - loop.time(), 0.001)
             await self._keep_dictionary()
             loaded = await self._service.client.load(
-                self._salted(order.salt), order.token_ids, target, pages=target.pages, timeout=left
+                spec, order.token_ids, target, pages=target.pages, timeout=left
             )
         finally:
             self._loading.release()
@@ -243,12 +244,13 @@ class WorkerSide:
 
     async def _offloaded(self, staged: _Staged) -> PutReport:
         order, client = staged.order, self._service.client
+        spec = self._spec_of(order)
 
         async def send() -> PutReport:
             return await client.offload(
-                self._salted(order.salt),
+                spec,
                 order.token_ids,
-                self._source(staged),
+                self._source(staged, spec),
                 pages=staged.pages,
                 timeout=self._offload_s,
             )
@@ -256,7 +258,7 @@ class WorkerSide:
         try:
             return await send()
         except UnknownDictionary:
-            if self._dictionary is None:
+            if self._dictionary is None or self._dictionary.digest != spec.dictionary:
                 raise
         await client.register_dictionary(self._dictionary)
         return await send()
@@ -267,13 +269,13 @@ class WorkerSide:
             await self._service.client.keep_dictionary(self._dictionary)
             self._kept = True
 
-    def _source(self, staged: _Staged) -> Callable[[int, int], Tensor]:
-        size, first = self._spec.page_tokens, staged.order.first_page
+    def _source(self, staged: _Staged, spec: CacheSpec) -> Callable[[int, int], Tensor]:
+        size, first = spec.page_tokens, staged.order.first_page
 
         def source(page: int, group: int) -> Tensor:
             if page < first:
                 raise Unavailable(f"page {page} was stored, and left the store meanwhile")
-            layers = self._spec.group_range(group)
+            layers = spec.group_range(group)
             part = staged.copies[layers.start : layers.stop]
             return part.narrow(2, (page - first) * size, size)
 
@@ -289,8 +291,16 @@ class WorkerSide:
             self._stores -= 1
         self._counts.staged(self._staged)
 
-    def _salted(self, salt: bytes) -> CacheSpec:
-        return self._spec if salt == self._spec.salt else replace(self._spec, salt=salt)
+    def _spec_of(self, order: Sequence) -> CacheSpec:
+        """What the pages of an order belong to, as this worker holds them."""
+        of = order.spec
+        return replace(
+            self._spec,
+            codec=of.codec,
+            dictionary=of.dictionary,
+            group_layers=of.group_layers,
+            salt=of.salt,
+        )
 
     async def _drained(self) -> None:
         loop = asyncio.get_running_loop()
