@@ -19,7 +19,7 @@ from lexico_client._results import Loaded, PageOutcome, PutReport
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._log import LOG
-from lexico_client.engines.vllm._orders import LoadOrder, Orders, Sequence, StoreOrder
+from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
 from lexico_client.engines.vllm._paged import PagedCache, PageTarget
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -102,8 +102,7 @@ class WorkerSide:
         """Begins loads, with each step of the engine. Each will be told of by `arrived`."""
         for order in orders.loads:
             try:
-                spec = self._spec_of(order)
-                self._service.begin(self._load(order, spec, _reached(self._memory.device)))
+                self._service.begin(self._load(order, _reached(self._memory.device)))
             except LexicoError as error:
                 self._counts.warn("load", error)
                 self._end(order, set(order.blocks[order.start // self._memory.block_tokens :]))
@@ -148,12 +147,12 @@ class WorkerSide:
             raise Unavailable("the engine has registered no caches yet")
         return self._cache
 
-    async def _load(self, order: LoadOrder, spec: CacheSpec, reached: Callable[[], bool]) -> None:
+    async def _load(self, order: LoadOrder, reached: Callable[[], bool]) -> None:
         """Whatever happens, `_end` is told: a request waits for that."""
-        target = PageTarget(self._memory, spec, order)
+        target = PageTarget(self._memory, order.spec, order)
         pages, lost, wanted = 0, target.lost(0), order.stop - order.start
         try:
-            loaded = await self._loaded(order, spec, target, reached)
+            loaded = await self._loaded(order, target, reached)
             pages = loaded.pages
             target.settle(pages)
             lost = target.lost(pages)
@@ -163,7 +162,7 @@ class WorkerSide:
             pages, lost = 0, target.lost(0)
             self._counts.warn("load", error)
         finally:
-            size = spec.page_tokens
+            size = self._spec.page_tokens
             came = min(order.stop, (target.pages.start + pages) * size) - order.start
             came = wanted if not lost else max(0, came)
             self._counts.tokens("loaded", came)
@@ -171,7 +170,7 @@ class WorkerSide:
             self._end(order, lost)
 
     async def _loaded(
-        self, order: LoadOrder, spec: CacheSpec, target: PageTarget, reached: Callable[[], bool]
+        self, order: LoadOrder, target: PageTarget, reached: Callable[[], bool]
     ) -> Loaded:
         loop = asyncio.get_running_loop()
         end = loop.time() + self._load_s
@@ -187,7 +186,7 @@ class WorkerSide:
             left = max(end - loop.time(), 0.001)
             await self._keep_dictionary()
             loaded = await self._service.client.load(
-                spec, order.token_ids, target, pages=target.pages, timeout=left
+                order.spec, order.token_ids, target, pages=target.pages, timeout=left
             )
         finally:
             self._loading.release()
@@ -244,7 +243,7 @@ class WorkerSide:
 
     async def _offloaded(self, staged: _Staged) -> PutReport:
         order, client = staged.order, self._service.client
-        spec = self._spec_of(order)
+        spec = order.spec
 
         async def send() -> PutReport:
             return await client.offload(
@@ -290,17 +289,6 @@ class WorkerSide:
             self._staged -= pages * self._spec.page_bytes
             self._stores -= 1
         self._counts.staged(self._staged)
-
-    def _spec_of(self, order: Sequence) -> CacheSpec:
-        """What the pages of an order belong to, as this worker holds them."""
-        of = order.spec
-        return replace(
-            self._spec,
-            codec=of.codec,
-            dictionary=of.dictionary,
-            group_layers=of.group_layers,
-            salt=of.salt,
-        )
 
     async def _drained(self) -> None:
         loop = asyncio.get_running_loop()
