@@ -87,16 +87,17 @@ def agreement(both: list[Nursery], model: Path, options: argparse.Namespace) -> 
 
 
 def figures(parts: dict[str, Any]) -> dict[str, float]:
-    """What has a goal; of several codecs the worst."""
+    """What documents show; of several codecs the worst."""
     found: dict[str, float] = {}
     for codec, row in parts.get("first-token", {}).items():
         found[f"reload_{codec}"] = row["reload"]["median"]
-        for name in ("miss", "store", "adapter"):
-            found[name] = max(found.get(name, -1.0), row[name]["median"])
+        for name in ("miss", "store", "adapter", "store ratio"):
+            key = name.replace(" ", "_")
+            found[key] = max(found.get(key, -1.0), row[name]["median"])
     for row in parts.get("conversations", {}).values():
         found["conversations_equal"] = row["equal"]
-    if near := parts.get("agreement", {}).get("near"):
-        found |= {"near_forced": near["forced"], "near_free": near["free"]}
+    for cache, row in parts.get("agreement", {}).items():
+        found |= {f"{cache}_forced": row["forced"], f"{cache}_free": row["free"]}
     return found
 
 
@@ -152,9 +153,10 @@ def main() -> None:
     with nurseries(model, 2 if "conversations" in options.only else 1) as both:
         for part in options.only:
             parts[part] = parts.get(part, {}) | run[part](both, model, options)
-    rows = judged(figures(parts))
-    print(table(rows))
-    finish("engines", {"goals": rows, "vllm": parts}, machine())
+            found = figures(parts)
+            rows = judged(found)
+            print(table(rows))
+            finish("engines", {**found, "goals": rows, "vllm": parts}, machine())
 
 
 if __name__ == "__main__":
