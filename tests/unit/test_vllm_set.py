@@ -24,6 +24,7 @@ from lexico_client.engines.vllm._scheduler import SchedulerSide
 from lexico_client.engines.vllm._worker import WorkerSide
 from lexico_proto.errors import ConfigurationError, Unavailable
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_TOKENS, Family, Metrics
+from lexico_proto.v1 import reload_pb2 as reload
 from tests.support.client_fixtures import PATIENT, small_dictionary
 from tests.support.vllm_caches import cpu
 from tests.support.vllm_fakes import BLOCK_TOKENS, GEOMETRY, engine_spec, request, step
@@ -53,7 +54,7 @@ class Node:
         self.coding = coding_of(self.asking, config, BASE, "my models/tiny")
         self.scheduler = SchedulerSide(
             BASE,
-            Finder(self.asking, self.coding, config.recent_tokens),
+            Finder(self.asking, self.coding, config.recent_tokens, PATIENCE_S),
             counts,
             block_tokens=BLOCK_TOKENS,
             recent_tokens=config.recent_tokens,
@@ -250,3 +251,20 @@ def test_a_service_that_is_away_at_the_start_is_no_set(
     transport.offer(SET, BASE)
     node.takes()
     node.close()
+
+
+def test_where_pages_of_before_cannot_be_asked_for_those_of_now_count(
+    node: Node, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    transport.offer(SET, BASE)
+    node.takes()
+    matching = transport.match
+
+    async def match(asked: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
+        if asked.namespace == BASE.namespace:
+            raise Unavailable("gone")
+        return await matching(asked, timeout)
+
+    monkeypatch.setattr(transport, "match", match)
+    assert node.prompt("a") == (0, set())
+    assert node.counted(ENGINE_PAGES) == {"sent": 4}

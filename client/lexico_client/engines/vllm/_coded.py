@@ -7,6 +7,7 @@ its digest.
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -52,6 +53,8 @@ class Finder:
     coding: Coding
     recent_tokens: int
     """As `CacheSpec.reloadable_tokens` has it."""
+    seconds: float
+    """That an answer may take."""
 
     @property
     def codec(self) -> Codec:
@@ -76,13 +79,19 @@ class Finder:
             LexicoError: the service could not answer.
         """
         client, tokens = self.service.client, len(token_ids)
+        clock = asyncio.get_running_loop().time
+        end = clock() + self.seconds
         now, former = self.coding.spec(base), self.coding.former(base)
-        pages = (await client.match(now, token_ids)).pages
+        pages = (await client.match(now, token_ids, timeout=self.seconds)).pages
         found = Found(now, pages, now, pages)
-        most, usable = self._usable(now, tokens, tokens), self._usable(now, pages, tokens)
-        if former is None or usable == most:
+        usable = self._usable(now, pages, tokens)
+        if former is None or usable == now.reloadable_tokens(tokens, self.recent_tokens):
             return found
-        before = (await client.match(former, token_ids)).pages
+        try:
+            left = max(end - clock(), 0.001)
+            before = (await client.match(former, token_ids, timeout=left)).pages
+        except LexicoError:
+            return found  # a part of the answer is one
         if self._usable(former, before, tokens) > usable:
             return found._replace(source=former, there=before)
         return found

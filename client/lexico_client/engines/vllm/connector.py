@@ -82,7 +82,7 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
             coding = coding_of(self._service, settings, spec, vllm_config.model_config.model)
             self._scheduler = SchedulerSide(
                 spec,
-                Finder(self._service, coding, settings.recent_tokens),
+                Finder(self._service, coding, settings.recent_tokens, settings.match_seconds),
                 counts,
                 block_tokens=self._block_tokens,
                 recent_tokens=settings.recent_tokens,
