@@ -5,11 +5,11 @@ between: without us, where the connector is not asked; where it finds nothing an
 where it finds nothing and stores; and where it reloads.
 
 - `reload`: seconds to the first token by reload, over those without us.
-- `miss`: what the connector adds to a request of whose prompt nothing is stored: seconds that it
-  waits for its match, and those of the engine's thread in the connector, over those of the whole
-  request without us. `miss ratio` is the plain ratio of two times to the first token.
-- `store`: seconds of the engine's thread for the copies of a store, over those of the request.
-  `store ratio` is the plain ratio of a request with the store behind it, to one without.
+- `miss`: what the connector adds to a prompt of which nothing is stored: seconds that the request
+  waits for its match, and those of the engine's thread in the connector until the answer's end,
+  over those to the first token without us. `miss ratio` is the plain ratio of first tokens.
+- `store`: seconds of the engine's thread for the copies of a store, over those to the first token.
+  `store ratio` is the plain ratio of a whole answer with the store behind it, to one without.
 - `adapter`: seconds that a reloaded request waits for its match and its load, over those of the two
   client calls underneath, less 1.
 """
@@ -99,11 +99,11 @@ def _figures(found: dict[str, Timed]) -> dict[str, Any]:
         "recompute s": first,
         "reload s": reloaded.first[0],
         "reload": reloaded.first[0] / first,
-        "miss": held / alone.seconds,
+        "miss": held / first,
         "held s": miss["held"],
         "thread s": held - miss["held"],
         "miss ratio": missed.first[0] / first,
-        "store": store["thread wait_for_save"] / alone.seconds,
+        "store": store["thread wait_for_save"] / first,
         "copies s": store["thread wait_for_save"],
         "store ratio": stored.seconds / missed.seconds,
         "store first ratio": stored.first[0] / missed.first[0],
