@@ -41,6 +41,10 @@ class Generated:
     reasons: list[str]
     cached: list[int]
     """Tokens that vLLM found in a cache, its own or ours."""
+    first: list[float]
+    """Seconds to the first token of each."""
+    seconds: float
+    """To the last of all."""
 
 
 class Engine:
@@ -71,6 +75,10 @@ class Engine:
         """Empties vLLM's own prefix cache."""
         assert self._nursery.ask({"do": "reset", "options": options})["reset"]
 
+    def call(self, function: str, **arguments: Any) -> dict[str, Any]:
+        """What `module:name` gives in the engine's process, called with vLLM's `LLM`."""
+        return self._nursery.ask({"do": "call", "function": function, "arguments": arguments})
+
     def counted(self, family: str) -> dict[str, int]:
         """Label values → number, of one family of ours."""
         counted = self._nursery.ask({"do": "counts"})["counted"]
@@ -94,7 +102,7 @@ class Nursery:
     def __init__(self, log: Path, model: Path) -> None:
         self._model = model
         self._log = log
-        self._running = False
+        self._running = self._ready = False
         path = [ROOT, ROOT / "proto", ROOT / "client"]
         environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
         with log.open("wb") as written:
@@ -106,7 +114,6 @@ class Nursery:
                 env=environment,
                 cwd=log.parent,
             )
-        self.answer()
 
     @contextlib.contextmanager
     def engine(self, connector: dict[str, Any] | None = None, **options: Any) -> Iterator[Engine]:
@@ -135,6 +142,9 @@ class Nursery:
                 "kv_load_failure_policy": options.pop("policy", "recompute"),
                 "kv_connector_extra_config": connector,
             }
+        if not self._ready:  # others begin meanwhile
+            self.answer()
+            self._ready = True
         self.ask({"do": "start", "options": {**fields, **options}})
         self._running = True
         try:
