@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Final, Self
 
 from lexico_client._async_client import AsyncClient
+from lexico_client._coding import checked_without_set
 from lexico_client._endpoint import check_address
 from lexico_client._settings import Timeouts
 from lexico_client._tls import Tls
@@ -50,6 +51,8 @@ class EngineSettings:
     """Parameters of a codec; a preset has its own."""
     dictionary: str | None = None
     """File of a dictionary set, or its digest as hex where it is registered."""
+    without_set: str = "lossless"
+    """While there is no set for the model: share its pages lossless, or `refuse` to start."""
     weights: str | None = None
     """Fingerprint of the weights as hex, in place of hashing the model's files."""
     salt: str = ""
@@ -58,6 +61,8 @@ class EngineSettings:
     load_seconds: float = Timeouts.load
     idle_seconds: float = Timeouts.idle
     offload_seconds: float = Timeouts.offload
+    sets_seconds: float = Timeouts.sets
+    """Between two questions for the set of a model that has none, about."""
     drain_seconds: float = 10.0
     """How long a worker that ends waits for pages that are on their way."""
     staging_bytes: int = 1 << 30
@@ -83,10 +88,11 @@ class EngineSettings:
             ("threads", 64),
         ):
             self._check_range(key, 0 if key == "staging_bytes" else 1, most)
-        for key in ("match", "load", "idle", "offload", "drain"):
+        for key in ("match", "load", "idle", "offload", "sets", "drain"):
             if not 0 < getattr(self, f"{key}_seconds") < float("inf"):
                 raise self._bad(f"{key}_seconds", "a positive number of seconds is needed")
         self._told("salt", salt_bytes, self.salt)
+        self._told("without_set", checked_without_set, self.without_set)
         if self.weights is not None:
             self.weights_digest()
 
@@ -120,6 +126,7 @@ class EngineSettings:
             load=self.load_seconds,
             idle=self.idle_seconds,
             offload=self.offload_seconds,
+            sets=self.sets_seconds,
         )
         if transport is not None:
             return AsyncClient(transport=transport, timeouts=timeouts, threads=self.threads)
