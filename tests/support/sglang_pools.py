@@ -1,9 +1,13 @@
-"""Host pools as SGLang keeps them, without SGLang: NaN until an engine computes something."""
+"""Host pools as SGLang keeps them, and what it is started with, without SGLang.
+
+Pools are NaN until an engine computes something.
+"""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -86,3 +90,18 @@ class HostPool:
     def get_dummy_flat_data_page(self) -> Tensor:
         """Room for a page."""
         return torch.full_like(self.get_data_page(0), float("nan"))
+
+
+def started_with(folder: Path, **changes: Any) -> dict[str, Any]:
+    """Arguments of an engine, by name: those that the backend reads."""
+    return {
+        "model_path": str(folder),
+        "revision": None,
+        "load_format": "auto",
+        "quantization": None,
+        "kv_cache_dtype": "auto",
+        "json_model_override_args": "{}",
+        "speculative_algorithm": None,
+        "disaggregation_mode": "null",
+        **changes,
+    }

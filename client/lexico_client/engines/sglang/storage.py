@@ -10,14 +10,14 @@ from sglang.srt.mem_cache.hicache_storage import (
     HiCacheStorage,
     HiCacheStorageConfig,
 )
-from sglang.srt.runtime_context import get_server_args
+from sglang.srt.runtime_context import get_context
 from torch import Tensor
 
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines.sglang._config import StorageConfig
 from lexico_client.engines.sglang._log import LOG
-from lexico_client.engines.sglang._model import base_spec, check_engine, folder_of
+from lexico_client.engines.sglang._model import EngineArgs, base_spec, check_engine, folder_of
 from lexico_client.engines.sglang._pages import HostPages
 from lexico_client.engines.sglang._storage import Page, StorageSide, hash_of
 from lexico_client.engines.sglang._supported import check_interface, check_version
@@ -47,10 +47,15 @@ class LexicoStorage(HiCacheStorage):  # type: ignore[misc]
             kwargs: of the factory; nothing is in it.
         """
         self._settings = StorageConfig.of(storage_config.extra_config or {})
-        self._args = get_server_args()
+        self._args = EngineArgs.of(get_context().config_leaf)
         check_engine(self._args, storage_config)
         self._counts = Counts(LOG, PROCESS)
         self._service = Service(self._settings.client(), "sglang", LOG)
+        self._show: Callable[[], None] = _nothing
+        if storage_config.enable_storage_metrics:
+            from lexico_client.engines.sglang._metrics import shown_by_process
+
+            self._show = shown_by_process().update
         self._pages: HostPages | None = None
         self._side: StorageSide | None = None
 
@@ -112,7 +117,9 @@ class LexicoStorage(HiCacheStorage):  # type: ignore[misc]
         target_locations: Sequence[Tensor] | None = None,
         target_sizes: Any = None,
     ) -> list[Tensor | None]:
-        pages = self._layout
+        if self._pages is None:
+            return [None] * len(keys)
+        pages = self._pages
         room = list(target_locations or (pages.room() for _ in keys))
         found = self._answered("load", keys, lambda: [pages.flat(each) for each in room])
         return [each if came else None for each, came in zip(room, found, strict=True)]
@@ -129,8 +136,9 @@ class LexicoStorage(HiCacheStorage):  # type: ignore[misc]
         target_locations: Any = None,
         target_sizes: Any = None,
     ) -> bool:
-        pages, given = self._layout, list(values or ())
-        return all(self._answered("store", keys, lambda: [pages.flat(each) for each in given]))
+        given = list(values or ())
+        found = self._answered("store", keys, lambda: [self._layout.flat(each) for each in given])
+        return all(found)
 
     def set(
         self,
@@ -152,6 +160,8 @@ class LexicoStorage(HiCacheStorage):  # type: ignore[misc]
         except LexicoError as error:
             self._counts.warn("match", error)
             return 0
+        finally:
+            self._show()
 
     def exists(self, key: str) -> bool:
         return self.batch_exists([key]) == 1
@@ -177,7 +187,9 @@ class LexicoStorage(HiCacheStorage):  # type: ignore[misc]
         except Exception as error:  # noqa: BLE001 - see above
             self._counts.warn(what, error)
             return [False] * len(keys)
-        return side.load(pages) if what == "load" else side.store(pages)
+        found = side.load(pages) if what == "load" else side.store(pages)
+        self._show()
+        return found
 
     def _in_pool(self, keys: Sequence[str], host_indices: Tensor) -> list[CacheMemory]:
         return self._layout.pages(host_indices, len(keys))
@@ -193,3 +205,7 @@ class LexicoStorage(HiCacheStorage):  # type: ignore[misc]
         if self._side is None:
             raise Unavailable("SGLang has registered no host pool yet")
         return self._side
+
+
+def _nothing() -> None:
+    """Where nobody is shown what is counted."""
