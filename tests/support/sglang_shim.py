@@ -55,7 +55,7 @@ def fork_processes() -> None:
     def forked(method: str | None, force: bool = False) -> None:
         chosen("fork", force=True)
 
-    multiprocessing.set_start_method = forked  # type: ignore[assignment]
+    multiprocessing.set_start_method = forked
     torch.multiprocessing.set_start_method = forked
 
 
