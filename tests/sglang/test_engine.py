@@ -128,7 +128,7 @@ def stored_spec(model: Path) -> CacheSpec:
 def test_requests_with_a_salt_are_apart(
     engine: Engine, prompts: Prompts, plain: list[list[int]]
 ) -> None:
-    found = engine.generate(prompts.apart[0], extra_key="mine")
+    found = engine.generate(prompts.apart[0], cache_salt="mine")
     assert (found.tokens[0], found.cached) == (plain[0], [0])
 
 

@@ -54,12 +54,12 @@ class Engine:
     def __init__(self, nursery: Nursery) -> None:
         self._nursery = nursery
 
-    def generate(self, *token_ids: Sequence[int], max_tokens: int = 16, **more: Any) -> Generated:
-        """Greedy tokens of prompts that come at once; `more` are arguments of each request."""
+    def generate(self, *token_ids: Sequence[int], max_tokens: int = 8, **more: Any) -> Generated:
+        """Greedy tokens of prompts that come at once; `more` are fields of each request."""
         self.begin(*token_ids, max_tokens=max_tokens, **more)
         return self.result()
 
-    def begin(self, *token_ids: Sequence[int], max_tokens: int = 16, **more: Any) -> None:
+    def begin(self, *token_ids: Sequence[int], max_tokens: int = 8, **more: Any) -> None:
         """As `generate`, whose result is to be fetched by `result`."""
         ids = [list(map(int, each)) for each in token_ids]
         self._nursery.tell(
@@ -132,6 +132,7 @@ class Nursery:
             "page_size": PAGE_TOKENS,
             "random_seed": 0,
             "log_level": "info",
+            "sleep_on_idle": True,
             "host": "127.0.0.1",
             "port": _free_port(),
         }

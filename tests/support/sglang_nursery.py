@@ -72,12 +72,16 @@ def _engine(start: Document, answers: int) -> None:
 
 def _generate(engine: Any, line: Document) -> Document:
     """Several prompts at a time, by token ids; their tokens, and how many were in a cache."""
+    from sglang.srt.managers.io_struct import GenerateReqInput
+
     count = len(line["token_ids"])
-    found = engine.generate(
+    asked = GenerateReqInput(
         input_ids=line["token_ids"],
         sampling_params={"temperature": 0, "max_new_tokens": line["max_tokens"]},
-        **{name: [value] * count for name, value in line.get("more", {}).items()},
+        **{name: [value] * count for name, value in line["more"].items()},
     )
+    answers = engine.tokenizer_manager.generate_request(asked, None)
+    found = engine.loop.run_until_complete(anext(answers))
     told = [each["meta_info"] for each in found]
     return {
         "tokens": [list(each["output_ids"]) for each in found],
