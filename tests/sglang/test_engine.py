@@ -174,7 +174,7 @@ def test_a_damaged_page_is_computed(
     zeros, inputs = hashed_pages(
         SCHEME, [page_hashes(prompts.apart[0], PAGE_TOKENS)[4]], PAGE_TOKENS
     )
-    service.damage(stored_spec(model), zeros, 0, inputs)
+    service.damage(stored_spec(model), zeros.tolist(), 0, inputs)
     found = engine.generate(prompts.apart[0])
     assert (found.tokens[0], found.reasons) == (plain[0], ["length"])
     assert found.details[0].get("storage", 0) == 4 * PAGE_TOKENS
