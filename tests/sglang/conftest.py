@@ -88,3 +88,4 @@ def stored(
         found = engine.generate(prompts.apart[0])
         assert (found.tokens[0], found.details[0]["storage"]) == (plain[0], STORED)
         assert service.counts(RECEIVED_BYTES) == before
+        assert engine.shown()["lexico_engine_pages_total sent"] == whole

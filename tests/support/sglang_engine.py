@@ -70,8 +70,7 @@ class Engine:
         return Generated(**self._nursery.answer())
 
     def shown(self) -> dict[str, float]:
-        """What SGLang's server would show of our families: name and label values → number, over
-        all engines of the nursery."""
+        """What SGLang's server would show of our families: name and label values → number."""
         shown: dict[str, float] = self._nursery.ask({"do": "shown"})
         return shown
 
