@@ -90,7 +90,7 @@ class Engine:
 class Nursery:
     """The process that has imported vLLM."""
 
-    def __init__(self, log: Path, model: Path) -> None:
+    def __init__(self, log: Path, model: Path, python: str = PYTHON) -> None:
         self._model = model
         self._log = log
         self._running = False
@@ -98,7 +98,7 @@ class Nursery:
         environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
         with log.open("wb") as written:
             self._process = subprocess.Popen(
-                [PYTHON, "-m", "tests.support.vllm_nursery"],
+                [python, "-m", "tests.support.vllm_nursery"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=written,

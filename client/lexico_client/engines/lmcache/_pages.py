@@ -37,8 +37,10 @@ HASH_BYTES: Final = 32
 fast and no cryptographic hash has 16."""
 _SCHEME: Final = "lmcache"
 _VLLM_HASHES: Final = "vllm.v1.core.kv_cache_utils"
-"""Where LMCache has its hashes begin, unless they are blake3: at random, without `_SEED`."""
+"""Where LMCache has its hashes begin, unless they are blake3: at random without `_SEED`, in
+releases that have no `_FIXED_SEED`."""
 _SEED: Final = "PYTHONHASHSEED"
+_FIXED_SEED: Final = "DEFAULT_NONE_HASH_SEED"
 _NAMES: Final = {dtype: name for name, dtype in DTYPES.items()}
 
 
@@ -217,7 +219,9 @@ def _check_hash(chunk_hash: bytes) -> None:
             f"a chunk hash of {len(chunk_hash)} bytes is of no cryptographic hash: prompts that "
             "differ could have one name; start LMCache with --hash-algorithm blake3"
         )
-    if hasattr(sys.modules.get(_VLLM_HASHES), "NONE_HASH") and not os.environ.get(_SEED):
+    hashes = sys.modules.get(_VLLM_HASHES)
+    begun = hasattr(hashes, "NONE_HASH") and not hasattr(hashes, _FIXED_SEED)
+    if begun and not os.environ.get(_SEED):
         raise Unsupported(
             "LMCache's chunk hashes begin with a random number of this process, so no other finds "
             f"them; start LMCache with --hash-algorithm blake3, or with {_SEED}=0 everywhere"
