@@ -14,7 +14,6 @@ from transformers import AutoTokenizer
 
 from lexico_lab.models import SMOLLM2, model_folder
 from tests.support.lmcache_server import MODULE, PYTHON, LMCacheServer, lmcache_server
-from tests.support.servers import RedisServer, redis_server
 from tests.support.vllm_engine import BLOCK_TOKENS, ROOT, Engine, Nursery
 from tests.support.vllm_service import EngineService, engine_service
 
@@ -25,9 +24,8 @@ LOADED: Final = 576
 """Of them, in whole chunks."""
 LAYOUT: Final = {"layout": "vllm-cpu", "block_tokens": BLOCK_TOKENS}
 
-Start = Callable[
-    [dict[str, Any]], "contextlib.AbstractContextManager[tuple[LMCacheServer, Engine]]"
-]
+Running = tuple[LMCacheServer, Engine]
+Start = Callable[[dict[str, Any]], "contextlib.AbstractContextManager[Running]"]
 
 
 @pytest.fixture(scope="session")
@@ -52,13 +50,6 @@ def nursery(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[N
     made.close()
 
 
-@pytest.fixture(scope="session")
-def plain(nursery: Nursery, prompts: list[list[int]]) -> list[list[int]]:
-    """The tokens of an engine without us."""
-    with nursery.engine() as engine:
-        return [engine.generate(ids).tokens[0] for ids in prompts]
-
-
 @pytest.fixture(scope="module")
 def service() -> Iterator[EngineService]:
     with engine_service() as made:
@@ -77,12 +68,6 @@ def start(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Start:
                 yield server, engine
 
     return started
-
-
-@pytest.fixture(scope="session")
-def redis(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RedisServer]:
-    with redis_server(tmp_path_factory.mktemp("redis")) as made:
-        yield made
 
 
 def plugin(service: EngineService, **settings: Any) -> dict[str, Any]:

@@ -14,11 +14,10 @@ from lexico_codec.frame import parse_frame
 from lexico_codec.geometry import Geometry
 from lexico_codec.pages import decode_group
 from lexico_codec.spec import make_spec
-from lexico_proto.metrics import ENGINE_PAGES, ENGINE_TOKENS
+from lexico_proto.metrics import ENGINE_TOKENS
 from tests.lmcache.conftest import LAYOUT, LOADED, Running, Start, plugin
 from tests.support.client_fixtures import flipped
 from tests.support.lmcache_server import CHUNK_TOKENS, MODULE
-from tests.support.servers import PASSWORD, RedisServer
 from tests.support.vllm_service import EngineService
 from tests.support.waiting import wait_until
 
@@ -26,14 +25,22 @@ CHUNKS = LOADED // CHUNK_TOKENS
 
 
 @pytest.fixture(scope="module")
-def stored(
-    start: Start, service: EngineService, prompts: list[list[int]], plain: list[list[int]]
-) -> None:
-    """One server and its engine computed and stored every prompt but the last."""
+def plain(start: Start, service: EngineService, prompts: list[list[int]]) -> list[list[int]]:
+    """The tokens of every prompt, of an engine that computed all of them; its server stored all but
+    the last."""
     with start(plugin(service)) as (server, engine):
-        assert [engine.generate(ids).tokens[0] for ids in prompts[:3]] == plain[:3]
+        found = [engine.generate(ids) for ids in prompts[:3]]
+        server.stored(sent=3 * CHUNKS)
+        service.offload.refuse()
+        engine.reset()
+        server.forget()
+        service.reload.refuse()
+        found.append(engine.generate(prompts[3]))
         server.settle()
-        assert server.counted(ENGINE_PAGES.name) == {"sent": 3 * CHUNKS}
+        service.reload.accept()
+        service.offload.accept()
+        assert [each.cached for each in found] == [[0]] * 4
+        return [each.tokens[0] for each in found]
 
 
 @pytest.fixture(scope="module")
@@ -54,7 +61,7 @@ def fresh(running: Running) -> Running:
 
 
 def test_pages_in_the_store_are_the_keys_and_values_of_hugging_face(
-    service: EngineService, prompts: list[list[int]], model: Path, stored: None
+    service: EngineService, prompts: list[list[int]], model: Path, plain: list[list[int]]
 ) -> None:
     """A lossless codec does not notice a layout that is read wrong."""
     found = _pages(service)
@@ -82,6 +89,7 @@ def test_a_server_that_was_restarted_loads_what_another_stored(
     after = server.counted(ENGINE_TOKENS.name)
     assert after["loaded"] - before.get("loaded", 0) == 3 * LOADED
     assert after.get("lost", 0) == before.get("lost", 0)
+    assert any('what="loaded"' in line for line in server.shown(ENGINE_TOKENS.name))
 
 
 def test_a_prompt_that_begins_alike_loads_its_beginning(
@@ -90,7 +98,7 @@ def test_a_prompt_that_begins_alike_loads_its_beginning(
     server, engine = fresh
     found = engine.generate(prompts[3])
     assert (found.tokens[0], found.cached[0]) == (plain[3], 4 * CHUNK_TOKENS)
-    server.settle()
+    server.stored(sent=CHUNKS - 4)
     server.forget()
     engine.reset()
     again = engine.generate(prompts[3])  # its own chunks were stored
@@ -142,35 +150,24 @@ def test_a_service_that_is_gone_costs_nothing_but_the_hit(
     wait_until(hit, "a hit", every_s=1.0)
 
 
-@pytest.mark.parametrize("kind", ["fs", "resp"])
-def test_the_serde_codes_for_adapters_of_lmcaches_own(
-    kind: str,
-    start: Start,
-    prompts: list[list[int]],
-    plain: list[list[int]],
-    tmp_path: Path,
-    redis: RedisServer,
+def test_the_serde_codes_for_an_adapter_of_lmcaches_own(
+    start: Start, prompts: list[list[int]], plain: list[list[int]], tmp_path: Path
 ) -> None:
-    own = {
-        "fs": {"type": "fs", "base_path": str(tmp_path / "objects")},
-        "resp": {
-            **{"type": "resp", "host": "127.0.0.1", "port": redis.port},
-            **{"password": PASSWORD, "num_workers": 2},
-        },
-    }
     adapter = {
         "type": "plugin",
         "module_path": MODULE,
         "class_name": "LMCacheAdapter",
-        "adapter_params": own[kind],
-        "serde": {"type": "lexico", **LAYOUT, "padded_to": 0.95},
+        "adapter_params": {"type": "fs", "base_path": str(tmp_path)},
+        "serde": {"type": "lexico", **LAYOUT, "padded_to": 0.9},
     }
     for round in range(2):
         with start(adapter) as (server, engine):
             found = engine.generate(prompts[0])
             assert (found.tokens[0], found.cached[0]) == (plain[0], round * LOADED)
-            server.settle()
+            wait_until(lambda: len(list(tmp_path.glob("*.data"))) == CHUNKS, "objects in files")
             assert "Serde task" not in server.said()
+    raw = 30 * 2 * CHUNK_TOKENS * 3 * 64 * 4
+    assert {file.stat().st_size for file in tmp_path.glob("*.data")} == {int(0.9 * raw)}
 
 
 def _pages(service: EngineService) -> list[Tensor]:

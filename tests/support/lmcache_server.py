@@ -16,6 +16,7 @@ from typing import Any, Final
 
 import pytest
 
+from lexico_proto.metrics import ENGINE_PAGES
 from tests.support.vllm_engine import ROOT
 from tests.support.waiting import wait_until
 
@@ -41,6 +42,7 @@ class LMCacheServer:
 
     port: int
     http: int
+    prometheus: int
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -73,6 +75,15 @@ class LMCacheServer:
         found = ((name.split(" "), number) for name, number in counted.items())
         return {" ".join(name[1:]): number for name, number in found if name[0] == family}
 
+    def stored(self, sent: int) -> None:
+        """Waits until so many objects were sent to the service, as our adapter counts them."""
+
+        def reached() -> bool:
+            return self.counted(ENGINE_PAGES.name).get("sent", 0) >= sent
+
+        wait_until(reached, f"{sent} objects to be sent", self.said, every_s=_LOOK_S)
+        assert self.counted(ENGINE_PAGES.name) == {"sent": sent}
+
     def settle(self) -> None:
         """Waits until nothing is being stored."""
 
@@ -85,6 +96,12 @@ class LMCacheServer:
     def forget(self) -> None:
         """Empties the server's own memory."""
         self._ask("cache/clear", b"{}")
+
+    def shown(self, family: str) -> list[str]:
+        """Lines of one family on its page of metrics."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.prometheus}/metrics") as answer:
+            lines: list[str] = answer.read().decode().splitlines()
+        return [line for line in lines if line.startswith(family)]
 
     def said(self) -> str:
         """Its log."""
@@ -123,7 +140,7 @@ def lmcache_server(adapter: dict[str, Any], log: Path) -> Iterator[LMCacheServer
         process = subprocess.Popen(
             command, stdout=written, stderr=written, env=environment, cwd=log.parent
         )
-    server = LMCacheServer(port, http, process, log)
+    server = LMCacheServer(port, http, metrics, process, log)
     try:
         wait_until(lambda: _answers(server), "LMCache's server", server.said, every_s=_LOOK_S)
         yield server

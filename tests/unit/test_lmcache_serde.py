@@ -55,7 +55,7 @@ def key(folder: Path) -> Key:
 
 
 def coded_with(**settings: Any) -> ObjectCoding:
-    return ObjectCoding(SerdeConfig.of(settings))
+    return ObjectCoding(SerdeConfig.of({"padded_to": 0, **settings}))
 
 
 def encoded(coding: ObjectCoding, key: Key, tensor: Tensor) -> bytearray:
@@ -112,6 +112,8 @@ def test_objects_are_padded_to_a_part_of_their_size(key: Key) -> None:
     data = encoded(coding, key, tensor)
     assert len(data) == coding.most_bytes(tensor.shape, tensor.dtype) == int(0.9 * tensor.nbytes)
     assert torch.equal(decoded(coding, key, data, tensor), tensor)
+    usual = ObjectCoding(SerdeConfig.of({}))
+    assert len(encoded(usual, key, tensor)) == tensor.nbytes
     with pytest.raises(Unsupported, match="give a larger `padded_to`"):
         encoded(coded_with(padded_to=0.1), key, tensor)
 

@@ -70,9 +70,9 @@ class SerdeConfig(CheckedSettings):
     """These four as of the adapter."""
     max_workers: int = 1
     """Threads that code and decode."""
-    padded_to: float = 0.0
-    """Part of an object's bytes to which all are filled up, for adapters that take back no fewer
-    bytes than were asked for; what does not fit is not stored. 0 for as many as there are."""
+    padded_to: float = 1.0
+    """Part of an object's bytes to which all are filled up, since adapters take back no fewer bytes
+    than they ask for; what does not fit is not stored. 0 for as many as there are."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
