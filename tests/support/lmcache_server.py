@@ -25,7 +25,7 @@ PYTHON: Final = os.environ.get("LEXICO_TEST_LMCACHE", "")
 MODULE: Final = "lexico_client.engines.lmcache"
 CHUNK_TOKENS: Final = 64
 
-_ENVIRONMENT: Final = {
+ENVIRONMENT: Final = {
     "LMCACHE_DISABLE_BANNER": "1",
     "LMCACHE_TRACK_USAGE": "false",
     "DO_NOT_TRACK": "1",
@@ -126,7 +126,7 @@ def lmcache_server(adapter: dict[str, Any], log: Path) -> Iterator[LMCacheServer
     """
     port, http, metrics = _free_ports(3)
     path = [ROOT, ROOT / "proto", ROOT / "client"]
-    environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
+    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
     command = [
         *(PYTHON, "-m", "lmcache.cli.main", "server"),
         *("--host", "127.0.0.1", "--port", str(port)),

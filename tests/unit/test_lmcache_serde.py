@@ -65,7 +65,7 @@ def encoded(coding: ObjectCoding, key: Key, tensor: Tensor) -> bytearray:
     return bytearray(buffer.byte_array[:size])
 
 
-def decoded(coding: ObjectCoding, key: Key, data: bytes, like: Tensor) -> Tensor:
+def decoded(coding: ObjectCoding, key: Key, data: bytes | bytearray, like: Tensor) -> Tensor:
     into = torch.full_like(like, float("nan"))
     coding.decode(key, memoryview(data), into)
     return into

@@ -139,7 +139,7 @@ async def test_what_one_server_stores_another_finds_and_loads(
 ) -> None:
     layout, made = OBJECTS[kind]
     given = objects(made, dtype=torch.bfloat16)
-    settings = {"layout": layout, "block_tokens": BLOCK_TOKENS}
+    settings: dict[str, Any] = {"layout": layout, "block_tokens": BLOCK_TOKENS}
     async with running(folder, tmp_path, **settings) as one:
         assert await one.find(given[0].shape, torch.bfloat16) == [False] * COUNT
         stored, size = await one.store.store(list(zip(one.keys[:3], given, strict=False)))
@@ -236,7 +236,7 @@ async def test_a_service_that_fails_is_a_miss_and_one_warning(
 
 
 async def test_a_service_that_is_silent_costs_a_deadline(folder: Path, tmp_path: Path) -> None:
-    short = {"match_seconds": 0.05, "load_seconds": 0.05, "offload_seconds": 0.05}
+    short: dict[str, Any] = {"match_seconds": 0.05, "load_seconds": 0.05, "offload_seconds": 0.05}
     async with running(folder, tmp_path, **short) as rig:
         given = list(zip(rig.keys, objects(), strict=True))
         rig.transport.holding = True
@@ -278,7 +278,11 @@ async def test_a_lossy_codec_takes_a_set_without_positions(folder: Path, tmp_pat
     file = tmp_path / "free.safetensors"
     free.save(file)
     given = objects()
-    settings = {"codec": "lexico", "codec_config": {"sparsity": 8}, "dictionary": str(file)}
+    settings: dict[str, Any] = {
+        "codec": "lexico",
+        "codec_config": {"sparsity": 8},
+        "dictionary": str(file),
+    }
     async with running(folder, tmp_path, **settings) as rig:
         named = list(zip(rig.keys, given, strict=True))
         assert (await rig.store.store(named))[0]

@@ -23,6 +23,7 @@ import torch
 
 from lexico_client._weights_files import fingerprint_files
 from lexico_client.engines._hashed import hashed_pages
+from lexico_client.engines.lmcache._config import AdapterConfig, SerdeConfig
 from lexico_client.engines.lmcache._layout import Layout, ObjectShape, layout_of
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.geometry import DTYPES, Geometry
@@ -57,19 +58,6 @@ class ObjectKey(Protocol):
     def object_group_id(self) -> int: ...
     @property
     def cache_salt(self) -> str: ...
-
-
-class ModelSettings(Protocol):
-    """What is to be known of the model, from either kind of settings."""
-
-    model: str
-    folder: str | None
-    layout: str
-    block_tokens: int
-    salt: str
-
-    def weights_digest(self) -> bytes | None:
-        """The fingerprint that was given."""
 
 
 @dataclass(frozen=True)
@@ -112,7 +100,7 @@ class Pages:
     """Makes pages of objects. Any thread may call it; the first call for a model may hash its
     files, which takes as long as to read them."""
 
-    def __init__(self, settings: ModelSettings) -> None:
+    def __init__(self, settings: AdapterConfig | SerdeConfig) -> None:
         """
         Raises:
             ConfigurationError: naming the setting.
@@ -120,6 +108,7 @@ class Pages:
         """
         self._settings = settings
         self.layout: Layout = layout_of(settings.layout, settings.block_tokens)
+        self._reading = threading.Lock()
         self._lock = threading.Lock()
         self._models: dict[str, _Model | LexicoError] = {}
         self._specs: dict[tuple[Any, ...], CacheSpec] = {}
@@ -166,13 +155,14 @@ class Pages:
         Raises:
             LexicoError: it is not the one that was named, or cannot be used.
         """
-        with self._lock:
-            if name not in self._models:
-                try:
-                    self._models[name] = self._read(name)
-                except LexicoError as error:
-                    self._models[name] = error
-            known = self._models[name]
+        if name not in self._models:  # who knows it does not wait for who reads another
+            with self._reading:
+                if name not in self._models:
+                    try:
+                        self._models[name] = self._read(name)
+                    except LexicoError as error:
+                        self._models[name] = error
+        known = self._models[name]
         if isinstance(known, LexicoError):
             raise type(known)(known.message)
         return known
