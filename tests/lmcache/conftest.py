@@ -16,6 +16,7 @@ from lexico_lab.models import SMOLLM2, model_folder
 from tests.support.lmcache_server import MODULE, PYTHON, LMCacheServer, lmcache_server
 from tests.support.vllm_engine import BLOCK_TOKENS, ROOT, Engine, Nursery
 from tests.support.vllm_service import EngineService, engine_service
+from tests.support.waiting import wait_until
 
 collect_ignore_glob = [] if os.environ.get("LEXICO_TEST_LMCACHE") else ["test_*.py"]
 
@@ -68,6 +69,19 @@ def start(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Start:
                 yield server, engine
 
     return started
+
+
+def forget(server: LMCacheServer, engine: Engine) -> None:
+    """Empties the memory of both. The engine keeps blocks until a step tells it that LMCache has
+    stored them."""
+
+    def emptied() -> bool:
+        engine.generate([1, 2, 3], max_tokens=1)
+        return engine.emptied()
+
+    wait_until(emptied, "vLLM's blocks to be free")
+    server.settle()
+    server.forget()
 
 
 def plugin(service: EngineService, **settings: Any) -> dict[str, Any]:

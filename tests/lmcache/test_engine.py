@@ -15,7 +15,7 @@ from lexico_codec.geometry import Geometry
 from lexico_codec.pages import decode_group
 from lexico_codec.spec import make_spec
 from lexico_proto.metrics import ENGINE_TOKENS
-from tests.lmcache.conftest import LAYOUT, LOADED, Running, Start, plugin
+from tests.lmcache.conftest import LAYOUT, LOADED, Running, Start, forget, plugin
 from tests.support.client_fixtures import flipped
 from tests.support.lmcache_server import CHUNK_TOKENS, MODULE
 from tests.support.vllm_service import EngineService
@@ -32,9 +32,8 @@ def plain(start: Start, service: EngineService, prompts: list[list[int]]) -> lis
         found = [engine.generate(ids) for ids in prompts[:3]]
         server.stored(sent=3 * CHUNKS)
         service.offload.refuse()
-        engine.reset()
-        server.forget()
         service.reload.refuse()
+        forget(server, engine)
         found.append(engine.generate(prompts[3]))
         server.settle()
         service.reload.accept()
@@ -44,7 +43,7 @@ def plain(start: Start, service: EngineService, prompts: list[list[int]]) -> lis
 
 
 @pytest.fixture(scope="module")
-def running(start: Start, service: EngineService, stored: None) -> Iterator[Running]:
+def running(start: Start, service: EngineService, plain: list[list[int]]) -> Iterator[Running]:
     """Another server, which has nothing in its memory, and another engine."""
     with start(plugin(service)) as made:
         yield made
@@ -53,10 +52,7 @@ def running(start: Start, service: EngineService, stored: None) -> Iterator[Runn
 @pytest.fixture
 def fresh(running: Running) -> Running:
     """With nothing in the memory of either."""
-    server, engine = running
-    server.settle()
-    server.forget()
-    engine.reset()
+    forget(*running)
     return running
 
 
@@ -99,8 +95,7 @@ def test_a_prompt_that_begins_alike_loads_its_beginning(
     found = engine.generate(prompts[3])
     assert (found.tokens[0], found.cached[0]) == (plain[3], 4 * CHUNK_TOKENS)
     server.stored(sent=CHUNKS - 4)
-    server.forget()
-    engine.reset()
+    forget(server, engine)
     again = engine.generate(prompts[3])  # its own chunks were stored
     assert (again.tokens[0], again.cached[0]) == (plain[3], LOADED)
 
@@ -143,8 +138,7 @@ def test_a_service_that_is_gone_costs_nothing_but_the_hit(
     assert warned
 
     def hit() -> bool:
-        server.forget()
-        engine.reset()
+        forget(server, engine)
         return engine.generate(prompts[2], max_tokens=1).cached == [LOADED]
 
     wait_until(hit, "a hit", every_s=1.0)

@@ -66,8 +66,9 @@ class LMCacheServer:
 
     def adapter(self) -> dict[str, Any]:
         """What its one L2 adapter says of itself."""
+        found: dict[str, Any]
         (found,) = self.status()["storage_manager"]["l2_adapters"]
-        return found  # type: ignore[no-any-return]
+        return found
 
     def counted(self, family: str) -> dict[str, int]:
         """Label values → number, of one family of ours."""
@@ -82,7 +83,7 @@ class LMCacheServer:
             return self.counted(ENGINE_PAGES.name).get("sent", 0) >= sent
 
         wait_until(reached, f"{sent} objects to be sent", self.said, every_s=_LOOK_S)
-        assert self.counted(ENGINE_PAGES.name) == {"sent": sent}
+        assert self.counted(ENGINE_PAGES.name)["sent"] == sent
 
     def settle(self) -> None:
         """Waits until nothing is being stored."""

@@ -68,7 +68,12 @@ class Engine:
 
     def reset(self, **options: Any) -> None:
         """Empties vLLM's own prefix cache."""
-        assert self._nursery.ask({"do": "reset", "options": options})["reset"]
+        assert self.emptied(**options)
+
+    def emptied(self, **options: Any) -> bool:
+        """As `reset`; False where a connector still holds blocks, which a step may end."""
+        answer = self._nursery.ask({"do": "reset", "options": options})
+        return bool(answer["reset"])
 
     def counted(self, family: str) -> dict[str, int]:
         """Label values → number, of one family of ours."""

@@ -19,7 +19,6 @@ from torch import Tensor
 
 from lexico_client._async_client import AsyncClient
 from lexico_client._coding import Coding
-from lexico_client._load import PageView
 from lexico_client._results import PageOutcome
 from lexico_client.engines._counts import Counts
 from lexico_client.engines.lmcache._config import AdapterConfig
@@ -300,7 +299,7 @@ def _by_spec(pages: Sequence[Page]) -> dict[CacheSpec, list[int]]:
     return found
 
 
-def _view(spec: CacheSpec, memory: Tensor) -> PageView:
+def _view(spec: CacheSpec, memory: Tensor) -> Callable[[int, int], Tensor]:
     """The one page, `[layers, 2, tokens, kv_heads, head_dim]`, by its layer groups."""
 
     def view(page: int, group: int) -> Tensor:

@@ -57,6 +57,7 @@ class LexicoL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         self._counts = Counts(LOG)
         self._objects = ObjectStore(pages, self._service.client, settings, self._counts)
         self._notifiers = [create_event_notifier() for _ in range(3)]
+        self._fds: list[int] = [each.fileno() for each in self._notifiers]
         stored, found, loaded = (each.notify for each in self._notifiers)
         self._stores: Tasks[L2StoreResult] = Tasks(stored)
         self._finds: Tasks[Bitmap] = Tasks(found)
@@ -71,13 +72,13 @@ class LexicoL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         )
 
     def get_store_event_fd(self) -> int:
-        return self._notifiers[0].fileno()
+        return self._fds[0]
 
     def get_lookup_and_lock_event_fd(self) -> int:
-        return self._notifiers[1].fileno()
+        return self._fds[1]
 
     def get_load_event_fd(self) -> int:
-        return self._notifiers[2].fileno()
+        return self._fds[2]
 
     def submit_store_task(self, keys: list[ObjectKey], objects: list[MemoryObj]) -> int:
         async def store() -> L2StoreResult:
