@@ -73,7 +73,12 @@ class Engine:
 
     def reset(self, **options: Any) -> None:
         """Empties vLLM's own prefix cache."""
-        assert self._nursery.ask({"do": "reset", "options": options})["reset"]
+        assert self.emptied(**options)
+
+    def emptied(self, **options: Any) -> bool:
+        """As `reset`; False where a connector still holds blocks, which a step may end."""
+        answer = self._nursery.ask({"do": "reset", "options": options})
+        return bool(answer["reset"])
 
     def call(self, function: str, **arguments: Any) -> dict[str, Any]:
         """What `module:name` gives in the engine's process, called with vLLM's `LLM`."""
@@ -99,7 +104,7 @@ class Engine:
 class Nursery:
     """The process that has imported vLLM."""
 
-    def __init__(self, log: Path, model: Path) -> None:
+    def __init__(self, log: Path, model: Path, python: str = PYTHON) -> None:
         self._model = model
         self._log = log
         self._running = self._ready = False
@@ -107,7 +112,7 @@ class Nursery:
         environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
         with log.open("wb") as written:
             self._process = subprocess.Popen(
-                [PYTHON, "-m", "tests.support.vllm_nursery"],
+                [python, "-m", "tests.support.vllm_nursery"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=written,

@@ -40,6 +40,11 @@ class Service:
         self._lock = threading.Lock()
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more work."""
+        return self._closed or (self._loop is not None and self._loop.ended)
+
     def begin(self, work: Coroutine[Any, Any, T]) -> Call[T]:
         """Starts work on the loop, and returns at once.
 
