@@ -103,7 +103,7 @@ def test_a_bad_setting_is_one_line_that_names_its_key(extra: dict[str, Any], sai
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"tp_size": 2}, "tp_size=2: ranks hold slices"),
+        ({"tp_size": 2}, "tp_size=2: only an engine of one rank"),
         ({"pp_size": 4}, "pp_size=4"),
         ({"attn_cp_size": 2}, "attn_cp_size=2"),
         ({"dcp_size": 2}, "dcp_size=2"),

@@ -71,8 +71,8 @@ def check_engine(args: EngineArgs, told: Any) -> None:
     for name in ("tp_size", "pp_size", "attn_cp_size", "dcp_size"):
         if getattr(told, name) > 1:
             raise Unsupported(
-                f"{name}={getattr(told, name)}: ranks hold slices of pages, which are not put "
-                "together yet; run one rank, or leave --hicache-storage-backend out"
+                f"{name}={getattr(told, name)}: only an engine of one rank is covered, which holds "
+                "whole pages; run one, or leave --hicache-storage-backend out"
             )
     if told.is_mla_model:
         raise Unsupported("a latent (MLA) or compressed cache is not covered yet")
