@@ -210,7 +210,8 @@ class HuggingFaceCache:
         memory.fill(cache, tokens, room=loaded.unfinished is None)
         self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
         watch(self._model)
-        return hit_of(self._model, torch.tensor(ids, dtype=torch.int64), tokens, loaded, cache)
+        prompt = torch.tensor(ids, dtype=torch.int64)
+        return hit_of(self._model, prompt, tokens, loaded, cache, told=any(digests))
 
     def load_codes(
         self,
@@ -264,9 +265,8 @@ class HuggingFaceCache:
         cache = CodedCache(codes.layers(tokens, recoding, self.coding.dictionary))
         self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
         watch(self._model)
-        return coded_hit_of(
-            self._model, torch.tensor(ids, dtype=torch.int64), tokens, loaded, cache
-        )
+        prompt = torch.tensor(ids, dtype=torch.int64)
+        return coded_hit_of(self._model, prompt, tokens, loaded, cache, told=any(digests))
 
     def _given(self, inputs: PageDigests | None) -> PageDigests:
         if inputs is None and self._digests:
