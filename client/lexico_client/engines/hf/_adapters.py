@@ -141,5 +141,6 @@ def plain_value(value: Any) -> Any:
     if isinstance(value, list | tuple):
         return [plain for one in value if (plain := plain_value(one)) is not OTHER]
     if isinstance(value, set | frozenset):
-        return sorted(json.dumps(plain) for one in value if (plain := plain_value(one)) is not OTHER)
+        said = (plain_value(one) for one in value)
+        return sorted(json.dumps(plain) for plain in said if plain is not OTHER)
     return OTHER

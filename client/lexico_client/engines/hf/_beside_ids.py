@@ -1,7 +1,8 @@
 """What a forward pass is given beside token ids, and whether it changes keys and values.
 
-Pages are of token ids at the positions 0, 1, 2 and so on, each of which sees all before it. Padding,
-a mask with holes, positions of one's own and token types make other keys and values of equal ids.
+Pages are of token ids at the positions 0, 1, 2 and so on, each of which sees all before it.
+Padding, a mask with holes, positions of one's own and token types make other keys and values of
+equal ids.
 """
 
 from __future__ import annotations
@@ -30,8 +31,8 @@ _SAYS_NOTHING: Final = frozenset(
         "return_dict",
     )
 )
-"""Arguments that keys and values do not depend on, or that are looked at elsewhere. Those that begin
-with output_ are too."""
+"""Arguments that keys and values do not depend on, or that are looked at elsewhere. So are those
+that begin with output_."""
 _POSITIONS: Final = ("position_ids", "cache_position")
 _KINDS: Final = ("mm_token_type_ids", "moe_mm_token_type_ids")
 """Which tokens stand for a picture or sound: 0 for those of text."""

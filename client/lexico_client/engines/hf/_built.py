@@ -17,7 +17,7 @@ from transformers import PreTrainedConfig, PreTrainedModel
 
 from lexico_client._config_meaning import is_dropout, meaning
 from lexico_client.engines.hf._adapters import OF_EVERY_MODULE, OTHER, Modules, foreign, plain_value
-from lexico_client.engines.hf._functions import function_on, said_of, unsaid
+from lexico_client.engines.hf._functions import function_on, unsaid
 from lexico_client.engines.hf._plain_models import base_model, plain_name
 
 _SAYS_NOTHING: Final = frozenset(
@@ -117,12 +117,16 @@ def _difference(module: nn.Module, made: nn.Module | None, *, full: bool) -> lis
     if made is None and isinstance(module, _DROPOUT | nn.Identity):
         return []
     if made is None:
-        return [said_of(type(module)), state] if full or state else []
+        return [_kind(module), state] if full or state else []
     found = _changes(module, state, state_of(made)) if full else state
     if type(module) is type(made):
         return ["", found] if found else []
-    kind, other = (f"{each.__module__}.{each.__qualname__}" for each in (type(module), type(made)))
-    return [kind if kind != other else unsaid(type(module)), found]
+    alike = _kind(module) == _kind(made)  # two classes of one name
+    return [unsaid(type(module)) if alike else _kind(module), found]
+
+
+def _kind(module: nn.Module) -> str:
+    return f"{type(module).__module__}.{type(module).__qualname__}"
 
 
 def _over_a_method(module: nn.Module, key: str) -> bool:

@@ -1,9 +1,9 @@
 """Functions that lie on modules in place of their class's own, said so that equal words mean equal
 work.
 
-A function that can be imported is said by its name, one made where it stands by its code and what
-it holds. What cannot be said so has a random name that lasts as long as the function does: pages of
-such a model are shared with nobody, rather than with whoever has another function.
+A function is said by its name, its code and what it holds. What cannot be said so, because it holds
+a tensor or another module, has a random name that lasts as long as the function does: pages of such
+a model are shared with nobody, rather than with whoever has another function.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ _OF_MODELS: Final = frozenset((*dir(PreTrainedModel), *dir(GenerationMixin))) - 
 }
 """Methods that no forward pass calls: `generate`, `to`, and others that libraries put wrappers
 over."""
+_LIBRARIES: Final = ("torch.", "transformers.")
+"""Whose code counts by its name, as that of classes does."""
 _SIMPLE: Final = (type(None), bool, int, float, str, bytes)
 
 _unsaid: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
@@ -61,14 +63,16 @@ def said_of(function: Any, module: Any = None) -> str:
         within = [_held(each, module) for each in held]
         return unsaid(function) if None in within else said_of(function.func, module) + str(within)
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
-    if _imported(name, function):
+    imported = _imported(name, function)
+    if imported and name.startswith(_LIBRARIES):
         return name
     if not isinstance(function, FunctionType):
-        return unsaid(function)
-    cells = [each.cell_contents for each in function.__closure__ or () if _filled(each)]
-    held = [*cells, *(function.__defaults__ or ()), *sorted((function.__kwdefaults__ or {}).items())]
+        return name if imported else unsaid(function)
+    held = [each.cell_contents for each in function.__closure__ or () if _filled(each)]
+    held += function.__defaults__ or ()
+    held += sorted((function.__kwdefaults__ or {}).items())
     within = [_held(each, module) for each in held]
-    if None in within:
+    if None in within and not imported:
         return unsaid(function)
     return f"{name} {_code(function.__code__)} {within}"
 

@@ -141,8 +141,9 @@ def check_offloaded(cache: Any, ids: list[int]) -> None:
     count = min(len(ids), len(known))
     if not held.whole and count < min(len(ids), int(cache.get_seq_length())):
         raise InvalidInput(
-            f"which tokens this cache has grown by from position {count} on is not known ({UNKNOWN})"
-            ": offload the first ones alone, or prefill the others; a Session shares padded prompts"
+            f"which tokens this cache has grown by from position {count} on is not known "
+            f"({UNKNOWN}): offload the first ones alone, or prefill the others; a Session shares "
+            "padded prompts"
         )
     differs = (known[:count] != torch.tensor(ids[:count], dtype=torch.int64)).nonzero()
     if len(differs):

@@ -200,7 +200,7 @@ def _check_beside(held: HeldTokens, inputs: dict[str, Any], tokens: int, length:
         )
     named = ", ".join(others(inputs)) or "cache_position or token types"
     raise InvalidInput(
-        f"{named}: the cache was loaded for token ids alone: leave it out, or leave **hit.inputs out"
+        f"{named}: the cache was loaded for token ids alone: leave it out, or **hit.inputs"
     )
 
 
