@@ -70,17 +70,22 @@ class CacheSpec:
         object.__setattr__(self, "salt", salt_bytes(self.salt))
         if self.shard is None:
             object.__setattr__(self, "shard", Shard.whole(self.geometry))
-        if len(self.weights) != DIGEST_BYTES:
+        if not _is_bytes(self.weights, DIGEST_BYTES):
             raise InvalidInput(f"spec: weights must be a digest of {DIGEST_BYTES} bytes")
-        if len(self.dictionary) != (DIGEST_BYTES if self.codec.needs_dictionary else 0):
+        if not _is_bytes(self.dictionary, DIGEST_BYTES if self.codec.needs_dictionary else 0):
             wants = "a dictionary digest" if self.codec.needs_dictionary else "no dictionary"
             raise InvalidInput(f"spec: codec {self.codec.name} takes {wants}")
+        if not _is_whole(self.page_tokens):
+            raise TokenCountMismatch(
+                f"spec: page_tokens={self.page_tokens!r}: an integer, 1..{MAX_PAGE_TOKENS}"
+            )
         if not 1 <= self.page_tokens <= MAX_PAGE_TOKENS:
             raise TokenCountMismatch(
                 f"spec: page_tokens={self.page_tokens} is outside 1..{MAX_PAGE_TOKENS}"
             )
-        if len(self.lora.encode()) > MAX_LORA_BYTES:
-            raise InvalidInput(f"spec: lora identity is longer than {MAX_LORA_BYTES} bytes")
+        if not _is_whole(self.group_layers):
+            raise ShapeMismatch(f"spec: group_layers={self.group_layers!r}: an integer is needed")
+        _check_lora(self.lora)
         shard, geometry = self.shard, self.geometry
         if not (0 <= shard.first_layer <= shard.total_layers - geometry.layers) or not (
             0 <= shard.first_head <= shard.total_heads - geometry.kv_heads
@@ -252,13 +257,32 @@ def salt_bytes(salt: bytes | str) -> bytes:
     return salted
 
 
+def _check_lora(lora: object) -> None:
+    if not isinstance(lora, str):
+        raise InvalidInput(f"spec: lora={lora!r}: the adapter's identity is text")
+    try:
+        size = len(lora.encode())
+    except UnicodeEncodeError as error:
+        raise InvalidInput(f"spec: the lora identity is no UTF-8: {error}") from error
+    if size > MAX_LORA_BYTES:
+        raise InvalidInput(f"spec: lora identity is longer than {MAX_LORA_BYTES} bytes")
+
+
+def _is_bytes(value: object, length: int) -> bool:
+    return isinstance(value, bytes) and len(value) == length
+
+
+def _is_whole(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
 def reloadable_tokens(prompt: int, page_tokens: int, recent: int) -> int:
     """Tokens of a prompt's full pages that are not among its newest `recent` ones.
 
     Raises:
         InvalidInput: `recent` is no integer of 1 or more.
     """
-    if isinstance(recent, bool) or not isinstance(recent, int) or recent < 1:
+    if not _is_whole(recent) or recent < 1:
         raise InvalidInput(f"recent_tokens={recent!r}: an integer of 1 or more is needed")
     return max(0, min(prompt - recent, prompt // page_tokens * page_tokens))
 

@@ -153,6 +153,7 @@ class AsyncClient(SetCalls):
         token_ids: TokenIds,
         *,
         inputs: PageDigests = (),
+        apart: bool = False,
         timeout: float | None = None,
     ) -> Match:
         """Asks which full pages of a sequence are stored.
@@ -162,6 +163,8 @@ class AsyncClient(SetCalls):
             token_ids: the sequence from position 0.
             inputs: what reached the model beside token ids: a digest for each page that had such,
                 see `input_digests`. Pages without stand for token ids alone.
+            apart: each page is a sequence of its own, at position 0, and the result says of each
+                whether it is stored: one call where there would be as many as pages.
             timeout: seconds, in place of `Timeouts.match`.
 
         Raises:
@@ -175,7 +178,7 @@ class AsyncClient(SetCalls):
         self._check_open()
         with request():
             async with budget.bound():
-                keys = await keys_of(spec, ids, digests)
+                keys = await keys_of(spec, ids, digests, apart=apart)
                 return await match_pages(self._transport, spec, keys, budget)
 
     async def explain(

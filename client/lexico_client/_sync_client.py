@@ -91,10 +91,11 @@ class Client:
         token_ids: TokenIds,
         *,
         inputs: PageDigests = (),
+        apart: bool = False,
         timeout: float | None = None,
     ) -> Match:
         """As `AsyncClient.match`."""
-        work = self._client.match(spec, token_ids, inputs=inputs, timeout=timeout)
+        work = self._client.match(spec, token_ids, inputs=inputs, apart=apart, timeout=timeout)
         return self._run(work, self._timeouts.match, timeout)
 
     def explain(

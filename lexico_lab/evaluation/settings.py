@@ -111,11 +111,13 @@ class EvalSettings(Split):
 
 
 def _check_least(name: str, value: int, low: int) -> None:
-    """Refuses a number that is too small, by the name of its option.
+    """Refuses a number that is too small, or no integer, by the name of its option.
 
     Raises:
-        ConfigurationError: it is below `low`.
+        ConfigurationError: it is no integer, or below `low`.
     """
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise ConfigurationError(f"{name.replace('_', '-')}={value!r}: an integer is needed")
     if value < low:
         raise ConfigurationError(f"{name.replace('_', '-')}={value}: at least {low}")
 

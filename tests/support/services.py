@@ -88,7 +88,7 @@ async def running_services(
     bounds_up = offload or OffloadConfig(idle_s=PATIENCE_S, slice_wait_s=PATIENCE_S)
     ingress = Ingress(encoders or local, bounds_up, metrics, policies)
     watch_ingress(metrics, ingress)
-    servicer = OffloadServicer(ingress, Tenants.of(listen, metrics), metrics, policies)
+    servicer = OffloadServicer(ingress, Tenants.of(listen, metrics), bounds_up, metrics, policies)
     front = GrpcServer(
         listen,
         servicer.add_to,

@@ -41,6 +41,10 @@ class Generated:
     reasons: list[str]
     cached: list[int]
     """Tokens that vLLM found in a cache, its own or ours."""
+    first: list[float]
+    """Seconds to the first token of each."""
+    seconds: float
+    """To the last of all."""
 
 
 class Engine:
@@ -69,7 +73,16 @@ class Engine:
 
     def reset(self, **options: Any) -> None:
         """Empties vLLM's own prefix cache."""
-        assert self._nursery.ask({"do": "reset", "options": options})["reset"]
+        assert self.emptied(**options)
+
+    def emptied(self, **options: Any) -> bool:
+        """As `reset`; False where a connector still holds blocks, which a step may end."""
+        answer = self._nursery.ask({"do": "reset", "options": options})
+        return bool(answer["reset"])
+
+    def call(self, function: str, **arguments: Any) -> dict[str, Any]:
+        """What `module:name` gives in the engine's process, called with vLLM's `LLM`."""
+        return self._nursery.ask({"do": "call", "function": function, "arguments": arguments})
 
     def counted(self, family: str) -> dict[str, int]:
         """Label values → number, of one family of ours."""
@@ -91,22 +104,21 @@ class Engine:
 class Nursery:
     """The process that has imported vLLM."""
 
-    def __init__(self, log: Path, model: Path) -> None:
+    def __init__(self, log: Path, model: Path, python: str = PYTHON) -> None:
         self._model = model
         self._log = log
-        self._running = False
+        self._running = self._ready = False
         path = [ROOT, ROOT / "proto", ROOT / "client"]
         environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
         with log.open("wb") as written:
             self._process = subprocess.Popen(
-                [PYTHON, "-m", "tests.support.vllm_nursery"],
+                [python, "-m", "tests.support.vllm_nursery"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=written,
                 env=environment,
                 cwd=log.parent,
             )
-        self.answer()
 
     @contextlib.contextmanager
     def engine(self, connector: dict[str, Any] | None = None, **options: Any) -> Iterator[Engine]:
@@ -135,6 +147,9 @@ class Nursery:
                 "kv_load_failure_policy": options.pop("policy", "recompute"),
                 "kv_connector_extra_config": connector,
             }
+        if not self._ready:  # others begin meanwhile
+            self.answer()
+            self._ready = True
         self.ask({"do": "start", "options": {**fields, **options}})
         self._running = True
         try:

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from lexico_codec.codecs import LexicoCodec, RawCodec
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.identity import Identity
-from lexico_codec.limits import MAX_SALT_BYTES
+from lexico_codec.limits import MAX_LORA_BYTES, MAX_SALT_BYTES
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_codec.spec_text import spec_from_json, spec_to_json
 from lexico_codec.wire import spec_from_wire, spec_to_wire
@@ -95,6 +95,35 @@ def test_a_salt_is_bytes_or_text() -> None:
 def test_other_salts_are_refused(salt: Any) -> None:
     with pytest.raises(InvalidInput, match="salt"):
         replace(BASE, salt=salt)
+
+
+UNUSABLE: list[tuple[dict[str, Any], str]] = [
+    ({"lora": 5}, "lora"),
+    ({"lora": b"red"}, "lora"),
+    ({"lora": None}, "lora"),
+    ({"lora": "\ud800"}, "lora identity is no UTF-8"),
+    ({"lora": "x" * (MAX_LORA_BYTES + 1)}, "lora"),
+    ({"weights": "a" * 32}, "weights"),
+    ({"weights": bytearray(32)}, "weights"),
+    ({"weights": None}, "weights"),
+    ({"dictionary": ""}, "no dictionary"),
+    ({"dictionary": None}, "no dictionary"),
+    ({"page_tokens": 1.5}, "page_tokens"),
+    ({"page_tokens": True}, "page_tokens"),
+    ({"page_tokens": "64"}, "page_tokens"),
+    ({"page_tokens": 0}, "page_tokens"),
+    ({"group_layers": 1.0}, "group_layers"),
+    ({"group_layers": True}, "group_layers"),
+]
+
+
+@pytest.mark.parametrize(("value", "named"), UNUSABLE)
+def test_other_values_of_a_wrong_kind_are_refused(value: dict[str, Any], named: str) -> None:
+    given: dict[str, Any] = {"weights": bytes(32), "geometry": GEOMETRY, "codec": "raw"}
+    with pytest.raises(InvalidInput, match=named):
+        make_spec(**given | value)
+    with pytest.raises(InvalidInput, match=named):
+        CacheSpec(**given | {"codec": RawCodec()} | value)
 
 
 def test_an_empty_salt_is_not_on_the_wire() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,9 +12,12 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from lexico_client import fingerprint_files
+from lexico_client import InMemoryTransport, fingerprint_files
+from lexico_client.engines._service import Service
 from lexico_client.engines.vllm import _supported
+from lexico_client.engines.vllm._coded import coding_of, set_at_hand
 from lexico_client.engines.vllm._config import ConnectorConfig
+from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._model import spec_of
 from lexico_client.engines.vllm._ranks import Rank, rank_of
 from lexico_codec.geometry import Geometry
@@ -72,12 +76,12 @@ def config(folder: Path, **changes: Any) -> Any:
 
 
 def test_the_identity_is_that_of_every_engine_that_loads_the_folder(folder: Path) -> None:
-    spec, dictionary = spec_of(config(folder), caches(), ConnectorConfig.of(HERE))
+    spec = spec_of(config(folder), caches(), ConnectorConfig.of(HERE))
     assert spec.weights == fingerprint_files(folder)
     assert spec.geometry == geometry_of(AutoConfig.from_pretrained(folder), "float32")
-    assert (spec.codec.name, dictionary) == ("lossless", None)
+    assert (spec.codec.name, spec.dictionary) == ("lossless", b"")
     salted = ConnectorConfig.of({**HERE, "salt": "x", "page_tokens": 32})
-    assert spec_of(config(folder), caches(), salted)[0].namespace != spec.namespace
+    assert spec_of(config(folder), caches(), salted).namespace != spec.namespace
 
 
 def test_a_dictionary_set_is_a_file_or_a_digest(folder: Path, tmp_path: Path) -> None:
@@ -86,8 +90,11 @@ def test_a_dictionary_set_is_a_file_or_a_digest(folder: Path, tmp_path: Path) ->
     made.save(file)
     for given in (str(file), made.digest.hex()):
         settings = ConnectorConfig.of({**HERE, "codec": "lexico", "dictionary": given})
-        spec, found = spec_of(config(folder), caches(), settings)
-        assert spec.dictionary == made.digest
+        spec = spec_of(config(folder), caches(), settings)
+        with closing(Service(settings.client(InMemoryTransport()), "vllm", LOG)) as service:
+            coding = coding_of(service, settings, spec, str(folder))
+        assert coding.spec(spec).dictionary == made.digest
+        found = set_at_hand(settings, spec)
         assert isinstance(found, AtomSet) is (given == str(file))
 
 
@@ -111,6 +118,8 @@ def test_a_dictionary_set_is_a_file_or_a_digest(folder: Path, tmp_path: Path) ->
         ({**HERE, "weights": "zz"}, "weights: 'zz' is no digest"),
         ({**HERE, "weights": "00"}, "weights: 1 bytes"),
         ({**HERE, "salt": "x" * 300}, "salt: "),
+        ({**HERE, "without_set": "guess"}, "without_set: without_set='guess': lossless or refuse"),
+        ({**HERE, "sets_seconds": 0}, "sets_seconds: a positive"),
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_its_key(extra: dict[str, Any], said: str) -> None:
@@ -136,15 +145,21 @@ def test_files_that_are_not_there_are_named(extra: dict[str, Any], said: str) ->
     ("extra", "said"),
     [
         ({"codec": "zip"}, "codec: codec 'zip'"),
-        ({"codec": "near"}, "codec: preset near needs a set trained with `lexico train"),
+        ({"codec": "near", "without_set": "refuse"}, "codec: preset near needs a set trained with"),
         ({"codec": "lexico", "dictionary": "zz"}, "dictionary: 'zz' is no digest"),
     ],
 )
 def test_a_codec_that_cannot_serve_the_model_is_named(
     folder: Path, extra: dict[str, Any], said: str
 ) -> None:
+    settings = ConnectorConfig.of({**HERE, **extra})
+    spec = spec_of(config(folder), caches(), settings)
+    service = Service(settings.client(InMemoryTransport()), "vllm", LOG)
     with pytest.raises(ConfigurationError, match=said):
-        spec_of(config(folder), caches(), ConnectorConfig.of({**HERE, **extra}))
+        coding_of(service, settings, spec, str(folder))
+    if settings.without_set == "lossless":  # else there is a set to be asked for
+        with pytest.raises(ConfigurationError, match=said):
+            set_at_hand(settings, spec)
 
 
 @pytest.mark.parametrize(
@@ -238,7 +253,7 @@ def test_layers_of_a_rank_follow_one_another() -> None:
 def test_given_weights_are_taken_for_what_was_loaded(folder: Path) -> None:
     settings = ConnectorConfig.of({**HERE, "weights": "ab" * 32})
     changed = config(folder, load__load_format="dummy", model__model="no/such-model")
-    assert spec_of(changed, caches(), settings)[0].weights == b"\xab" * 32
+    assert spec_of(changed, caches(), settings).weights == b"\xab" * 32
 
 
 @pytest.mark.parametrize(

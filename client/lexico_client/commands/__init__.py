@@ -10,8 +10,8 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-from collections.abc import Callable
-from typing import Final
+from collections.abc import Callable, MutableSequence
+from typing import Any, Final
 
 from lexico_client.commands.advice import advised
 from lexico_client.commands.exits import Exit, exit_code
@@ -37,17 +37,23 @@ COMMANDS: Final = (
 )
 
 
-def run(name: str, options: argparse.Namespace) -> int:
+def run(
+    name: str, options: argparse.Namespace, documents: MutableSequence[Any] | None = None
+) -> int:
     """Runs one of them; its exit code. Errors are one line on standard error.
 
     Args:
         name: one of `COMMANDS`.
         options: as `lexico_services.parsers.calls` has them.
+        documents: where what `--json` prints goes, in place of standard output.
     """
     screen = Screen(sys.stdout, as_json=options.json)
     try:
         answer = _command(name)(options, screen)
-        screen.show(answer)
+        if documents is None:
+            screen.show(answer)
+        else:
+            documents.append(answer.document)
         return answer.code
     except BrokenPipeError:  # whoever read it has seen enough: `| head`
         nowhere = os.open(os.devnull, os.O_WRONLY)

@@ -104,7 +104,7 @@ class Ingress:
 
         Raises:
             StreamTruncated, StreamTooLong, StreamDamaged: the bytes are not those announced.
-            DeadlineExpired: the caller sent nothing for `idle_s`.
+            DeadlineExpired: the caller sent nothing for `idle_s`, or a page too slowly.
             Busy: over the budget, or no encoder takes more.
             QuotaExceeded: the tenant has in flight, or has stored, what it may.
             LexicoError: as `PageEncoder.encode_page`.
@@ -120,7 +120,7 @@ class Ingress:
         tasks: list[asyncio.Task[PageDone]] = []
         handed_over = False
         try:
-            stream = PageStream(parts, self._config.idle_s)
+            stream = self._stream(parts)
             for page, key in zip(upload.pages, upload.keys, strict=True):
                 # With n pages' room, n - 1 may be in encoders while this one is received.
                 await _all_but(tasks, units - 1)
@@ -157,7 +157,7 @@ class Ingress:
         """`put` of slices. A page that became whole is encoded whatever becomes of this caller: the
         slices of others are in it, and they will not send them again."""
         spec, report, tasks = upload.spec, Report(), dict[int, asyncio.Task[PageDone]]()
-        stream = PageStream(parts, self._config.idle_s)
+        stream = self._stream(parts)
         for page, key in zip(upload.pages, upload.keys, strict=True):
             await _all_but(list(tasks.values()), self._config.pages_ahead)
             name = PageName(
@@ -189,6 +189,9 @@ class Ingress:
         # In a thread: slices of some of the heads are copied together.
         pieces = await asyncio.to_thread(page.take)
         return await self._counted(tenant, job, pieces, report)
+
+    def _stream(self, parts: AsyncIterator[memoryview | PageEnd]) -> PageStream:
+        return PageStream(parts, self._config.idle_s, self._config.min_bytes_per_s)
 
     async def _received(
         self, stream: PageStream, upload: Upload, page: int, report: Report

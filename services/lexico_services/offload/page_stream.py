@@ -15,14 +15,18 @@ class PageStream:
     """Reads one page after another. A page counts once its end agrees with its bytes in length and
     sum."""
 
-    def __init__(self, parts: AsyncIterator[memoryview | PageEnd], idle_s: float) -> None:
+    def __init__(
+        self, parts: AsyncIterator[memoryview | PageEnd], idle_s: float, min_bytes_per_s: int
+    ) -> None:
         """
         Args:
             parts: of the upload, behind its header.
             idle_s: seconds without a part after which it is given up.
+            min_bytes_per_s: what of a page must come, after `idle_s`.
         """
         self._parts = parts
         self._idle_s = idle_s
+        self._min_bytes_per_s = min_bytes_per_s
 
     async def page(self, page: int, page_bytes: int) -> tuple[list[Piece], int]:
         """The bytes of a page, or of a slice of one, in pieces; and their checksum.
@@ -34,14 +38,26 @@ class PageStream:
         Raises:
             StreamTruncated, StreamTooLong, StreamDamaged: the bytes are not those announced.
             InvalidInput: a message that does not belong here.
-            DeadlineExpired: nothing came for `idle_s`.
+            DeadlineExpired: nothing came for `idle_s`, or the page came too slowly.
         """
         assembler = PageAssembler(page, page_bytes)
-        while (part := await self._next()) is not None:
-            if isinstance(part, PageEnd):
-                return assembler.end(part.page, part.checksum), part.checksum
-            assembler.add(part)
-        raise assembler.cut()
+        seconds = self._idle_s + page_bytes / self._min_bytes_per_s
+        try:
+            async with asyncio.timeout(seconds) as timer:
+                while (part := await self._next()) is not None:
+                    if isinstance(part, PageEnd):
+                        return assembler.end(part.page, part.checksum), part.checksum
+                    assembler.add(part)
+        except TimeoutError:
+            if not timer.expired():
+                raise
+            # Not within `except`: the error would keep the bytes of the page alive.
+        else:
+            raise assembler.cut()
+        raise DeadlineExpired(
+            f"page {page} took over {seconds:.3g} s to come: the upload is given up, its room is "
+            "needed"
+        )
 
     async def expect_end(self) -> None:
         """Waits for the end of the upload.

@@ -21,7 +21,8 @@ from lexico_client.engines.hf._plain_models import base_model, plain_name
 Modules: TypeAlias = Sequence[tuple[str, nn.Module]]
 """Modules by name."""
 
-_OF_EVERY_MODULE: Final = frozenset(vars(nn.Module()))
+OF_EVERY_MODULE: Final = frozenset(vars(nn.Module()))
+"""Attributes that every module has."""
 _SAYS_NOTHING: Final = frozenset(
     (
         "auto_mapping",
@@ -110,26 +111,27 @@ def _package(module: nn.Module) -> str:
 
 
 def _attributes(module: nn.Module) -> Iterator[tuple[Any, Any]]:
-    return ((name, value) for name, value in vars(module).items() if name not in _OF_EVERY_MODULE)
+    return ((name, value) for name, value in vars(module).items() if name not in OF_EVERY_MODULE)
 
 
 def _plain_items(items: Iterator[tuple[Any, Any]]) -> Iterator[tuple[str, Any]]:
     for name, value in sorted(items, key=lambda item: str(item[0])):
-        plain = _plain(value)
-        if plain is not _OTHER and name not in _SAYS_NOTHING:
+        plain = plain_value(value)
+        if plain is not OTHER and name not in _SAYS_NOTHING:
             yield str(name), plain
 
 
-_OTHER: Final = object()
+OTHER: Final = object()
+"""In place of what JSON cannot say."""
 _SIMPLE: Final = frozenset((type(None), bool, int, float, str))
 
 
-def _plain(value: Any) -> Any:
-    """A value as JSON can say it; `_OTHER` for tensors, modules, functions and other objects."""
+def plain_value(value: Any) -> Any:
+    """A value as JSON can say it; `OTHER` for tensors, modules, functions and other objects."""
     if type(value) in _SIMPLE:
         return value
     if isinstance(value, Tensor | nn.Module):
-        return _OTHER
+        return OTHER
     if isinstance(value, Enum | torch.dtype | str | int | float):
         return str(value)
     if isinstance(value, Mapping):
@@ -137,7 +139,8 @@ def _plain(value: Any) -> Any:
     if is_dataclass(value) and not isinstance(value, type):
         return dict(_plain_items((f.name, getattr(value, f.name)) for f in fields(value)))
     if isinstance(value, list | tuple):
-        return [plain for one in value if (plain := _plain(one)) is not _OTHER]
+        return [plain for one in value if (plain := plain_value(one)) is not OTHER]
     if isinstance(value, set | frozenset):
-        return sorted(json.dumps(plain) for one in value if (plain := _plain(one)) is not _OTHER)
-    return _OTHER
+        said = (plain_value(one) for one in value)
+        return sorted(json.dumps(plain) for plain in said if plain is not OTHER)
+    return OTHER

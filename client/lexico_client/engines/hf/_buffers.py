@@ -40,7 +40,6 @@ def made_buffers(modules: Modules) -> list[list[Any]]:
         made = fresh[kind]
         for key in sorted(names):
             entries += _entry(plain_name(f"{name}.{key}"), module._buffers[key], made, key)
-        entries += _numbers(plain_name(name), module, made)
     return entries
 
 
@@ -62,17 +61,6 @@ def _agree(buffer: Tensor, expected: Tensor) -> bool:
         return torch.equal(ours, theirs)
     tolerance = _TOLERANCE.get(buffer.dtype, _COARSE)
     return torch.allclose(ours.double(), theirs.double(), rtol=tolerance, atol=tolerance * 1e-3)
-
-
-def _numbers(name: str, module: nn.Module, made: nn.Module | None) -> list[list[Any]]:
-    """Numbers beside the buffers, such as the scaling of rotary embeddings, that were rewritten."""
-    if made is None:
-        return []
-    return [
-        [f"{name}.{key}", value]
-        for key, value in sorted(vars(module).items())
-        if isinstance(value, float) and vars(made).get(key) != value
-    ]
 
 
 def _made_anew(module: nn.Module) -> nn.Module | None:

@@ -119,30 +119,42 @@ class CodedHit(_Brought):
 
 
 def hit_of(
-    model: PreTrainedModel, prompt: Tensor, tokens: int, loaded: Loaded, cache: DynamicCache
+    model: PreTrainedModel,
+    prompt: Tensor,
+    tokens: int,
+    loaded: Loaded,
+    cache: DynamicCache,
+    *,
+    told: bool,
 ) -> Hit:
-    """The hit whose cache holds the first tokens of a prompt, `[n]`.
+    """The hit whose cache holds the first tokens of a prompt, `[n]`; as told as `HeldTokens` is.
 
     Every cache of it bears what the first one bears beside its layers.
     """
-    note_tokens(cache, HeldTokens(prompt, tokens))
+    note_tokens(cache, HeldTokens(prompt, tokens, told=told))
     marks = {name: value for name, value in vars(cache).items() if name.startswith("_lexico")}
 
     def again(first: DynamicCache) -> DynamicCache:
         made = roomy_cache(model.config)
         for name, mark in marks.items():
             write_mark(made, name, mark)
-        note_tokens(made, HeldTokens(prompt, _share(first, made, tokens)))
+        note_tokens(made, HeldTokens(prompt, _share(first, made, tokens), told=told))
         return made
 
     return Hit(tokens, loaded, cache, Lending(model, cache, tokens, again))
 
 
 def coded_hit_of(
-    model: PreTrainedModel, prompt: Tensor, tokens: int, loaded: Loaded, cache: CodedCache
+    model: PreTrainedModel,
+    prompt: Tensor,
+    tokens: int,
+    loaded: Loaded,
+    cache: CodedCache,
+    *,
+    told: bool,
 ) -> CodedHit:
     """As `hit_of`, for a cache of codes."""
-    note_tokens(cache, HeldTokens(prompt, tokens))
+    note_tokens(cache, HeldTokens(prompt, tokens, told=told))
 
     def again(first: CodedCache) -> CodedCache:
         raise Unsupported(

@@ -64,7 +64,7 @@ def plain_model(model: nn.Module) -> nn.Module:
 
 def plain_name(name: str) -> str:
     """A module's or tensor's name, where `torch.compile` wraps a part of the model."""
-    return name.replace("_orig_mod.", "")
+    return f"{name}.".replace("_orig_mod.", "")[:-1]
 
 
 def base_model(model: nn.Module) -> nn.Module:

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
 import torch
-from torch import Tensor
 from transformers import DynamicCache, PreTrainedModel
 
 from lexico_client._async_client import Wait
@@ -32,7 +31,12 @@ from lexico_client.engines.hf._recoding import (
     Recoding,
 )
 from lexico_client.engines.hf._sharded import refuse_slice
-from lexico_client.engines.hf._token_ids import DEFAULT_ROOM_TOKENS, checked_count, flat_ids
+from lexico_client.engines.hf._token_ids import (
+    DEFAULT_ROOM_TOKENS,
+    TokenIds,
+    checked_count,
+    flat_ids,
+)
 from lexico_client.engines.hf._watched_model import watch
 from lexico_codec.codecs import LexicoCodec, LosslessCodec
 from lexico_codec.hf_geometry import geometry_of
@@ -60,12 +64,13 @@ class HuggingFaceCache:
 
     The model may change: every call looks at it anew, in milliseconds, and pages belong to the
     weights and adapters that it has then. What reaches it beside token ids is told by `inputs`,
-    digests for each page. Without them it must be given token ids alone: `inputs_embeds`,
-    `token_type_ids` or `position_ids` of one's own, adapters chosen for one call and hooks are not
-    seen, and what they change must not be offloaded.
+    digests for each page. Adapters chosen for one call and hooks are not seen: what they change
+    must not be offloaded.
 
     A model whose caches are loaded has its `generate` and its forward passes looked at from the
-    first load on: what would give other answers is put right or refused, see `Hit`.
+    first load on, after a miss too: what would give other answers is put right or refused, see
+    `Hit`, and what padding, masks, positions and inputs of one's own made is not offloaded. Of a
+    cache that no load made, nothing is seen.
     """
 
     def __init__(
@@ -125,17 +130,11 @@ class HuggingFaceCache:
         devices = {parameter.device for parameter in model.parameters()}
         if len(devices) > 1:
             raise Unsupported(f"{type(model).__name__} lies on {len(devices)} devices: only one")
-        whole = isinstance(recent_tokens, int) and not isinstance(recent_tokens, bool)
-        if not whole or recent_tokens < 1:
-            raise ConfigurationError(
-                f"recent_tokens={recent_tokens!r}: an integer of 1 or more is needed, as the last "
-                "token predicts the next one"
-            )
         self._identity = ModelIdentity(model, weights, lora, digests=digests)
         self._client = client
         self._model = model
         self._digests = digests
-        self._recent_tokens = recent_tokens
+        self._recent_tokens = checked_count("recent_tokens", recent_tokens, 1)
         self._base = CacheSpec(
             weights=self._identity.weights(),
             geometry=geometry_of(model.config, model.dtype),
@@ -173,7 +172,7 @@ class HuggingFaceCache:
 
     def load(
         self,
-        input_ids: Tensor | Sequence[int],
+        input_ids: TokenIds,
         *,
         inputs: PageDigests | None = None,
         room_tokens: int = DEFAULT_ROOM_TOKENS,
@@ -210,11 +209,12 @@ class HuggingFaceCache:
         memory.fill(cache, tokens, room=loaded.unfinished is None)
         self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
         watch(self._model)
-        return hit_of(self._model, torch.tensor(ids, dtype=torch.int64), tokens, loaded, cache)
+        prompt = torch.tensor(ids, dtype=torch.int64)
+        return hit_of(self._model, prompt, tokens, loaded, cache, told=any(digests))
 
     def load_codes(
         self,
-        input_ids: Tensor | Sequence[int],
+        input_ids: TokenIds,
         *,
         buffer_tokens: int = DEFAULT_BUFFER_TOKENS,
         window_tokens: int = DEFAULT_WINDOW_TOKENS,
@@ -264,9 +264,8 @@ class HuggingFaceCache:
         cache = CodedCache(codes.layers(tokens, recoding, self.coding.dictionary))
         self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
         watch(self._model)
-        return coded_hit_of(
-            self._model, torch.tensor(ids, dtype=torch.int64), tokens, loaded, cache
-        )
+        prompt = torch.tensor(ids, dtype=torch.int64)
+        return coded_hit_of(self._model, prompt, tokens, loaded, cache, told=any(digests))
 
     def _given(self, inputs: PageDigests | None) -> PageDigests:
         if inputs is None and self._digests:
@@ -293,7 +292,7 @@ class HuggingFaceCache:
 
     def offload(
         self,
-        input_ids: Tensor | Sequence[int],
+        input_ids: TokenIds,
         past_key_values: DynamicCache,
         *,
         inputs: PageDigests | None = None,
@@ -306,10 +305,11 @@ class HuggingFaceCache:
             input_ids: `[1, tokens]` or `[tokens]`: what the cache was made from, or more:
                 `generate` returns one token that its cache does not hold.
             past_key_values: the cache, made from these ids with the weights and adapters that the
-                model has now. Of a cache that comes from a load it is checked: the model, the ids
-                of its prompt, and `inputs`. Of what was computed behind the prompt, and of any
-                other cache, it cannot be known: that the ids are those that the cache was made from
-                is then the caller's duty. It may grow while this runs, in another thread.
+                model has now. Of a cache that comes from a load, hit or miss, it is checked: the
+                model, `inputs`, and that the model's forward passes made it of these ids alone. Of
+                passes that are not seen, as those of a part of the model are, and of any other
+                cache it cannot be known: then it is the caller's duty. It may grow while this runs,
+                in another thread.
             inputs: what else the cache was made from, as for `load`.
             wait: "committed" for an answer when the pages are stored, "received" when they are
                 received.
@@ -319,8 +319,8 @@ class HuggingFaceCache:
             ShapeMismatch: a batch, or a cache of another model.
             Unsupported: a cache of another kind, as is the one of `load_codes`; or as of `spec`.
             InvalidInput: a load brought the cache, and the model has changed since, or the cache
-                holds other tokens or inputs than these; or `inputs` is missing, or holds what is no
-                digest.
+                holds other tokens or inputs than these, or was made with padding, a mask or
+                positions of one's own; or `inputs` is missing, or holds what is no digest.
             ConfigurationError: as of `spec`.
             NonFiniteCache: NaN or infinity in it.
             LexicoError: the service refused, or could not take the pages.
@@ -358,7 +358,7 @@ class HuggingFaceCache:
 
     def saved(
         self,
-        input_ids: Tensor | Sequence[int],
+        input_ids: TokenIds,
         past_key_values: DynamicCache,
         *,
         inputs: PageDigests | None = None,
@@ -379,7 +379,7 @@ class HuggingFaceCache:
 
     def _checked(
         self,
-        input_ids: Tensor | Sequence[int],
+        input_ids: TokenIds,
         cache: DynamicCache,
         inputs: PageDigests | None,
     ) -> tuple[CacheSpec, list[int], PageDigests, CachedPrefix]:

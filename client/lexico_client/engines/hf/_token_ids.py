@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Any, Final, TypeAlias
 
-import torch
+import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
+from lexico_codec.keys import token_array
 from lexico_proto.errors import ConfigurationError, ShapeMismatch
 
 DEFAULT_ROOM_TOKENS: Final = 256
 """Tokens behind a prompt that a reloaded cache has memory for."""
 
 
-def flat_ids(input_ids: Tensor | Sequence[int]) -> list[int]:
-    """The ids of one sequence.
+TokenIds: TypeAlias = Tensor | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer]
+"""Ids of one sequence as tokenizers give them, `[tokens]` or `[1, tokens]`."""
+_WANTED: Final = "integers, [1, tokens] or [tokens], are needed"
+_BATCH: Final = "are a batch: give one at a time, or the batch to a Session of lexico_client.hf"
 
-    Args:
-        input_ids: `[1, tokens]` or `[tokens]`.
+
+def flat_ids(input_ids: TokenIds) -> list[int]:
+    """The ids of one sequence.
 
     Raises:
         ShapeMismatch: a batch, or no integers.
+        TokenCountMismatch: integers that are no token ids.
     """
-    if not isinstance(input_ids, Tensor):
-        return list(input_ids)
-    if input_ids.ndim == 2 and input_ids.shape[0] != 1:
-        raise ShapeMismatch(f"a batch of {input_ids.shape[0]} prompts: one at a time")
-    if input_ids.ndim not in (1, 2) or input_ids.dtype not in (torch.int64, torch.int32):
-        raise ShapeMismatch(
-            f"input_ids of shape {tuple(input_ids.shape)} and {input_ids.dtype}: integers "
-            "[1, tokens] are needed"
-        )
-    flat: list[int] = input_ids.reshape(-1).tolist()
+    if isinstance(input_ids, Tensor):
+        if input_ids.is_floating_point() or input_ids.is_complex():
+            raise ShapeMismatch(f"input_ids of {input_ids.dtype}: {_WANTED}")
+        ids: npt.NDArray[Any] = input_ids.detach().cpu().numpy()
+    else:
+        try:
+            ids = np.asarray(input_ids)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise ShapeMismatch(f"input_ids: {_WANTED}; rows of other lengths {_BATCH}") from error
+    if ids.ndim == 2 and len(ids) != 1:
+        raise ShapeMismatch(f"{len(ids)} prompts {_BATCH}")
+    if ids.ndim not in (1, 2) or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
+        raise ShapeMismatch(f"input_ids of shape {ids.shape} and {ids.dtype}: {_WANTED}")
+    flat: list[int] = token_array(ids.reshape(-1)).tolist()
     return flat
 
 

@@ -16,9 +16,10 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor, nn
 
+from lexico_client.engines.hf._beside_ids import follow, others, plain, sees_all
 from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._fed_tokens import grow_fed
-from lexico_client.engines.hf._held_tokens import HeldTokens, tokens_of
+from lexico_client.engines.hf._held_tokens import UNKNOWN, HeldTokens, tokens_of
 from lexico_client.engines.hf._identity import check_model
 from lexico_client.engines.hf._plain_models import base_model
 from lexico_proto.errors import InvalidInput, ShapeMismatch, Unsupported
@@ -80,8 +81,8 @@ def before_forward(
     """Before a forward pass of the model: a hook of PyTorch.
 
     Raises:
-        InvalidInput: tokens or positions that are not those after the cache, or a cache that was
-            loaded for another model.
+        InvalidInput: tokens or positions that are not those after the cache, padding, a mask with
+            holes, inputs that the load was not told of, or a cache of another model.
         ShapeMismatch: another number of sequences than the cache holds.
     """
     if torch.compiler.is_compiling():
@@ -104,10 +105,12 @@ def before_forward(
                 named = named | {"input_ids": ids}
             elif held.prompt is not None:
                 _check_rest(held.prompt[length:], ids, length)
-            named = _with_positions(named, ids.shape[1], length)
+            _check_beside(held, named, ids.shape[1], length)
+            named = _with_positions(named, ids.shape[1])
         _widen(cache, ids.shape[0])
     held.begun, held.prompt, held.used = True, None, True
-    held.grow(length, ids)
+    alone = ids is not None and ids.shape[0] == 1 and held.whole
+    held.grow(length, ids, alone and plain(named, ids.shape[1], length, told=held.told))
     return (), named
 
 
@@ -156,8 +159,8 @@ def _check_prompt(held: HeldTokens, cache: Any, ids: Tensor, length: int) -> Non
     known = held.known(length)
     if len(known) < length:
         raise InvalidInput(
-            "which tokens this cache has grown by is not known (several sequences, or no token "
-            "ids): go on with model(...), or give **hit.inputs again, which begins anew"
+            f"which tokens this cache has grown by is not known ({UNKNOWN}): go on with "
+            "model(...), or give **hit.inputs again, which begins anew"
         )
     count = min(length, ids.shape[1])
     if not bool((ids[:, :count].to("cpu", torch.int64) == known[:count]).all()):
@@ -179,19 +182,34 @@ def _check_rest(rest: Tensor, ids: Tensor, length: int) -> None:
         )
 
 
-def _with_positions(kwargs: dict[str, Any], tokens: int, length: int) -> dict[str, Any]:
-    """The arguments, once the positions in them are those after the cache."""
-    positions = kwargs.get("position_ids")
-    if not isinstance(positions, Tensor):
-        return kwargs
-    positions = positions[..., -tokens:]
-    expected = torch.arange(length, length + tokens, device=positions.device)
-    if positions.shape[-1] != tokens or not bool((positions == expected).all()):
+def _check_beside(held: HeldTokens, inputs: dict[str, Any], tokens: int, length: int) -> None:
+    """Refuses what would have made other keys and values of the prefix that was loaded."""
+    follows = follow(inputs.get("position_ids"), tokens, length)
+    if bool(follows) and bool(plain(inputs, tokens, length, told=held.told)):
+        return
+    if not bool(follows):
         raise InvalidInput(
             f"position_ids: the cache holds positions 0 to {length - 1}, without padding, so the "
             f"next token has position {length}; leave position_ids out, or padding"
         )
-    return kwargs | {"position_ids": positions}
+    if not bool(sees_all(inputs.get("attention_mask"), tokens, length)):
+        raise InvalidInput(
+            f"attention_mask: the cache holds {length} tokens without padding, and a mask of ones "
+            f"for all {length + tokens} goes with it: leave padding and holes out, or the mask; a "
+            "Session takes padded batches"
+        )
+    named = ", ".join(others(inputs)) or "cache_position or token types"
+    raise InvalidInput(
+        f"{named}: the cache was loaded for token ids alone: leave it out, or **hit.inputs"
+    )
+
+
+def _with_positions(kwargs: dict[str, Any], tokens: int) -> dict[str, Any]:
+    """The arguments with the positions of these tokens alone."""
+    positions = kwargs.get("position_ids")
+    if not isinstance(positions, Tensor):
+        return kwargs
+    return kwargs | {"position_ids": positions[..., positions.shape[-1] - tokens :]}
 
 
 def _widen(cache: Any, rows: int) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from lexico_client.engines.hf._adapters import Modules, added_state
 from lexico_client.engines.hf._buffers import made_buffers
-from lexico_client.engines.hf._built import altered_modules, said_by
+from lexico_client.engines.hf._built import altered_modules, state_of
 from lexico_client.engines.hf._model_config import config_meaning, drops
 from lexico_client.engines.hf._model_files import files_fingerprint
 from lexico_client.engines.hf._network import Network, network_of
@@ -43,7 +43,10 @@ def weights_fingerprint(model: nn.Module) -> bytes:
     dtype, shape and the XXH3-128 of its bytes. Of modules that were put into the model, as adapters
     are, every plain attribute is hashed too: which are active, merged, and how they are scaled.
     Other buffers, such as rotary frequencies, count as far as they are not what the config makes,
-    and so do the classes of modules and the numbers that they keep.
+    and so do the classes of modules, the numbers, flags and words that they keep, their configs,
+    and functions put over their methods. A function that has no name to import it by is a model's
+    own: pages of it are shared within its process. Tensors that are neither parameters nor buffers,
+    hooks, and code that is patched in classes are not seen.
     A head that makes logits, `torch.compile`, parallel wrappers and adapters that are disabled
     change nothing. Nor does dropout, unless the model is in training.
 
@@ -100,14 +103,17 @@ def stamp(model: nn.Module) -> int:
     """
     modules = list(plain_model(model).named_modules())
     places = tuple((tensor.data_ptr(), _version(tensor)) for tensor in _memory_of(modules))
-    config = getattr(plain_model(model), "config", None)
-    said = repr(sorted(vars(config).items())) if config is not None else ""
-    return hash((places, said, _sample(model, modules)))
+    configs = [getattr(plain_model(model), "config", None)]
+    configs += [vars(module).get("config") for _, module in modules]
+    distinct = {id(config): config for config in configs if config is not None}
+    said = [repr(sorted(vars(config).items())) for config in distinct.values()]
+    return hash((places, *map(id, configs), *said, _sample(model, modules)))
 
 
 def sample(model: nn.Module) -> int:
-    """A number of what a model's state says, wherever it lies: `added_state`, classes and numbers
-    of modules, whether dropout is at work, and 64 elements of each parameter and buffer.
+    """A number of what a model's state says, wherever it lies: `added_state`, classes of modules
+    and what they keep beside tensors, whether dropout is at work, and 64 elements of each parameter
+    and buffer. It holds within this process.
 
     It notices writes that PyTorch does not count: those through `Tensor.data`, and those to weights
     made under `inference_mode`. A write to a few elements alone may escape it.
@@ -118,8 +124,8 @@ def sample(model: nn.Module) -> int:
 def _sample(model: nn.Module, modules: Modules) -> int:
     plain = plain_model(model)
     dropping = drops(plain, getattr(plain, "config", None))
-    said = [added_state(model, modules), [said_by(module) for _, module in modules], dropping]
-    found = xxhash.xxh3_128(json.dumps(said).encode())
+    states = [(id(type(module)), state_of(module)) for _, module in modules]
+    found = xxhash.xxh3_128(json.dumps([added_state(model, modules), states, dropping]).encode())
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     with torch.inference_mode():
         for tensor in _memory_of(modules):

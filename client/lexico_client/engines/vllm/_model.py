@@ -15,9 +15,7 @@ from lexico_client.engines.vllm._config import ConnectorConfig
 from lexico_client.engines.vllm._ranks import check_one_ingress, heads_of_each
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.presets import codec_named, spoken
-from lexico_codec.sets.choose import choose
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.presets import codec_named
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import ConfigurationError, LexicoError, Unsupported
 
@@ -25,10 +23,8 @@ _LOADED_AS_IT_IS: Final = ("auto", "hf", "safetensors", "runai_streamer", "fasts
 """Load formats that bring the tensors of the files."""
 
 
-def spec_of(
-    config: Any, caches: Any, settings: ConnectorConfig
-) -> tuple[CacheSpec, DictionarySet | None]:
-    """The spec, and the dictionary set where it is at hand.
+def spec_of(config: Any, caches: Any, settings: ConnectorConfig) -> CacheSpec:
+    """The spec of pages that are stored lossless: what they are coded with is decided later.
 
     Args:
         config: `VllmConfig`.
@@ -43,23 +39,13 @@ def spec_of(
     geometry = geometry_of(config.model_config.hf_config, config.model_config.dtype)
     check_caches(caches, geometry, config.parallel_config)
     check_one_ingress(config, settings.offload)
-    try:
-        asked = codec_named(settings.codec, settings.codec_config)
-        given = settings.dictionary_given()
-        codec, dictionary = choose(asked, given, geometry, spoken(settings.codec))
-    except LexicoError as error:
-        raise ConfigurationError(f"kv_connector_extra_config: codec: {error.message}") from error
-    made = dictionary if isinstance(dictionary, DictionarySet) else None
-    digest = made.digest if made is not None else dictionary
-    spec = CacheSpec(
+    return CacheSpec(
         weights=settings.weights_digest() or _weights(config),
         geometry=geometry,
-        codec=codec,
-        dictionary=digest if isinstance(digest, bytes) else b"",
+        codec=codec_named("lossless"),
         page_tokens=settings.page_tokens,
         salt=settings.salt,
     )
-    return spec, made
 
 
 def check_engine(config: Any) -> None:

@@ -69,11 +69,11 @@ class WorkerSide:
     ) -> None:
         """
         Args:
-            spec: what pages belong to, but for salts.
+            spec: what pages belong to, but for what an order says of codec, set and salt.
             service: for this side alone.
             counts: of this side.
-            dictionary: the spec's set, where it is at hand: it is kept, and registered with the
-                service when that lacks it.
+            dictionary: the set that was given or is built in: it is kept, and registered with the
+                service when that lacks it. Any other is fetched by its digest.
             rank: what this worker holds of the model; None for all of it.
             load_seconds: from the order of a load to its end, waiting included.
             offload_seconds, drain_seconds, staging_bytes, concurrent_loads, concurrent_stores: as
@@ -156,7 +156,7 @@ class WorkerSide:
 
     async def _load(self, order: LoadOrder, reached: Callable[[], bool]) -> None:
         """Whatever happens, `_end` is told: a request waits for that."""
-        target = PageTarget(self._memory, self._spec, order)
+        target = PageTarget(self._memory, order.spec, order)
         pages, lost, wanted = 0, target.lost(0), order.stop - order.start
         try:
             loaded = await self._loaded(order, target, reached)
@@ -193,7 +193,7 @@ class WorkerSide:
             left = max(end - loop.time(), 0.001)
             await self._keep_dictionary()
             loaded = await self._service.client.load(
-                self._salted(order.salt), order.token_ids, target, pages=target.pages, timeout=left
+                order.spec, order.token_ids, target, pages=target.pages, timeout=left
             )
         finally:
             self._loading.release()
@@ -250,10 +250,9 @@ class WorkerSide:
 
     async def _offloaded(self, staged: _Staged) -> PutReport:
         order, client = staged.order, self._service.client
-        spec = self._salted(order.salt)
-        if self._rank is not None:
-            spec = self._rank.of(spec)
-        if self._dictionary is not None and not (spec.is_whole or self._registered):
+        spec = order.spec if self._rank is None else self._rank.of(order.spec)
+        ours = self._dictionary is not None and self._dictionary.digest == spec.dictionary
+        if self._dictionary is not None and ours and not (spec.is_whole or self._registered):
             # Ahead: the rank that completes a page is told that the set lacks, and then the slices
             # of the others are gone.
             await client.register_dictionary(self._dictionary)
@@ -272,7 +271,7 @@ class WorkerSide:
         try:
             return await send()
         except UnknownDictionary:
-            if self._dictionary is None:
+            if self._dictionary is None or self._dictionary.digest != spec.dictionary:
                 raise
         await client.register_dictionary(self._dictionary)
         return await send()
@@ -304,9 +303,6 @@ class WorkerSide:
             self._staged -= pages * self._page_bytes
             self._stores -= 1
         self._counts.staged(self._staged)
-
-    def _salted(self, salt: bytes) -> CacheSpec:
-        return self._spec if salt == self._spec.salt else replace(self._spec, salt=salt)
 
     async def _drained(self) -> None:
         loop = asyncio.get_running_loop()

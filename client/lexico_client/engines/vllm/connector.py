@@ -19,6 +19,7 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
+from lexico_client.engines.vllm._coded import Finder, coding_of, set_at_hand
 from lexico_client.engines.vllm._config import ConnectorConfig
 from lexico_client.engines.vllm._layout import Write
 from lexico_client.engines.vllm._log import LOG
@@ -70,7 +71,7 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         transfer = vllm_config.kv_transfer_config
         settings = ConnectorConfig.of(transfer.kv_connector_extra_config)
-        spec, dictionary = spec_of(vllm_config, kv_cache_config, settings)
+        spec = spec_of(vllm_config, kv_cache_config, settings)
         self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._spec = spec
         self._rank = Rank(range(spec.geometry.layers), range(spec.geometry.kv_heads))
@@ -80,9 +81,10 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._worker: WorkerSide | None = None
         counts = self._counts = Counts(LOG, self._metrics)
         if role == KVConnectorRole.SCHEDULER:
+            coding = coding_of(self._service, settings, spec, vllm_config.model_config.model)
             self._scheduler = SchedulerSide(
                 spec,
-                self._service.matching,
+                Finder(self._service, coding, settings.recent_tokens, settings.match_seconds),
                 counts,
                 block_tokens=self._block_tokens,
                 recent_tokens=settings.recent_tokens,
@@ -92,8 +94,8 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
             )
             LOG.info(
                 "shares prompt caches: namespace=%s codec=%s page_tokens=%d reload=%s offload=%s",
-                spec.namespace.hex(),
-                settings.codec,
+                coding.spec(spec).namespace.hex(),
+                coding.codec.name if coding.waiting else settings.codec,
                 spec.page_tokens,
                 settings.reload,
                 settings.offload or "nowhere",
@@ -104,7 +106,7 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
                 spec,
                 self._service,
                 counts,
-                dictionary,
+                set_at_hand(settings, spec),
                 rank=self._rank,
                 load_seconds=settings.load_seconds,
                 offload_seconds=settings.offload_seconds,
