@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, Final
@@ -127,7 +128,7 @@ class RankedEngine:
         self, ids: npt.NDArray[Any], cache: Tensor, salt: bytes = b"", assembly: bytes = bytes(16)
     ) -> None:
         """Computes a prompt, and has every rank store it."""
-        order = StoreOrder("s", salt, ids, HERE, 0, assembly)
+        order = StoreOrder("s", self._salted(salt), ids, HERE, 0, assembly)
         for worker in self.workers:
             worker.write(cache, HERE)
             worker.side.stage(Orders(stores=[order]))
@@ -138,7 +139,9 @@ class RankedEngine:
         self, ids: npt.NDArray[Any], start: int, stop: int, salt: bytes = b""
     ) -> list[set[int]]:
         """The blocks that each rank lost."""
-        order = LoadOrder("r", salt, ids, THERE[: -(-stop // BLOCK_TOKENS)], start, stop)
+        order = LoadOrder(
+            "r", self._salted(salt), ids, THERE[: -(-stop // BLOCK_TOKENS)], start, stop
+        )
         for worker in self.workers:
             worker.side.begin(Orders(loads=[order]))
         lost = []
@@ -146,6 +149,9 @@ class RankedEngine:
             assert wait_until(worker.side.arrived, "a load to end") == {"r"}
             lost.append(worker.side.bad_blocks())
         return lost
+
+    def _salted(self, salt: bytes) -> CacheSpec:
+        return replace(self.spec, salt=salt) if salt else self.spec
 
     def counted(self, family: Family) -> dict[str, int | float]:
         """Of all ranks together, as vLLM adds them up."""

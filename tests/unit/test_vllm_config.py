@@ -199,13 +199,13 @@ def test_ways_to_run_a_model_that_are_not_covered_are_refused_in_one_line(
 def test_ranks_have_the_identity_of_the_whole_model(
     folder: Path, tensor: int, pipeline: int, held: Any
 ) -> None:
-    whole, _ = spec_of(config(folder), caches(), ConnectorConfig.of(HERE))
+    whole = spec_of(config(folder), caches(), ConnectorConfig.of(HERE))
     ranks = config(
         folder,
         parallel__tensor_parallel_size=tensor,
         parallel__pipeline_parallel_size=pipeline,
     )
-    assert spec_of(ranks, held, ConnectorConfig.of(HERE))[0] == whole
+    assert spec_of(ranks, held, ConnectorConfig.of(HERE)) == whole
 
 
 def test_a_rank_with_other_heads_than_its_share_is_refused(folder: Path) -> None:
