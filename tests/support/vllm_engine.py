@@ -68,12 +68,7 @@ class Engine:
 
     def reset(self, **options: Any) -> None:
         """Empties vLLM's own prefix cache."""
-        assert self.emptied(**options)
-
-    def emptied(self, **options: Any) -> bool:
-        """As `reset`; False where a connector still holds blocks, which a step may end."""
-        answer = self._nursery.ask({"do": "reset", "options": options})
-        return bool(answer["reset"])
+        assert self._nursery.ask({"do": "reset", "options": options})["reset"]
 
     def counted(self, family: str) -> dict[str, int]:
         """Label values → number, of one family of ours."""
