@@ -108,6 +108,10 @@ def test_a_dictionary_set_is_a_file_or_a_digest(folder: Path, tmp_path: Path) ->
         ({**HERE, "weights": "zz"}, "weights: 'zz' is no digest"),
         ({**HERE, "weights": "00"}, "weights: 1 bytes"),
         ({**HERE, "salt": "x" * 300}, "salt: "),
+        ({**HERE, "salt": "\ud800"}, "salt: .*UTF-8"),
+        ({**HERE, "tls_ca": "\ud800"}, "tls_ca: .*UTF-8"),
+        ({**HERE, "token_file": "a\0b"}, "token_file: .*NUL"),
+        ({**HERE, "page_tokens": 1.5}, "page_tokens: 1.5: an integer"),
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_its_key(extra: dict[str, Any], said: str) -> None:

@@ -202,6 +202,8 @@ class EngineSettings:
             return
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise cls._bad(key, f"{value!r}: {named} is needed")
+        if isinstance(value, str) and not (_is_utf8(value) and "\0" not in value):
+            raise cls._bad(key, f"{value!r}: text that UTF-8 can say, without NUL, is needed")
 
     @classmethod
     def _told(cls, key: str, check: Any, *args: Any) -> Any:
@@ -214,3 +216,11 @@ class EngineSettings:
     @classmethod
     def _bad(cls, key: str, why: str) -> LexicoError:
         return ConfigurationError(f"{cls.where}: {key}: {why}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a surrogate, as JSON may bring it
+        return False
+    return True
