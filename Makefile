@@ -2,6 +2,8 @@
 PYTHON ?= python3
 VENV := .venv
 VLLM := .venv-vllm
+SGLANG := .venv-sglang
+LMCACHE := .venv-lmcache
 LOCKS := requirements
 BIN := $(VENV)/bin
 UV := 0.13.9
@@ -23,7 +25,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help install demo docs docs-check test-tutorial test tests lint format proto unit contract integration kernels
 .PHONY: goldens bench chaos soak fuzz test-gpu bench-gpu k8s k8s-check k8s-chart k8s-audit lock test-newest
 .PHONY: test-oldest compatibility redis compiler clean monitoring-check prometheus test-scale test-hosts image
-.PHONY: image-check k8s-server-check test-vllm
+.PHONY: image-check k8s-server-check test-vllm test-sglang test-lmcache
 
 help:            ## this list
 	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -105,6 +107,12 @@ test-hosts: $(VENV)/dev redis ## each part on a host of its own, in network name
 
 test-vllm: $(VENV)/dev $(VLLM)/ready ## vLLM's connector in the real engine on the CPU: some minutes, and an environment of 2.5 GB
 	LEXICO_TEST_VLLM=$(abspath $(VLLM)/bin/python) $(PYTESTS) -n 0 tests/vllm $(PYTEST)
+
+test-sglang: $(VENV)/dev $(SGLANG)/ready ## SGLang's storage backend in the real engine on the CPU: some minutes, and an environment of 2.5 GB
+	LEXICO_TEST_SGLANG=$(abspath $(SGLANG)/bin/python) $(PYTESTS) -n 0 tests/sglang $(PYTEST)
+
+test-lmcache: $(VENV)/dev $(LMCACHE)/ready ## LMCache's server and vLLM on the CPU: some minutes, and an environment of 2.5 GB
+	LEXICO_TEST_LMCACHE=$(abspath $(LMCACHE)/bin/python) $(PYTESTS) -n 0 tests/lmcache $(PYTEST)
 
 goldens: $(VENV)/dev ## write golden frames where there are none; --rewrite is by hand
 	$(BIN)/python -m tests.support.goldens
@@ -209,6 +217,21 @@ $(VLLM)/ready: $(LOCKS)/vllm.lock
 	$(PYTHON) -m venv $(VLLM)
 	@echo "Installing $$(grep -c == $<) packages of $< (2.5 GB)"
 	@$(VLLM)/bin/$(PIP) --no-deps -r $<
+	@touch $@
+
+# Nor is SGLang: its kernels have no wheel for the CPU, so the tests bring a stand-in.
+$(SGLANG)/ready: $(LOCKS)/sglang.lock
+	@$(PYTHON) -m requirements.fits
+	$(PYTHON) -m venv $(SGLANG)
+	@echo "Installing $$(grep -c == $<) packages of $< (2.5 GB)"
+	@$(SGLANG)/bin/$(PIP) --no-deps -r $<
+	@touch $@
+
+$(LMCACHE)/ready: $(LOCKS)/lmcache.lock $(LOCKS)/vllm.lock
+	@$(PYTHON) -m requirements.fits
+	$(PYTHON) -m venv $(LMCACHE)
+	@echo "Installing the packages of $< (2.5 GB)"
+	@$(LMCACHE)/bin/$(PIP) --no-deps -r $<
 	@touch $@
 
 .venv-lock/uv-$(UV):

@@ -68,9 +68,9 @@ def main() -> None:
         sides: dict[str, Callable[[], object]] = {"prefill": prefill}
         for way in ways:
             out = torch.empty_like(exact)
-            frames = _encode(way, ids, exact)
-            sides[f"encode {way.name}"] = partial(_encode, way, ids, exact)
-            sides[f"decode {way.name}"] = partial(_decode, way, ids, frames, out)
+            frames = encode_pages(way, ids, exact)
+            sides[f"encode {way.name}"] = partial(encode_pages, way, ids, exact)
+            sides[f"decode {way.name}"] = partial(decode_pages, way, ids, frames, out)
         times = _rounds(sides, options.rounds)
         for name in (way.name for way in ways):
             rows.append(
@@ -104,7 +104,8 @@ def prefix_of(loaded: LoadedModel) -> tuple[list[int], Geometry, Tensor]:
     return ids, geometry_of(loaded.model.config, torch.float16), exact
 
 
-def _encode(way: Way, ids: list[int], exact: Tensor) -> list[Any]:
+def encode_pages(way: Way, ids: list[int], exact: Tensor) -> list[Any]:
+    """The frames of all pages."""
     spec, frames = way.spec, []
     for page, key in enumerate(page_keys(spec, ids)):
         tokens = slice(page * spec.page_tokens, (page + 1) * spec.page_tokens)
@@ -115,7 +116,8 @@ def _encode(way: Way, ids: list[int], exact: Tensor) -> list[Any]:
     return frames
 
 
-def _decode(way: Way, ids: list[int], frames: list[Any], out: Tensor) -> None:
+def decode_pages(way: Way, ids: list[int], frames: list[Any], out: Tensor) -> None:
+    """Fills `out` from the frames of all pages."""
     spec, waiting = way.spec, iter(frames)
     for page, key in enumerate(page_keys(spec, ids)):
         tokens = slice(page * spec.page_tokens, (page + 1) * spec.page_tokens)

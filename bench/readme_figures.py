@@ -1,4 +1,4 @@
-"""Writes the figures of bench/results/ into README.md, docs/figures.md and k8s/README.md.
+"""Writes the figures of bench/results/ into README.md, documents of docs/ and k8s/README.md.
 
     python -m bench.readme_figures            rewrite what lies between the markers
     python -m bench.readme_figures --check    change nothing; exit 1 if one of them says otherwise
@@ -23,6 +23,7 @@ _ROOT: Final = Path(__file__).parent.parent
 DOCUMENTS: Final = (
     _ROOT / "README.md",
     _ROOT / "docs" / "figures.md",
+    _ROOT / "docs" / "engines" / "vllm.md",
     _ROOT / "k8s" / "README.md",
 )
 MISSING: Final = "not measured yet"
@@ -37,6 +38,16 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
     "generate_forward.memory": "{:.2f}".format,
     "generate_agreement.lossless": "{:.0%}".format,
     "generate_agreement.near": "{:.0%}".format,
+    "engines.reload_balanced": "{:.2f}".format,
+    "engines.reload_lossless": "{:.2f}".format,
+    **{f"engines.{name}": "{:.1%}".format for name in ("miss", "store", "adapter")},
+    "engines.store_ratio": "{:.2f}".format,
+    "engines.conversations_equal": "{:.1%}".format,
+    **{
+        f"engines.{cache}_{way}": "{:.1%}".format
+        for cache in ("own", "near")
+        for way in ("forced", "free")
+    },
     "encode.vs_twin": "{:.1f}".format,
     "encode.vs_twin_vnni": "{:.1f}".format,
     "encode.vs_twin_avx2": "{:.1f}".format,

@@ -96,7 +96,10 @@ def _pages() -> dict[str, list[Call]]:
             made: torch.Tensor = usual(self, run, arranged, *rest)
             return made
 
-        with mock.patch.object(Transform, "restored", seen):
+        with (
+            mock.patch.object(Transform, "restored", seen),
+            mock.patch.object(Transform, "restores", return_value=False),  # step by step
+        ):
             for page, key in enumerate(page_keys(way.spec, ids)):
                 part = exact[:, :, page * PAGE : (page + 1) * PAGE].contiguous()
                 frame = encode_group(way.spec, key, page, 0, part, way.dictionary)

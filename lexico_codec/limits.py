@@ -52,3 +52,8 @@ MAX_CHAIN_PAGES: Final = 1 << 16
 """Pages that the token ids of one upload make: bounds the hashing that one header can ask for."""
 MAX_GROUP_BYTES: Final = 63 << 20
 """Raw bytes of a layer group of an upload, so that its frame fits the store's cap."""
+MAX_SLICES: Final = 1024
+"""Slices that one page may come in: a model's tensor-parallel ranks times its pipeline stages."""
+MIN_ASSEMBLY_BYTES: Final = 16
+"""Of the name of a computation; shorter ones could meet by chance."""
+MAX_ASSEMBLY_BYTES: Final = 64

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from torch import Tensor
@@ -26,13 +27,22 @@ def turn_at(
     positions: Tensor, rope: Rope, *, inverse: bool = False, dtype: torch.dtype = torch.float32
 ) -> Turn:
     """What `rope` does to keys at `[tokens]` positions, or with `inverse` what undoes it."""
-    inv_freq = torch.tensor(rope.inv_freq, dtype=torch.float32, device=positions.device)
+    inv_freq = _inv_freq(rope.inv_freq).to(positions.device)
     # The models compute the angle in float32: so must we, or far positions would turn differently.
     angle = positions.to(torch.float32)[:, None] * inv_freq  # [tokens, pairs]
     cos, sin = angle.cos().to(dtype), angle.sin().to(dtype)
     if inverse:
         return Turn(cos / rope.scale, -sin / rope.scale, rope.pairing, 1 / rope.scale)
+    if rope.scale == 1:
+        return Turn(cos, sin, rope.pairing, rope.scale)
     return Turn(cos * rope.scale, sin * rope.scale, rope.pairing, rope.scale)
+
+
+@lru_cache(64)
+def _inv_freq(numbers: tuple[float, ...]) -> Tensor:
+    """Not under inference mode, whose tensors serve there alone."""
+    with torch.inference_mode(False):
+        return torch.tensor(numbers, dtype=torch.float32, device="cpu")
 
 
 def turned(keys: Tensor, turn: Turn) -> Tensor:

@@ -162,7 +162,26 @@ class CacheSpec:
     @property
     def whole(self) -> CacheSpec:
         """The spec of the whole model that the shard is of: pages are of that."""
+        return self if self.is_whole else self._unsplit
+
+    @cached_property
+    def _unsplit(self) -> CacheSpec:
         return replace(self, geometry=self.whole_geometry, shard=Shard.whole(self.whole_geometry))
+
+    def held_by(self, layers: range, heads: range) -> CacheSpec:
+        """The spec of what a rank holds of the whole model: `AsyncClient.offload` sends it as a
+        slice.
+
+        Args:
+            layers, heads: of the whole model, consecutive.
+
+        Raises:
+            ShapeMismatch: the model has no such layers or heads.
+        """
+        whole = self.whole_geometry
+        part = replace(whole, layers=len(layers), kv_heads=len(heads))
+        shard = Shard(layers.start, whole.layers, heads.start, whole.kv_heads)
+        return replace(self, geometry=part, shard=shard)
 
     def check_whole(self) -> None:
         """Raises for a slice of a model: pages are of the whole.
@@ -174,9 +193,8 @@ class CacheSpec:
             shard, g = self.shard, self.geometry
             raise Unsupported(
                 f"a slice of a model, {g.layers} of {shard.total_layers} layers and {g.kv_heads} "
-                f"of {shard.total_heads} KV heads, is no page: gather the ranks' slices, offload "
-                "them with spec.whole, and load with it into a CacheMemory of the rank's layers "
-                "and heads"
+                f"of {shard.total_heads} KV heads, is no page: use spec.whole, and load with it "
+                "into a CacheMemory of the rank's layers and heads"
             )
 
     @property

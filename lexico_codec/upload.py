@@ -52,14 +52,13 @@ def checked_keys(
 
     Raises:
         InvalidInput, TokenCountMismatch, PageKeyMismatch: naming what does not fit.
-        Unsupported: pages of a slice of a model.
     """
-    spec.check_whole()
+    whole = spec.whole
     if not pages or len(pages) != len(keys):
         raise InvalidInput(f"{len(pages)} pages with {len(keys)} page keys")
     if len(token_ids) > MAX_CHAIN_PAGES * spec.page_tokens:
         raise InvalidInput(f"more than {MAX_CHAIN_PAGES} pages in one sequence")
-    if max(map(spec.group_bytes, range(spec.groups))) > MAX_GROUP_BYTES:
+    if max(map(whole.group_bytes, range(whole.groups))) > MAX_GROUP_BYTES:
         raise InvalidInput(
             f"a layer group over {MAX_GROUP_BYTES} bytes: use fewer page_tokens or group_layers"
         )

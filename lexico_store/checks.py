@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Final
 
 from lexico_proto.errors import InvalidInput
-from lexico_proto.limits import DIGEST_BYTES, MAX_FRAME_BYTES, MAX_GROUPS
+from lexico_proto.limits import DIGEST_BYTES, MAX_FRAME_BYTES, MAX_GROUPS, MAX_SECONDS
 
 if TYPE_CHECKING:
     import numpy as np
@@ -21,8 +21,8 @@ Parts = tuple[memoryview, ...]
 
 MAX_DIGEST_BYTES: Final = 64
 """Longest scope and longest dictionary digest: what BLAKE2b takes as a key."""
-MAX_TTL_S: Final = 10 * 365 * 86400.0
-"""Ten years: far below where a server's expiry in milliseconds overflows."""
+MAX_TTL_S: Final = MAX_SECONDS
+"""Far below where a server's expiry in milliseconds overflows."""
 
 
 def check_scope(scope: bytes) -> None:

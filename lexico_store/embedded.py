@@ -93,6 +93,46 @@ def _wheel_server() -> Path | None:
     return binary if os.access(binary, os.X_OK) else None
 
 
+def check_start(directory: Path | None, server: str = "auto") -> Path:
+    """What a start would refuse, without one; leaves nothing behind.
+
+    Args:
+        directory, server: as for `EmbeddedServer`.
+
+    Returns:
+        The server binary that it would take.
+
+    Raises:
+        ConfigurationError: see `EmbeddedServer`.
+    """
+    binary = find_server(server)
+    made = _first_to_make(directory)
+    try:
+        folder = _make_directory(directory)
+        if directory is None:
+            made = folder
+        _check_length(folder / SOCKET_NAME)
+        lock = folder / LOCK_NAME
+        ours = not lock.exists()
+        os.close(_lock(lock))
+        if ours:
+            lock.unlink(missing_ok=True)
+    finally:
+        if made is not None:
+            shutil.rmtree(made, ignore_errors=True)
+    return binary
+
+
+def _first_to_make(directory: Path | None) -> Path | None:
+    """The topmost folder that is made with a directory; None where it is there."""
+    if directory is None or directory.exists():
+        return None
+    missing = directory.absolute()
+    while not missing.parent.exists():
+        missing = missing.parent
+    return missing
+
+
 class EmbeddedServer:
     """A running server. It ends with `close`, and with this process, also when this is killed.
 
@@ -130,10 +170,7 @@ class EmbeddedServer:
         self._process: subprocess.Popen[bytes] | None = None
         self._lock_fd = -1
         try:
-            if len(os.fsencode(self.socket_path)) > _MAX_SOCKET_PATH:
-                raise ConfigurationError(
-                    f"{self.socket_path} is too long for a socket: give a shorter directory"
-                )
+            _check_length(self.socket_path)
             self._lock_fd = _lock(self.directory / LOCK_NAME)
             self.socket_path.unlink(missing_ok=True)
             self._process = self._start(maxmemory or default_maxmemory())
@@ -229,6 +266,11 @@ class EmbeddedServer:
         except OSError:
             return "no log"
         return tail.decode(errors="replace").strip() or "its log is empty"
+
+
+def _check_length(path: Path) -> None:
+    if len(os.fsencode(path)) > _MAX_SOCKET_PATH:
+        raise ConfigurationError(f"{path} is too long for a socket: give a shorter directory")
 
 
 def _make_directory(directory: Path | None) -> Path:

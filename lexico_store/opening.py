@@ -8,7 +8,7 @@ from typing import Final
 
 from lexico_proto.errors import ConfigurationError
 from lexico_store.address import Address, parse_address, parse_bytes
-from lexico_store.embedded import EmbeddedServer, default_maxmemory
+from lexico_store.embedded import EmbeddedServer, check_start, default_maxmemory
 from lexico_store.memory import DEFAULT_MAX_BYTES, MemoryStore
 from lexico_store.settings import StoreSettings
 from lexico_store.store import PageStore
@@ -67,13 +67,18 @@ def embedded_maxmemory(url: str) -> int:
     return _maxmemory(parse_address(url, _OPTIONS))
 
 
-def embedded_server_choice(url: str) -> str:
-    """What `find_server` is asked for by an `embedded://` URL.
+def check_embedded(url: str) -> Path:
+    """What a start of an `embedded://` URL would refuse, without one.
+
+    Returns:
+        The server binary that it would take.
 
     Raises:
-        ConfigurationError: the URL cannot be used.
+        ConfigurationError: the URL, its folder or its server cannot be used.
     """
-    return parse_address(url, _OPTIONS).options.get("server", "auto")
+    address = parse_address(url, _OPTIONS)
+    _maxmemory(address)
+    return check_start(_directory(address), address.options.get("server", "auto"))
 
 
 def _maxmemory(address: Address) -> int:
@@ -81,13 +86,17 @@ def _maxmemory(address: Address) -> int:
     return parse_bytes(bound, "maxmemory") if bound else default_maxmemory()
 
 
-def _start(address: Address, settings: StoreSettings) -> EmbeddedServer:
+def _directory(address: Address) -> Path | None:
     if address.host or address.username or address.password:
         raise ConfigurationError(
             "an embedded store's URL is embedded:// or, with three slashes, embedded:///dir"
         )
+    return Path(address.path) if address.path.strip("/") else None
+
+
+def _start(address: Address, settings: StoreSettings) -> EmbeddedServer:
     return EmbeddedServer(
-        Path(address.path) if address.path.strip("/") else None,
+        _directory(address),
         maxmemory=_maxmemory(address),
         server=address.options.get("server", "auto"),
         start_timeout_s=settings.start_timeout_s,

@@ -22,13 +22,21 @@ def reachable_store(url: str, settings: StoreSettings | None = None) -> Iterator
             used.
         StoreUnavailable: the embedded server does not start.
     """
-    scheme = url.partition(":")[0]
-    if scheme == "memory":
-        raise ConfigurationError(
-            "memory:// lives in one process; use embedded://, unix:// or redis://"
-        )
-    if scheme != "embedded":
+    check_shared(url)
+    if url.partition(":")[0] != "embedded":
         yield url
         return
     with start_embedded(url, settings or StoreSettings()) as server:
         yield server.url
+
+
+def check_shared(url: str) -> None:
+    """Whether several processes can use a store.
+
+    Raises:
+        ConfigurationError: it lives in one process alone.
+    """
+    if url.partition(":")[0] == "memory":
+        raise ConfigurationError(
+            "memory:// lives in one process; use embedded://, unix:// or redis://"
+        )

@@ -124,6 +124,11 @@ def resolved(options: Sequence[str], pins: Sequence[str], known: str = "") -> st
         return out.read_text()
 
 
+def locked(folder: Path = HERE) -> str:
+    """What is written now. Not what is locked by hand beside it, for an engine."""
+    return "".join(path.read_text() for path in files(folder).values() if path.is_file())
+
+
 def parts(pins: Sequence[str], resolution: str, known: str = "") -> dict[str, str]:
     """The text of each file, without its header, by the names of `files`."""
     how = [f"--resolution={resolution}"]
@@ -174,8 +179,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for path in old:
             sys.stderr.write(f"{path} is empty or older than pyproject.toml: run make lock\n")
         return 1 if old else 0
-    locked = "".join(path.read_text() for path in sorted(HERE.glob("*.lock")))
-    known = "" if options.upgrade or options.oldest else locked
+    known = "" if options.upgrade or options.oldest else locked()
     try:
         made = parts(options.pin, "lowest-direct" if options.oldest else "highest", known)
     except Unresolved:

@@ -30,6 +30,7 @@ from lexico_client._told import Told
 from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.keys import TokenIds, token_array
+from lexico_codec.slices import check_assembly
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import Cancelled, ConfigurationError, InvalidInput, TokenCountMismatch
 from lexico_proto.metrics import PROCESS, Metrics
@@ -152,6 +153,7 @@ class AsyncClient(SetCalls):
         token_ids: TokenIds,
         *,
         inputs: PageDigests = (),
+        apart: bool = False,
         timeout: float | None = None,
     ) -> Match:
         """Asks which full pages of a sequence are stored.
@@ -161,6 +163,8 @@ class AsyncClient(SetCalls):
             token_ids: the sequence from position 0.
             inputs: what reached the model beside token ids: a digest for each page that had such,
                 see `input_digests`. Pages without stand for token ids alone.
+            apart: each page is a sequence of its own, at position 0, and the result says of each
+                whether it is stored: one call where there would be as many as pages.
             timeout: seconds, in place of `Timeouts.match`.
 
         Raises:
@@ -174,7 +178,7 @@ class AsyncClient(SetCalls):
         self._check_open()
         with request():
             async with budget.bound():
-                keys = await keys_of(spec, ids, digests)
+                keys = await keys_of(spec, ids, digests, apart=apart)
                 return await match_pages(self._transport, spec, keys, budget)
 
     async def explain(
@@ -215,12 +219,18 @@ class AsyncClient(SetCalls):
         inputs: PageDigests = (),
         pages: int | None = None,
         wait: Wait = "committed",
+        assembly: bytes = b"",
         timeout: float | None = None,
     ) -> PutReport:
         """Sends the pages that the service lacks.
 
+        A rank that holds a part of a model gives `spec.held_by(layers, heads)`, and sends slices.
+        The service stores a page once the ranks of one assembly have sent all of it; until then a
+        slice was received, and `wait` waits for those pages alone that this rank completed. All
+        ranks must send to one ingress.
+
         Args:
-            spec: what the pages belong to.
+            spec: what the pages belong to; of a slice, what the rank holds.
             token_ids: the sequence from position 0.
             source: gives the cache of one layer group of one page at a time, as a tensor or as the
                 `CacheMemory` of all its layers and heads; called in a worker thread, perhaps twice
@@ -229,20 +239,24 @@ class AsyncClient(SetCalls):
             pages: leading pages that the source holds; by default every full page of the sequence.
             wait: "committed" for an answer when the pages are stored, "received" when they are
                 received.
+            assembly: of slices, the name of the computation that they come from: 16 to 64 bytes,
+                drawn at random for each, and given to all of its ranks. Slices of two computations
+                are never put together. Ignored for a whole model.
             timeout: seconds, in place of `Timeouts.offload`.
 
         Raises:
             TokenCountMismatch: `token_ids` is no flat sequence, or too short for `pages`.
-            InvalidInput: `inputs` holds what is no digest, or `wait` is none of the two.
+            InvalidInput: `inputs` holds what is no digest, `wait` is none of the two, or slices
+                have no assembly.
             ShapeMismatch, NonFiniteCache: what the source gave cannot be offloaded.
             UnknownDictionary: the spec's set is not registered: register it and call again.
-            Unsupported: a spec of a slice of a model.
+            Unsupported: slices, and an ingress of an earlier release.
             LexicoError: the service refused, or could not take the pages.
         """
         if wait not in _DURABILITY:
             raise InvalidInput(f"wait={wait!r}: {' or '.join(_DURABILITY)}")
         ids = token_array(token_ids)
-        spec.check_whole()
+        check_assembly(spec, assembly)
         full = len(ids) // spec.page_tokens
         digests = checked_inputs(inputs, full, spec.page_tokens)
         if pages is not None and not 0 <= pages <= full:
@@ -254,7 +268,10 @@ class AsyncClient(SetCalls):
             with self._crew.shift(budget) as shift:
                 async with budget.bound():
                     keys = await keys_of(spec, ids, digests)
-                    offer = PageOffer(spec, ids, keys[:pages], source, _DURABILITY[wait], digests)
+                    durability = _DURABILITY[wait]
+                    offer = PageOffer(
+                        spec, ids, keys[:pages], source, durability, digests, assembly
+                    )
                     report = await Offloading(
                         self._transport, shift, offer, budget, self._timeouts.match
                     ).run()

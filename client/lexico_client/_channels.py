@@ -16,7 +16,10 @@ from lexico_client._endpoint import Endpoint, Security
 from lexico_client._errors import translated
 from lexico_codec.forks import renew_in_children
 from lexico_proto.errors import Unsupported
+from lexico_proto.installed import check_grpcio
 from lexico_proto.limits import MESSAGE_BYTES, PIECE_BYTES
+
+check_grpcio(grpc.__version__)
 
 _log = logging.getLogger(__name__)
 
@@ -47,13 +50,6 @@ _FORKED: Final = (
     "gRPC channels were open when this process was forked, and gRPC cannot be used in it: fork "
     "before the client's first call, or close the client before"
 )
-_FORKED_LATER: Final = (
-    f"this process was forked after gRPC was used, and grpcio {grpc.__version__} cannot be used in "
-    "it: fork before the client's first call, or install grpcio 1.84 or newer"
-)
-CLOSED_CHANNELS_FORK: Final = tuple(map(int, grpc.__version__.split(".")[:2])) >= (1, 84)
-"""Whether a child can use gRPC where its parent closed all channels. Calls of earlier versions
-have no end there."""
 _RETIRED_SECONDS: Final = 600.0
 """What calls that were begun on a channel that was replaced are given to end."""
 _FAILING_SECONDS: Final = 5.0
@@ -62,21 +58,6 @@ before it looks up a name again that had no address; a new channel looks at once
 _OF_PARENTS: Final[list[object]] = []
 """Channels that were open when the process was forked. They are kept, never closed: that would take
 their sockets out of the epoll set that both processes share, and the parent's calls would hang."""
-
-
-class _Usage:
-    """Whether this process, or one that it was forked from, has opened a channel."""
-
-    begun = False
-    inherited = False
-
-    def after_fork(self) -> None:
-        """What the parent has used is used up."""
-        self.inherited = self.begun
-
-
-_USAGE: Final = _Usage()
-renew_in_children(_USAGE)
 
 
 @dataclass
@@ -105,8 +86,7 @@ class Channels:
 
     gRPC's own threads are not there in a forked child, and what it makes of a new channel then is
     a call without an end, or a crash. So a child of a process with open channels gets an error, and
-    gRPC is not touched there. Where none was open, or all were closed, it works; see
-    `CLOSED_CHANNELS_FORK` for earlier versions.
+    gRPC is not touched there. Where none was open, or all were closed, it works.
     """
 
     def __init__(self, interceptors: Sequence[grpc.aio.ClientInterceptor] = ()) -> None:
@@ -142,7 +122,6 @@ class Channels:
         if opened is not None and opened.state == state and not fails:
             return opened.channel
         channel = security.channel(endpoint.address, _OPTIONS, self._interceptors)
-        _USAGE.begun = True
         self._open[key] = _Open(state, channel)
         if opened is not None:
             # One that fails has no calls that run, only those that are about to be told so.
@@ -180,9 +159,8 @@ class Channels:
 
     def _bind(self) -> asyncio.AbstractEventLoop:
         if _OF_PARENTS:
-            raise _refused(_FORKED)
-        if _USAGE.inherited and not CLOSED_CHANNELS_FORK:
-            raise _refused(_FORKED_LATER)
+            _warn(_FORKED)
+            raise Unsupported(_FORKED)
         loop = asyncio.get_running_loop()
         if self._loop is loop:
             return loop
@@ -194,11 +172,6 @@ class Channels:
         self._retired.clear()
         self._loop = loop
         return loop
-
-
-def _refused(words: str) -> Unsupported:
-    _warn(words)
-    return Unsupported(words)
 
 
 @cache

@@ -14,7 +14,7 @@ from lexico_client._coding_counts import CodingCounts
 from lexico_codec.codecs.codec import Codec
 from lexico_codec.forks import renew_in_children
 from lexico_codec.presets import codec_named, spoken
-from lexico_codec.sets.choose import choose, is_built_in, set_of
+from lexico_codec.sets.choose import choose, is_built_in, training_options
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.models import model_names
 from lexico_codec.spec import CacheSpec
@@ -211,13 +211,13 @@ class Coding:
             unasked = f" (published ones could not be asked for, {self._unasked}{old})"
         _log.warning(
             "no set for %s with %s%s: running lossless%s; train one by: lexico train --model %s "
-            "--text TEXT --out SET.safetensors --codec %s --register%s",
+            "--text TEXT --out SET.safetensors %s --register%s",
             self._model or "the model",
             self._spoken,
             unasked,
             f", up to {times} times the bytes" if times > 1 else "",
             shlex.quote(self._model) if self._model else "MODEL",
-            set_of(self._asked),
+            training_options(self._asked, geometry),
             " --any-weights" if elsewhere else "",
         )
 

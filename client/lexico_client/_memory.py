@@ -11,10 +11,11 @@ from lexico_client._transport import Server, check_size
 from lexico_codec.formats import formats_to_wire, own_formats
 from lexico_codec.namespaces import namespace_digest
 from lexico_codec.pages import encode_group
-from lexico_codec.pieces import Pieces
+from lexico_codec.pieces import Piece, Pieces
 from lexico_codec.put_messages import PageEnd, parse_put
 from lexico_codec.sets.choose import check_model
 from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.slices import Slice, SlicedPage, check_assembly
 from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import tensor_from
 from lexico_codec.upload import PageAssembler, checked_keys
@@ -50,6 +51,8 @@ class InMemoryTransport:
         """Name of a model and codec → digest of the set for them, and when it was published."""
         self._namespaces: dict[bytes, tuple[reload.StoredNamespace, set[bytes]]] = {}
         """Namespace → what it is made of, and the keys of its pages."""
+        self._sliced: dict[tuple[bytes, str, bytes], SlicedPage] = {}
+        """Page key, dtype and assembly → a page that lacks slices."""
 
     async def match(self, request: reload.MatchRequest, timeout: float) -> reload.MatchResponse:
         """Which pages are kept."""
@@ -110,16 +113,23 @@ class InMemoryTransport:
                 check_model(dictionary, spec.whole_geometry)
             results = []
             for page, key in zip(header.pages, header.page_keys, strict=True):
-                data = await _page(messages, page, spec.page_bytes)
-                frames, start = [], 0
-                for group in range(spec.groups):
-                    end = start + spec.group_bytes(group)
-                    shape, dtype = spec.group_shape(group), spec.geometry.torch_dtype
-                    tensor = tensor_from(data.cut(start, end), dtype, shape)
-                    frames.append(bytes(encode_group(spec, key, page, group, tensor, dictionary)))
-                    start = end
+                pieces, checksum = await _page(messages, page, spec.page_bytes)
+                if not spec.is_whole:
+                    name = (key, spec.geometry.dtype, header.assembly)
+                    sliced = self._sliced.setdefault(name, SlicedPage(spec.whole, page))
+                    try:
+                        sliced.add(Slice.of(spec), checksum, pieces)
+                    except InvalidInput:
+                        del self._sliced[name]
+                        raise
+                    if not sliced.complete:
+                        received = offload.PAGE_OUTCOME_RECEIVED
+                        results.append(offload.PageResult(page=page, outcome=received))
+                        continue
+                    pieces = self._sliced.pop(name).take()
+                frames = _encoded(spec.whole, key, page, Pieces(pieces), dictionary)
                 results.append(self._keep(page, key, frames))
-                self._note(spec, key)
+                self._note(spec.whole, key)
             if await anext(messages, None) is not None:
                 raise StreamTooLong("put: the upload carries more than its pages")
         return offload.PutResponse(pages=results)
@@ -162,6 +172,7 @@ class InMemoryTransport:
                 layers=kept.layers,
                 kv_heads=kept.info.kv_heads,
                 head_dim=kept.head_dim,
+                keys_as_stored=kept.info.keys_as_stored,
             )
             for digest, kept in self.dictionaries.items()
         ]
@@ -222,16 +233,33 @@ class InMemoryTransport:
         )
 
 
-async def _page(messages: AsyncIterator[bytes], page: int, page_bytes: int) -> Pieces:
+async def _page(
+    messages: AsyncIterator[bytes], page: int, page_bytes: int
+) -> tuple[list[Piece], int]:
+    """The bytes of a page or a slice, and their checksum."""
     assembler = PageAssembler(page, page_bytes)
     while (message := await anext(messages, None)) is not None:
         part = parse_put(message)
         if isinstance(part, PageEnd):
-            return Pieces(assembler.end(part.page, part.checksum))
+            return assembler.end(part.page, part.checksum), part.checksum
         if not isinstance(part, memoryview):
             raise InvalidInput("put: after the header come data and page ends alone")
         assembler.add(part)
     raise assembler.cut()
+
+
+def _encoded(
+    spec: CacheSpec, key: bytes, page: int, data: Pieces, dictionary: DictionarySet | None
+) -> list[bytes]:
+    """The frames of a page."""
+    frames, start = [], 0
+    for group in range(spec.groups):
+        end = start + spec.group_bytes(group)
+        shape, dtype = spec.group_shape(group), spec.geometry.torch_dtype
+        tensor = tensor_from(data.cut(start, end), dtype, shape)
+        frames.append(bytes(encode_group(spec, key, page, group, tensor, dictionary)))
+        start = end
+    return frames
 
 
 class _ByteStream:
@@ -260,6 +288,7 @@ class _ByteStream:
 
 def _checked_spec(header: offload.PutHeader) -> CacheSpec:
     spec = spec_from_wire(header.spec)
+    check_assembly(spec, header.assembly)
     checked_keys(
         spec,
         header.token_ids,

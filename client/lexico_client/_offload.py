@@ -22,12 +22,19 @@ from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.put_messages import PageEnd, header_message, page_end_message
 from lexico_codec.spec import CacheSpec
 from lexico_codec.wire import spec_to_wire
-from lexico_proto.errors import InternalError, LexicoError, TokenCountMismatch, Unsupported
+from lexico_proto.errors import (
+    InternalError,
+    LexicoError,
+    PageKeyMismatch,
+    TokenCountMismatch,
+    Unsupported,
+)
 from lexico_proto.v1 import offload_pb2 as offload
 
 PageSource = Callable[[int, int], GroupSource]
 """`(page, group)` → the cache there, of the geometry's dtype: a tensor, `spec.group_shape(group)`,
-or where all layers and heads of the group lie in an engine's memory, paged or not."""
+or where all layers and heads of the group lie in an engine's memory, paged or not. Groups of a
+slice are counted within it."""
 
 _OUTCOMES = {
     offload.PAGE_OUTCOME_STORED: PageOutcome.STORED,
@@ -52,6 +59,8 @@ class PageOffer:
     durability: offload.Durability
     inputs: PageDigests = ()
     """What reached the model beside token ids."""
+    assembly: bytes = b""
+    """Of slices: which computation they are of."""
 
     def header(self, part: range, pages: Sequence[int]) -> offload.PutHeader:
         """The header of a Put of some pages of a part, ascending."""
@@ -66,6 +75,7 @@ class PageOffer:
             page_inputs=checked_inputs(self.inputs[first:], pages[-1] + 1 - first),
             first_page=first,
             parent_key=self.page_keys[first - 1] if first else b"",
+            assembly=b"" if self.spec.is_whole else self.assembly,
         )
 
 
@@ -152,6 +162,15 @@ class Offloading:
     async def _put(self, upload: PageUpload, part: range) -> offload.PutResponse:
         try:
             return await self._transport.put(upload.messages(), self._budget.left())
+        except (Unsupported, PageKeyMismatch) as error:
+            # Earlier releases refuse a spec of a slice, or make other keys of it.
+            whole = self._offer.spec.is_whole
+            if whole or not (type(error) is Unsupported or isinstance(error, PageKeyMismatch)):
+                raise
+            raise Unsupported(
+                "the ingress puts no slices of a model together: it is of an earlier release, "
+                "upgrade it, or run the model in one rank"
+            ) from error
         except TokenCountMismatch as error:
             if not upload.in_parts:
                 raise

@@ -43,16 +43,27 @@ def chain_bytes(token_ids: npt.NDArray[np.uint32], pages: int) -> int:
 
 
 async def keys_of(
-    spec: CacheSpec | Identity, token_ids: npt.NDArray[np.uint32], inputs: PageDigests = ()
+    spec: CacheSpec | Identity,
+    token_ids: npt.NDArray[np.uint32],
+    inputs: PageDigests = (),
+    *,
+    apart: bool = False,
 ) -> list[bytes]:
     """The keys of every full page of a sequence. Other calls of the event loop go on meanwhile: a
-    million tokens take a part of a second."""
+    million tokens take a part of a second.
+
+    Args:
+        spec, token_ids, inputs: as for `page_keys`.
+        apart: each page is a sequence of its own.
+    """
     keys: list[bytes] = []
     size = spec.page_tokens
     for part in parts(len(token_ids) // size):
-        ids = token_ids[part.start * size : part.stop * size]
-        others = inputs[part.start : part.stop]
-        keys += page_keys(spec, ids, others, parent=keys[-1] if keys else b"")
+        for run in ([page] for page in part) if apart else [part]:
+            ids = token_ids[run[0] * size : (run[-1] + 1) * size]
+            others = inputs[run[0] : run[-1] + 1]
+            parent = keys[-1] if keys and not apart else b""
+            keys += page_keys(spec, ids, others, parent=parent)
         await asyncio.sleep(0)
     return keys
 

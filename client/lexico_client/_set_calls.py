@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +22,7 @@ from lexico_client._transport import Transport
 from lexico_client._weights_files import fingerprint_files
 from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.keys import TokenIds, token_array
-from lexico_codec.sets.choose import check_model
+from lexico_codec.sets.choose import check_model, geometry_for
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.models import model_names
 from lexico_codec.spec import DEFAULT_RECENT_TOKENS, CacheSpec
@@ -183,7 +184,9 @@ class SetCalls(ABC):
 
         Args:
             dictionary: the set.
-            spec: any of the model's: what counts are weights, shape and rotary embedding.
+            spec: any of the model's: what counts are weights, shape and rotary embedding. A set of
+                keys as they are stored is published for the model's pages of unknown position,
+                whose spec has no rotary embedding.
             any_weights: also for models of the same shape and rotary embedding for whose weights
                 none is published: these ones with an adapter, say, or cast while loading. Codec
                 lexico-residual refuses pages of weights that are nothing like those that its set
@@ -200,6 +203,7 @@ class SetCalls(ABC):
             Unsupported: a server of an earlier release.
             LexicoError: the service refused, or could not answer.
         """
+        spec = replace(spec, geometry=geometry_for(dictionary, spec.geometry))
         check_model(dictionary, spec.whole_geometry)
         budget = self._budget("publish", timeout, self._timeouts.dictionaries)
         await self.register_dictionary(dictionary, timeout=budget.left())
@@ -215,7 +219,8 @@ class SetCalls(ABC):
     ) -> tuple[str, ...]:
         """Undoes `publish_dictionary`, for nodes that start from now on; the set stays registered.
 
-        Arguments and errors are those of `publish_dictionary`.
+        Arguments and errors are those of `publish_dictionary`. What is published for pages of
+        unknown position is taken back by a spec without rotary embedding.
 
         Returns:
             The codecs that a set was published for.

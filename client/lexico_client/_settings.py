@@ -7,6 +7,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 
 from lexico_proto.errors import ConfigurationError
+from lexico_proto.limits import MAX_SECONDS
 
 
 @dataclass(frozen=True)
@@ -37,15 +38,15 @@ class Timeouts:
 
 
 def check_seconds(name: str, seconds: object) -> float:
-    """`seconds` as a float.
+    """`seconds` as a float, at most `MAX_SECONDS`: no clock of the system counts further.
 
     Raises:
         ConfigurationError: no finite positive number.
     """
     number = isinstance(seconds, int | float) and not isinstance(seconds, bool)
-    if not number or not 0 < seconds < math.inf:  # type: ignore[operator]
-        raise ConfigurationError(f"{name}={seconds!r}: a positive number of seconds")
-    return float(seconds)  # type: ignore[arg-type]
+    if number and 0 < seconds < math.inf:  # type: ignore[operator]
+        return float(min(seconds, MAX_SECONDS))  # type: ignore[call-overload]
+    raise ConfigurationError(f"{name}={seconds!r:.60}: a positive number of seconds")
 
 
 def cache_folder(name: str) -> Path:

@@ -91,10 +91,11 @@ class Client:
         token_ids: TokenIds,
         *,
         inputs: PageDigests = (),
+        apart: bool = False,
         timeout: float | None = None,
     ) -> Match:
         """As `AsyncClient.match`."""
-        work = self._client.match(spec, token_ids, inputs=inputs, timeout=timeout)
+        work = self._client.match(spec, token_ids, inputs=inputs, apart=apart, timeout=timeout)
         return self._run(work, self._timeouts.match, timeout)
 
     def explain(
@@ -121,11 +122,19 @@ class Client:
         inputs: PageDigests = (),
         pages: int | None = None,
         wait: Wait = "committed",
+        assembly: bytes = b"",
         timeout: float | None = None,
     ) -> PutReport:
         """As `AsyncClient.offload`."""
         work = self._client.offload(
-            spec, token_ids, source, inputs=inputs, pages=pages, wait=wait, timeout=timeout
+            spec,
+            token_ids,
+            source,
+            inputs=inputs,
+            pages=pages,
+            wait=wait,
+            assembly=assembly,
+            timeout=timeout,
         )
         return self._run(work, self._timeouts.offload, timeout)
 

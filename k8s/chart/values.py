@@ -20,6 +20,7 @@ COMPONENTS: Final[Mapping[str, str]] = {
     "otlp": ".Values.otlp.enabled",
     "sentinel": 'eq .Values.store.kind "sentinel"',
     "smoke-test": ".Values.smokeTest.enabled",
+    "store-tls": 'and .Values.store.tls (ne .Values.store.kind "external")',
     "train": ".Values.train.enabled",
 }
 """Component → when the chart has it."""
@@ -72,6 +73,11 @@ VALUES: Final = (
         "^[1-9]\\d*[mg]b$",
     ),
     _text("store.memory", "8Gi", "Memory of its pod: a third above maxmemory", _MEMORY),
+    _flag(
+        "store.tls",
+        False,
+        "TLS between the store that comes along and its clients; turns tls.enabled on as well",
+    ),
     _flag("tls.enabled", False, "TLS and certificates of clients, by cert-manager"),
     _flag(
         "monitoring.enabled",

@@ -5,7 +5,18 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Final
 
-from k8s.checks import kuberay, names, network, pods, ray, references, schemas, selectors, settings
+from k8s.checks import (
+    engines,
+    kuberay,
+    names,
+    network,
+    pods,
+    ray,
+    references,
+    schemas,
+    selectors,
+    settings,
+)
 from k8s.checks.rendering import Problem, Rendering
 
 CHECKS: Final[tuple[Callable[[Rendering], list[Problem]], ...]] = (
@@ -16,6 +27,7 @@ CHECKS: Final[tuple[Callable[[Rendering], list[Problem]], ...]] = (
     selectors.check,
     network.check,
     settings.check,
+    engines.check,
     ray.check,
     kuberay.check,
 )

@@ -13,6 +13,8 @@ NODE: Final = Pod("a node", "Pod", CLIENTS, {})
 STRANGER: Final = Pod("a stranger", "Pod", {"app": "stranger"}, {})
 
 RAY: Final = ("ray-head", "ingress", "encoder")
+ENGINES: Final[Mapping[str, int]] = {"vllm": 8000, "sglang": 30_000}
+"""Component → the port of its API."""
 MUST: Final = (
     *((source, "store", 6379) for source in ("ingress", "encoder", "reload")),
     *((source, target, 20_001) for source in RAY for target in RAY),
@@ -24,6 +26,8 @@ MUST: Final = (
     ("smoke-test", "service", 7411),
     ("smoke-test", "service", 7412),
     *(("store-cluster", "store", port) for port in (6379, 16379)),
+    *((engine, "ingress", 7411) for engine in ENGINES),
+    *((engine, "reload", 7412) for engine in ENGINES),
 )
 """Components and ports of connections without which something does not work, where both are
 there."""
@@ -34,6 +38,12 @@ MUST_NOT: Final = (
     *((source, "ingress", 20_001) for source in ("reload", "store", "smoke-test", "train")),
     ("reload", "ingress", 7411),
     ("train", "reload", 7412),
+    *((engine, target, 6379) for engine in ENGINES for target in ("store", "ray-state")),
+    *(
+        (other, engine, port)
+        for engine, port in ENGINES.items()
+        for other in ("ingress", "reload", "store")
+    ),
 )
 
 

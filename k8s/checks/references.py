@@ -12,6 +12,7 @@ from k8s.new_secrets import secrets_of
 
 GIVEN_SECRETS: Final[Mapping[str, frozenset[str]]] = {
     **{each["metadata"]["name"]: frozenset(each["stringData"]) for each in secrets_of([])},
+    "lexico-engine-token": frozenset({"token"}),
     "lexico-external-redis": frozenset({"url", "ca.crt", "tls.crt", "tls.key"}),
 }
 """Secret → its keys, of those that are there before: README.md names them."""
@@ -19,7 +20,9 @@ GIVEN_CLAIMS: Final = frozenset({"lexico-models"})
 CERTIFICATE_KEYS: Final = frozenset({"tls.crt", "tls.key", "ca.crt"})
 
 READ_ELSEWHERE: Final[Mapping[str, tuple[str, ...]]] = {
-    "ray-head": ("/etc/lexico/store", "/etc/lexico/tls", "/etc/lexico/tokens"),
+    "ray-head": (
+        *("/etc/lexico/store", "/etc/lexico/store-ca", "/etc/lexico/tls", "/etc/lexico/tokens"),
+    ),
     "encoder": ("/etc/lexico/tls", "/etc/lexico/tokens"),
 }
 """Component → folders that it needs not: all of Ray's pods have the same settings, as any of them

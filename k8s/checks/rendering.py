@@ -20,10 +20,17 @@ import yaml
 HERE: Final = Path(__file__).resolve().parent.parent
 BASE: Final = HERE / "base"
 COMPONENTS: Final = HERE / "components"
+EXAMPLES: Final = HERE / "examples"
 OVERLAYS: Final = HERE / "overlays"
 
 STORES: Final = ("external-redis", "sentinel", "cluster")
 """Components that give the page store another shape: one of them at a time."""
+
+NEEDS: Final[Mapping[str, tuple[str, ...]]] = {"store-tls": ("cert-manager",)}
+"""Component → those without which it is nothing."""
+
+NOT_WITH: Final[Mapping[str, frozenset[str]]] = {"external-redis": frozenset({"store-tls"})}
+"""Component → those that change what it takes away."""
 
 NAMESPACE: Final = "lexico"
 
@@ -105,6 +112,27 @@ def base_with(*names: str) -> Rendering:
     return _combined("base", NAMESPACE, names)
 
 
+def examples() -> list[str]:
+    """Engines that there is an example of."""
+    return sorted(path.parent.name for path in EXAMPLES.glob("*/kustomization.yaml"))
+
+
+def example(name: str) -> Rendering:
+    """The base with an engine, which shows a certificate."""
+    return base_with("cert-manager", f"../examples/{name}")
+
+
+def alone(name: str) -> Rendering:
+    """The base with one component, and with what that one needs."""
+    return base_with(*NEEDS.get(name, ()), name)
+
+
+def with_all(store: str) -> Rendering:
+    """The base with a shape of the store and every other component that goes with it."""
+    without = {*STORES, *NOT_WITH.get(store, ())}
+    return base_with(store, *(name for name in components() if name not in without))
+
+
 @cache
 def overlay_with(name: str, *names: str) -> Rendering:
     """An overlay with components."""
@@ -126,16 +154,16 @@ def without_digests(rendering: Rendering) -> Rendering:
 
 def everything() -> list[Rendering]:
     """All that the checks look at: overlays, with the smoke test too, the base, each component
-    alone, and each shape of the store with all that it can be together with.
+    alone, each shape of the store with all that it can be together with, and each engine.
     """
-    others = [name for name in components() if name not in STORES]
     overlays = sorted(path.name for path in OVERLAYS.iterdir() if path.is_dir())
     return [
         *(overlay(name) for name in overlays),
         *(overlay_with(name, "smoke-test") for name in overlays),
         base_with(),
-        *(base_with(name) for name in components()),
-        *(base_with(store, *others) for store in STORES),
+        *(alone(name) for name in components()),
+        *(with_all(store) for store in STORES),
+        *(example(name) for name in examples()),
     ]
 
 

@@ -37,6 +37,7 @@ def check(rendering: Rendering) -> list[Problem]:
         for container in pod.containers:
             where = f"{pod.owner} container {container['name']}"
             found += [Problem(where, what) for what in _of_command(container)]
+            found += [Problem(where, what) for what in _of_store(rendering, container)]
             files = _files(rendering, pod, container)
             if "lexico.toml" in files:
                 found += [Problem(where, what) for what in _of_settings(rendering, pod, container)]
@@ -103,6 +104,15 @@ def _of_command(container: Mapping[str, Any]) -> Iterator[str]:
             yield what
     elif not command and container["name"] not in ("ray-head", "ray-worker"):
         yield "has no command: what runs would be the image's choice"
+
+
+def _of_store(rendering: Rendering, container: Mapping[str, Any]) -> Iterator[str]:
+    """Whether a URL asks for TLS where the store that comes along speaks it, and only there."""
+    url = variables(rendering, container).get("LEXICO_STORE", "")
+    confs = [text for each in rendering.of_kind("ConfigMap") for text in each["data"].values()]
+    tls = any(line.startswith("tls-port ") for text in confs for line in text.splitlines())
+    if "@lexico-" in url and url.startswith("rediss") != tls:
+        yield f"LEXICO_STORE is {url.partition(':')[0]}, and the store {'has' if tls else 'no'} TLS"
 
 
 @cache

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from typing import ClassVar, Final, Self
 
 from torch import Tensor
@@ -49,10 +49,15 @@ class Codec(ABC):
     """Codec whose dictionary sets it takes; empty for its own."""
     lossless: ClassVar[bool] = False
     """Whether `decode` gives back every bit."""
+    later: ClassVar[frozenset[str]] = frozenset()
+    """Parameters that came later than others. At their defaults, which mean what was before, a
+    configuration does not hold them: pages keep their names."""
 
     def config_json(self) -> str:
         """Configuration as canonical JSON: sorted keys, no spaces."""
-        return canonical_json(asdict(self))
+        usual = {field.name: field.default for field in fields(self) if field.name in self.later}
+        config = asdict(self).items()
+        return canonical_json({k: v for k, v in config if k not in usual or v != usual[k]})
 
     def check_geometry(self, geometry: Geometry) -> None:  # noqa: B027 - most codecs fit all
         """Refuses a cache that the codec, as it is configured, cannot code.
@@ -149,9 +154,9 @@ class Codec(ABC):
         """`decode`, into a description that fits the shape."""
 
 
-def leading_sinks(first_token: int, tokens: int) -> int:
-    """Those of the first four tokens of the sequence that lie in a page."""
-    return max(0, min(SINK_TOKENS - first_token, tokens))
+def leading_sinks(first_token: int, tokens: int, sinks: int = SINK_TOKENS) -> int:
+    """Those of the first tokens of the sequence, usually four, that lie in a page."""
+    return max(0, min(sinks - first_token, tokens))
 
 
 def tables_of(layers: range) -> range:

@@ -26,7 +26,7 @@ MAX_DIM: Final = 65536
 MAX_HEAD: Final = 1024  # kMostHead of native/lexico.h
 """Components of a vector that may lie apart, or be turned."""
 
-_ABI: Final = 8  # of `lexico_abi`: a library of another version is not used
+_ABI: Final = 9  # of `lexico_abi`: a library of another version is not used
 _ISAS: Final = {"amx": 3, "vnni": 2, "avx2": 1, "generic": 0}  # best first
 _DTYPES: Final = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 _NO_MEMORY: Final = 1  # Status of native/lexico.h
@@ -140,7 +140,7 @@ def _library() -> ctypes.CDLL | None:
         "lexico_entropy_drop": (None, [address]),
         "lexico_entropy_decode": (
             number,
-            [number, size, *[address] * 4, size, size, *[address] * 3, size, number, address],
+            [number, size, *[address] * 4, size, size, *[address] * 4, size, number, address],
         ),
         "lexico_choose_levels": (
             number,
@@ -162,7 +162,21 @@ def _library() -> ctypes.CDLL | None:
                 *(address, number, address),  # where to
             ],
         ),
-        "lexico_synthesise": (number, [number, size, offsets, *[address] * 5]),
+        "lexico_entropy_arrange": (
+            number,
+            [
+                *(number, size, *[address] * 4, size, size, *[address] * 4, size),  # streams
+                *(address, *[size] * 3, address, address, real),  # scales and atoms
+                *(address, size, address, address),  # where to
+            ],
+        ),
+        "lexico_synthesise": (
+            number,
+            [
+                *(number, size, offsets, *[address] * 6),
+                *(address, offsets, number, address, address, size, *[address] * 4),  # where to
+            ],
+        ),
     }
     for name, (result, arguments) in signatures.items():
         function = getattr(library, name)

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cache
 from itertools import pairwise
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -31,9 +31,18 @@ from torch import Tensor
 from lexico_codec.kernels.dispatch import choose_on_cpu
 from lexico_codec.kernels.entropy.tables import Tables
 from lexico_codec.kernels.forms import Forms
+from lexico_codec.kernels.layout import compiled as layout
+from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.kernels.pursuit.atoms import Atoms
 from lexico_codec.kernels.synthesis import compiled, products
-from lexico_codec.kernels.synthesis.compiled import PackedFactors, pairs_of, panels_of
+from lexico_codec.kernels.synthesis.compiled import (
+    Arranged,
+    Laid,
+    PackedFactors,
+    Shorts,
+    panels_of,
+    shorts_of,
+)
 from lexico_codec.kernels.synthesis.products import Factors
 from lexico_proto.errors import InvalidInput, ShapeMismatch
 
@@ -191,14 +200,7 @@ class Transform:
         on = arranged.device
         served = on.type == "cpu" and arranged.dtype == torch.float32
         if served and choose_on_cpu("synthesise", kernel) == "compiled":
-            packed = PackedFactors(
-                self.selected[run],
-                self._on("pairs of cross", on, lambda: pairs_of(panels_of(self.cross.mT)))[run],
-                self._on("panels of bases", on, lambda: panels_of(self.bases.mT))[
-                    self._tables(run)
-                ],
-            )
-            return compiled.synthesise(arranged, packed, kept, wanted, among)
+            return compiled.synthesise(arranged, self._packed(run), kept, wanted, among)
         here = slice(None)  # of the rows that Q makes: they rise
         if len(wanted) < 2 * self.run_layers:  # found on the CPU: a device would be waited for
             size = self.means[0].numel()
@@ -210,6 +212,26 @@ class Transform:
             self._factor("turned bases", on, lambda: self.bases.mT.contiguous())[self._tables(run)],
         )
         return products.synthesise(arranged, factors, kept, wanted, among)
+
+    def restores(self, memory: TableMemory) -> bool:
+        """Whether `restore` serves a memory."""
+        on = memory.device
+        if self.product_dtype(on) != torch.float32 or not layout.serves(memory):
+            return False
+        return choose_on_cpu("synthesise", None) == "compiled"
+
+    def restore(
+        self, run: int, arranged: Arranged, count: int, wanted: range, columns: slice, laid: Laid
+    ) -> None:
+        """`restored` and `layout.scatter` in one, into memory that it `restores`.
+
+        Args:
+            run, arranged, count, wanted, columns: see `restored`.
+            laid: where the rows go.
+        """
+        kept = self._columns(run, count) if self.selected.shape[1] else 0
+        among = range(columns.start, columns.stop)
+        compiled.synthesise_into(arranged, self._packed(run), kept, wanted, among, laid)
 
     def product_dtype(self, device: torch.device) -> torch.dtype:
         """In which a device multiplies fastest: bfloat16 or float32."""
@@ -254,10 +276,14 @@ class Transform:
             both = (self.coefficients[run] / COEFFICIENT_STEPS, left)
             return classes_of(torch.cat(both), step, self.tables.classes)
 
+        classes: Tensor = self.known("classes", run, step, make)
+        return classes
+
+    def known(self, name: str, run: int, step: float, make: Callable[[], Any]) -> Any:
+        """What `make` gives, kept for the steps of the qualities."""
         if step not in self.steps.values():  # whoever names a cache may name any step
             return make()
-        found: Tensor = self._forms.once(("classes", run, step), make)
-        return found
+        return self._forms.once((name, run, step), make)
 
     def _columns(self, run: int, count: int) -> int:
         """How many columns of Q the first coded components need."""
@@ -269,6 +295,12 @@ class Transform:
             return torch.cat([torch.zeros(1, dtype=torch.int64), most])
 
         return int(self._forms.once(("columns", run), make)[count])
+
+    def _packed(self, run: int) -> PackedFactors:
+        """A run's matrices as the library reads them."""
+        cross: Shorts = self._forms.once("shorts", lambda: shorts_of(panels_of(self.cross.mT)))
+        bases = self._forms.once("panels of bases", lambda: panels_of(self.bases.mT))
+        return PackedFactors(self.selected[run], cross.of(run), bases[self._tables(run)])
 
     def _tables(self, run: int) -> slice:
         """Of a run, among those of the model."""

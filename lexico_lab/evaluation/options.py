@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import time
 from pathlib import Path
@@ -75,7 +76,7 @@ def run(args: argparse.Namespace) -> str:
     """Evaluates as the parsed options say.
 
     Returns:
-        Where the report lies, and its first table for the terminal.
+        Where the report lies, and its first table for the terminal; or as JSON, for programs.
 
     Raises:
         LexicoError: see `evaluate`.
@@ -94,10 +95,42 @@ def run(args: argparse.Namespace) -> str:
     )
     start = time.monotonic()
     document = evaluate(settings)
-    minutes = (time.monotonic() - start) / 60
+    seconds = time.monotonic() - start
     if args.state is None:
         shutil.rmtree(settings.state)
-    return f"{table_of(document)}\n{settings.out / REPORT}: {minutes:.1f} min"
+    if args.json:
+        return json.dumps(summary_of(document, settings.out, seconds), indent=1)
+    return f"{table_of(document)}\n{settings.out / REPORT}: {seconds / 60:.1f} min"
+
+
+def summary_of(document: dict[str, Any], out: Path, seconds: float) -> dict[str, Any]:
+    """What `lexico eval --json` says: the table of the terminal, and where the rest is."""
+    from lexico_lab.evaluation.run import DATA, REPORT
+
+    sources = [
+        {
+            "name": source["name"],
+            "ways": [
+                {
+                    "name": row["name"],
+                    "bytes_fraction": row["fraction"]["mean"],
+                    "kl": row["kl"]["mean"],
+                }
+                for row in source["fidelity"]
+            ],
+        }
+        for source in document["sources"]
+    ]
+    return {
+        "report": str(out / REPORT),
+        "data": str(out / DATA),
+        "seconds": round(seconds, 3),
+        "sources": sources,
+        "not_run": [
+            {"name": row["name"], "sources": row["sources"], "reason": row["reason"]}
+            for row in document["not_run"]
+        ],
+    }
 
 
 def table_of(document: dict[str, Any]) -> str:

@@ -6,9 +6,9 @@ import argparse
 import logging
 import re
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 from lexico_lab.machine import cores
 from lexico_lab.run_state import RunState
@@ -92,6 +92,17 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{PACKED}: a set for {RESIDUAL} of the model, which says where errors cost most "
         "(default: measured on the model)",
     )
+    parser.add_argument(
+        "--keys-as-stored",
+        action="store_true",
+        help="for pages whose position is not known: RoPE is not taken off their keys",
+    )
+    parser.add_argument(
+        "--positions",
+        type=int,
+        default=0,
+        help="with --keys-as-stored: positions of such pages (the model's, at most 32768)",
+    )
     parser.add_argument("--state", type=Path, help="folder for resuming (OUT.state)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (cuda where there is any)")
     parser.add_argument(
@@ -102,15 +113,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def run(args: argparse.Namespace, pool: Pool | None = None) -> str:
+@dataclass(frozen=True, slots=True)
+class Trained:
+    """What a command made."""
+
+    shown: str
+    """Tables for the terminal."""
+    document: list[dict[str, Any]]
+    """The same for programs, a set each."""
+
+
+def run(args: argparse.Namespace, pool: Pool | None = None) -> Trained:
     """Trains as the parsed options say.
 
     Args:
         args: the options.
         pool: workers elsewhere, or None for this machine.
-
-    Returns:
-        Tables for the terminal.
 
     Raises:
         LexicoError: see `train`.
@@ -119,7 +137,7 @@ def run(args: argparse.Namespace, pool: Pool | None = None) -> str:
     made = train_all(runs, pool=pool)
     if args.state is None:
         _clear(runs, _state_of(args))
-    return report(made)
+    return Trained(report(made), [one.document() for one in made])
 
 
 def _clear(runs: Sequence[TrainSettings], parent: Path) -> None:
@@ -160,6 +178,8 @@ def settings_of(args: argparse.Namespace, elsewhere: bool = False) -> list[Train
         tokens=_tokens(args, codecs),
         workers=_workers(args, device),
         device=device,
+        keys_as_stored=args.keys_as_stored,
+        positions=args.positions,
     )
     if args.importance is not None and PACKED not in codecs:
         raise ConfigurationError(f"importance: is for {PACKED}")

@@ -12,10 +12,12 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
+from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.sets.atom_tensors import PARTS
 from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.info import SetInfo
@@ -41,6 +43,21 @@ class Made:
     dictionary: DictionarySet
     seconds: float
     """Of this call; what a former one did is not among it."""
+
+    def document(self) -> dict[str, Any]:
+        """What `lexico train --json` says of it."""
+        made, steps = self.dictionary, {}
+        if isinstance(made, TransformSet):
+            steps = {name: float(step) for name, step in made.transform.steps.items()}
+        return {
+            "codec": self.settings.codec,
+            "out": str(self.settings.out),
+            "digest": made.digest.hex(),
+            "bytes": len(made.to_bytes()),
+            "seconds": round(self.seconds, 3),
+            "held_out": [] if steps else [dict(errors) for errors in made.info.held_out],
+            "steps": steps,
+        }
 
 
 def train(
@@ -72,7 +89,7 @@ def train(
     loaded = loaded or load_model(settings.model, settings.device)
     made: DictionarySet
     if settings.codec == RESIDUAL:
-        made = train_residual(_residual(settings), text, loaded, bars, pool)
+        made = train_residual(_residual(settings, loaded), text, loaded, bars, pool)
     else:
         if importance is None and settings.importance is not None:
             importance = read_importance(settings.importance)
@@ -148,9 +165,15 @@ def _details(made: DictionarySet) -> str:
     return error_table(made.info)
 
 
-def _residual(settings: TrainSettings) -> ResidualSettings:
+def _residual(settings: TrainSettings, loaded: LoadedModel) -> ResidualSettings:
+    config = loaded.model.config
     return ResidualSettings(
-        settings.model, settings.state, settings.tokens, settings.fit, settings.command
+        settings.model,
+        settings.state,
+        settings.tokens,
+        settings.fit,
+        settings.command,
+        positions=settings.positions_of(config, geometry_of(config, "float32")),
     )
 
 
@@ -166,7 +189,7 @@ def _told(settings: TrainSettings, earlier: Sequence[TrainSettings]) -> Tensor |
 
 def _check(settings: TrainSettings, loaded: LoadedModel, importance: Tensor | None) -> None:
     if settings.codec == RESIDUAL:
-        check_residual(_residual(settings), settings.read_text(), loaded)
+        check_residual(_residual(settings, loaded), settings.read_text(), loaded)
     else:
         check_dictionaries(settings, loaded, importance)
 

@@ -16,6 +16,9 @@ PIECE_BYTES: Final = 1 << 20
 """Most bytes of payload in one message, either way."""
 MESSAGE_BYTES: Final = PIECE_BYTES + (64 << 10)
 """Most bytes of one message: a piece and the fields around it, or the header of a Put."""
+MAX_SECONDS: Final = 10 * 365 * 86400.0
+"""Longest time that a setting may give, ten years: sockets, threads and servers, which count in
+milliseconds, take it."""
 MAX_CALL_PAGES: Final = 4096
 """Pages of one Match or Get: clients ask about longer sequences in parts. A server may be told to
 take less (`reload.max_pages`)."""

@@ -28,6 +28,9 @@ from lexico_proto.engine_metrics import ENGINE_TOKENS as ENGINE_TOKENS
 from lexico_proto.engine_metrics import OF_ENGINES as OF_ENGINES
 from lexico_proto.errors import ERRORS
 from lexico_proto.errors import reason_of as reason_of
+from lexico_proto.slice_metrics import SLICED_BYTES as SLICED_BYTES
+from lexico_proto.slice_metrics import SLICED_PAGES as SLICED_PAGES
+from lexico_proto.slice_metrics import SLICED_WAITING as SLICED_WAITING
 
 
 def _label(name: str, values: Iterable[str]) -> Label:
@@ -128,7 +131,8 @@ PAGE_FAILURES: Final = Family(
     (_label("reason", ERRORS),),
 )
 RECEIVED_BYTES: Final = Family(
-    "lexico_received_bytes_total", "Bytes of caches that an ingress received in whole pages."
+    "lexico_received_bytes_total",
+    "Bytes of caches that an ingress received, in pages and slices that came whole.",
 )
 STORED_BYTES: Final = Family(
     "lexico_stored_bytes_total", "Bytes of frames that encoders committed for an ingress."
@@ -338,6 +342,7 @@ OF_INGRESS: Final = (
     *(PAGES, PAGE_FAILURES, RECEIVED_BYTES, STORED_BYTES, CODED_BYTES),
     *(PAGE_SECONDS, ENCODE_SECONDS, INFLIGHT_BYTES, INFLIGHT_LIMIT),
     *(PAGES_ENCODING, PAGES_WAITING, ENCODER_RETRIES),
+    *(SLICED_PAGES, SLICED_WAITING, SLICED_BYTES),
 )
 OF_RELOAD: Final = (
     *(MATCHES, MATCH_TOKENS, HIT_TOKENS, MISSES, SENT_PAGES, SENT_BYTES, SET_SEARCHES),

@@ -27,6 +27,7 @@ from contextvars import ContextVar, Token
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
+from urllib.parse import urlsplit
 
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.metrics import reason_of
@@ -46,6 +47,15 @@ _NEEDED: Final = ("opentelemetry.sdk.trace", "opentelemetry.exporter.otlp.proto.
 _SAMPLED: Final = 0x01
 
 
+def _is_endpoint(text: str) -> bool:
+    """Whether it is the URL of a collector."""
+    try:
+        parts = urlsplit(text)
+        return parts.scheme in ("http", "https") and bool(parts.hostname) and parts.port != 0
+    except ValueError:  # no port is such a number
+        return False
+
+
 @dataclass(frozen=True)
 class TracingConfig:
     """Where spans go, and of which traces."""
@@ -60,6 +70,11 @@ class TracingConfig:
     def __post_init__(self) -> None:
         if not (math.isfinite(self.sample) and 0 <= self.sample <= 1):
             raise ConfigurationError(f"tracing: sample is {self.sample}: give a number from 0 to 1")
+        if self.endpoint is not None and not _is_endpoint(self.endpoint):
+            raise ConfigurationError(
+                f"tracing: endpoint is {self.endpoint!r:.60}: give a URL such as "
+                "http://collector:4317"
+            )
 
     def wanted(self, environment: Mapping[str, str] = os.environ) -> bool:
         """Whether spans go anywhere."""

@@ -23,6 +23,8 @@ _log = logging.getLogger(__name__)
 
 MAX_FILE_BYTES: Final = 1 << 20
 LOOK_EVERY_S: Final = 1.0
+_UNFORESEEN: Final = (ValueError, ArithmeticError, LookupError, TypeError, RecursionError)
+"""What a reader may raise of contents that nobody thought of: the calls go on."""
 
 T = TypeVar("T")
 
@@ -97,12 +99,17 @@ class WatchedFiles(Generic[T]):
             if isinstance(seen, str):
                 raise ConfigurationError(seen)
             self._now = self._now[0] + 1, self._read(seen)
-        except ConfigurationError as error:
-            _log.warning("%s: what it said before stays in force", error)
+        except (ConfigurationError, *_UNFORESEEN) as error:
+            said = f"{error}" if isinstance(error, ConfigurationError) else self._unforeseen(error)
+            _log.warning("%s: what it said before stays in force", said)
             self._count(1)
         else:
             _log.warning("%s %s read again", self._what, ", ".join(map(str, self._paths)))
             self._count(0)
+
+    def _unforeseen(self, error: Exception) -> str:
+        """Of what kind it is, and not its text, which may hold a secret of the file's."""
+        return f"{self._what}: {type(error).__name__}"
 
     def _count(self, which: int) -> None:
         if self._counters is not None:

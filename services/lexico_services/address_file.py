@@ -83,6 +83,31 @@ def claimed(path: Path | None) -> Iterator[AddressFile]:
                         name.unlink()
 
 
+def check_claim(path: Path | None) -> None:
+    """What `claimed` would refuse; leaves everything as it is.
+
+    Raises:
+        ConfigurationError: see `claimed`.
+    """
+    if path is None:
+        return
+    scratch = _scratch_of(path)
+    ours = not scratch.exists()
+    try:
+        if path.is_dir():
+            raise IsADirectoryError(f"{path} is a folder")
+        with _open_locked(scratch):
+            if ours:
+                scratch.unlink(missing_ok=True)
+        if path.exists():
+            with path.open("rb") as there:
+                fcntl.flock(there, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _in_use(path) from None
+    except OSError as error:
+        raise ConfigurationError(f"address file {path}: {error}") from error
+
+
 def _scratch_of(path: Path) -> Path:
     return path.with_name(path.name + ".part")
 

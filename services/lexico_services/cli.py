@@ -11,9 +11,10 @@ import sys
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, Any, Final, TextIO
 
 from lexico_proto.errors import ConfigurationError, LexicoError
+from lexico_proto.text import one_line
 from lexico_services import process
 from lexico_services.parsers.command_line import make_parser
 from lexico_services.parsers.extras import needs
@@ -35,7 +36,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         with needs(options.extra):
             return _COMMANDS[options.command](options)
     except LexicoError as error:
-        process.say(sys.stderr, f"lexico: {error.message}\n")
+        process.say(sys.stderr, f"lexico: {one_line(error.message)}\n")
         return 2 if error.status == 3 else 1
     except KeyboardInterrupt:
         return 130
@@ -57,27 +58,33 @@ def _serve(options: argparse.Namespace) -> int:
     settings = _settings(options, DEFAULT_STORE)
     from lexico_services import serve
 
-    return serve.run_all(settings, options.address_file)
+    return serve.run_all(settings, options.address_file, _to_programs(options))
 
 
 def _offload_server(options: argparse.Namespace) -> int:
     settings = _settings(options)
     from lexico_services import serve
 
-    return serve.run_offload(settings, options.address_file)
+    return serve.run_offload(settings, options.address_file, _to_programs(options))
 
 
 def _reload_server(options: argparse.Namespace) -> int:
     settings = _settings(options)
     from lexico_services.reload.run import run_reload
 
-    return run_reload(settings, options.address_file, options.parent)
+    return run_reload(settings, options.address_file, options.parent, _to_programs(options))
+
+
+def _to_programs(options: argparse.Namespace) -> TextIO | None:
+    return process.alone_on_stdout() if options.json else None
 
 
 def _doctor(options: argparse.Namespace) -> int:
     from lexico_services.doctor import report
 
-    found = report.examine(lambda: _settings(options), options.part, DEFAULT_STORE)
+    found = report.examine(
+        lambda: _settings(options), options.part, DEFAULT_STORE, options.address_file
+    )
     return report.told(found, as_json=options.json, write=partial(process.say, sys.stdout))
 
 
@@ -120,13 +127,27 @@ def _train(options: argparse.Namespace) -> int:
 
     if (options.shared or options.any_weights) and not options.register:
         raise ConfigurationError("--shared and --any-weights go with --register")
+    alone = options.json and options.ray_address  # Ray prints what its workers say
+    out = process.alone_on_stdout() if alone else sys.stdout
     with _training_pool(options) as pool:
-        process.say(sys.stdout, train(options, pool) + "\n")
-    return _registered(options) if options.register else 0
+        trained = train(options, pool)
+    if not options.json:
+        process.say(out, f"{trained.shown}\n")
+    registered: list[Any] = []
+    code = _registered(options, registered) if options.register else 0
+    if options.json:
+        document = {"sets": trained.document, "registered": registered}
+        process.say(out, json.dumps(document, indent=1) + "\n")
+    return code
 
 
-def _registered(options: argparse.Namespace) -> int:
-    """Publishes what was trained. What is refused here is in its file all the same."""
+def _registered(options: argparse.Namespace, documents: list[Any]) -> int:
+    """Publishes what was trained. What is refused here is in its file all the same.
+
+    Args:
+        options: of the command.
+        documents: what is said of each goes here, where `--json` asks for it.
+    """
     with needs("client"):
         from lexico_client import commands
     from lexico_lab.models import files_of
@@ -134,8 +155,9 @@ def _registered(options: argparse.Namespace) -> int:
 
     folder = files_of(options.model)
     for made in settings_of(options, elsewhere=bool(options.ray_address)):
-        asked = {"action": "register", "file": made.out, "for_model": folder, "json": False}
-        code = commands.run("dictionaries", argparse.Namespace(**vars(options) | asked))
+        asked = {"action": "register", "file": made.out, "for_model": folder}
+        registering = argparse.Namespace(**vars(options) | asked)
+        code = commands.run("dictionaries", registering, documents if options.json else None)
         if code:
             again = f"lexico dictionaries register {made.out} --for {folder}"
             again += " --any-weights" * options.any_weights + " --shared" * options.shared

@@ -99,8 +99,15 @@ class OffloadConfig:
     """Pages of one Put that wait for an encoder while the next is received."""
     idle_s: float = 20.0
     """Seconds without a byte after which an upload is given up."""
+    min_bytes_per_s: int = 64 << 10
+    """What a caller must send on average within each page, after `idle_s`: slower ones would hold
+    room for ever."""
+    max_streams: int = 256
+    """Puts under way at a time; one more is refused at once."""
     max_encoding: int = 16
     """Pages with encoders at a time; the others wait at the ingress, tenants in turn."""
+    slice_wait_s: float = 30.0
+    """Seconds that slices of a page wait for those of other ranks, from the first one on."""
     drain_file: Path | None = None
     """Once this file is touched, the ingress takes no new call and lets its calls end, for the
     preStop of a pod in which Ray runs it."""
@@ -108,8 +115,14 @@ class OffloadConfig:
     def __post_init__(self) -> None:
         if self.max_inflight_bytes < 1 or self.pages_ahead < 1 or not self.idle_s > 0:
             raise ConfigurationError("max_inflight_bytes, pages_ahead and idle_s must be positive")
+        if self.min_bytes_per_s < 1 or self.max_streams < 1:
+            raise ConfigurationError("min_bytes_per_s and max_streams must be positive")
         if self.max_encoding < 1:
             raise ConfigurationError(f"max_encoding is {self.max_encoding}: give 1 or more")
+        if not 0 < self.slice_wait_s < math.inf:
+            raise ConfigurationError(
+                f"slice_wait_s is {self.slice_wait_s}: give a positive number of seconds"
+            )
 
 
 @dataclass(frozen=True)

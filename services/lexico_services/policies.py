@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import tomllib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import partial
@@ -13,9 +12,13 @@ from typing import Any, Final
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.metrics import Metrics
 from lexico_proto.watched import WatchedFiles
+from lexico_services.caller import is_tenant
 from lexico_services.sizes import parse_size
+from lexico_services.toml_text import is_whole, read_toml
 from lexico_store.checks import MAX_TTL_S
 from lexico_store.scopes import tenant_scope
+
+_LEAST: Final = {"max_pinned_bytes": 0, "page_ttl_s": 0.001}
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,7 @@ class TenantPolicy:
     def __post_init__(self) -> None:
         for field in fields(self):
             value = getattr(self, field.name)
-            least = 0 if field.name == "max_pinned_bytes" else 1e-9
+            least = _LEAST.get(field.name, 1e-9)
             if value is not None and not (math.isfinite(value) and value >= least):
                 raise ConfigurationError(f"{field.name} is {value}: give a positive number")
         if self.page_ttl_s is not None and self.page_ttl_s > MAX_TTL_S:
@@ -101,11 +104,7 @@ class _File:
 
 
 def _read(path: Path, contents: Sequence[bytes]) -> _File:
-    try:
-        document = tomllib.loads(contents[0].decode())
-    except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
-        why = " ".join(str(error).split())
-        raise ConfigurationError(f"{path}: is no TOML: {why}") from error
+    document = read_toml(path, contents[0])
     tenants = document.pop("tenants", {})
     default = document.pop("default", {})
     if document or not isinstance(tenants, dict):
@@ -114,6 +113,8 @@ def _read(path: Path, contents: Sequence[bytes]) -> _File:
     made = {}
     for name, table in tenants.items():
         where = f"tenants.{name}"
+        if not is_tenant(name):
+            raise ConfigurationError(f"{path}: [tenants.{name!r:.60}]: is no tenant's name")
         made[tenant_scope(name)] = _policy(path, where, {**base, **_entries(path, where, table)})
     return _File(_policy(path, "default", base), made, tuple(tenants))
 
@@ -140,12 +141,12 @@ def _value(where: str, kind: str, value: object) -> int | float:
     if kind.startswith("int"):
         if size is not None:
             return size
-        if isinstance(value, int) and not isinstance(value, bool):
+        if isinstance(value, int) and is_whole(value):
             return value
         raise ConfigurationError(
             f'{where} = {value!r:.60} must be bytes, or a text such as "384 MiB"'
         )
-    if isinstance(value, int | float) and not isinstance(value, bool):
+    if isinstance(value, float) or (isinstance(value, int) and is_whole(value)):
         return value
     raise ConfigurationError(f"{where} = {value!r:.60} must be a number")
 

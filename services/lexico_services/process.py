@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import ctypes
 import errno
+import json
 import logging
 import os
 import signal
@@ -136,13 +137,26 @@ def split_address(text: str) -> tuple[str, int]:
     return bare, int(port)
 
 
-def announce(addresses: Mapping[str, str]) -> None:
-    """Tells people where the servers listen.
+def announce(addresses: Mapping[str, str], to_programs: TextIO | None = None) -> None:
+    """Tells people where the servers listen, or programs, as the address file has it.
 
     Args:
         addresses: service → `host:port`.
+        to_programs: see `alone_on_stdout`; None for people.
     """
+    if to_programs is not None:
+        say(to_programs, f"{json.dumps(dict(addresses))}\n")
+        return
     say(sys.stdout, "".join(f"{service:8} {address}\n" for service, address in addresses.items()))
+
+
+def alone_on_stdout() -> TextIO:
+    """Standard output for what programs read. What others print, as Ray does, goes to standard
+    error from here on, and so does what processes print that are started later.
+    """
+    ours = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)
+    return ours
 
 
 def say(stream: TextIO | None, text: str) -> None:

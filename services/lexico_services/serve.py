@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from typing import TextIO
 
 from lexico_proto.errors import Busy, ConfigurationError, LexicoError, Unavailable
 from lexico_proto.metrics import PROCESS
@@ -40,8 +41,15 @@ _log = logging.getLogger(__name__)
 WATCH_EVERY_S = 0.5
 
 
-def run_offload(settings: Settings, address_file: Path | None) -> int:
+def run_offload(
+    settings: Settings, address_file: Path | None, to_programs: TextIO | None = None
+) -> int:
     """Serves Offload until a signal; exit code 0.
+
+    Args:
+        settings: of the service.
+        address_file: where to write the addresses, or None.
+        to_programs: where they go as JSON; None has them printed for people.
 
     Raises:
         ConfigurationError: a setting that cannot be used, a store that cannot work, or something
@@ -73,7 +81,7 @@ def run_offload(settings: Settings, address_file: Path | None) -> int:
         on_reload("ingress", server.read_again)
         health.turn("offload", True)
         file.write(addresses)
-        announce(addresses)
+        announce(addresses, to_programs)
         _watch([server.check, *_beats(health, server)], stopped)
     return 0
 
@@ -140,7 +148,9 @@ def _watch(checks: Sequence[Callable[[], None]], stopped: threading.Event) -> No
     _log.info("stopping")
 
 
-def run_all(settings: Settings, address_file: Path | None) -> int:
+def run_all(
+    settings: Settings, address_file: Path | None, to_programs: TextIO | None = None
+) -> int:
     """Starts store, reload server, Ray and ingress; serves until a signal; exit code 0.
 
     A part that is gone for good ends the rest: to start all of it again is the supervisor's part.
@@ -148,6 +158,7 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
     Args:
         settings: `embedded://` as the store starts a server here.
         address_file: where to write the addresses, or None.
+        to_programs: where they go as JSON; None has them printed for people.
 
     Raises:
         ConfigurationError: a setting or a store that cannot be used, or something that the machine
@@ -206,7 +217,7 @@ def run_all(settings: Settings, address_file: Path | None) -> int:
         addresses = {"offload": address(listen.host, server.port), "reload": reload}
         addresses |= _told(health) | _metrics_addresses(server, telemetry) | child.metrics
         file.write(addresses)
-        announce(addresses)
+        announce(addresses, to_programs)
         _watch(checks, stopped)
     return 0
 

@@ -12,10 +12,13 @@ from grpc_health.v1.health import aio as health_aio  # type: ignore[attr-defined
 from grpc_reflection.v1alpha import reflection
 
 from lexico_proto.errors import ConfigurationError
+from lexico_proto.installed import check_grpcio
 from lexico_proto.limits import MESSAGE_BYTES, PIECE_BYTES
 from lexico_services.config import ListenConfig
 from lexico_services.malformed import MalformedRequests
 from lexico_services.security import Security, security_of
+
+check_grpcio(grpc.__version__)
 
 _log = logging.getLogger(__name__)
 
@@ -36,11 +39,7 @@ _OPTIONS = (
 def add_handlers(
     server: grpc.aio.Server, service: str, handlers: dict[str, grpc.RpcMethodHandler[Any, Any]]
 ) -> None:
-    """Serves the methods of a service by handlers of our own, in both ways of generated code.
-
-    The second is found without a call into Python, and does nothing before grpcio 1.84.
-    """
-    server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler(service, handlers),))
+    """Serves the methods of a service by handlers of our own, as generated code does."""
     server.add_registered_method_handlers(service, handlers)  # type: ignore[attr-defined]
 
 

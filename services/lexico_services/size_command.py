@@ -10,6 +10,7 @@ from typing import Any, Final
 
 from lexico_proto.errors import ConfigurationError
 from lexico_services.sizing import (
+    MOST,
     STORED_FRACTION,
     CacheShape,
     Load,
@@ -56,8 +57,10 @@ def run(options: argparse.Namespace) -> str:
     fraction = STORED_FRACTION[options.preset] if options.fraction is None else options.fraction
     if not 0 < fraction <= 2:
         raise ConfigurationError(f"--fraction is {fraction:g}: bytes stored / bytes in 16 bits")
-    if options.prefill_rate is not None and not options.prefill_rate > 0:
-        raise ConfigurationError(f"--prefill-rate is {options.prefill_rate:g}: it must be above 0")
+    if options.prefill_rate is not None and not 1e-6 <= options.prefill_rate <= MOST:
+        raise ConfigurationError(
+            f"--prefill-rate is {options.prefill_rate:g}: give above 0, to {MOST:g}"
+        )
     shape = _shape(options)
     load = Load(
         options.prompts_per_second,
@@ -82,8 +85,6 @@ def _shape(options: argparse.Namespace) -> CacheShape:
         return shape_of_config(options.model)
     if options.model is not None or None in given:
         raise ConfigurationError("give --model, or --layers, --kv-heads and --head-dim")
-    if min(given) < 1:
-        raise ConfigurationError("--layers, --kv-heads and --head-dim must be above 0")
     layers, kv_heads, head_dim = given
     return CacheShape(layers, kv_heads, head_dim, options.value_bytes)
 

@@ -28,6 +28,13 @@ STORE_OVERHEAD: Final = 1.25
 """Memory of the store / bytes of pages: names, lists, fragments, and room to evict in."""
 
 
+_BY_HAND: Final = "give --layers, --kv-heads and --head-dim"
+
+MOST: Final = 1e15
+"""Of prompts a second, tokens and seconds: far above any, and what follows of them is finite."""
+MOST_OF_A_SHAPE: Final = 1 << 20
+
+
 @dataclass(frozen=True)
 class CacheShape:
     """What a model keeps of a token.
@@ -39,6 +46,14 @@ class CacheShape:
     kv_heads: int
     head_dim: int
     bytes_per_value: int = 2
+
+    def __post_init__(self) -> None:
+        for name in ("layers", "kv_heads", "head_dim"):
+            number = getattr(self, name)
+            if type(number) is not int or not 0 < number <= MOST_OF_A_SHAPE:
+                raise ConfigurationError(
+                    f"{name} is {number!r:.20}: give a whole number, 1 to {MOST_OF_A_SHAPE}"
+                )
 
     @property
     def values_per_token(self) -> int:
@@ -72,12 +87,12 @@ class Load:
             "TTL": self.ttl_s,
         }
         for name, number in positive.items():
-            if not 0 < number < float("inf"):
-                raise ConfigurationError(f"{name} is {number:g}: it must be above 0")
+            if not 0 < number <= MOST:
+                raise ConfigurationError(f"{name} is {number:g}: give above 0, to {MOST:g}")
         if not 0 <= self.hit_rate <= 1:
             raise ConfigurationError(f"the hit rate is {self.hit_rate:g}: it is a share, 0 to 1")
-        if not 0 <= self.used_s < float("inf"):
-            raise ConfigurationError(f"pages are used for {self.used_s:g} s: 0 or more")
+        if not 0 <= self.used_s <= MOST:
+            raise ConfigurationError(f"pages are used for {self.used_s:g} s: give 0 to {MOST:g}")
 
 
 @dataclass(frozen=True)
@@ -138,10 +153,11 @@ def shape_of_config(folder: Path) -> CacheShape:
             config.get("head_dim") or config["hidden_size"] // heads,
             _width(config.get("dtype") or config.get("torch_dtype")),
         )
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except ConfigurationError as error:
+        raise ConfigurationError(f"{file}: {error.message}; {_BY_HAND}") from error
+    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
         raise ConfigurationError(
-            f"{file} does not say layers and heads ({error!r}): give --layers, --kv-heads and "
-            "--head-dim"
+            f"{file} does not say layers and heads ({error!r}): {_BY_HAND}"
         ) from error
     return shape
 

@@ -10,7 +10,7 @@ from typing import Final
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.metrics import Metrics
 from lexico_proto.watched import WatchedFiles
-from lexico_services.caller import Caller
+from lexico_services.caller import Caller, is_tenant
 from lexico_services.roles import USUAL, read_roles
 
 _MIN_TOKEN_LENGTH: Final = 16
@@ -44,7 +44,7 @@ class TokenFile:
     def _read(self, contents: Sequence[bytes]) -> Mapping[bytes, Caller]:
         """digest → caller. Looked up by digest: the time of a look-up tells nothing of a token."""
         try:
-            lines = contents[0].decode().splitlines()
+            lines = contents[0].decode("utf-8-sig").splitlines()
         except UnicodeDecodeError as error:
             raise ConfigurationError(f"token file {self._path}: is no UTF-8") from error
         callers: dict[bytes, Caller] = {}
@@ -54,11 +54,12 @@ class TokenFile:
             tenant, colon, rest = (part.strip() for part in line.partition(":"))
             token, roles = _token_and_roles(rest)
             digest = _digest(token)
-            if not tenant or not colon or len(token) < _MIN_TOKEN_LENGTH or digest in callers:
+            usable = len(token) >= _MIN_TOKEN_LENGTH and token.isascii() and token.isprintable()
+            if not is_tenant(tenant) or not colon or not usable or digest in callers:
                 raise ConfigurationError(
                     f"token file {self._path} line {number}: needs tenant:token or "
-                    f"tenant:token:roles, the token at least {_MIN_TOKEN_LENGTH} characters and "
-                    "named once"
+                    f"tenant:token:roles, the token at least {_MIN_TOKEN_LENGTH} characters of "
+                    "ASCII and named once"
                 )
             callers[digest] = Caller(tenant, roles)
         if not callers:

@@ -31,6 +31,12 @@ CALLS: Final = (
     "tests/integration/test_reload*.py",
 )
 SERVICE: Final = ("tests/integration/test_put*.py", "tests/integration/test_serve*.py")
+OLDEST_GRPC: Final = (
+    "grpcio==1.84.0",
+    "grpcio-health-checking==1.80.0",
+    "grpcio-reflection==1.80.0",
+    "protobuf==6.31.1",
+)
 
 
 @dataclass(frozen=True)
@@ -101,7 +107,7 @@ COMBINATIONS: Final = (
     *(_pinned("torch", "torch", each, NUMBERS) for each in ("2.10.0", "2.14.1")),
     Combination("torch", locked("torch"), NUMBERS),
     Combination("Ray", locked("ray"), SERVICE),
-    Combination("grpcio", "1.80.0", CALLS, ("grpcio==1.80.0", "protobuf==6.31.1")),
+    Combination("grpcio", "1.84.0", CALLS, OLDEST_GRPC),
     Combination("grpcio", locked("grpcio"), CALLS),
     *(_pinned("redis-py", "redis", each, STORES) for each in ("7.0.0", "7.4.1")),
     Combination("redis-py", locked("redis"), STORES),

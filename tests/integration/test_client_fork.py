@@ -12,7 +12,6 @@ from typing import Any
 
 import pytest
 
-from lexico_client._channels import CLOSED_CHANNELS_FORK
 from tests.support.forking import Programs, programs
 from tests.support.services import Services, running_services
 
@@ -58,8 +57,6 @@ def store():
 Printed = Callable[[str], Awaitable[Any]]
 WORKS = [4, None, True]
 REFUSED = [0, "unsupported", True]
-AFTER_CLOSE = WORKS if CLOSED_CHANNELS_FORK else REFUSED
-"""In a child whose parent has used gRPC and closed its channels."""
 
 
 @pytest.fixture(scope="module")
@@ -96,7 +93,7 @@ async def test_a_client_closed_before_the_fork_leaves_grpc_usable(printed: Print
 store()
 print(json.dumps([in_child(lambda: load(client())) for _ in range(3)]))
 """
-    assert await printed(program) == [AFTER_CLOSE] * 3
+    assert await printed(program) == [WORKS] * 3
 
 
 async def test_channels_of_the_parent_are_refused_at_once_and_stay_the_parents(
@@ -150,8 +147,7 @@ with asyncio.Runner() as runner:
     again = runner.run(match())
 print(json.dumps([before, here, after, again]))
 """
-    before = [4, 4] if CLOSED_CHANNELS_FORK else ["unsupported", 0]
-    assert await printed(program) == [before, 4, ["unsupported", 0], 4]
+    assert await printed(program) == [[4, 4], 4, ["unsupported", 0], 4]
 
 
 async def test_multiprocessing_forks_too(printed: Printed) -> None:
@@ -170,7 +166,7 @@ for child in children:
 codes = [child.exitcode for child in children]
 print(json.dumps(codes + [results.get() for code in codes if code == 0]))
 """
-    assert await printed(program) == [0, 0, AFTER_CLOSE, AFTER_CLOSE]
+    assert await printed(program) == [0, 0, WORKS, WORKS]
 
 
 async def test_calls_in_other_threads_at_the_moment_of_the_fork(printed: Printed) -> None:
@@ -200,4 +196,4 @@ def forks_while_busy():
 
 print(json.dumps([forks_while_busy() for _ in range(8)]))
 """
-    assert await printed(program) == [[WORKS, AFTER_CLOSE]] * 8
+    assert await printed(program) == [[WORKS, WORKS]] * 8

@@ -91,6 +91,19 @@ async def test_specs_and_sets_are_the_same(peer: Peer) -> None:
         assert await peer.ask("set_digest", path=str(path)) == DictionarySet.load(path).digest.hex()
 
 
+async def test_slices_at_an_ingress_that_puts_none_together(peer: Peer, tmp_path: Path) -> None:
+    """It takes a slice for a page of another namespace, and says so; the client says what to do."""
+    reload, offload = await peer.ask("addresses")
+    part = spec_of("lossless", 77).held_by(range(2), range(3))
+    async with AsyncClient(
+        reload=reload, offload=offload, dictionaries_dir=tmp_path, timeouts=PATIENT
+    ) as client:
+        with pytest.raises(Unsupported, match="of an earlier release, upgrade it"):
+            await client.offload(
+                part, TOKENS, views_of(part, random_cache(part, PAGES)), assembly=bytes(16)
+            )
+
+
 async def test_explain_at_a_server_that_lists_no_namespaces(peer: Peer, tmp_path: Path) -> None:
     spec = spec_of("raw", 99)
     async with node(await peer.ask("addresses"), tmp_path) as client:

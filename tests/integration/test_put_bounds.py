@@ -14,7 +14,7 @@ from lexico_codec.put_messages import parse_put
 from lexico_proto import errors
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_services.config import OffloadConfig
-from lexico_services.offload.ingress import Upload
+from lexico_services.offload.upload import Upload
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob
 from tests.support.services import (
     Services,
@@ -78,6 +78,35 @@ async def test_pages_in_flight_stay_within_the_budget() -> None:
         await call
         assert stuck.most == 2
         assert services.ingress.budget.peak <= bound.max_inflight_bytes
+
+
+async def test_a_put_without_a_header_is_given_up() -> None:
+    async def nothing() -> AsyncIterator[pb.PutRequest]:
+        await asyncio.Event().wait()
+        yield pb.PutRequest()
+
+    async with running_services(offload=OffloadConfig(idle_s=0.3)) as services:
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await services.offload.Put(nothing(), timeout=PATIENCE_S)
+        assert type(error_of(caught.value)) is errors.DeadlineExpired
+
+
+async def test_uploads_at_a_time_are_bounded() -> None:
+    made = prompt()
+
+    async def held() -> AsyncIterator[pb.PutRequest]:
+        yield made.header()
+        await asyncio.Event().wait()
+
+    bound = OffloadConfig(max_streams=1, idle_s=PATIENCE_S)
+    async with running_services(offload=bound) as services:
+        first = services.offload.Put(held())
+        await until(lambda: services.ingress.budget.used > 0, "the first has begun")
+        with pytest.raises(errors.Busy, match="1 uploads are under way"):
+            await put(services, prompt(seed=1, pages=1).upload())
+        first.cancel()
+        await until(lambda: services.ingress.budget.used == 0, "the first is gone")
+        await put(services, prompt(seed=1, pages=1).upload())
 
 
 async def test_an_upload_that_stalls_is_given_up() -> None:

@@ -329,15 +329,19 @@ def started(
     command: str, folder: Path, *options: str
 ) -> Iterator[tuple[subprocess.Popen[bytes], str]]:
     """One part of the service in a process of its own, and its address."""
-    file = folder / f"{command}.json"
-    line = [sys.executable, "-m", "lexico_services", command, "--port", "0", *options]
-    process = subprocess.Popen(
-        [*line, "--address-file", str(file)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    )
+    file, printed = folder / f"{command}.json", folder / f"{command}.out"
+    line = [sys.executable, "-m", "lexico_services", command, "--port", "0", "--json", *options]
+    with printed.open("wb") as out:
+        process = subprocess.Popen(
+            [*line, "--address-file", str(file)], stdout=out, stderr=subprocess.DEVNULL
+        )
     try:
-        yield process, next(iter(address_of(process, file).values()))
+        addresses = address_of(process, file)
+        yield process, next(iter(addresses.values()))
         process.terminate()
         assert process.wait(PATIENCE_S) == 0
+        (told,) = printed.read_text().splitlines()
+        assert json.loads(told) == addresses
     finally:
         if process.poll() is None:
             process.kill()

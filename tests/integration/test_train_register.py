@@ -12,8 +12,9 @@ from pathlib import Path
 import pytest
 
 from lexico_codec.sets.dictionary import DictionarySet
+from lexico_lab.training.options import Trained
 from tests.support.cli_shapes import SHAPES, misfits
-from tests.support.dictionaries import random_set
+from tests.support.dictionaries import as_stored, random_set
 from tests.support.lexico_command import Lexico
 from tests.support.saved_model import letters, save_tiny
 from tests.support.services import running_services
@@ -42,9 +43,10 @@ async def test_a_set_is_trained_and_published_in_one_command(
     explain = ("explain", "--model", model, "--text", tmp_path / "prompt", "--codec", "paper")
     monkeypatch.setenv("LEXICO_TOKEN", NODE)
 
-    def trained(options: argparse.Namespace, pool: object) -> str:
-        random_set(2, 8, kv_heads=2).save(options.out)
-        return "trained"
+    def trained(options: argparse.Namespace, pool: object) -> Trained:
+        made = random_set(2, 8, kv_heads=2)
+        (as_stored(made) if options.keys_as_stored else made).save(options.out)
+        return Trained("trained", [])
 
     monkeypatch.setattr("lexico_lab.training.options.run", trained)
 
@@ -60,6 +62,8 @@ async def test_a_set_is_trained_and_published_in_one_command(
     assert refused.code == 4
     assert "role" in refused.err
     assert f"lexico dictionaries register {out} --for {model}" in refused.err
+    refused = await lexico(*train, "--register", "--json")
+    assert (refused.code, refused.document) == (4, {"sets": [], "registered": []})
     assert (await lexico(*explain, "--json")).document["waits_for_set"] is True
 
     monkeypatch.setenv("LEXICO_TOKEN", ADMIN)
@@ -77,7 +81,24 @@ async def test_a_set_is_trained_and_published_in_one_command(
     done = await lexico(*train, "--register")
     assert (done.code, done.out.startswith("trained\n")) == (0, True)
     assert "code with it" in done.out
+    (registered,) = (await lexico(*train, "--register", "--json")).document["registered"]
+    assert misfits(registered, SHAPES["dictionaries register"]) == []
+    assert registered["codecs"] == ["lexico", "lexico-adaptive"]
     assert (await lexico(*explain, "--json")).document["waits_for_set"] is False
+
+    # A set for pages of unknown position is published beside it, and taken back by itself.
+    done = await lexico(*train, "--register", "--keys-as-stored")
+    assert (done.code, "lexico-adaptive, pages of unknown position" in done.out) == (0, True)
+    assert "keys as stored" in (await lexico("dictionaries", "list")).out
+    listed = (await lexico("dictionaries", "list", "--json")).document
+    assert misfits(listed, SHAPES["dictionaries list"]) == []
+    sets = listed["dictionaries"]
+    stored = {each["digest"] for each in sets if each["keys_as_stored"]}
+    assert stored == {DictionarySet.load(out).digest.hex()}
+    taken = await lexico("dictionaries", "take-back", model, "--keys-as-stored")
+    assert (taken.code, "lexico" in taken.out) == (0, True)
+    assert (await lexico(*explain, "--json")).document["waits_for_set"] is False
+
     status = await lexico("status", "--interval", "0")
     assert "for the set of their model while none was published" in " ".join(status.out.split())
 

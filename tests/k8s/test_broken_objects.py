@@ -10,6 +10,7 @@ HEAD = "spec.rayClusterConfig.headGroupSpec.template.spec"
 WORKER = "spec.rayClusterConfig.workerGroupSpecs.0.template.spec"
 POD = "spec.template.spec"
 CONTAINER = f"{POD}.containers.0"
+ARGUMENTS = f"{CONTAINER}.args".replace(".", "/")
 SETTINGS = "data/lexico.toml"
 
 CASES: list[Case] = [
@@ -199,6 +200,51 @@ CASES: list[Case] = [
         put("spec.podMetricsEndpoints.0.port", "metric"),
         "has no port metric",
     ),
+    # a store over TLS
+    (
+        "store-tls",
+        "Certificate/lexico-store",
+        drop,
+        "StatefulSet/lexico-store: Secret lexico-store-tls is not there",
+    ),
+    (
+        "store-tls",
+        "ConfigMap/lexico-store-url",
+        swap("data/url-tls", "rediss:", "redis:"),
+        "Deployment/lexico-reload container reload: LEXICO_STORE is redis, and the store has TLS",
+    ),
+    (
+        "base",
+        "RayService/lexico",
+        put(f"{WORKER}.containers.0.env.2.valueFrom.configMapKeyRef.key", "url-tls"),
+        "LEXICO_STORE is rediss, and the store no TLS",
+    ),
+    # engines
+    (
+        "vllm",
+        "Deployment/vllm",
+        swap(ARGUMENTS + "/5", '"token_file"', '"token"'),
+        "--kv-transfer-config: kv_connector_extra_config: token",
+    ),
+    (
+        "sglang",
+        "Deployment/sglang",
+        swap(ARGUMENTS + "/9", "lexico-offload:7411", "lexico-offload:7412"),
+        "lexico-offload:7412 is no Service's port",
+    ),
+    (
+        "sglang",
+        "Deployment/sglang",
+        swap(ARGUMENTS + "/9", '"lexico",', '"lexico"'),
+        "--hicache-storage-backend-extra-config: is not to be read",
+    ),
+    (
+        "vllm",
+        "Deployment/vllm",
+        swap(ARGUMENTS + "/5", "/etc/lexico/token/token", "/etc/lexico/token/tokens"),
+        "/etc/lexico/token/tokens is not among token",
+    ),
+    ("vllm", "NetworkPolicy/vllm", put("spec.egress", []), "may not connect to RayService/lexico"),
     # who talks to whom
     (
         "train",

@@ -13,7 +13,16 @@ from k8s.chart.generate import FOLDER, default_values, differences
 from k8s.chart.template import MISSING, Conflict, Templates
 from k8s.chart.values import COMPONENTS, unused
 from k8s.checks.all_checks import problems
-from k8s.checks.rendering import STORES, Rendering, base_with, rendered, without_digests
+from k8s.checks.rendering import (
+    NOT_WITH,
+    STORES,
+    Rendering,
+    alone,
+    base_with,
+    rendered,
+    with_all,
+    without_digests,
+)
 
 helm = pytest.importorskip("helm_python", reason="Helm's package is for Linux on x86_64 alone")
 
@@ -26,14 +35,10 @@ ON: dict[str, dict[str, Any]] = {
     "otlp": {"otlp": {"enabled": True}},
     "sentinel": {"store": {"kind": "sentinel"}},
     "smoke-test": {"smokeTest": {"enabled": True}},
+    "store-tls": {"store": {"tls": True}},
     "train": {"train": {"enabled": True}},
 }
 OTHERS = tuple(name for name in COMPONENTS if name not in STORES)
-TOGETHER = [
-    (),
-    *((name,) for name in COMPONENTS),
-    *((store, *OTHERS) for store in STORES),
-]
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +85,31 @@ def test_each_place_of_a_value_is_there() -> None:
     assert unused(iter(everything)) == set()
 
 
-@pytest.mark.parametrize("names", TOGETHER, ids=" ".join)
-def test_helm_renders_what_kustomize_does(chart: Any, names: tuple[str, ...]) -> None:
+def values_of(*names: str) -> dict[str, Any]:
+    """What turns components on."""
     values: dict[str, Any] = {}
     for name in names:
-        values.update(ON[name])
-    assert comparable(render(chart, values)) == comparable(without_digests(base_with(*names)))
+        for group, given in ON[name].items():
+            values.setdefault(group, {}).update(given)
+    return values
+
+
+def test_helm_renders_the_base_as_kustomize_does(chart: Any) -> None:
+    assert comparable(render(chart, {})) == comparable(without_digests(base_with()))
+
+
+@pytest.mark.parametrize("name", COMPONENTS)
+def test_helm_renders_a_component_as_kustomize_does(chart: Any, name: str) -> None:
+    made = render(chart, values_of(name))
+    assert comparable(made) == comparable(without_digests(alone(name)))
+
+
+@pytest.mark.parametrize("store", STORES)
+def test_helm_renders_all_of_them_as_kustomize_does(chart: Any, store: str) -> None:
+    """Turned on too where it has no effect: TLS of a store that is not there."""
+    made = render(chart, values_of(store, *OTHERS))
+    assert NOT_WITH.keys() <= set(STORES)
+    assert comparable(made) == comparable(without_digests(with_all(store)))
 
 
 def test_helm_finds_nothing_to_say() -> None:

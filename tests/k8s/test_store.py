@@ -3,112 +3,90 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
-import socket
 import subprocess
 import sys
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from collections.abc import Mapping
+from contextlib import ExitStack
 from pathlib import Path
-from typing import Any
+from urllib.parse import urlsplit
 
 import pytest
-import redis
 
-from k8s.checks.pods import Pod, pods
 from k8s.checks.rendering import COMPONENTS, Rendering, base_with
-from k8s.new_secrets import secrets_of
 from lexico_store import open_store
-from lexico_store.child import spawn_bound
-from lexico_store.embedded import find_server
-from tests.support.servers import free_port, free_port_below
+from tests.support.authorities import Authority
+from tests.support.store_pods import SECRETS, STORE, config_of, pod_of, sentinel, told, valkey
 from tests.support.waiting import PATIENCE_S, wait_until
 
-SECRETS = {each["metadata"]["name"]: each["stringData"] for each in secrets_of(["team-a"])}
-STORE = SECRETS["lexico-store"]
+Conf = Mapping[str, str]
 
 
-@dataclass(frozen=True)
-class Server:
-    """A running Valkey."""
-
-    port: int
-    folder: Path
-
-    def client(self, user: str, password: str) -> Any:
-        return redis.Redis(port=self.port, username=user, password=password, decode_responses=True)
-
-    @property
-    def operator(self) -> Any:
-        return self.client("operator", STORE["operator-password"])
-
-
-def pod_of(rendering: Rendering, component: str) -> Pod:
-    return next(pod for pod in pods(rendering) if pod.component == component)
-
-
-def config_of(rendering: Rendering, name: str) -> Mapping[str, str]:
-    """Data of a ConfigMap whose name has a digest behind it."""
-    (found,) = (
-        each
-        for each in rendering.of_kind("ConfigMap")
-        if each["metadata"]["name"].rpartition("-")[0] == name
-    )
-    data: Mapping[str, str] = found["data"]
-    return data
-
-
-@contextmanager
-def valkey(folder: Path, conf: str, secret: Mapping[str, str], *options: str) -> Iterator[Server]:
-    """Valkey with a configuration of ours, whose paths are made those of a folder."""
-    folder.mkdir(exist_ok=True)
-    for name, text in secret.items():
-        (folder / name).write_text(text)
-    port = wait_until(lambda: free_port_below(55_000), "a port whose bus has one too")
-    conf = conf.replace("/etc/valkey/auth", str(folder)).replace("/data", str(folder))
-    conf = conf.replace("port 6379", f"port {port}").replace("bind * -::*", "bind 127.0.0.1")
-    (folder / "valkey.conf").write_text(conf)
-    here = [each.replace("/etc/valkey/auth", str(folder)) for each in options]
-    here = [each.replace("/data", str(folder)) for each in here]
-    argv = [str(find_server("wheel")), str(folder / "valkey.conf"), *here]
-    process = spawn_bound(argv, folder, folder / "log")
-    try:
-        server = Server(port, folder)
-        wait_until(lambda: told(port, "PING"), "an answer", lambda: (folder / "log").read_text())
-        yield server
-    finally:
-        process.kill()
-        process.wait()
-
-
-def told(port: int, line: str) -> str:
-    """What a server says to somebody without a password; empty while it is not there."""
-    try:
-        with socket.create_connection(("127.0.0.1", port), timeout=PATIENCE_S) as connection:
-            connection.sendall(f"{line}\r\n".encode())
-            return connection.recv(1000).decode().strip()
-    except OSError:
-        return ""
+def over_tls(*shape: str) -> Rendering:
+    """The base with a shape of the store, over TLS."""
+    return base_with("cert-manager", *shape, "store-tls")
 
 
 @pytest.fixture(scope="module")
-def store_conf() -> str:
-    return config_of(base_with(), "lexico-store-config")["valkey.conf"]
+def store_conf() -> Conf:
+    return config_of(base_with(), "lexico-store-config")
 
 
-def test_the_look_at_start_finds_nothing(store_conf: str, tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def tls_conf() -> Conf:
+    return config_of(over_tls(), "lexico-store-config")
+
+
+def test_the_look_at_start_finds_nothing(store_conf: Conf, tmp_path: Path) -> None:
     with valkey(tmp_path / "one", store_conf, STORE) as server:
         password = server.folder / "password"
         url = f"redis://lexico@127.0.0.1:{server.port}/0?password_file={password}"
         with open_store(url) as store:
             assert [str(each) for each in store.look()] == []
-        assert told(server.port, "PING") == "+PONG"  # as the kubelet asks
-        assert told(server.port, "GET lx1:x").startswith("-NOPERM")
+        assert server.told("PING") == "+PONG"  # as the kubelet asks
+        assert server.told("GET lx1:x").startswith("-NOPERM")
 
 
-def test_memory_fits_the_limit_of_the_pod(store_conf: str) -> None:
-    bounds = dict(line.split()[:2] for line in store_conf.splitlines() if line[:1].isalpha())
+def test_a_store_with_tls_has_nothing_else(tls_conf: Conf, tmp_path: Path) -> None:
+    rendering = over_tls()
+    (url,) = (
+        config_of(rendering, "lexico-store-url")[variable["valueFrom"]["configMapKeyRef"]["key"]]
+        for variable in pod_of(rendering, "reload").containers[0]["env"]
+        if variable["name"] == "LEXICO_STORE"
+    )
+    (container,) = pod_of(rendering, "store").containers
+    with valkey(tmp_path / "one", tls_conf, STORE, authority=Authority()) as server:
+        url = server.here(url.replace("lexico-store:6379", f"localhost:{server.port}"))
+        with open_store(url) as store:
+            assert [str(each) for each in store.look()] == []
+        # As the kubelet asks.
+        valkey_cli, *words = map(server.here, container["readinessProbe"]["exec"]["command"])
+        command = [valkey_cli.replace("valkey", "redis"), "-p", str(server.port), *words]
+        assert subprocess.run(command, capture_output=True, text=True).stdout == "PONG\n"
+        assert told(server.port, "PING") != "+PONG"
+
+
+@pytest.mark.parametrize("shape", [(), ("sentinel",), ("cluster",)], ids=" ".join)
+def test_a_certificate_has_the_name_of_every_server(shape: tuple[str, ...]) -> None:
+    """Those that URLs have, and those by which servers tell of each other."""
+    rendering = over_tls(*shape)
+    certificate = rendering.find("Certificate", "lexico-store")
+    assert certificate is not None
+    url = config_of(rendering, "lexico-store-url")["url-tls"]
+    hosts = urlsplit(url).netloc.partition("@")[2]
+    names = {host.partition(":")[0] for host in hosts.split(",")}
+    for each in rendering.of_kind("StatefulSet"):
+        name, spec = each["metadata"]["name"], each["spec"]
+        if shape and re.fullmatch("lexico-(store|sentinel)", name):
+            names |= {f"{name}-{i}.{spec['serviceName']}" for i in range(spec["replicas"])}
+    assert names <= set(certificate["spec"]["dnsNames"])
+
+
+def test_memory_fits_the_limit_of_the_pod(store_conf: Conf) -> None:
+    bounds = dict(
+        line.split()[:2] for line in store_conf["valkey.conf"].splitlines() if line[:1].isalpha()
+    )
     assert bounds["maxmemory"] == "6gb"
     (container,) = pod_of(base_with(), "store").containers
     assert container["resources"]["limits"]["memory"] == "8Gi"
@@ -116,7 +94,7 @@ def test_memory_fits_the_limit_of_the_pod(store_conf: str) -> None:
 
 @pytest.mark.timeout(2 * PATIENCE_S)
 def test_the_head_of_ray_keeps_its_state(tmp_path: Path) -> None:
-    conf = config_of(base_with(), "lexico-ray-state-config")["valkey.conf"]
+    conf = config_of(base_with(), "lexico-ray-state-config")
     secret = SECRETS["lexico-ray-state"]
     with valkey(tmp_path / "state", conf, secret) as server:
         (tmp_path / "token").write_text("token-of-ray" * 4)
@@ -138,27 +116,43 @@ def test_the_head_of_ray_keeps_its_state(tmp_path: Path) -> None:
         )
         assert done.returncode == 0, done.stderr
         assert done.stdout.splitlines()[-1] == "by-the-first"
-        assert told(server.port, "GET RAY:cluster").startswith("-NOAUTH")
+        assert server.told("GET RAY:cluster").startswith("-NOAUTH")
 
 
-def test_sentinels_may_fail_over(store_conf: str, tmp_path: Path) -> None:
-    conf = config_of(base_with("sentinel"), "lexico-sentinel")["sentinel.conf"]
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_sentinels_may_fail_over(
+    store_conf: Conf, tls_conf: Conf, tmp_path: Path, tls: bool
+) -> None:
+    made = config_of(over_tls("sentinel") if tls else base_with("sentinel"), "lexico-sentinel")
+    lines, authority = made["sentinel.conf"] + STORE["sentinel.conf"], None
+    if tls:  # as sentinel.sh puts them together
+        lines, authority = f"{lines}{tls_conf['tls.conf']}tls-port 26379\n", Authority()
+    conf = tls_conf if tls else store_conf
     include = ("--include", "/etc/valkey/auth/replication.conf")
     with ExitStack() as stack:
-        primary = stack.enter_context(valkey(tmp_path / "0", store_conf, STORE, *include))
+        first = valkey(tmp_path / "0", conf, STORE, *include, authority=authority)
+        primary = stack.enter_context(first)
         follow = (*include, "--replicaof", f"127.0.0.1 {primary.port}")
-        replica = stack.enter_context(valkey(tmp_path / "1", store_conf, STORE, *follow))
+        second = valkey(tmp_path / "1", conf, STORE, *follow, authority=authority)
+        replica = stack.enter_context(second)
         wait_until(
             lambda: replica.operator.info("replication").get("master_link_status") == "up",
             "a copy",
             lambda: (replica.folder / "log").read_text(),
         )
-        watch = stack.enter_context(sentinel(tmp_path / "s", conf, primary.port))
+        watching = stack.enter_context(sentinel(tmp_path / "s", lines, primary.port, authority))
+        watch = stack.enter_context(watching.client())
         wait_until(
             lambda: [r["master-link-status"] for r in watch.sentinel_slaves("lexico")] == ["ok"],
             "a replica that the sentinel takes for a good one",
             lambda: watch.sentinel_slaves("lexico"),
         )
+        if tls:
+            url = config_of(over_tls("sentinel"), "lexico-store-url")["url-tls"]
+            hosts = urlsplit(url).netloc.partition("@")[2]
+            url = primary.here(url.replace(hosts, f"127.0.0.1:{watching.port}"))
+            with open_store(url) as store:
+                store.ping()
         watch.execute_command("SENTINEL", "FAILOVER", "lexico")
         wait_until(
             lambda: replica.operator.info("replication")["role"] == "master",
@@ -167,26 +161,10 @@ def test_sentinels_may_fail_over(store_conf: str, tmp_path: Path) -> None:
         )
 
 
-@contextmanager
-def sentinel(folder: Path, conf: str, primary: int) -> Iterator[Any]:
-    folder.mkdir()
-    port = free_port()
-    conf = conf.replace("port 26379", f"port {port}").replace("dir /data", f"dir {folder}")
-    conf = conf.replace("lexico-store-0.lexico-store 6379", f"127.0.0.1 {primary}")
-    conf = conf.replace("bind * -::*", "bind 127.0.0.1")
-    (folder / "sentinel.conf").write_text(conf + STORE["sentinel.conf"])
-    argv = [str(find_server("wheel")), str(folder / "sentinel.conf"), "--sentinel"]
-    process = spawn_bound(argv, folder, folder / "log")
-    try:
-        wait_until(lambda: told(port, "PING"), "an answer", lambda: (folder / "log").read_text())
-        with redis.Redis(port=port, decode_responses=True) as client:
-            yield client
-    finally:
-        process.kill()
-        process.wait()
-
-
-def test_the_job_makes_a_cluster_and_leaves_one_alone(store_conf: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("tls", [False, True], ids=["plain", "tls"])
+def test_the_job_makes_a_cluster_and_leaves_one_alone(
+    store_conf: Conf, tls_conf: Conf, tmp_path: Path, tls: bool
+) -> None:
     rendering = base_with("cluster")
     arguments = pod_of(rendering, "store").containers[0]["args"][1:]
     arguments = [each.replace("$(POD_NAME).lexico-store", "localhost") for each in arguments]
@@ -195,12 +173,15 @@ def test_the_job_makes_a_cluster_and_leaves_one_alone(store_conf: str, tmp_path:
     cli = shutil.which("redis-cli")
     assert cli is not None, "redis-cli is not on PATH: run `make test`, or install redis-tools"
     (tools / "valkey-cli").symlink_to(cli)
-    script = COMPONENTS / "cluster" / "cluster.sh"
+    conf, authority = (tls_conf, Authority()) if tls else (store_conf, None)
     with ExitStack() as stack:
         servers = [
-            stack.enter_context(valkey(tmp_path / f"{i}", store_conf, STORE, *arguments))
+            stack.enter_context(
+                valkey(tmp_path / f"{i}", conf, STORE, *arguments, authority=authority)
+            )
             for i in range(3)
         ]
+        script = servers[0].here((COMPONENTS / "cluster" / "cluster.sh").read_text())
         environment = {
             **os.environ,
             "PATH": f"{tools}:{os.environ['PATH']}",
@@ -211,7 +192,7 @@ def test_the_job_makes_a_cluster_and_leaves_one_alone(store_conf: str, tmp_path:
         before: list[object] = []
         for _ in range(2):  # the second time there is one
             done = subprocess.run(
-                ["sh", str(script)],
+                ["sh", "-c", script],
                 env=environment,
                 capture_output=True,
                 text=True,
@@ -224,16 +205,19 @@ def test_the_job_makes_a_cluster_and_leaves_one_alone(store_conf: str, tmp_path:
             owners: list[object] = [(first, last, node[2]) for first, last, node in slots]
             assert before in ([], owners)
             before = owners
-        password = servers[0].folder / "password"
+        urls = config_of(over_tls("cluster"), "lexico-store-url")
+        url = urls["url-tls" if tls else "url"]
         hosts = ",".join(f"127.0.0.1:{server.port}" for server in servers)
-        with open_store(f"redis+cluster://lexico@{hosts}?password_file={password}") as store:
+        url = servers[0].here(url.replace(urlsplit(url).netloc.partition("@")[2], hosts))
+        with open_store(url) as store:
             assert [str(each) for each in store.look()] == []
             store.ping()
 
 
 STUBS = {
     # Sentinels that name a primary, or are not there.
-    "valkey-cli": 'test -n "$PRIMARY" || exit 1\necho "$PRIMARY"\necho 6379\n',
+    "valkey-cli": 'test "${TLS:-$1}" = "$1" || exit 1\ntest -n "$PRIMARY" || exit 1\n'
+    'echo "$PRIMARY"\necho 6379\n',
     "valkey-server": 'echo "server $@"\n',
     "valkey-sentinel": 'echo "sentinel $@"\n',
 }
@@ -277,17 +261,38 @@ def test_a_server_follows_whom_the_sentinels_name(
     assert line.endswith(f"--replicaof {follows} 6379") if follows else "replicaof" not in line
 
 
-def test_a_sentinel_keeps_what_it_found(stubs: str, tmp_path: Path) -> None:
+def test_scripts_ask_over_tls_where_servers_have_it(stubs: str, tmp_path: Path) -> None:
+    """The stub answers those alone that begin with what TLS says."""
+    (tmp_path / "tls.conf").write_text("# tls\n")
+    primary = "lexico-store-2.lexico-store"
+    given = {"POD_NAME": "lexico-store-1", "PRIMARY": primary, "PATH": stubs, "TLS": "--tls"}
+    start, ping = (
+        (COMPONENTS / "sentinel" / f"{each}.sh").read_text() for each in ("start", "ping")
+    )
+    for folder in ("config", "store"):
+        there = str(tmp_path / "tls.conf")
+        assert f"/etc/valkey/{folder}/tls.conf" in start + ping
+        start = start.replace(f"/etc/valkey/{folder}/tls.conf", there)
+        ping = ping.replace(f"/etc/valkey/{folder}/tls.conf", there)
+    assert run(start, **given).endswith(f"--replicaof {primary} 6379")
+    assert run(ping, **given).startswith(primary)
+
+
+@pytest.mark.parametrize("tls", ["", "# tls\ntls-port 26379\n"], ids=["plain", "tls"])
+def test_a_sentinel_keeps_what_it_found(stubs: str, tmp_path: Path, tls: str) -> None:
     script = (COMPONENTS / "sentinel" / "sentinel.sh").read_text()
     for name in ("config", "auth", "data"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "sentinel.conf").write_text(f"# {name}\n" if name != "data" else "")
         script = script.replace(f"/etc/valkey/{name}", str(tmp_path / name))
+    if tls:
+        (tmp_path / "tls.conf").write_text("# tls\n")
+    script = script.replace("/etc/valkey/store", str(tmp_path))
     file = tmp_path / "data" / "sentinel.conf"
     script = script.replace("/data/sentinel.conf", str(file))
     assert run(script, POD_NAME="lexico-sentinel-1", PATH=stubs) == f"sentinel {file}"
     made = "# config\n# auth\nsentinel announce-ip lexico-sentinel-1.lexico-sentinel\n"
-    assert file.read_text() == made
+    assert file.read_text() == made + tls
     file.write_text("# found\n")
     run(script, POD_NAME="lexico-sentinel-1", PATH=stubs)
     assert file.read_text() == "# found\n"

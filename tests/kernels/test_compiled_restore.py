@@ -43,14 +43,14 @@ def atoms_of(tables: int, size: int, m: int) -> Atoms:
     return Atoms.of(stack, range(0, tables * size + 1, size))
 
 
-def codes_of(atoms: Atoms, rows: int, sparsity: int, seed: int, size: float = 1.0) -> Codes:
+def codes_of(atoms: Atoms, rows: int, sparsity: int, seed: int) -> Codes:
     """Quantised codes of `rows` vectors a table, counts 0..s, zeros after them."""
     generator = torch.Generator().manual_seed(seed)
     total = atoms.tables * rows
     counts = torch.randint(0, sparsity + 1, (total,), generator=generator)
     used = torch.arange(sparsity) < counts[:, None]
     indices = torch.randint(0, min(atoms.sizes), (total, sparsity), generator=generator) * used
-    scale = size * 2.0 ** torch.randint(-3, 4, (total, 1), generator=generator)
+    scale = 2.0 ** torch.randint(-3, 4, (total, 1), generator=generator)
     coefficients = torch.randn(total, sparsity, generator=generator) * scale * used
     return Codes(indices.int(), coefficients, counts.int()).quantised()
 
@@ -154,13 +154,17 @@ def test_every_e4m3_number_is_read_right(isa: str) -> None:
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32], ids=str)
 def test_values_beyond_the_type_become_its_largest(isa: str, dtype: torch.dtype) -> None:
-    atoms = atoms_of(1, 20, 37)
-    codes = codes_of(atoms, 50, 4, 3, size=1e38)
+    """Nine of the largest coefficients on parallel atoms: beyond float32 too."""
+    sign = torch.ones(50, 1)
+    sign[::3] = -1
+    coefficients = sign.expand(50, 9) * torch.finfo(torch.float32).max
+    counts = torch.full((50,), 9, dtype=torch.int32)
+    codes = Codes(torch.arange(9, dtype=torch.int32).repeat(50, 1), coefficients, counts)
     memory = torch.empty(1, 50, 1, 37, dtype=dtype)
-    reconstruct_into(codes, atoms, TableMemory.over(memory), kernel="compiled")
-    assert bool(memory.isfinite().all())
-    if dtype == torch.float16:
-        assert float(memory.float().abs().max()) == 65504
+    atoms = Atoms.of(torch.full((9, 37), 37**-0.5))
+    reconstruct_into(codes.quantised(), atoms, TableMemory.over(memory), kernel="compiled")
+    expected = sign.view(1, 50, 1, 1).expand(memory.shape) * torch.finfo(dtype).max
+    assert torch.equal(memory, expected.to(dtype))
 
 
 def bad(codes: Codes, **columns: Tensor) -> Codes:

@@ -7,12 +7,20 @@ from collections.abc import Callable
 from typing import Any
 
 from k8s.checks.all_checks import problems
-from k8s.checks.rendering import Rendering, base_with, overlay, without_digests
+from k8s.checks.rendering import (
+    Rendering,
+    alone,
+    base_with,
+    example,
+    examples,
+    overlay,
+    without_digests,
+)
 
 Broken = Callable[[Any], object]
 Case = tuple[str, str, Broken, str]
-"""An overlay, `base`, or the component that the base has with it; kind and name of an object; what
-is done to it; what is said of it then."""
+"""An overlay, `base`, or the component or engine that the base has with it; kind and name of an
+object; what is done to it; what is said of it then."""
 
 OVERLAYS = ("dev", "production")
 
@@ -71,7 +79,9 @@ def whole(rendering: str) -> Rendering:
     """A rendering as cases name it."""
     if rendering in OVERLAYS:
         return overlay(rendering)
-    return base_with(*(() if rendering == "base" else (rendering,)))
+    if rendering in examples():
+        return example(rendering)
+    return base_with() if rendering == "base" else alone(rendering)
 
 
 def named(rendering: Rendering, of: str) -> Any:

@@ -96,7 +96,59 @@ FORMATS: Final = {
     "codecs": ["string: that are read and written"],
 }
 
+SERVERS: Final = (
+    "object: HOST:PORT of each server that listens, by its name, as --address-file has it; on one "
+    "line, once all of them do"
+)
+
 SHAPES: Final[dict[str, Any]] = {
+    "serve": SERVERS,
+    "offload-server": SERVERS,
+    "reload-server": SERVERS,
+    "train": {
+        "sets": [
+            {
+                "codec": "string: that it is for",
+                "out": "string: the file",
+                "digest": "string: in hexadecimal digits",
+                "bytes": "integer: of its file",
+                "seconds": "number: of this call; what a former one did is not among it",
+                "held_out": [
+                    {
+                        "key": "number: relative error of held-out text, a layer each; none of "
+                        "lexico-residual",
+                        "value": "number",
+                    }
+                ],
+                "steps": "object: of lexico-residual, by the quality",
+            }
+        ],
+        "registered": [
+            {
+                "digest": "string: with --register; fewer than sets where one was refused",
+                "added": "boolean: it was not there before",
+                "codecs": ["string: that nodes of the model code with it"],
+            }
+        ],
+    },
+    "eval": {
+        "report": "string: the page",
+        "data": "string: all that was measured, as JSON",
+        "seconds": "number",
+        "sources": [
+            {
+                "name": "string: of the text",
+                "ways": [
+                    {
+                        "name": "string: codec or published method",
+                        "bytes_fraction": "number: bytes stored / bytes of the cache",
+                        "kl": "number: nats a token",
+                    }
+                ],
+            }
+        ],
+        "not_run": [{"name": "string", "sources": ["string: texts"], "reason": "string: why not"}],
+    },
     "status": STATUS,
     "inspect": {
         "namespace": "string: in hexadecimal digits",
@@ -175,6 +227,7 @@ SHAPES: Final[dict[str, Any]] = {
                 "kv_heads": "integer",
                 "head_dim": "integer",
                 "shared": "boolean: every tenant has it",
+                "keys_as_stored": "boolean: for pages whose position is not known, and no others",
             }
         ]
     },

@@ -180,6 +180,25 @@ class TransportContract:
         assert match.page_keys == tuple(page_keys(spec, TOKENS))
         await client.close()
 
+    async def test_pages_that_are_no_sequence_are_matched_in_one_call(
+        self, client: AsyncClient
+    ) -> None:
+        """Each at position 0, as it is offloaded by itself."""
+        spec, cut = small_spec(), [TOKENS[i : i + PAGE_TOKENS] for i in range(0, 32, PAGE_TOKENS)]
+        digests = [b"", bytes([1]) * 32, b"", bytes([2]) * 32]
+        for page in (1, 2):
+            source = views_of(spec, random_cache(spec, 1, seed=page))
+            inputs = digests[page : page + 1]
+            await client.offload(spec, cut[page], source, inputs=inputs)
+        match = await client.match(spec, TOKENS, inputs=digests, apart=True)
+        assert match.present == (False, True, True, False)
+        assert match.page_keys[1:3] == (
+            *page_keys(spec, cut[1], digests[1:2]),
+            *page_keys(spec, cut[2]),
+        )
+        assert not any((await client.match(spec, TOKENS, inputs=digests)).present)
+        await client.close()
+
     async def test_only_missing_pages_travel(
         self, client: AsyncClient, transport: Transport
     ) -> None:

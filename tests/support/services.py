@@ -85,10 +85,10 @@ async def running_services(
     policies = Policies(policy_file)
     pages = PageEncoder(store, page_ttl_s=3600, lease_ttl_s=PATIENCE_S, metrics=metrics)
     local = LocalEncoders(pages, threads=2)
-    bounds_up = offload or OffloadConfig(idle_s=PATIENCE_S)
+    bounds_up = offload or OffloadConfig(idle_s=PATIENCE_S, slice_wait_s=PATIENCE_S)
     ingress = Ingress(encoders or local, bounds_up, metrics, policies)
     watch_ingress(metrics, ingress)
-    servicer = OffloadServicer(ingress, Tenants.of(listen, metrics), metrics, policies)
+    servicer = OffloadServicer(ingress, Tenants.of(listen, metrics), bounds_up, metrics, policies)
     front = GrpcServer(
         listen,
         servicer.add_to,

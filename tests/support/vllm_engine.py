@@ -23,6 +23,7 @@ _ENVIRONMENT: Final = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
+    "VLLM_CPU_OMP_THREADS_BIND": "nobind",
     "DO_NOT_TRACK": "1",
     "HF_HUB_OFFLINE": "1",
     "OMP_NUM_THREADS": "1",
@@ -40,6 +41,10 @@ class Generated:
     reasons: list[str]
     cached: list[int]
     """Tokens that vLLM found in a cache, its own or ours."""
+    first: list[float]
+    """Seconds to the first token of each."""
+    seconds: float
+    """To the last of all."""
 
 
 class Engine:
@@ -70,6 +75,10 @@ class Engine:
         """Empties vLLM's own prefix cache."""
         assert self._nursery.ask({"do": "reset", "options": options})["reset"]
 
+    def call(self, function: str, **arguments: Any) -> dict[str, Any]:
+        """What `module:name` gives in the engine's process, called with vLLM's `LLM`."""
+        return self._nursery.ask({"do": "call", "function": function, "arguments": arguments})
+
     def counted(self, family: str) -> dict[str, int]:
         """Label values → number, of one family of ours."""
         counted = self._nursery.ask({"do": "counts"})["counted"]
@@ -90,22 +99,21 @@ class Engine:
 class Nursery:
     """The process that has imported vLLM."""
 
-    def __init__(self, log: Path, model: Path) -> None:
+    def __init__(self, log: Path, model: Path, python: str = PYTHON) -> None:
         self._model = model
         self._log = log
-        self._running = False
+        self._running = self._ready = False
         path = [ROOT, ROOT / "proto", ROOT / "client"]
         environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
         with log.open("wb") as written:
             self._process = subprocess.Popen(
-                [PYTHON, "-m", "tests.support.vllm_nursery"],
+                [python, "-m", "tests.support.vllm_nursery"],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=written,
                 env=environment,
                 cwd=log.parent,
             )
-        self.answer()
 
     @contextlib.contextmanager
     def engine(self, connector: dict[str, Any] | None = None, **options: Any) -> Iterator[Engine]:
@@ -134,6 +142,9 @@ class Nursery:
                 "kv_load_failure_policy": options.pop("policy", "recompute"),
                 "kv_connector_extra_config": connector,
             }
+        if not self._ready:  # others begin meanwhile
+            self.answer()
+            self._ready = True
         self.ask({"do": "start", "options": {**fields, **options}})
         self._running = True
         try:

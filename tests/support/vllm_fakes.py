@@ -1,4 +1,4 @@
-"""What vLLM gives a connector, as plain objects: requests, steps of its scheduler, and matches."""
+"""What vLLM gives a connector, as plain objects: requests, steps of its scheduler, and answers."""
 
 from __future__ import annotations
 
@@ -9,7 +9,8 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from lexico_client._results import Match
+from lexico_client.engines.vllm._coded import Found
+from lexico_codec.codecs.codec import Codec
 from lexico_codec.geometry import Geometry
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_proto.errors import LexicoError
@@ -51,34 +52,40 @@ def grown(old: SimpleNamespace, more: int) -> SimpleNamespace:
 
 @dataclass
 class FakeAnswer:
-    """A match that a test lets end."""
+    """An answer that a test lets come."""
 
     spec: CacheSpec
     token_ids: npt.NDArray[np.uint32]
     finished: bool = False
-    pages: int = 0
+    found: Found | None = None
     error: LexicoError | None = None
 
     def end(self, pages: int = 0, error: LexicoError | None = None) -> None:
-        self.finished, self.pages, self.error = True, pages, error
+        """So many pages are stored, of the prompt's spec."""
+        self.come(Found(self.spec, pages, self.spec, pages), error)
 
-    def result(self) -> Match:
+    def come(self, found: Found, error: LexicoError | None = None) -> None:
+        self.finished, self.found, self.error = True, found, error
+
+    def result(self) -> Found:
         assert self.finished, "the scheduler would have waited"
         if self.error is not None:
             raise self.error
-        return Match(self.pages * self.spec.page_tokens, self.pages, (), ())
+        assert self.found is not None
+        return self.found
 
 
 @dataclass
-class FakeMatcher:
-    """Every match that began."""
+class FakeFinder:
+    """Every question that was asked."""
 
+    codec: Codec
     answers: list[FakeAnswer] = field(default_factory=list)
     at_once: int | None = None
     """Pages that are found without any waiting."""
 
-    def __call__(self, spec: CacheSpec, token_ids: npt.NDArray[np.uint32]) -> FakeAnswer:
-        answer = FakeAnswer(spec, token_ids)
+    def begin(self, base: CacheSpec, token_ids: npt.NDArray[np.uint32]) -> FakeAnswer:
+        answer = FakeAnswer(base, token_ids)
         if self.at_once is not None:
             answer.end(self.at_once)
         self.answers.append(answer)

@@ -10,6 +10,7 @@ that engine, until `end`. Everything else that is printed goes to standard error
 
 from __future__ import annotations
 
+import importlib
 import json
 import os
 import sys
@@ -44,7 +45,7 @@ def main() -> None:
 
 
 def _prepare() -> None:
-    """Imports all that an engine needs, once."""
+    """Imports all that an engine needs, once; its ranks are forked as well."""
     import llvmlite.binding.ffi as ffi
     import vllm  # noqa: F401 - for the children
     from vllm import LLM  # noqa: F401
@@ -58,6 +59,13 @@ def _prepare() -> None:
         return wrapped(self, name)
 
     ffi._lib_wrapper.__getattr__ = found
+
+    # vLLM spawns the ranks of an engine on a CPU, and each would import all of it anew.
+    import multiprocessing
+
+    from vllm.v1.executor import multiproc_executor
+
+    multiproc_executor.get_mp_context = lambda: multiprocessing.get_context("fork")
 
 
 def _engine(start: Document, answers: int) -> None:
@@ -80,8 +88,11 @@ def _generate(llm: Any, line: Document) -> Document:
 
     prompts = [{"prompt_token_ids": ids, **line.get("prompt", {})} for ids in line["token_ids"]]
     params = SamplingParams(temperature=0, max_tokens=line["max_tokens"], **line.get("params", {}))
+    began = time.perf_counter()
     found = llm.generate(prompts, params, use_tqdm=False)
     return {
+        "seconds": time.perf_counter() - began,
+        "first": [each.metrics.first_token_latency for each in found],
         "tokens": [list(each.outputs[0].token_ids) for each in found],
         "reasons": [each.outputs[0].finish_reason for each in found],
         "cached": [each.num_cached_tokens for each in found],
@@ -117,17 +128,23 @@ def _shown() -> Document:
 
 def _settle(llm: Any, line: Document) -> Document:
     """Waits until everything is stored that is to be."""
-    from vllm.distributed.kv_transfer import get_kv_transfer_group
+    from vllm.distributed.kv_transfer import get_kv_transfer_group, has_kv_transfer_group
 
-    worker = get_kv_transfer_group()._worker
-    while worker.stores_under_way:  # each has a deadline
-        time.sleep(0.01)
+    while has_kv_transfer_group() and get_kv_transfer_group()._worker.stores_under_way:
+        time.sleep(0.01)  # each has a deadline
     return {"settled": True}
 
 
 def _reset(llm: Any, line: Document) -> Document:
     """Empties vLLM's own prefix cache."""
     return {"reset": llm.reset_prefix_cache(**line.get("options", {}))}
+
+
+def _call(llm: Any, line: Document) -> Document:
+    """A function of a module, given the engine: what a benchmark has to do in this process."""
+    module, name = line["function"].split(":")
+    answer: Document = getattr(importlib.import_module(module), name)(llm, **line["arguments"])
+    return answer
 
 
 _VLLMS = ("model_name", "engine")
@@ -137,6 +154,7 @@ _ACTIONS = {
     "counts": _counts,
     "settle": _settle,
     "reset": _reset,
+    "call": _call,
 }
 
 

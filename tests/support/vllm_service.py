@@ -9,6 +9,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from lexico_codec.inputs import PageDigests
 from lexico_codec.keys import page_keys as keys_of
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import Family
@@ -51,18 +52,20 @@ class EngineService:
             found = [name in self.store._pages for name in _names(spec, token_ids)]
         return [*found, False].index(False)
 
-    def damage(self, spec: CacheSpec, token_ids: Sequence[int], page: int) -> None:
+    def damage(
+        self, spec: CacheSpec, token_ids: Sequence[int], page: int, inputs: PageDigests = ()
+    ) -> None:
         """Turns a bit of the last frame of a page."""
-        name = _names(spec, token_ids)[page]
+        name = _names(spec, token_ids, inputs)[page]
         entry = self.store._pages[name]
         frames = (*entry.frames[:-1], flipped(entry.frames[-1]))
         self.store._pages[name] = type(entry)(frames, entry.expires_s)
 
 
-def _names(spec: CacheSpec, token_ids: Sequence[int]) -> list[str]:
+def _names(spec: CacheSpec, token_ids: Sequence[int], inputs: PageDigests = ()) -> list[str]:
     """Of the pages of a caller without a token."""
     scope = tenant_scope(DEFAULT_TENANT)
-    return [keys.page(scope, key) for key in keys_of(spec, token_ids)]
+    return [keys.page(scope, key) for key in keys_of(spec, token_ids, inputs)]
 
 
 @contextlib.contextmanager

@@ -14,7 +14,8 @@ from lexico_codec.pieces import Piece
 from lexico_proto.errors import ConfigurationError
 from lexico_services.config import ListenConfig, OffloadConfig
 from lexico_services.offload.deployment import IngressConfig, Placement, offload_app
-from lexico_services.offload.ingress import Ingress, Upload
+from lexico_services.offload.ingress import Ingress
+from lexico_services.offload.upload import Upload
 from lexico_worker.autoscaling import ALL_AT, FULLNESS, Fullness, encoders_wanted
 from lexico_worker.config import EncoderConfig
 from lexico_worker.page_encoder import Outcome, PageDone, PageJob

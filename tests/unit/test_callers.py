@@ -73,6 +73,18 @@ def test_lines_of_a_token_file(
     assert tokens.caller(token + "x") is None
 
 
+def test_a_mark_of_the_byte_order_is_no_part_of_a_tenant(tmp_path: Path) -> None:
+    assert TokenFile(_written(tmp_path, f"\ufeffred:{TOKEN}")).names() == {"red"}
+
+
+@pytest.mark.parametrize(
+    "line", [f"re\ufeffd:{TOKEN}", f"red:{TOKEN}\N{SNOWMAN}", f"re\0d:{TOKEN}"]
+)
+def test_a_tenant_or_token_that_no_call_can_name(tmp_path: Path, line: str) -> None:
+    with pytest.raises(ConfigurationError, match="line 1: needs tenant:token"):
+        TokenFile(_written(tmp_path, line))
+
+
 def test_a_token_is_named_once_whatever_its_roles(tmp_path: Path) -> None:
     with pytest.raises(ConfigurationError, match="line 2") as caught:
         TokenFile(_written(tmp_path, f"red:{TOKEN}\nblue:{TOKEN}:admin\n"))

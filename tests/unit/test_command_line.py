@@ -45,6 +45,16 @@ def test_every_call_has_the_options_of_all() -> None:
     assert called == set(commands.COMMANDS)
 
 
+def test_every_command_has_json() -> None:
+    """But the one that prints a script. Those that start servers say where they listen."""
+    without = {
+        path
+        for path, parser in parsers(make_parser(frozenset()))
+        if "--json" not in parser._option_string_actions
+    }
+    assert without == {("completion",)}
+
+
 def test_secrets_are_no_options() -> None:
     for path, parser in parsers(make_parser(frozenset())):
         for option in parser._option_string_actions:

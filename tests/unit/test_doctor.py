@@ -206,10 +206,10 @@ def test_the_token_file(tmp_path: Path, text: str | None, mode: int, state: Stat
 
 def test_a_store_that_is_away_is_named_without_its_password() -> None:
     url = "redis://:secret@127.0.0.1:1"
-    (found,) = neighbours.store(settings(store__url=url))
+    (found,) = neighbours.store(settings(store__url=url), shared=True)
     assert found.state is State.FAIL
     assert "secret" not in found.line()
-    (found,) = neighbours.store(settings())
+    (found,) = neighbours.store(settings(), shared=True)
     assert found.state is State.FAIL
 
 
@@ -232,7 +232,7 @@ def test_what_a_store_says_of_itself_is_passed_on(monkeypatch: pytest.MonkeyPatc
             ]
 
     monkeypatch.setattr("lexico_store.open_store", lambda *_: Store())
-    assert list(neighbours.store(settings(store__url="redis://127.0.0.1"))) == [
+    assert list(neighbours.store(settings(store__url="redis://127.0.0.1"), shared=True)) == [
         fail("store", "the user may not use HSET", "allow it +hset"),
         warn("store", "maxmemory is not set", "set it"),
         ok("store", "it writes to disk: set save"),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,13 +11,14 @@ import pytest
 
 from lexico_lab.evaluation import units
 from lexico_lab.evaluation.fidelity import through_frames
-from lexico_lab.evaluation.options import table_of
+from lexico_lab.evaluation.options import summary_of, table_of
 from lexico_lab.evaluation.prefixes import ExactText
 from lexico_lab.evaluation.run import evaluate
 from lexico_lab.evaluation.settings import EvalSettings
 from lexico_lab.evaluation.turns import converse
 from lexico_lab.models import LoadedModel
 from lexico_proto.errors import DictionaryMismatch
+from tests.support.cli_shapes import SHAPES, misfits
 from tests.support.coded_models import LAYERS, llama
 from tests.support.residual_sets import residual_set
 from tests.support.tiny_evaluation import PageText, letters, tiny_settings
@@ -78,6 +80,15 @@ class TestRefusedSets:
         assert "odd.txt" in said
         assert "files" in said
         assert "lossless: not run on odd.txt: a set of other weights" in table_of(document)
+        told = summary_of(document, settings.out, 1.5)
+        assert misfits(json.loads(json.dumps(told)), SHAPES["eval"]) == []
+        assert told["not_run"] == document["not_run"]
+        ways = [[way["name"] for way in source["ways"]] for source in told["sources"]]
+        assert (ways, Path(told["report"]).is_file(), Path(told["data"]).is_file()) == (
+            names,
+            True,
+            True,
+        )
 
     def test_a_later_turn_takes_no_figures_that_were_found(
         self, model: Any, settings: EvalSettings, monkeypatch: pytest.MonkeyPatch

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,8 +13,11 @@ import torch
 
 from lexico_client import Client, InMemoryTransport, fingerprint_files, input_digests
 from lexico_client.commands import connection
+from lexico_client.commands.prompts import lossless_spec
 from lexico_client.hf import HuggingFaceCache
 from lexico_codec.spec_text import spec_from_json, spec_to_json
+from lexico_lab.models import SMOLLM2, model_folder
+from lexico_proto.errors import InvalidInput
 from lexico_services.cli import main
 from tests.support.client_fixtures import (
     PAGE_TOKENS,
@@ -184,3 +188,25 @@ def test_files_that_cannot_be_used(
         arguments += ["--inputs", str(tmp_path / "inputs")]
     assert main(arguments) == 2
     assert word in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "config", ["{", "[]", "{}", '{"model_type": "nothing"}', '{"model_type": 3}', None]
+)
+def test_folders_that_hold_no_model(
+    known: Client, tmp_path: Path, capsys: pytest.CaptureFixture[str], config: str | None
+) -> None:
+    (tmp_path / "ids").write_text("1 2 3")
+    if config is not None:
+        (tmp_path / "config.json").write_text(config)
+    arguments = ["explain", "--model", str(tmp_path), "--tokens", str(tmp_path / "ids")]
+    assert main([*arguments, "--reload", "there:7412"]) == 2
+    said = capsys.readouterr().err
+    assert f"{tmp_path}: transformers cannot read its config.json" in said
+    assert said.count("\n") == 1
+
+
+def test_no_tokens_a_page_are_refused() -> None:
+    options = argparse.Namespace(page_tokens=0)
+    with pytest.raises(InvalidInput, match="page_tokens=0"):
+        lossless_spec(Path(model_folder(SMOLLM2)), options)

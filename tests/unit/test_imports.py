@@ -79,3 +79,17 @@ def test_the_connector_of_vllm_is_there_without_vllm() -> None:
     assert "lexico_client.engines.vllm.connector" not in imported_by("lexico_client.engines.vllm")
     found = imported_by("lexico_client.engines.vllm._worker")
     assert not {name for name in found if name.partition(".")[0] in {"vllm", *OF_OTHERS}}
+
+
+def test_the_backend_of_sglang_is_there_without_sglang() -> None:
+    name = "lexico_client.engines.sglang"
+    assert f"{name}.storage" not in imported_by(name)
+    found = imported_by(f"{name}._storage")
+    assert not {each for each in found if each.partition(".")[0] in {"sglang", *OF_OTHERS}}
+
+
+def test_what_runs_in_lmcache_is_there_without_lmcache() -> None:
+    found = imported_by("lexico_client.engines.lmcache")
+    assert not {name for name in found if name.startswith("lexico_client.engines.lmcache.")}
+    found = imported_by("lexico_client.engines.lmcache._store")
+    assert not {name for name in found if name.partition(".")[0] in {"lmcache", *OF_OTHERS}}

@@ -251,6 +251,13 @@ def test_bad_vectors_atoms_and_sparsities_are_named(
         encode(vectors, atoms, sparsity, kernel=kernel)
 
 
+def test_wide_coefficients_beyond_float32_are_not_quantised() -> None:
+    wide = X.double() * 1e39
+    assert bool(encode(wide, ATOMS.double(), 4).coefficients.isfinite().all())
+    with pytest.raises(NonFiniteCache, match=r"^coefficients: "):
+        encode(wide, ATOMS.double(), 4, quantised=True)
+
+
 PLAIN = naive.omp(X, ATOMS, 4)
 STORED = PLAIN.quantised()
 BAD_CODES: list[tuple[str, Codes, dict[str, Tensor], type[Exception], str]] = [

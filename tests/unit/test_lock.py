@@ -86,3 +86,11 @@ def test_what_the_groups_name_is_in_a_lock() -> None:
     wanted = {lock.entries(each).popitem()[0] for group in groups.values() for each in group}
     texts = [path.read_text() for path in lock.files().values()]
     assert wanted <= {name for text in texts for name in lock.entries(text)}
+
+
+def test_what_an_engine_has_is_no_older_answer_of_ours(tmp_path: Path) -> None:
+    """Its versions are its own, and were taken where no part had one of that name."""
+    (tmp_path / "images").mkdir()
+    for name in ("demo", "images/build", "vllm"):
+        (tmp_path / f"{name}.lock").write_text(f"{name.replace('/', '-')}==1\n")
+    assert list(lock.entries(lock.locked(tmp_path))) == ["demo", "images-build"]

@@ -9,6 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from lexico_codec.kernels.pursuit.quantise import LEAST_EXPONENT, from_e4m3, to_e4m3
+from lexico_proto.errors import NonFiniteCache
 
 FLOAT32_MAX = torch.finfo(torch.float32).max
 NORMAL_RANGE = 2.0**-6 / 224
@@ -35,6 +36,13 @@ def random_rows(rows: int, s: int, seed: int) -> Tensor:
 def test_no_magnitude_saturates_or_vanishes(magnitude: float) -> None:
     coefficients = magnitude * torch.tensor([[1.0, -0.5, 0.01], [-2.0, 1.5, 0.3]])
     torch.testing.assert_close(round_trip(coefficients), coefficients, rtol=2**-4, atol=0.0)
+
+
+@pytest.mark.parametrize("number", [float("inf"), float("-inf"), float("nan")])
+def test_what_is_no_number_is_refused(number: float) -> None:
+    """It would be stored as a small number, or as NaN, by the version of torch."""
+    with pytest.raises(NonFiniteCache, match="coefficients"):
+        to_e4m3(torch.tensor([[1.0, 2.0], [number, 0.5]]))
 
 
 @pytest.mark.parametrize("seed", range(5))

@@ -68,6 +68,11 @@ def test_a_file_that_changes_is_read_again(file: Path, caplog: pytest.LogCapture
         ("tenants = 3\n", r"\[default\] and \[tenants.NAME\]"),
         ("[others]\n", r"\[default\] and \[tenants.NAME\]"),
         ("[tenants.red\n", "no TOML"),
+        ('[tenants.""]\n', "is no tenant's name"),
+        ('[tenants."\\ufeffred"]\n', "is no tenant's name"),
+        (f"[default]\nmax_stored_bytes = {'9' * 400}\n", "default.max_stored_bytes"),
+        (f"[default]\nmax_calls_per_s = {'9' * 400}\n", "default.max_calls_per_s"),
+        (f"[default]\nmax_stored_bytes = {'9' * 5000}\n", "no TOML"),
     ],
 )
 def test_bad_files_are_refused(file: Path, text: str, named: str) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import io
 import os
 import subprocess
 import sys
@@ -131,6 +132,8 @@ def test_settings_are_checked() -> None:
 def test_addresses_are_announced(capsys: pytest.CaptureFixture[str]) -> None:
     announce({"offload": "127.0.0.1:1", "reload": "127.0.0.1:2"})
     assert capsys.readouterr().out == "offload  127.0.0.1:1\nreload   127.0.0.1:2\n"
+    announce({"offload": "127.0.0.1:1", "reload": "127.0.0.1:2"}, to_programs := io.StringIO())
+    assert to_programs.getvalue() == '{"offload": "127.0.0.1:1", "reload": "127.0.0.1:2"}\n'
 
 
 @pytest.mark.parametrize(

@@ -136,6 +136,10 @@ def test_file_and_environment_must_not_contradict_each_other(file: Path) -> None
         ("[offload]\nport = 70000\n", ["port 70000", "offload.port in"]),
         ("[reload]\nport = -1\n", ["port -1", "reload.port in"]),
         ("[store]\npage_ttl_s = 0\n", ["page_ttl_s is 0.0", "store.page_ttl_s in"]),
+        ("[store]\ntimeout_s = 1e18\n", ["store.timeout_s", "0.001 to 315360000 seconds"]),
+        ("[store]\npage_ttl_s = 1e-308\n", ["store.page_ttl_s", "0.001 to"]),
+        (f"[reload]\nmax_pages = {'9' * 400}\n", ["reload.max_pages", "64 bits"]),
+        (f"[reload]\nmax_stream_s = {'9' * 400}\n", ["reload.max_stream_s", "a number"]),
         ("[encoder]\nnum_cpus = -1\n", ["num_cpus", "encoder.num_cpus in"]),
         ("[encoder]\nthreads = -1\n", ["threads", "encoder.threads in"]),
         ("[ray]\nnum_cpus = -1\n", ["num_cpus", "ray.num_cpus in"]),
@@ -169,6 +173,8 @@ def test_files_that_cannot_be_read(file: Path, tmp_path: Path) -> None:
         ("LEXICO_RELOAD__MAX_PAGES", "1.5", "whole number"),
         ("LEXICO_LISTEN__ALLOW_ANONYMOUS", "maybe", "true or false"),
         ("LEXICO_LISTEN__HOST", " ", "not empty"),
+        ("LEXICO_STORE__TIMEOUT_S", "1e18", "315360000 seconds"),
+        ("LEXICO_RELOAD__MAX_PAGES", "9" * 400, "64 bits"),
     ],
 )
 def test_bad_variables_are_refused_by_name(variable: str, text: str, named: str) -> None:
@@ -294,7 +300,8 @@ def test_every_setting_is_documented() -> None:
         assert setting.variable == "LEXICO_STORE" or setting.variable.startswith("LEXICO_")
 
 
-scalars = st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=20)
+numbers = st.integers() | st.just(10**400) | st.floats()
+scalars = st.none() | st.booleans() | numbers | st.text(max_size=20)
 values = st.recursive(scalars, lambda inner: st.lists(inner, max_size=3), max_leaves=5)
 
 

@@ -109,7 +109,18 @@ def test_shapes_of_configs(tmp_path: Path, config: dict[str, Any], shape: CacheS
     assert shape_of_config(tmp_path) == shape
 
 
-@pytest.mark.parametrize("text", ["", "[]", "{}", '{"num_attention_heads": 0}', "null"])
+@pytest.mark.parametrize(
+    "text",
+    [
+        "",
+        "[]",
+        "{}",
+        '{"num_attention_heads": 0}',
+        '{"num_attention_heads": 0, "num_hidden_layers": 2, "hidden_size": 8}',
+        '{"num_attention_heads": 2, "num_hidden_layers": "2", "hidden_size": 8}',
+        "null",
+    ],
+)
 def test_configs_without_a_shape(tmp_path: Path, text: str) -> None:
     (tmp_path / "config.json").write_text(text)
     with pytest.raises(ConfigurationError, match="--layers"):
@@ -143,7 +154,10 @@ def test_the_example_of_the_documentation() -> None:
         ([*SHAPE, *LOAD, "--used-seconds=-1"], "used"),
         ([*SHAPE, *LOAD, "--fraction", "0"], "--fraction"),
         ([*SHAPE, *LOAD, "--prefill-rate", "0"], "--prefill-rate"),
-        (["--layers", "0", *SHAPE[2:], *LOAD], "above 0"),
+        ([*SHAPE, *LOAD, "--prefill-rate", "inf"], "--prefill-rate"),
+        ([*SHAPE, "--prompts-per-second", "1e300", *LOAD[2:]], "prompts per second"),
+        (["--layers", "0", *SHAPE[2:], *LOAD], "layers is 0"),
+        (["--layers", "9" * 400, *SHAPE[2:], *LOAD], "layers is 999"),
         (["--model", "/nowhere", *LOAD], "config.json"),
     ],
 )

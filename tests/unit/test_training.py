@@ -274,7 +274,8 @@ class TestRun:
         parser = argparse.ArgumentParser()
         options.add_arguments(parser)
         line = f"--model tiny --text {settings.text} --out {settings.out} --atoms 40 --sparsity 2"
-        told = options.run(parser.parse_args([*line.split(), "--vectors", "900", "--workers", "1"]))
+        given = parser.parse_args([*line.split(), "--vectors", "900", "--workers", "1"])
+        told = options.run(given).shown
         assert DictionarySet.load(settings.out).digest.hex() in told
         assert sorted(p.name for p in settings.out.parent.iterdir()) == [
             "set.safetensors",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from lexico_lab.training.sample import Sampler, cut_windows
 from lexico_lab.training.settings import TrainSettings
 from lexico_lab.training.state import DictionaryState
 from lexico_proto.errors import ConfigurationError, InvalidInput
+from tests.support.cli_shapes import SHAPES, misfits
 from tests.support.residual_sets import transform_of
 from tests.support.saved_model import save_tiny
 from tests.support.training_command import NAMES, asked, parsed
@@ -57,6 +59,9 @@ class TestAll:
                 more = [*more, "--atoms", "16", "--sparsity", "2", "--vectors", "1500"]
             args = parsed(*line, "--codec", codec, *few, *more, "--workers", "1")
             (made,) = runner.train_all(options.settings_of(args), tiny)
+            document = {"sets": [made.document()], "registered": []}
+            assert misfits(json.loads(json.dumps(document)), SHAPES["train"]) == []
+            assert made.document()["digest"] == made.dictionary.digest.hex()
             assert made.dictionary.to_bytes() == (finished / NAMES[codec]).read_bytes()
             assert f"--out {NAMES[codec]}" in made.dictionary.info.command
 
@@ -127,7 +132,7 @@ class TestAll:
     ) -> None:
         monkeypatch.setattr(runner, "load_model", lambda *_: tiny)
         shutil.copytree(finished / "state", _state(tmp_path))
-        told = options.run(asked(tmp_path, "--codec", "all", "--joint", "40"))
+        told = options.run(asked(tmp_path, "--codec", "all", "--joint", "40")).shown
         for codec, name in NAMES.items():
             (row,) = [
                 row for row in told.splitlines() if row.startswith(str(tmp_path / name) + " ")
@@ -210,7 +215,7 @@ class TestAll:
 
         monkeypatch.setattr(runner, "load_model", lambda *_: tiny)
         monkeypatch.setattr("lexico_lab.run_state.shutil.rmtree", busy)
-        told = options.run(asked(tmp_path))
+        told = options.run(asked(tmp_path)).shown
         assert DictionarySet.load(tmp_path / NAMES["lexico"]).digest.hex() in told
         assert "not_removed=Device or resource busy" in caplog.text
         assert (_state(tmp_path) / "run.json").exists(), "what is left is still this run's"

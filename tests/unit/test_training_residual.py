@@ -290,7 +290,8 @@ class TestRun:
         parser = argparse.ArgumentParser()
         options.add_arguments(parser)
         line = f"--codec lexico-residual --model tiny --text {settings.text} --out {settings.out}"
-        told = options.run(parser.parse_args([*line.split(), "--vectors", "500", "--joint", "8"]))
+        given = parser.parse_args([*line.split(), "--vectors", "500", "--joint", "8"])
+        told = options.run(given).shown
         made = DictionarySet.load(settings.out)
         assert made.digest.hex() in told
         assert all(quality in told for quality in QUALITIES)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -11,16 +12,22 @@ import pytest
 import torch
 from transformers import AutoConfig
 
-from lexico_client import fingerprint_files
+from lexico_client import InMemoryTransport, fingerprint_files
+from lexico_client.engines._service import Service
 from lexico_client.engines.vllm import _supported
+from lexico_client.engines.vllm._coded import coding_of, set_at_hand
 from lexico_client.engines.vllm._config import ConnectorConfig
+from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._model import spec_of
+from lexico_client.engines.vllm._ranks import Rank, rank_of
+from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.sets.dictionary import AtomSet
 from lexico_proto.errors import ConfigurationError, LexicoError, Unsupported
 from tests.support import vllm_interface
 from tests.support.client_fixtures import small_dictionary
 from tests.support.saved_model import save_tiny
+from tests.support.vllm_ranks import rank_caches, rank_config
 
 HERE = {"reload": "127.0.0.1:7412", "codec": "lossless"}
 
@@ -69,12 +76,12 @@ def config(folder: Path, **changes: Any) -> Any:
 
 
 def test_the_identity_is_that_of_every_engine_that_loads_the_folder(folder: Path) -> None:
-    spec, dictionary = spec_of(config(folder), caches(), ConnectorConfig.of(HERE))
+    spec = spec_of(config(folder), caches(), ConnectorConfig.of(HERE))
     assert spec.weights == fingerprint_files(folder)
     assert spec.geometry == geometry_of(AutoConfig.from_pretrained(folder), "float32")
-    assert (spec.codec.name, dictionary) == ("lossless", None)
+    assert (spec.codec.name, spec.dictionary) == ("lossless", b"")
     salted = ConnectorConfig.of({**HERE, "salt": "x", "page_tokens": 32})
-    assert spec_of(config(folder), caches(), salted)[0].namespace != spec.namespace
+    assert spec_of(config(folder), caches(), salted).namespace != spec.namespace
 
 
 def test_a_dictionary_set_is_a_file_or_a_digest(folder: Path, tmp_path: Path) -> None:
@@ -83,8 +90,11 @@ def test_a_dictionary_set_is_a_file_or_a_digest(folder: Path, tmp_path: Path) ->
     made.save(file)
     for given in (str(file), made.digest.hex()):
         settings = ConnectorConfig.of({**HERE, "codec": "lexico", "dictionary": given})
-        spec, found = spec_of(config(folder), caches(), settings)
-        assert spec.dictionary == made.digest
+        spec = spec_of(config(folder), caches(), settings)
+        with closing(Service(settings.client(InMemoryTransport()), "vllm", LOG)) as service:
+            coding = coding_of(service, settings, spec, str(folder))
+        assert coding.spec(spec).dictionary == made.digest
+        found = set_at_hand(settings, spec)
         assert isinstance(found, AtomSet) is (given == str(file))
 
 
@@ -112,6 +122,8 @@ def test_a_dictionary_set_is_a_file_or_a_digest(folder: Path, tmp_path: Path) ->
         ({**HERE, "tls_ca": "\ud800"}, "tls_ca: .*UTF-8"),
         ({**HERE, "token_file": "a\0b"}, "token_file: .*NUL"),
         ({**HERE, "page_tokens": 1.5}, "page_tokens: 1.5: an integer"),
+        ({**HERE, "without_set": "guess"}, "without_set: without_set='guess': lossless or refuse"),
+        ({**HERE, "sets_seconds": 0}, "sets_seconds: a positive"),
     ],
 )
 def test_a_bad_setting_is_one_line_that_names_its_key(extra: dict[str, Any], said: str) -> None:
@@ -137,23 +149,29 @@ def test_files_that_are_not_there_are_named(extra: dict[str, Any], said: str) ->
     ("extra", "said"),
     [
         ({"codec": "zip"}, "codec: codec 'zip'"),
-        ({"codec": "near"}, "codec: preset near needs a set trained with `lexico train"),
+        ({"codec": "near", "without_set": "refuse"}, "codec: preset near needs a set trained with"),
         ({"codec": "lexico", "dictionary": "zz"}, "dictionary: 'zz' is no digest"),
     ],
 )
 def test_a_codec_that_cannot_serve_the_model_is_named(
     folder: Path, extra: dict[str, Any], said: str
 ) -> None:
+    settings = ConnectorConfig.of({**HERE, **extra})
+    spec = spec_of(config(folder), caches(), settings)
+    service = Service(settings.client(InMemoryTransport()), "vllm", LOG)
     with pytest.raises(ConfigurationError, match=said):
-        spec_of(config(folder), caches(), ConnectorConfig.of({**HERE, **extra}))
+        coding_of(service, settings, spec, str(folder))
+    if settings.without_set == "lossless":  # else there is a set to be asked for
+        with pytest.raises(ConfigurationError, match=said):
+            set_at_hand(settings, spec)
 
 
 @pytest.mark.parametrize(
     ("changes", "said"),
     [
-        ({"parallel__tensor_parallel_size": 2}, "tensor_parallel_size=2: ranks hold slices"),
-        ({"parallel__pipeline_parallel_size": 4}, "pipeline_parallel_size=4"),
-        ({"parallel__decode_context_parallel_size": 2}, "decode_context"),
+        ({"parallel__decode_context_parallel_size": 2}, "decode_context.*some of the tokens"),
+        ({"parallel__prefill_context_parallel_size": 2}, "prefill_context"),
+        ({"parallel__tensor_parallel_size": 3}, "tensor_parallel_size=3: 2 KV heads cannot"),
         ({"speculative": None, "speculative_config": object()}, "speculative"),
         ({"cache__cache_dtype": "fp8_e4m3"}, "kv_cache_dtype=fp8_e4m3"),
         ({"model__is_encoder_decoder": True}, "encoder-decoder"),
@@ -172,10 +190,74 @@ def test_ways_to_run_a_model_that_are_not_covered_are_refused_in_one_line(
     assert "\n" not in str(refused.value)
 
 
+@pytest.mark.parametrize(
+    ("tensor", "pipeline", "held"),
+    [
+        (1, 1, caches()),
+        (2, 1, caches(num_kv_heads=1)),
+        (4, 1, caches(num_kv_heads=1)),
+        (1, 2, caches(layers=1)),
+        (2, 2, caches(layers=1, num_kv_heads=1)),
+    ],
+)
+def test_ranks_have_the_identity_of_the_whole_model(
+    folder: Path, tensor: int, pipeline: int, held: Any
+) -> None:
+    whole = spec_of(config(folder), caches(), ConnectorConfig.of(HERE))
+    ranks = config(
+        folder,
+        parallel__tensor_parallel_size=tensor,
+        parallel__pipeline_parallel_size=pipeline,
+    )
+    assert spec_of(ranks, held, ConnectorConfig.of(HERE)) == whole
+
+
+def test_a_rank_with_other_heads_than_its_share_is_refused(folder: Path) -> None:
+    ranks = config(folder, parallel__tensor_parallel_size=2)
+    with pytest.raises(Unsupported, match="KV heads"):
+        spec_of(ranks, caches(), ConnectorConfig.of(HERE))
+
+
+def test_ranks_send_to_one_ingress(folder: Path) -> None:
+    several = ConnectorConfig.of({**HERE, "offload": "ipv4:10.0.0.1:7411,10.0.0.2:7411"})
+    spec_of(config(folder), caches(), several)
+    ranks = config(folder, parallel__tensor_parallel_size=2)
+    with pytest.raises(ConfigurationError, match=r"offload: .* 2 ranks must send .* to one"):
+        spec_of(ranks, caches(num_kv_heads=1), several)
+
+
+@pytest.mark.parametrize(
+    ("kv_heads", "tensor", "pipeline", "rank", "heads", "sends"),
+    [
+        (8, 1, 1, 0, range(0, 8), True),
+        (8, 4, 1, 3, range(6, 8), True),
+        (8, 4, 2, 5, range(2, 4), True),  # of the second stage
+        (2, 4, 1, 0, range(0, 1), True),
+        (2, 4, 1, 1, range(0, 1), False),
+        (2, 4, 1, 2, range(1, 2), True),
+        (1, 3, 1, 2, range(0, 1), False),
+    ],
+)
+def test_a_rank_knows_its_heads(
+    kv_heads: int, tensor: int, pipeline: int, rank: int, heads: range, sends: bool
+) -> None:
+    stage = range(3, 7) if rank >= tensor else range(0, 3)
+    whole = Geometry(7 if pipeline == 2 else 3, kv_heads, 8)
+    found = rank_of(rank_config(tensor, pipeline, rank), rank_caches(stage, len(heads)), whole)
+    assert found == Rank(stage, heads, sends)
+
+
+def test_layers_of_a_rank_follow_one_another() -> None:
+    made = rank_caches(range(3), 1)
+    del made.kv_cache_groups[0].layer_names[1]
+    with pytest.raises(Unsupported, match=r"layers \[0, 2\]"):
+        rank_of(rank_config(1, 2, 0), made, Geometry(4, 1, 8))
+
+
 def test_given_weights_are_taken_for_what_was_loaded(folder: Path) -> None:
     settings = ConnectorConfig.of({**HERE, "weights": "ab" * 32})
     changed = config(folder, load__load_format="dummy", model__model="no/such-model")
-    assert spec_of(changed, caches(), settings)[0].weights == b"\xab" * 32
+    assert spec_of(changed, caches(), settings).weights == b"\xab" * 32
 
 
 @pytest.mark.parametrize(

@@ -107,7 +107,7 @@ def test_a_load_writes_what_is_wanted_and_nothing_else(
     table = data.draw(st.permutations(range(needed + 1)))[:needed]
     before = torch.full_like(kv(spec, needed * block), 7.0)
     written(made, before, slots_of(table, block, needed * block))
-    order = LoadOrder("a", b"", torch.empty(0).numpy(), tuple(table), start, stop)
+    order = LoadOrder("a", spec, torch.empty(0).numpy(), tuple(table), start, stop)
     target, stored = PageTarget(cache, spec, order), kv(spec, 3 * page)
     came = data.draw(st.integers(0, len(target.pages)))
     view = target(len(target.pages))

@@ -10,15 +10,18 @@ import numpy as np
 import pytest
 
 from lexico_client.engines._counts import Counts
+from lexico_client.engines.vllm._coded import Found
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import LoadOrder, StoreOrder
 from lexico_client.engines.vllm._scheduler import SchedulerSide
+from lexico_codec.limits import MIN_ASSEMBLY_BYTES
 from lexico_proto.errors import InternalError, Unavailable
 from lexico_proto.metrics import ENGINE_REQUESTS, ENGINE_TOKENS, Metrics
+from tests.support.client_fixtures import small_dictionary
 from tests.support.vllm_fakes import (
     BLOCK_TOKENS,
     PAGE_TOKENS,
-    FakeMatcher,
+    FakeFinder,
     engine_spec,
     grown,
     request,
@@ -30,10 +33,10 @@ BLOCKS = list(range(20, 29))  # of 36 tokens
 
 class Rig:
     def __init__(self, at_once: int | None = None, **options: Any) -> None:
-        self.metrics, self.matcher = Metrics(), FakeMatcher(at_once=at_once)
         spec = options.pop("spec", engine_spec())
+        self.metrics, self.finder = Metrics(), FakeFinder(spec.codec, at_once=at_once)
         fields = {"block_tokens": BLOCK_TOKENS, "recent_tokens": 16, **options}
-        self.side = SchedulerSide(spec, self.matcher, Counts(LOG, self.metrics), **fields)
+        self.side = SchedulerSide(spec, self.finder, Counts(LOG, self.metrics), **fields)
 
     def outcomes(self) -> dict[str, int | float]:
         counts = self.metrics.snapshot().get(ENGINE_REQUESTS, {})
@@ -47,8 +50,8 @@ def test_the_scheduler_is_told_to_ask_again_until_the_match_has_answered() -> No
     rig, a = Rig(), request()
     rig.side.new_request(a)
     assert [rig.side.matched(a, 0) for _ in range(3)] == [None] * 3
-    assert len(rig.matcher.answers) == 1
-    rig.matcher.answers[0].end(3)
+    assert len(rig.finder.answers) == 1
+    rig.finder.answers[0].end(3)
     assert [rig.side.matched(a, 0) for _ in range(3)] == [3 * PAGE_TOKENS] * 3
     assert rig.outcomes() == {"hit": 1}
     assert rig.tokens() == {"asked": 35, "promised": 24}
@@ -57,7 +60,7 @@ def test_the_scheduler_is_told_to_ask_again_until_the_match_has_answered() -> No
 def test_a_match_begins_with_the_first_question_where_nobody_said_that_a_request_is_new() -> None:
     rig, a = Rig(), request()
     assert rig.side.matched(a, 0) is None
-    assert rig.matcher.answers[0].token_ids.tolist() == a.prompt_token_ids
+    assert rig.finder.answers[0].token_ids.tolist() == a.prompt_token_ids
 
 
 @pytest.mark.parametrize(
@@ -138,23 +141,34 @@ def test_a_service_that_did_not_answer_gets_no_copies(caplog: pytest.LogCaptureF
     with caplog.at_level(logging.WARNING):
         for each in (a, b):
             rig.side.new_request(each)
-            rig.matcher.answers[-1].end(error=Unavailable("gone"))
+            rig.finder.answers[-1].end(error=Unavailable("gone"))
             assert rig.side.matched(each, 0) == 0
     assert stores(rig, [step(new={"a": (BLOCKS, 0, 35)})]) == [[]]
     assert rig.outcomes() == {"failed": 2}
     assert [record.levelname for record in caplog.records] == ["WARNING"]
 
 
-def test_a_loop_that_has_ended_is_a_failure_and_no_error_of_the_engine() -> None:
+def test_a_loop_that_has_ended_is_a_failure_and_no_error_of_the_engine(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     def ended(*_: Any) -> Any:
         raise InternalError("the client's event loop has ended")
 
-    metrics = Metrics()
-    side = SchedulerSide(
-        engine_spec(), ended, Counts(LOG, metrics), block_tokens=BLOCK_TOKENS, recent_tokens=16
-    )
-    assert side.matched(request(), 0) == 0
-    assert metrics.snapshot()[ENGINE_REQUESTS] == {("failed",): 1}
+    rig = Rig()
+    monkeypatch.setattr(rig.finder, "begin", ended)
+    assert rig.side.matched(request(), 0) == 0
+    assert rig.outcomes() == {"failed": 1}
+
+
+def test_each_order_to_store_is_an_assembly_of_its_own() -> None:
+    """Ranks get the same order: so the slices that they send are of one computation."""
+    rig = Rig(0)
+    for name in ("a", "b"):
+        rig.side.matched(request(name), 0)
+    found = stores(rig, [step(new=dict.fromkeys(("a", "b"), (BLOCKS, 0, 35)))])[0]
+    assemblies = {order.assembly for order in found}
+    assert len(assemblies) == 2
+    assert all(len(each) == MIN_ASSEMBLY_BYTES for each in assemblies)
 
 
 def test_an_engine_that_only_loads_or_only_stores() -> None:
@@ -167,12 +181,12 @@ def test_an_engine_that_only_loads_or_only_stores() -> None:
 def test_a_preempted_request_is_asked_about_anew_and_its_old_blocks_are_forgotten() -> None:
     rig, a = Rig(), request()
     rig.side.new_request(a)
-    rig.matcher.answers[0].end(1)
+    rig.finder.answers[0].end(1)
     assert rig.side.matched(a, 0) == 8
     rig.side.allocated(a, BLOCKS[:2], 8)
     assert stores(rig, [step(new={"a": (BLOCKS[:4], 8, 8)})]) == [[]]
     assert rig.side.matched(a, 0) is None  # it is waiting again
-    rig.matcher.answers[1].end(2)
+    rig.finder.answers[1].end(2)
     assert rig.side.matched(a, 0) == 16
     rig.side.allocated(a, BLOCKS[4:8], 16)
     (load,) = rig.side.orders(step()).loads
@@ -186,7 +200,7 @@ def test_what_was_generated_is_matched_too_but_the_prompt_alone_is_stored() -> N
     rig.side.matched(a, 0)
     rig.side.allocated(a, BLOCKS, 16)
     assert rig.side.matched(grown(a, 10), 0) == 16
-    assert rig.matcher.answers[-1].token_ids.tolist() == a.all_token_ids
+    assert rig.finder.answers[-1].token_ids.tolist() == a.all_token_ids
     (order,) = stores(rig, [step(resumed={"a": (list(range(12)), 16, 29)})])[0]
     assert len(order.token_ids) == 32
 
@@ -199,7 +213,7 @@ def test_lost_blocks_are_computed_stored_again_and_not_promised_twice() -> None:
     rig.side.orders(step())
     rig.side.lost({BLOCKS[3], 77})
     assert rig.side.matched(a, 0) == 0
-    assert len(rig.matcher.answers) == 1
+    assert len(rig.finder.answers) == 1
     (order,) = stores(rig, [step(new={"a": (BLOCKS, 12, 23)})])[0]
     assert order.first_page == 1
     assert rig.outcomes() == {"hit": 1}
@@ -224,29 +238,30 @@ def test_requests_that_are_not_token_ids_alone_are_left_alone(
     assert [rig.side.matched(a, 0), rig.side.matched(a, 0)] == [0, 0]
     rig.side.allocated(a, BLOCKS, 0)
     assert stores(rig, [step(new={"a": (BLOCKS, 0, 35)})]) == [[]]
-    assert (rig.matcher.answers, rig.outcomes()) == ([], {why: 1})
+    assert (rig.finder.answers, rig.outcomes()) == ([], {why: 1})
 
 
 def test_cache_salts_are_namespaces_of_their_own() -> None:
     rig = Rig(0, spec=engine_spec(salt="site"))
     for name, salt in (("a", None), ("b", "x"), ("c", "y"), ("d", "x")):
         rig.side.matched(request(name, cache_salt=salt), 0)
-    spaces = [answer.spec.namespace for answer in rig.matcher.answers]
+    spaces = [answer.spec.namespace for answer in rig.finder.answers]
     assert spaces[0] == engine_spec(salt="site").namespace
     assert len(set(spaces)) == 3
     assert spaces[1] == spaces[3]
     other = Rig(0)
     other.side.matched(request(cache_salt="x"), 0)
-    assert other.matcher.answers[0].spec.namespace not in spaces
+    assert other.finder.answers[0].spec.namespace not in spaces
 
 
-def test_orders_bear_the_salt_that_was_matched() -> None:
+def test_orders_bear_the_spec_that_was_matched() -> None:
     rig, a = Rig(1), request(cache_salt="x")
     rig.side.matched(a, 0)
     rig.side.allocated(a, BLOCKS[:2], 8)
     orders = rig.side.orders(step(new={"a": (BLOCKS, 8, 27)}))
     each: list[LoadOrder | StoreOrder] = [*orders.loads, *orders.stores]
-    assert [order.salt for order in each] == [rig.matcher.answers[0].spec.salt] * 2
+    assert [order.spec for order in each] == [rig.finder.answers[0].spec] * 2
+    assert each[0].spec.salt not in (b"", b"x")
 
 
 def test_after_a_reset_nothing_from_before_is_found() -> None:
@@ -256,7 +271,7 @@ def test_after_a_reset_nothing_from_before_is_found() -> None:
     rig.side.matched(request("b"), 0)
     rig.side.reset()
     rig.side.matched(request("c"), 0)
-    assert len({answer.spec.namespace for answer in rig.matcher.answers}) == 3
+    assert len({answer.spec.namespace for answer in rig.finder.answers}) == 3
 
 
 def test_nothing_is_kept_of_requests_that_are_over() -> None:
@@ -272,3 +287,41 @@ def test_nothing_is_kept_of_requests_that_are_over() -> None:
     assert not rig.side._prompts
     assert not rig.side._alone
     assert rig.side.orders(step(running={"r1": ([1], 8, 1)})).stores == []
+
+
+# A set that is published while the engine runs
+
+SET = small_dictionary(layers=2, head_dim=8, kv_heads=2)
+BEFORE, NOW = engine_spec(), engine_spec("lexico", dictionary=SET.digest)
+
+
+def test_a_prompt_from_before_the_set_is_loaded_lossless_and_stored_as_new_pages_are() -> None:
+    rig, a = Rig(), request()
+    rig.side.new_request(a)
+    rig.finder.codec = NOW.codec
+    rig.finder.answers[0].come(Found(NOW, 1, BEFORE, 4))
+    assert rig.side.matched(a, 0) == 32  # as lossless pages allow: not the newest 16 less
+    rig.side.allocated(a, BLOCKS[:8], 32)
+    orders = pickle.loads(pickle.dumps(rig.side.orders(step(new={"a": (BLOCKS, 32, 3)}))))  # noqa: S301 - vLLM sends it so
+    assert [order.spec for order in orders.loads] == [BEFORE]
+    assert [(order.spec, order.first_page) for order in orders.stores] == [(NOW, 1)]
+
+
+def test_what_a_load_from_before_lost_is_not_missing_among_the_pages_of_now() -> None:
+    rig, a = Rig(), request()
+    rig.side.new_request(a)
+    rig.finder.codec = NOW.codec
+    rig.finder.answers[0].come(Found(NOW, 3, BEFORE, 4))
+    rig.side.matched(a, 0)
+    rig.side.allocated(a, BLOCKS[:8], 32)
+    rig.side.lost({BLOCKS[0]})
+    (order,) = stores(rig, [step(new={"a": (BLOCKS, 0, 35)})])[0]
+    assert (order.spec, order.first_page) == (NOW, 3)
+
+
+def test_a_prompt_that_was_asked_about_before_the_set_came_is_not_stored_lossless() -> None:
+    """By its end blocks of its may be of another prompt's lossy load."""
+    rig, a = Rig(1), request()
+    rig.side.matched(a, 0)
+    rig.finder.codec = NOW.codec
+    assert stores(rig, [step(new={"a": (BLOCKS, 8, 27)})]) == [[]]

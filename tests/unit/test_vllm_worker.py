@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import threading
 from collections.abc import AsyncGenerator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -107,23 +108,22 @@ class Rig:
             each.write(cache[layer, 0], cache[layer, 1], slots)
         return cache
 
-    def store(self, first_page: int = 0, ids: Any = IDS, salt: bytes = b"") -> None:
-        order = StoreOrder("s", salt, ids, HERE, first_page)
+    def store(self, first_page: int = 0, ids: Any = IDS, **changes: Any) -> None:
+        order = StoreOrder("s", replace(self.spec, **changes), ids, HERE, first_page)
         self.worker.stage(Orders(stores=[order]))
 
     def stored(self) -> None:
         wait_until(lambda: self.worker.stores_under_way == 0, "every store to end")
 
-    def load(
-        self, start: int = 0, stop: int = TOKENS, name: str = "r", salt: bytes = b""
-    ) -> set[int]:
+    def load(self, start: int = 0, stop: int = TOKENS, name: str = "r", **changes: Any) -> set[int]:
         """Blocks that are lost."""
-        self.order(start, stop, name, salt)
+        self.order(start, stop, name, **changes)
         return self.ended(name)
 
-    def order(self, start: int = 0, stop: int = TOKENS, name: str = "r", salt: bytes = b"") -> None:
+    def order(self, start: int = 0, stop: int = TOKENS, name: str = "r", **changes: Any) -> None:
         ids = IDS[: -(-stop // PAGE_TOKENS) * PAGE_TOKENS]
-        order = LoadOrder(name, salt, ids, THERE[: -(-stop // BLOCK_TOKENS)], start, stop)
+        spec = replace(self.spec, **changes)
+        order = LoadOrder(name, spec, ids, THERE[: -(-stop // BLOCK_TOKENS)], start, stop)
         self.worker.begin(Orders(loads=[order]))
 
     def ended(self, name: str = "r") -> set[int]:
@@ -333,3 +333,13 @@ def test_a_device_without_room_for_copies_goes_on(
     assert rig.counted(ENGINE_PAGES) == {"failed": 4}
     assert rig.counted(ENGINE_STAGED) == {}
     assert "no room" in caplog.text
+
+
+def test_nothing_is_kept_of_calls_that_have_ended(rig: Rig) -> None:
+    rig.compute()
+    rig.store()
+    rig.stored()
+    rig.load()
+    loop = rig.service._loop
+    assert loop is not None
+    wait_until(lambda: not loop._calls, "calls to be forgotten", lambda: loop._calls)

@@ -16,6 +16,8 @@ from lexico_proto.watched import MAX_FILE_BYTES, WatchedFiles, look_again
 
 def _text(contents: Sequence[bytes]) -> str:
     text = b"+".join(contents).decode()
+    if "unforeseen" in text:
+        return str(1 / 0)
     if "bad" in text:
         raise ConfigurationError(f"words: {len(text)} of them are bad")
     return text
@@ -90,6 +92,9 @@ def test_what_makes_no_sense_is_logged_once_and_counts_for_nothing(
     file.write_text("bad")
     assert [_now(files), _now(files)] == ["good", "good"]
     assert logged() == ["words: 3 of them are bad: what it said before stays in force"]
+    file.write_text("unforeseen")
+    assert [_now(files), _now(files)] == ["good", "good"]
+    assert logged() == ["words: ZeroDivisionError: what it said before stays in force"]
     file.unlink()
     assert [_now(files), _now(files)] == ["good", "good"]
     (line,) = logged()
@@ -99,7 +104,7 @@ def test_what_makes_no_sense_is_logged_once_and_counts_for_nothing(
     assert len(logged()) == 1
     file.write_text("good")  # as it was: nothing has changed
     assert files.numbered() == (1, "good") or _now(files) == "good"
-    assert metrics.snapshot()[FILE_READS] == {("taken",): 1, ("refused",): 3}
+    assert metrics.snapshot()[FILE_READS] == {("taken",): 1, ("refused",): 4}
 
 
 def test_several_files_are_one_thing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from typing import Any, Final, TextIO
 
 from lexico_client.commands.exits import Exit
+from lexico_proto.text import printable
 
 _GAP: Final = "  "
 
@@ -97,11 +98,6 @@ class Screen:
     def _write(self, text: str) -> None:
         self._stream.write(text + "\n")
         self._stream.flush()
-
-
-def printable(text: str) -> str:
-    """A text of somebody else's as a line that a terminal only shows."""
-    return "".join(c if c.isprintable() else "�" for c in text)
 
 
 def size(count: float) -> str:

@@ -20,6 +20,7 @@ from lexico_codec.spec import DEFAULT_PAGE_TOKENS, CacheSpec
 from lexico_codec.spec_text import spec_from_json
 from lexico_proto.errors import ConfigurationError
 from lexico_proto.limits import DIGEST_BYTES
+from lexico_proto.text import one_line
 
 MAX_FILE_BYTES: Final = 64 << 20
 SUFFIX: Final = ".safetensors"
@@ -150,15 +151,17 @@ def lossless_spec(path: Path, options: argparse.Namespace) -> CacheSpec:
     from lexico_codec.codecs import LosslessCodec
     from lexico_codec.hf_geometry import geometry_of
 
-    config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
+    with _reading(path, "config.json"):
+        config: Any = AutoConfig.from_pretrained(path, local_files_only=True)
     text = config.get_text_config(decoder=True)
     given = vars(options)
+    page_tokens = given.get("page_tokens")
     dtype = given.get("dtype") or str(getattr(text, "dtype", None) or "float32")
     return CacheSpec(
         weights=fingerprint_files(path),
         geometry=geometry_of(config, dtype.removeprefix("torch.")),
         codec=LosslessCodec(),
-        page_tokens=given.get("page_tokens") or DEFAULT_PAGE_TOKENS,
+        page_tokens=DEFAULT_PAGE_TOKENS if page_tokens is None else page_tokens,
         lora=given.get("lora", ""),
         salt=given.get("salt", ""),
     )
@@ -207,6 +210,16 @@ def _transformers() -> Iterator[None]:
         ) from error
 
 
+@contextmanager
+def _reading(folder: Path, what: str) -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # transformers raises whatever it meets
+        raise ConfigurationError(
+            f"{folder}: transformers cannot read its {what}: {one_line(error)[:300]}"
+        ) from error
+
+
 def _of_file(path: Path) -> Prompt:
     if path.suffix == SUFFIX:
         saved = CacheFile.read(path)
@@ -238,8 +251,10 @@ def _token_ids(options: argparse.Namespace) -> list[int]:
     with _transformers():
         from transformers import AutoTokenizer
 
-    tokenizer: Any = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
-    ids: list[int] = tokenizer(text_of(options.text)).input_ids
+    text = text_of(options.text)
+    with _reading(options.model, "tokenizer"):
+        tokenizer: Any = AutoTokenizer.from_pretrained(options.model, local_files_only=True)
+        ids: list[int] = tokenizer(text).input_ids
     return ids
 
 

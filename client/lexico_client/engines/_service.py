@@ -40,6 +40,11 @@ class Service:
         self._lock = threading.Lock()
         self._closed = False
 
+    @property
+    def closed(self) -> bool:
+        """Whether it takes no more work."""
+        return self._closed or (self._loop is not None and self._loop.ended)
+
     def begin(self, work: Coroutine[Any, Any, T]) -> Call[T]:
         """Starts work on the loop, and returns at once.
 
@@ -47,9 +52,25 @@ class Service:
             LexicoError: there is no loop any more.
         """
         with self._lock:
-            if self._loop is None:
-                self._loop = LoopThread(self._name)
-            return self._loop.start(work)
+            loop = self._running()
+            call = loop.start(work)
+        loop.leave(call)
+        return call
+
+    def wait(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+        """What work gives: for an engine's start, since it holds the caller up.
+
+        Args:
+            work: runs on the loop.
+            seconds: that it may take.
+
+        Raises:
+            LexicoError: what the work raised; it took too long; or there is no loop any more.
+        """
+        call = self.begin(work)
+        if (lost := self._running().wait(call, seconds)) is not None:
+            raise lost
+        return call.result()
 
     def matching(self, spec: CacheSpec, token_ids: npt.NDArray[np.uint32]) -> Call[Match]:
         """A match that has begun."""
@@ -79,6 +100,11 @@ class Service:
             except LexicoError as error:
                 self._log.warning("not closed in order: %s", error)
         loop.stop()
+
+    def _running(self) -> LoopThread:
+        if self._loop is None:
+            self._loop = LoopThread(self._name)
+        return self._loop
 
     async def _shut_down(self) -> None:
         mine = asyncio.current_task()

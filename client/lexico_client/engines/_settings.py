@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import MISSING, dataclass, fields
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar, Final, Self
+from typing import Any, Final
 
 from lexico_client._async_client import AsyncClient
+from lexico_client._coding import checked_without_set
 from lexico_client._endpoint import check_address
 from lexico_client._settings import Timeouts
 from lexico_client._tls import Tls
 from lexico_client._transport import Transport
+from lexico_client.engines._checked import CheckedSettings
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import salt_bytes
-from lexico_proto.errors import ConfigurationError, InvalidInput, LexicoError
-from lexico_proto.limits import DIGEST_BYTES
 
 _MAX_TOKEN_BYTES: Final = 1 << 16
 
 
 @dataclass(frozen=True)
-class EngineSettings:
+class EngineSettings(CheckedSettings):
     """Checked settings of an adapter; an engine's own are added in a class below this.
 
     Raises:
         ConfigurationError: one line that names the key.
     """
-
-    where: ClassVar[str] = "settings"
-    """What a user knows the settings by, for errors."""
 
     reload: str = ""
     """Address of the reload server: where pages are matched and loaded."""
@@ -50,6 +47,8 @@ class EngineSettings:
     """Parameters of a codec; a preset has its own."""
     dictionary: str | None = None
     """File of a dictionary set, or its digest as hex where it is registered."""
+    without_set: str = "lossless"
+    """While there is no set for the model: share its pages lossless, or `refuse` to start."""
     weights: str | None = None
     """Fingerprint of the weights as hex, in place of hashing the model's files."""
     salt: str = ""
@@ -58,6 +57,8 @@ class EngineSettings:
     load_seconds: float = Timeouts.load
     idle_seconds: float = Timeouts.idle
     offload_seconds: float = Timeouts.offload
+    sets_seconds: float = Timeouts.sets
+    """Between two questions for the set of a model that has none, about."""
     drain_seconds: float = 10.0
     """How long a worker that ends waits for pages that are on their way."""
     staging_bytes: int = 1 << 30
@@ -69,8 +70,7 @@ class EngineSettings:
     """Threads that decode and read memory."""
 
     def __post_init__(self) -> None:
-        for field in fields(self):
-            self._check_type(field.name, getattr(self, field.name), field.default)
+        super().__post_init__()
         if not self.reload:
             raise self._bad("reload", "missing: give the reload server's host:port")
         for key in ("reload", "offload"):
@@ -83,25 +83,13 @@ class EngineSettings:
             ("threads", 64),
         ):
             self._check_range(key, 0 if key == "staging_bytes" else 1, most)
-        for key in ("match", "load", "idle", "offload", "drain"):
+        for key in ("match", "load", "idle", "offload", "sets", "drain"):
             if not 0 < getattr(self, f"{key}_seconds") < float("inf"):
                 raise self._bad(f"{key}_seconds", "a positive number of seconds is needed")
         self._told("salt", salt_bytes, self.salt)
+        self._told("without_set", checked_without_set, self.without_set)
         if self.weights is not None:
             self.weights_digest()
-
-    @classmethod
-    def of(cls, extra: Mapping[str, Any]) -> Self:
-        """The settings of a mapping, as JSON gives it.
-
-        Raises:
-            ConfigurationError: an unknown key, or a value that cannot be used.
-        """
-        known = [field.name for field in fields(cls)]
-        for key in extra:
-            if key not in known:
-                raise cls._bad(str(key), f"unknown; there are {', '.join(known)}")
-        return cls(**extra)
 
     def weights_digest(self) -> bytes | None:
         """The fingerprint that was given."""
@@ -120,6 +108,7 @@ class EngineSettings:
             load=self.load_seconds,
             idle=self.idle_seconds,
             offload=self.offload_seconds,
+            sets=self.sets_seconds,
         )
         if transport is not None:
             return AsyncClient(transport=transport, timeouts=timeouts, threads=self.threads)
@@ -163,64 +152,3 @@ class EngineSettings:
         if os.path.isfile(self.dictionary):
             return DictionarySet.load(self.dictionary)
         return self.digest_of("dictionary", self.dictionary)
-
-    @classmethod
-    def digest_of(cls, key: str, text: str) -> bytes:
-        """A digest that was given as hex.
-
-        Raises:
-            ConfigurationError: it is none.
-        """
-        try:
-            digest = bytes.fromhex(text)
-        except ValueError as error:
-            raise cls._bad(key, f"{text!r} is no digest as hex") from error
-        if len(digest) != DIGEST_BYTES:
-            raise cls._bad(key, f"{len(digest)} bytes, a digest has {DIGEST_BYTES}")
-        return digest
-
-    def _check_range(self, key: str, least: int, most: int | None) -> None:
-        value = getattr(self, key)
-        if value < least or (most is not None and value > most):
-            upto = "" if most is None else f"..{most}"
-            raise self._bad(key, f"{value} is outside {least}{upto}")
-
-    @classmethod
-    def _check_type(cls, key: str, value: object, default: object) -> None:
-        kind: type | tuple[type, ...]
-        if key == "codec_config":
-            kind, named, optional = Mapping, "an object", True
-        elif isinstance(default, bool):
-            kind, named, optional = bool, "true or false", False
-        elif isinstance(default, float):
-            kind, named, optional = (int, float), "a number", False
-        elif isinstance(default, int):
-            kind, named, optional = int, "an integer", False
-        else:
-            kind, named, optional = str, "text", default is None
-        if default is MISSING or (value is None and optional):
-            return
-        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            raise cls._bad(key, f"{value!r}: {named} is needed")
-        if isinstance(value, str) and not (_is_utf8(value) and "\0" not in value):
-            raise cls._bad(key, f"{value!r}: text that UTF-8 can say, without NUL, is needed")
-
-    @classmethod
-    def _told(cls, key: str, check: Any, *args: Any) -> Any:
-        """What `check` gives; what it raises names the key."""
-        try:
-            return check(*args)
-        except (ConfigurationError, InvalidInput) as error:
-            raise cls._bad(key, error.message) from error
-
-    @classmethod
-    def _bad(cls, key: str, why: str) -> LexicoError:
-        return ConfigurationError(f"{cls.where}: {key}: {why}")
-
-
-def _is_utf8(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:  # a surrogate, as JSON may bring it
-        return False
-    return True

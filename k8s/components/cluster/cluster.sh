@@ -1,10 +1,13 @@
 # Makes one cluster of the servers in NODES, or has those that know each other meet again. It can be
 # run at any time, and changes nothing where all is well. Its user's password is in REDISCLI_AUTH.
 set -eu
+tls=""
+[ ! -f /etc/valkey/config/tls.conf ] || tls="--tls --cacert /etc/valkey/tls/ca.crt"
 ask() { # HOST:PORT COMMAND...
   node=$1
   shift
-  valkey-cli -e --user operator -h "${node%:*}" -p "${node##*:}" "$@"
+  # shellcheck disable=SC2086
+  valkey-cli $tls -e --user operator -h "${node%:*}" -p "${node##*:}" "$@"
 }
 tries=0
 for node in $NODES; do
@@ -22,7 +25,7 @@ done
 first=${NODES%% *}
 if ask "$first" cluster info | grep -q '^cluster_slots_assigned:0'; then
   # shellcheck disable=SC2086
-  valkey-cli --user operator --cluster create $addresses --cluster-replicas "${REPLICAS:-1}" --cluster-yes
+  valkey-cli $tls --user operator --cluster create $addresses --cluster-replicas "${REPLICAS:-1}" --cluster-yes
 else
   for address in $addresses; do
     ask "$first" cluster meet "${address%:*}" "${address##*:}" >/dev/null

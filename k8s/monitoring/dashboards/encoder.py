@@ -46,6 +46,30 @@ _ROOM: Final = (
     ),
 )
 
+_SLICES: Final = (
+    _counted(
+        "Pages that came in slices",
+        "Of ranks of a split model, by what became of them. expired: slices were missing, as where "
+        "ranks send to different ingresses.",
+        "lexico_sliced_pages_total",
+        "outcome",
+    ),
+    Panel(
+        "Pages that lack slices",
+        "They wait for those of other ranks. Always many means that a rank is behind, or gone.",
+        "none",
+        (Query(f"lexico_sliced_pages_waiting{{{PODS}}}", PROCESS),),
+        width=8,
+    ),
+    Panel(
+        "Bytes of slices that wait",
+        "Part of the room for pages in flight.",
+        "bytes",
+        (Query(f"lexico_sliced_bytes{{{PODS}}}", PROCESS),),
+        width=8,
+    ),
+)
+
 _PAGES: Final = (
     Panel(
         "Pages",
@@ -154,5 +178,11 @@ DASHBOARD: Final = Dashboard(
     "Lexico Offload / Ingress and encoders",
     "The way of a page into the store. Encoders have no port: the ingress shows their numbers.",
     (NAMESPACE, Variable("pod", f"label_values(lexico_inflight_bytes{{{HERE}}}, pod)")),
-    {"Room": _ROOM, "Pages": _PAGES, "Codes": _CODES, "What fails": _FAULTS},
+    {
+        "Room": _ROOM,
+        "Pages": _PAGES,
+        "Slices": _SLICES,
+        "Codes": _CODES,
+        "What fails": _FAULTS,
+    },
 )

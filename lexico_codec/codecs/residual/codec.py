@@ -19,19 +19,24 @@ import struct
 from dataclasses import dataclass, replace
 from typing import ClassVar, Final, Self
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from lexico_codec.codecs.codec import Codec, Place, leading_sinks, tables_of
+from lexico_codec.codecs.codec import SINK_TOKENS, Codec, Place, leading_sinks, tables_of
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.codecs.residual import energies
 from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
+from lexico_codec.codecs.residual.sinks import sinks_among
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.entropy import coder as entropy
 from lexico_codec.kernels.entropy.levels import choose_levels
+from lexico_codec.kernels.entropy.streams import Streams
 from lexico_codec.kernels.layout import rows as layout
 from lexico_codec.kernels.layout.sparse import Sparse
 from lexico_codec.kernels.pursuit.coding import encode as pursue
+from lexico_codec.kernels.synthesis import compiled as synthesis
+from lexico_codec.kernels.synthesis.compiled import Laid
 from lexico_codec.memory import CacheMemory
 from lexico_codec.rope import Turn, turn_at
 from lexico_codec.sets.choose import at_hand
@@ -66,6 +71,7 @@ class ResidualCodec(Codec):
     name: ClassVar[str] = "lexico-residual"
     codec_id: ClassVar[int] = 7
     needs_dictionary: ClassVar[bool] = True
+    later: ClassVar[frozenset[str]] = frozenset({"sinks"})
 
     quality: str = "balanced"
     """near, balanced or small: the step that was calibrated for a KL of about 0.005, 0.02, 0.05."""
@@ -73,6 +79,10 @@ class ResidualCodec(Codec):
     """A step of one's own, in the units of the set; None for that of the quality."""
     run_layers: int = 0
     """Layers that are coded together, as the set has it; 0 for all of the model or shard."""
+    sinks: int = SINK_TOKENS
+    """First tokens of the sequence that are stored exactly: 4, or 0 with a set of keys as they are
+    stored. No page then knows whether it has the first tokens: those that look like attention
+    sinks are stored exactly (`residual.sinks`)."""
 
     def __post_init__(self) -> None:
         if self.quality not in QUALITIES:
@@ -85,6 +95,8 @@ class ResidualCodec(Codec):
         whole = isinstance(self.run_layers, int) and not isinstance(self.run_layers, bool)
         if not whole or self.run_layers < 0:
             raise ConfigurationError(f"{self.name}: run_layers={self.run_layers!r} is no count")
+        if self.sinks not in (0, SINK_TOKENS) or isinstance(self.sinks, bool | float):
+            raise ConfigurationError(f"{self.name}: sinks={self.sinks!r} is not 0 or {SINK_TOKENS}")
 
     def check_geometry(self, geometry: Geometry) -> None:
         """The layers must divide into runs."""
@@ -94,10 +106,13 @@ class ResidualCodec(Codec):
             )
 
     def for_set(self, dictionary: DictionarySet, geometry: Geometry) -> Self:
-        """How many layers are coded together is the set's to say, where the user has not."""
+        """How many layers are coded together is the set's to say, where the user has not; and no
+        page has first tokens where the set is of keys as they are stored."""
         transform, codec = at_hand(self, dictionary, TransformSet).transform, self
+        if dictionary.info.keys_as_stored:
+            codec = replace(codec, sinks=0)
         if self.run_layers == 0 and transform.run_layers != geometry.layers:
-            codec = replace(self, run_layers=transform.run_layers)
+            codec = replace(codec, run_layers=transform.run_layers)
         layers = codec.run_layers or geometry.layers
         self._run(transform, 0, layers, geometry.kv_heads, geometry.head_dim)
         return codec
@@ -107,8 +122,8 @@ class ResidualCodec(Codec):
         return self.run_layers or geometry.layers
 
     def sink_tokens(self, first_token: int, tokens: int) -> int:
-        """Those of the first four tokens of the sequence that lie in the page."""
-        return leading_sinks(first_token, tokens)
+        """Those of the first tokens of the sequence that lie in the page."""
+        return leading_sinks(first_token, tokens, self.sinks)
 
     def encoded_bytes(self, geometry: Geometry, tokens: int) -> int:
         """By what the qualities take of SmolLM2."""
@@ -138,6 +153,9 @@ class ResidualCodec(Codec):
         self._check_fit(outliers | unfit, dictionary)
         if bool(outliers.any()):
             PROCESS.counter(EXACT_TOKENS).add(int(outliers.sum()))
+        if not self.sinks:
+            outliers = outliers | sinks_among(source.read()[:, 1])
+        if bool(outliers.any()):
             components[:, outliers.to(on)] = 0
             gains[outliers.to(on)] = GAINS[0]
             header, classes, _ = _measured(transform, run, step, components, gains)
@@ -190,29 +208,36 @@ class ResidualCodec(Codec):
         if len(body) < start:
             raise DamagedFrame(f"residual body of {len(body)} bytes: {start} come first")
         header = Header.unpack(body, transform, bands, tokens)
-        stored = torch.cat([torch.ones(sinks, dtype=torch.bool), header.exact])
-        kept, rest = int(stored.sum()), body[start:]
-        exact = torch.empty(*target.shape[:2], kept, *target.shape[3:], dtype=target.dtype)
+        kept, rest = sinks + int(np.count_nonzero(header.exact.numpy())), body[start:]
         if kept:
+            stored = torch.cat([torch.ones(sinks, dtype=torch.bool), header.exact])
+            exact = torch.empty(*target.shape[:2], kept, *target.shape[3:], dtype=target.dtype)
             own = CacheMemory.over(
                 exact, first_layer=target.first_layer, first_head=target.first_head
             )
             rest = _read_exact(rest, place, own, (*shape[:2], kept, *shape[3:]))
         classes, offsets = header.classes(transform, run, step), header.offsets
         count = _coded(classes, offsets)
-        values = entropy.decode(rest, classes[:count], offsets, transform.tables, tokens, device=on)
         scales = (torch.exp2(-header.gains.float() / CLASSES_AN_OCTAVE) * step).to(on)
         used = min(transform.sparsity, count)
         atoms = transform.atoms_as_columns(run, on)
         sparse = Sparse(header.indices.T[:used].to(on), atoms, COEFFICIENT_STEPS)
-        places, dtype = transform.places(run, on), transform.product_dtype(on)
-        arranged = layout.arrange(values, scales, sparse, places, transform.rows, dtype)
+        places, length = transform.places(run, on), transform.rows
         wanted, dim = tables_of(target.layers), shape[4]
         columns = slice(target.heads.start * dim, target.heads.stop * dim)
-        rows = transform.restored(run, arranged, count - used, wanted, columns)
         means = transform.means_of(run, on)[wanted.start : wanted.stop, columns]
-        turn = _turn(place, sinks, tokens, on)
-        layout.scatter(rows, means, turn, target.tables.behind(sinks))
+        turn, memory = _turn(place, sinks, tokens, on), target.tables.behind(sinks)
+        if transform.restores(memory):
+            streams = Streams.of(rest, classes[:count], offsets, transform.tables)
+            arranged = synthesis.arranged(streams, scales, sparse, places, length)
+            laid = Laid(means, turn, memory)
+            transform.restore(run, arranged, count - used, wanted, columns, laid)
+        else:
+            coded = (classes[:count], offsets, transform.tables, tokens)
+            values, dtype = entropy.decode(rest, *coded, device=on), transform.product_dtype(on)
+            dense = layout.arrange(values, scales, sparse, places, length, dtype)
+            rows = transform.restored(run, dense, count - used, wanted, columns)
+            layout.scatter(rows, means, turn, memory)
         if kept:
             target.write_tokens(stored, exact)
 
@@ -310,7 +335,7 @@ def _read_exact(
 
 def _coded(classes: Tensor, offsets: Tensor) -> int:
     """How many rows there are until nothing is coded any more."""
-    coded = (classes + int(offsets.max()) >= 0).nonzero()
+    coded = np.flatnonzero(classes.numpy() >= -int(offsets.max()))
     return int(coded[-1]) + 1 if len(coded) else 0
 
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from functools import cache
 from typing import Final
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
@@ -86,11 +88,18 @@ def measure(components: Tensor, deviations: Tensor, step: float) -> Energies:
     return Energies(of_tokens, _thirds(sums / sizes), ratios)
 
 
-def spread(bands: Tensor, components: int) -> Tensor:
-    """`[components]` int16: the energy of each one's band, 0 where it is not stored."""
-    of_all = torch.zeros(len(band_ends(components)), dtype=torch.int16)
-    of_all[: len(bands)] = bands
-    return of_all[band_of(components)]
+def spread(bands: Tensor, components: int, behind: int = 0) -> Tensor:
+    """`[behind + components]` int16: the energy of each one's band, 0 where it is not stored, and
+    before them as many zeros as they are to lie behind.
+    """
+    of_all = np.zeros(1 + len(band_ends(components)), np.int16)
+    of_all[1 : 1 + len(bands)] = bands.numpy()
+    return torch.from_numpy(np.repeat(of_all, _sizes(components, behind)))
+
+
+@cache
+def _sizes(components: int, behind: int) -> npt.NDArray[np.int64]:
+    return np.diff((0, *band_ends(components)), prepend=-behind)
 
 
 def _thirds(ratios: Tensor) -> Tensor:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Final, Self
 
 import numpy as np
@@ -41,10 +42,8 @@ class Header:
 
     def classes(self, transform: Transform, run: int, step: float) -> Tensor:
         """Classes of coefficients and components in this page, `[s + C]` int16."""
-        found = transform.classes(run, step).clone()
-        s = transform.sparsity
-        found[s:] += spread(self.bands, len(found) - s)
-        return found
+        usual, s = transform.classes(run, step), transform.sparsity
+        return usual + spread(self.bands, len(usual) - s, behind=s)
 
     def pack(self, transform: Transform) -> bytes:
         """The run of bits."""
@@ -70,24 +69,26 @@ class Header:
         spare = -int(widths.sum()) % 8
         if spare and body[size - 1] >> (8 - spare):
             raise DamagedFrame("residual body: bits behind the last index")
-        numbers = torch.from_numpy(unpack(body, widths).astype(np.int64))
-        exact, gains, energies, of_bands, indices = torch.split(
-            numbers, [tokens, tokens, tokens, bands, tokens * transform.sparsity]
-        )
+        numbers = unpack(body, widths).astype(np.int64)  # in numpy: torch takes longer to call
+        ends = np.cumsum([tokens, tokens, tokens, bands])
+        exact, gains, energies, of_bands, indices = np.split(numbers, ends)
         if bool((indices >= max(1, transform.atoms.shape[1])).any()):
             raise DamagedFrame("residual body: an index outside the atoms")
         return cls(
-            exact.bool(),
-            (gains + GAINS[0]).to(torch.int8),
-            (energies + ENERGIES[0]).to(torch.int8),
-            (of_bands + ENERGIES[0]).to(torch.int8),
-            indices.view(tokens, transform.sparsity),
+            torch.from_numpy(exact.astype(np.bool_)),
+            torch.from_numpy((gains + GAINS[0]).astype(np.int8)),
+            torch.from_numpy((energies + ENERGIES[0]).astype(np.int8)),
+            torch.from_numpy((of_bands + ENERGIES[0]).astype(np.int8)),
+            torch.from_numpy(indices.reshape(tokens, transform.sparsity)),
         )
 
 
 def bands_of(transform: Transform, run: int, step: float) -> int:
     """Bands whose energy a header holds at a step."""
-    return bands_stored(transform.deviations[run], step)
+    stored: int = transform.known(
+        "bands stored", run, step, lambda: bands_stored(transform.deviations[run], step)
+    )
+    return stored
 
 
 def header_bytes(transform: Transform, bands: int, tokens: int) -> int:
@@ -96,6 +97,12 @@ def header_bytes(transform: Transform, bands: int, tokens: int) -> int:
 
 
 def _widths(transform: Transform, tokens: int, bands: int) -> npt.NDArray[np.int64]:
-    index = max(0, transform.atoms.shape[1] - 1).bit_length()
-    widths = [1, _GAIN_BITS, _ENERGY_BITS, _ENERGY_BITS, index]
-    return np.repeat(widths, [tokens, tokens, tokens, bands, tokens * transform.sparsity])
+    return _widths_of(transform.atoms.shape[1], transform.sparsity, tokens, bands)
+
+
+@lru_cache(64)
+def _widths_of(atoms: int, sparsity: int, tokens: int, bands: int) -> npt.NDArray[np.int64]:
+    widths = [1, _GAIN_BITS, _ENERGY_BITS, _ENERGY_BITS, max(0, atoms - 1).bit_length()]
+    found = np.repeat(widths, [tokens, tokens, tokens, bands, tokens * sparsity])
+    found.flags.writeable = False
+    return found

@@ -69,17 +69,23 @@ def decode(
         len(classes),
         tokens,
         tables.slots().data_ptr(),
+        tables.starts().data_ptr(),
         tables.values().data_ptr(),
         tables.form("shifts", lambda: tables.shifts).data_ptr(),
         tables.classes,
         levels,
         out.data_ptr(),
     )
+    raise_for(status)
+    return out
+
+
+def raise_for(status: int) -> None:
+    """Raises what a decoder's status means, if it is no success."""
     if status == _DAMAGED:
         raise DamagedFrame("entropy coded block: does not end where it should")
     if status:
         library.fail(status)
-    return out
 
 
 def choose_levels(

@@ -2,11 +2,43 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+from typing import Self
+
 import numpy as np
 import numpy.typing as npt
+from torch import Tensor
 
-from lexico_codec.kernels.entropy.tables import LANES
+from lexico_codec.kernels.entropy.tables import LANES, Tables
 from lexico_proto.errors import DamagedFrame
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Streams:
+    """An entropy coded body, and what its values are of."""
+
+    body: npt.NDArray[np.uint8]
+    begins: npt.NDArray[np.int64]
+    """Of each stream in the body, and the end after the last."""
+    classes: Tensor
+    """`[components]` int16."""
+    offsets: Tensor
+    """`[tokens]` int8."""
+    tables: Tables
+
+    @classmethod
+    def of(cls, body: bytes | memoryview, classes: Tensor, offsets: Tensor, tables: Tables) -> Self:
+        """As `coder.decode` takes it.
+
+        Raises:
+            DamagedFrame: streams of wrong lengths.
+        """
+        return cls(*split(body, len(offsets)), classes, offsets, tables)
+
+    @property
+    def tokens(self) -> int:
+        """How many the body has."""
+        return len(self.offsets)
 
 
 def split(

@@ -90,6 +90,15 @@ class Tables:
 
         return self.form("slots", make)
 
+    def starts(self) -> Tensor:
+        """`[E, 33]` int16: the first slot of each symbol, then 4096."""
+
+        def make() -> Tensor:
+            ends = self.frequencies.to(torch.int64).cumsum(1)
+            return torch.cat([torch.zeros_like(ends[:, :1]), ends], 1).to(torch.int16)
+
+        return self.form("starts", make)
+
     def values(self) -> Tensor:
         """`[E, 32]` float32: what symbols of classes without raw bits stand for."""
 

@@ -22,12 +22,12 @@ def gather(memory: TableMemory, means: Tensor, turn: Turn | None) -> Tensor:
     """See `layout.gather`; shapes checked."""
     shape = (memory.tables, memory.tokens, memory.heads * memory.m)
     rows = torch.empty(shape, dtype=torch.float32, device="cpu")
-    means, cos, sin = _contiguous(means, turn)
+    means, cos, sin = contiguous(means, turn)
     reached = library.Reached.of(memory)
     status = library.loaded().lexico_gather(
         library.isa_number(),
         torch.get_num_threads(),
-        _sizes(memory, turn),
+        sizes_of(memory, turn),
         library.dtype_number(memory.dtype),
         *reached.arguments(),
         means.data_ptr(),
@@ -45,12 +45,12 @@ def scatter(rows: Tensor, means: Tensor, turn: Turn | None, memory: TableMemory)
     if rows.dtype not in (torch.float32, torch.bfloat16):
         rows = rows.float()
     rows = rows.contiguous()
-    means, cos, sin = _contiguous(means, turn)
+    means, cos, sin = contiguous(means, turn)
     reached = library.Reached.of(memory)
     status = library.loaded().lexico_scatter(
         library.isa_number(),
         torch.get_num_threads(),
-        _sizes(memory, turn),
+        sizes_of(memory, turn),
         library.dtype_number(memory.dtype),
         *reached.arguments(),
         means.data_ptr(),
@@ -90,14 +90,16 @@ def arrange(values: Tensor, scales: Tensor, sparse: Sparse, places: Tensor, out:
         library.fail(status)
 
 
-def _contiguous(means: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
+def contiguous(means: Tensor, turn: Turn | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Means, cosines and sines as the library reads them."""
     means = means.contiguous()
     if turn is None:
         return means, means, means  # not read
     return means, turn.cos.contiguous(), turn.sin.contiguous()
 
 
-def _sizes(memory: TableMemory, turn: Turn | None) -> ctypes.Array[ctypes.c_int64]:
+def sizes_of(memory: TableMemory, turn: Turn | None) -> ctypes.Array[ctypes.c_int64]:
+    """What the library calls sizes: of the memory, of its blocks and of the turn."""
     pairs = 0 if turn is None else turn.cos.shape[1]
     interleaved = turn is not None and turn.pairing == "interleaved"
     shape = (memory.tables, memory.tokens, memory.heads, memory.m)

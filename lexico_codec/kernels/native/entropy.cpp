@@ -1,9 +1,10 @@
-// Entropy coding on any machine, and the C functions of it. AVX-512 has its own decoder.
+// Entropy coding on any machine, and its C functions. AVX2 and AVX-512 have decoders of theirs.
 #include "entropy.h"
 
 #include <string.h>
 
 #include <memory>
+#include <new>
 #include <vector>
 
 #include "threads.h"
@@ -156,8 +157,8 @@ void pack(Packing& job) {
 // One component of a block. Even: all lanes have one class, and it is not negative. Inside: there are
 // words for all lanes in each of the first two steps.
 template <bool Even, bool Inside>
-void unpack_component(const Unpacking& job, const Offsets& offsets, int32_t base, int count,
-                      uint32_t* state, Words& words, int64_t to) {
+void unpack_component(const Unpacking& job, const Output& output, const Offsets& offsets,
+                      int32_t base, int count, uint32_t* state, Words& words, int64_t to) {
     const Classes& classes = job.classes;
     int32_t of[kLanes], high[kLanes], low[kLanes];
     uint32_t escaped = 0;
@@ -190,10 +191,10 @@ void unpack_component(const Unpacking& job, const Offsets& offsets, int32_t base
         }
     }
     words.at = at;
-    if (job.out && !raw && !escaped) {
+    if (output.out && !raw && !escaped) {
         for (int lane = 0; lane < count; ++lane) {
             const int32_t e = Even ? even : of[lane];
-            job.out[to + lane] = !Even && e < 0 ? 0 : job.values[e * kSymbols + high[lane]];
+            output.out[to + lane] = !Even && e < 0 ? 0 : job.values[e * kSymbols + high[lane]];
         }
         return;
     }
@@ -203,57 +204,92 @@ void unpack_component(const Unpacking& job, const Offsets& offsets, int32_t base
         const int32_t e = of[lane];
         const int k = e < 0 ? 0 : classes.shifts[e];
         const int32_t q = int32_t(uint32_t(high[lane]) << k) | low[lane];
-        if (job.levels) {
-            job.levels[to + lane] = q;
+        if (output.levels) {
+            output.levels[to + lane] = q;
         } else {
             const bool own = e >= 0 && !k && uint32_t(q) + kMiddle <= 2 * kMiddle;
-            job.out[to + lane] = own ? job.values[e * kSymbols + kMiddle + q] : float(q);
+            output.out[to + lane] = own ? job.values[e * kSymbols + kMiddle + q] : float(q);
         }
     }
 }
 
-void unpack_block(Unpacking& job, int64_t block) {
-    const Classes& classes = job.classes;
-    const int count = classes.lanes(block);
-    const Offsets offsets(classes, block);
-    const uint8_t* from = job.body + job.begins[block];
+// A block's lanes, between components.
+struct Block {
+    Offsets offsets;
+    Words words;
     uint32_t state[kLanes];
-    for (int lane = 0; lane < count; ++lane) state[lane] = read_state(from + 4 * lane);
-    Words words{from + 4 * count, 0, (job.begins[block + 1] - job.begins[block]) / 2 - 2 * count};
-    for (int64_t c = 0; c < classes.components; ++c) {
-        const int32_t base = classes.of[c];
-        const int64_t to = c * classes.tokens + block * kLanes;
-        const bool inside = words.left() > 2 * kLanes;
-        if (base + offsets.most < 0) {
-            void* row = job.out ? static_cast<void*>(job.out + to) : job.levels + to;
-            memset(row, 0, size_t(4 * count));
-        } else if (offsets.least == offsets.most) {
-            if (inside)
-                unpack_component<true, true>(job, offsets, base, count, state, words, to);
-            else
-                unpack_component<true, false>(job, offsets, base, count, state, words, to);
-        } else if (inside) {
-            unpack_component<false, true>(job, offsets, base, count, state, words, to);
-        } else {
-            unpack_component<false, false>(job, offsets, base, count, state, words, to);
-        }
-    }
-    bool sound = words.at == words.count;
-    for (int lane = 0; lane < count; ++lane) sound &= state[lane] == kLeast;
-    if (!sound) job.status = kDamaged;
-}
+    int64_t first; // token
+    int count;
 
-bool sound(const Classes& classes) {
-    return classes.components >= 0 && classes.tokens >= 0 && classes.count >= 1;
+    Block(const Unpacking& job, int64_t block)
+        : offsets(job.classes, block), first(block * kLanes), count(job.classes.lanes(block)) {
+        const uint8_t* from = job.body + job.begins[block];
+        for (int lane = 0; lane < count; ++lane) state[lane] = read_state(from + 4 * lane);
+        const int64_t bytes = job.begins[block + 1] - job.begins[block];
+        words = {from + 4 * count, 0, bytes / 2 - 2 * count};
+    }
+
+    bool sound() const {
+        bool same = words.at == words.count;
+        for (int lane = 0; lane < count; ++lane) same &= state[lane] == kLeast;
+        return same;
+    }
+};
+
+void unpack_some(const Unpacking& job, Block& b, const Share& share) {
+    const Classes& classes = job.classes;
+    const Output& output = share.output;
+    for (int64_t c = share.begin; c < share.end; ++c) {
+        const int32_t base = classes.of[c];
+        const int64_t to = output.at(c, b.first);
+        const bool inside = b.words.left() > 2 * kLanes;
+        if (base + b.offsets.most < 0) {
+            void* row = output.out ? static_cast<void*>(output.out + to) : output.levels + to;
+            memset(row, 0, size_t(4 * b.count));
+            continue;
+        }
+        const auto unpack = [&](auto kernel) {
+            kernel(job, output, b.offsets, base, b.count, b.state, b.words, to);
+        };
+        if (b.offsets.least == b.offsets.most)
+            inside ? unpack(unpack_component<true, true>) : unpack(unpack_component<true, false>);
+        else
+            inside ? unpack(unpack_component<false, true>) : unpack(unpack_component<false, false>);
+    }
 }
 
 } // namespace
 
 void generic::unpack(Unpacking& job) {
     const int64_t blocks = job.classes.blocks();
-    for (int64_t group; (group = job.next.fetch_add(1)) * kTogether < blocks;)
-        for (int64_t i = group * kTogether; i < (group + 1) * kTogether && i < blocks; ++i)
-            unpack_block(job, i);
+    for (int64_t group; (group = job.next.fetch_add(1)) * job.together < blocks;) {
+        const int64_t first = group * job.together, most = first + job.together;
+        const int64_t last = most < blocks ? most : blocks;
+        alignas(Block) unsigned char room[kTogether * sizeof(Block)];
+        Block* taken = reinterpret_cast<Block*>(room);
+        const int count = int(last - first);
+        for (int i = 0; i < count; ++i) new (taken + i) Block(job, first + i);
+        for (Share share(job, first, last); share.next();)
+            for (int i = 0; i < count; ++i) unpack_some(job, taken[i], share);
+        for (int i = 0; i < count; ++i)
+            if (!taken[i].sound()) job.status = kDamaged;
+    }
+}
+
+int unpack(Unpacking& job, int isa, int64_t threads) {
+const int64_t blocks = job.classes.blocks(), share = (blocks + threads - 1) / threads;
+    job.together = share < kTogether ? share : kTogether;
+    if (!blocks) return kOk;
+    const int64_t items = (blocks + job.together - 1) / job.together;
+    const double work = double(job.classes.components) * double(job.classes.tokens);
+    spread(useful(threads, items, work, kDecodeWork), [&job, isa] {
+#if defined(__x86_64__)
+        if (isa >= kVnni) return vnni::unpack(job);
+        if (isa == kAvx2) return avx2::unpack(job);
+#endif
+        generic::unpack(job);
+    });
+    return job.status;
 }
 
 } // namespace lexico
@@ -268,7 +304,7 @@ LEXICO_EXPORT int lexico_entropy_encode(int64_t threads, const int32_t* levels,
                                         int64_t count, void** packing, int64_t* bytes) try {
     auto job = std::make_unique<Packing>();
     job->classes = {classes, offsets, components, tokens, shifts, int32_t(count)};
-    if (!sound(job->classes) || threads < 1) return kBadArgument;
+    if (!job->classes.sound() || threads < 1) return kBadArgument;
     job->levels = levels;
     for (int64_t e = 0; e < count; ++e) {
         uint32_t start = 0;
@@ -315,24 +351,16 @@ LEXICO_EXPORT void lexico_entropy_drop(void* packing) { delete static_cast<Packi
 LEXICO_EXPORT int lexico_entropy_decode(int isa, int64_t threads, const uint8_t* body,
                                         const int64_t* begins, const int16_t* classes,
                                         const int8_t* offsets, int64_t components, int64_t tokens,
-                                        const uint32_t* slots, const float* values,
-                                        const uint8_t* shifts, int64_t count, int as_levels,
-                                        void* out) {
+                                        const uint32_t* slots, const uint16_t* starts,
+                                        const float* values, const uint8_t* shifts, int64_t count,
+                                        int as_levels, void* out) {
     if (!supported(isa)) return kUnsupported;
     Unpacking job;
     job.classes = {classes, offsets, components, tokens, shifts, int32_t(count)};
-    if (!sound(job.classes) || threads < 1) return kBadArgument;
-    job.slots = slots, job.values = values, job.body = body, job.begins = begins;
+    if (!job.classes.sound() || threads < 1) return kBadArgument;
+    job.slots = slots, job.starts = starts, job.values = values;
+    job.body = body, job.begins = begins;
     job.out = as_levels ? nullptr : static_cast<float*>(out);
     job.levels = as_levels ? static_cast<int32_t*>(out) : nullptr;
-    const int64_t items = (job.classes.blocks() + kTogether - 1) / kTogether;
-    const double work = double(components) * double(tokens);
-    if (!items) return kOk;
-    spread(useful(threads, items, work, kDecodeWork), [&job, isa] {
-#if defined(__x86_64__)
-        if (isa >= kVnni) return vnni::unpack(job);
-#endif
-        generic::unpack(job);
-    });
-    return job.status;
+    return unpack(job, isa, threads);
 }

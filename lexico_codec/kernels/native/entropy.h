@@ -1,20 +1,22 @@
-// The entropy coder: interleaved rANS, 32 tokens a block, as lexico_codec/kernels/entropy/coder.py says.
+// The entropy coder: interleaved rANS, 32 tokens a block, see lexico_codec/kernels/entropy/coder.py.
 #pragma once
 
 #include <atomic>
 #include <cstdint>
 
+#include "layout.h"
 #include "lexico.h"
 
 namespace lexico {
 
-constexpr int kLanes = 32;       // tokens of a block
+constexpr int kLanes = int(kBlockTokens); // tokens of a block
 constexpr int kSymbols = 32;     // -15..15 and the escape
 constexpr int kMiddle = 15; // symbol of 0
 constexpr int kEscape = 31;
 constexpr int kSlotBits = 12;
 constexpr uint32_t kLeast = 1u << 16; // state
-constexpr int64_t kTogether = 4; // blocks that a thread decodes side by side
+constexpr int64_t kTogether = 4; // blocks that a thread decodes side by side, at most
+constexpr int64_t kFew = 32;     // components that are decoded before they are arranged
 
 inline uint32_t read_word(const uint8_t* from) { return from[0] | uint32_t(from[1]) << 8; }
 inline uint32_t read_state(const uint8_t* from) {
@@ -35,6 +37,7 @@ struct Classes {
         return left < kLanes ? int(left) : kLanes;
     }
     int32_t clipped(int32_t e) const { return e < count ? e : count - 1; }
+    bool sound() const { return components >= 0 && tokens >= 0 && count >= 1; }
     bool raw(int32_t from, int32_t to) const { // whether one of these has raw bits
         for (int32_t e = from > 0 ? from : 0; e <= to; ++e)
             if (shifts[e]) return true;
@@ -58,16 +61,43 @@ struct Offsets {
     }
 };
 
-struct Unpacking { // lexico_entropy_decode
+// Where the values of a component go that a thread decodes: float32 or, where that is null, levels.
+struct Output {
+    float* out;
+    int32_t* levels;
+    int64_t stride, component, token; // the first of both that lie there
+
+    int64_t at(int64_t c, int64_t t) const { return (c - component) * stride + t - token; }
+};
+
+struct Unpacking { // lexico_entropy_decode, lexico_entropy_arrange
     Classes classes;
     const uint32_t* slots; // [count, 4096] symbol, frequency << 5, place << 17
+    const uint16_t* starts; // [count, 33] the first slot of each symbol, then 4096
     const float* values;   // [count, 32]
     const uint8_t* body;
     const int64_t* begins; // [blocks + 1]
-    float* out;            // [components, tokens], or null: one of the two
-    int32_t* levels;
+    float* out = nullptr;  // [components, tokens], one of the two, or:
+    int32_t* levels = nullptr;
+    const Arranging* arranging = nullptr; // what takes the values, a few components at a time
+    ArrangeRows arrange = nullptr;
+    int64_t together; // blocks that a thread takes at a time
     std::atomic<int64_t> next{0};
     std::atomic<int> status{kOk};
+};
+
+// A thread's blocks first..last, and components after components of theirs.
+class Share {
+public:
+    Share(const Unpacking& job, int64_t first, int64_t last);
+    bool next(); // whether there are more; what was decoded goes where it is wanted
+    int64_t begin = 0, end = 0; // components
+    Output output;
+
+private:
+    const Unpacking& job_;
+    int64_t first_, last_;
+    float few_[kFew * kTogether * kLanes];
 };
 
 // The words of a stream. Past its end there are zeros; how many were asked for is known at the end.
@@ -98,10 +128,15 @@ struct Words {
     }
 };
 
+int unpack(Unpacking& job, int isa, int64_t threads); // a status
+
 namespace generic {
 void unpack(Unpacking& job);
 }
 #if defined(__x86_64__)
+namespace avx2 {
+void unpack(Unpacking& job);
+}
 namespace vnni {
 void unpack(Unpacking& job);
 }

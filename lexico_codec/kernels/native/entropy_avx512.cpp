@@ -63,8 +63,8 @@ inline I renormalised(I x, __mmask16 which, Words& words) {
 }
 
 // One component of a block. Even: all lanes have one class, and it is not negative.
-template <bool Even> inline void unpack_component(const Unpacking& job, Block& b, int32_t base,
-                                                  int64_t to) {
+template <bool Even> inline void unpack_component(const Unpacking& job, const Output& output,
+                                                  Block& b, int32_t base, int64_t to) {
     const Classes& classes = job.classes;
     const int32_t top = classes.clipped(base + b.most);
     I of[kHalves], symbol[kHalves], low[kHalves], k[kHalves];
@@ -92,7 +92,7 @@ template <bool Even> inline void unpack_component(const Unpacking& job, Block& b
         escaped |= uint32_t(_mm512_cmpeq_epi32_mask(symbol[i], all(kEscape))) << 16 * i;
     }
     const bool raw = classes.raw(Even ? top : classes.clipped(base + b.least), top);
-    if (__builtin_expect(!raw && !escaped && job.out, 1)) {
+    if (__builtin_expect(!raw && !escaped && output.out, 1)) {
         for (int i = 0; i < kHalves; ++i) {
             __m512 value;
             if (Even) {
@@ -103,7 +103,7 @@ template <bool Even> inline void unpack_component(const Unpacking& job, Block& b
                 const I at = _mm512_or_si512(_mm512_slli_epi32(of[i], 5), symbol[i]);
                 value = _mm512_mask_i32gather_ps(_mm512_setzero_ps(), live[i], at, job.values, 4);
             }
-            _mm512_mask_storeu_ps(job.out + to + 16 * i, b.real[i], value);
+            _mm512_mask_storeu_ps(output.out + to + 16 * i, b.real[i], value);
         }
         return;
     }
@@ -131,17 +131,32 @@ template <bool Even> inline void unpack_component(const Unpacking& job, Block& b
     for (int i = 0; i < kHalves; ++i) {
         const I q = _mm512_or_si512(_mm512_sllv_epi32(_mm512_load_si512(high + 16 * i), k[i]),
                                     low[i]);
-        if (job.levels) {
-            _mm512_mask_storeu_epi32(job.levels + to + 16 * i, b.real[i], q);
+        if (output.levels) {
+            _mm512_mask_storeu_epi32(output.levels + to + 16 * i, b.real[i], q);
             continue;
         }
         const I own = _mm512_add_epi32(q, all(kMiddle));
         __mmask16 named = _mm512_mask_cmple_epu32_mask(live[i], own, all(2 * kMiddle));
         named = _mm512_mask_testn_epi32_mask(named, k[i], k[i]);
         const I at = _mm512_or_si512(_mm512_slli_epi32(Even ? all(top) : of[i], 5), own);
-        _mm512_mask_storeu_ps(job.out + to + 16 * i, b.real[i],
+        _mm512_mask_storeu_ps(output.out + to + 16 * i, b.real[i],
                               _mm512_mask_i32gather_ps(_mm512_cvtepi32_ps(q), named, at,
                                                        job.values, 4));
+    }
+}
+
+void unpack_either(const Unpacking& job, const Output& output, Block& b, int64_t c) {
+    const int32_t base = job.classes.of[c];
+    const int64_t to = output.at(c, b.first);
+    if (base + b.most < 0) {
+        void* row = output.out ? static_cast<void*>(output.out + to) : output.levels + to;
+        for (int half = 0; half < kHalves; ++half)
+            _mm512_mask_storeu_epi32(static_cast<uint8_t*>(row) + 64 * half, b.real[half],
+                                     _mm512_setzero_si512());
+    } else if (b.least == b.most) {
+        unpack_component<true>(job, output, b, base, to);
+    } else {
+        unpack_component<false>(job, output, b, base, to);
     }
 }
 
@@ -151,23 +166,9 @@ void unpack_blocks(Unpacking& job, int64_t first, int64_t last) {
     Block* blocks = reinterpret_cast<Block*>(room);
     const int count = int(last - first);
     for (int i = 0; i < count; ++i) new (blocks + i) Block(job, first + i);
-    for (int64_t c = 0; c < job.classes.components; ++c) {
-        const int32_t base = job.classes.of[c];
-        for (int i = 0; i < count; ++i) {
-            Block& b = blocks[i];
-            const int64_t to = c * job.classes.tokens + b.first;
-            if (base + b.most < 0) {
-                void* row = job.out ? static_cast<void*>(job.out + to) : job.levels + to;
-                for (int half = 0; half < kHalves; ++half)
-                    _mm512_mask_storeu_epi32(static_cast<uint8_t*>(row) + 64 * half, b.real[half],
-                                             _mm512_setzero_si512());
-            } else if (b.least == b.most) {
-                unpack_component<true>(job, b, base, to);
-            } else {
-                unpack_component<false>(job, b, base, to);
-            }
-        }
-    }
+    for (Share share(job, first, last); share.next();)
+        for (int64_t c = share.begin; c < share.end; ++c)
+            for (int i = 0; i < count; ++i) unpack_either(job, share.output, blocks[i], c);
     for (int i = 0; i < count; ++i)
         if (!blocks[i].sound()) job.status = kDamaged;
 }
@@ -176,9 +177,9 @@ void unpack_blocks(Unpacking& job, int64_t first, int64_t last) {
 
 void unpack(Unpacking& job) {
     const int64_t blocks = job.classes.blocks();
-    for (int64_t group; (group = job.next.fetch_add(1)) * kTogether < blocks;) {
-        const int64_t last = (group + 1) * kTogether;
-        unpack_blocks(job, group * kTogether, last < blocks ? last : blocks);
+    for (int64_t group; (group = job.next.fetch_add(1)) * job.together < blocks;) {
+        const int64_t last = (group + 1) * job.together;
+        unpack_blocks(job, group * job.together, last < blocks ? last : blocks);
     }
 }
 

@@ -13,11 +13,7 @@ using Lay = void (*)(Laying&);
 
 int lay(Laying& job, int isa, int64_t threads, const Lay (&kernels)[3]) {
     if (!supported(isa)) return kUnsupported;
-    if (threads < 1 || job.tables < 0 || job.tokens < 0 || job.heads < 0) return kBadArgument;
-    if (job.m < 0 || job.m > kMostHead || 2 * job.turning.pairs > job.m) return kBadArgument;
-    for (const int kind : {job.kind, job.row_kind})
-        if (kind < kFloat32 || kind > kBfloat16) return kBadArgument;
-    if (!job.memory.takes(job.tables, job.m)) return kBadArgument;
+    if (threads < 1 || !sound(job)) return kBadArgument;
     job.chunk = kTokens;
     const int64_t items = job.tables * job.chunks();
     if (!items) return kOk;
@@ -36,6 +32,15 @@ constexpr Lay kScatter[3] = {generic::scatter, generic::scatter, generic::scatte
 #endif
 
 } // namespace
+
+bool sound(const Laying& job) {
+    if (job.tables < 0 || job.tokens < 0 || job.heads < 0) return false;
+    if (job.m < 0 || job.m > kMostHead || 2 * job.turning.pairs > job.m) return false;
+    for (const int kind : {job.kind, job.row_kind})
+        if (kind < kFloat32 || kind > kBfloat16) return false;
+    return job.memory.takes(job.tables, job.m);
+}
+
 } // namespace lexico
 
 using namespace lexico;

@@ -135,32 +135,59 @@ static void gather_as(Laying& job) {
     }
 }
 
+// A token's row of a table, its mean added, turned where it is a key's, to where it lies.
+template <typename T, typename Row>
+LEXICO_INLINE void lay_row(const Laying& job, int64_t table, int64_t token, const Row* in) {
+    constexpr float room = 1e30f; // what may be turned without overflow
+    const int64_t m = job.m, head_stride = job.memory.head_stride(table);
+    const bool turned = table % 2 == 0 && job.turning.pairs;
+    const float* means = job.means + table * job.heads * m;
+    float row[kMostHead];
+    T* out = static_cast<T*>(job.memory.parts[table]) + job.memory.offset(table, token);
+    for (int64_t head = 0; head < job.heads; ++head, out += head_stride) {
+        widen(in + head * m, m, row);
+        for (int64_t i = 0; i < m; ++i) {
+            const float x = row[i] + means[head * m + i];
+            row[i] = x > room ? room : x < -room ? -room : x == x ? x : 0;
+        }
+        if (turned) turn(job.turning, token, row);
+        narrow(row, m, job.memory.stride(table), out);
+    }
+}
+
+LEXICO_INLINE void lay_row(const Laying& job, int64_t table, int64_t token, const float* in) {
+    if (job.kind == kFloat16) return lay_row<Half>(job, table, token, in);
+    if (job.kind == kBfloat16) return lay_row<Brain>(job, table, token, in);
+    lay_row<float>(job, table, token, in);
+}
+
 template <typename T, typename Row>
 static void scatter_as(Laying& job) {
-    constexpr float room = 1e30f; // what may be turned without overflow
-    const int64_t m = job.m, width = job.heads * m;
-    float row[kMostHead];
+    const int64_t width = job.heads * job.m;
     for (int64_t item; (item = job.next.fetch_add(1)) < job.tables * job.chunks();) {
         const int64_t table = item / job.chunks(), from = item % job.chunks() * job.chunk;
         const int64_t to = from + job.chunk < job.tokens ? from + job.chunk : job.tokens;
-        const bool keys = table % 2 == 0;
-        const float* means = job.means + table * width;
-        const int64_t head_stride = job.memory.head_stride(table);
-        for (int64_t token = from; token < to; ++token) {
-            T* out = static_cast<T*>(job.memory.parts[table]) + job.memory.offset(table, token);
-            const Row* in =
-                static_cast<const Row*>(job.rows) + (table * job.tokens + token) * width;
-            for (int64_t head = 0; head < job.heads; ++head, out += head_stride) {
-                widen(in + head * m, m, row);
-                for (int64_t i = 0; i < m; ++i) {
-                    const float x = row[i] + means[head * m + i];
-                    row[i] = x > room ? room : x < -room ? -room : x == x ? x : 0;
-                }
-                if (keys && job.turning.pairs) turn(job.turning, token, row);
-                narrow(row, m, job.memory.stride(table), out);
-            }
-        }
+        for (int64_t token = from; token < to; ++token)
+            lay_row<T>(job, table, token,
+                       static_cast<const Row*>(job.rows) + (table * job.tokens + token) * width);
     }
+}
+
+LEXICO_INLINE bool nothing(const float* values, int64_t n) {
+    int64_t i = 0;
+    I any = {};
+    for (; i + 16 <= n; i += 16) {
+        const F16 some = load(values + i);
+        for (int part = 0; part < R; ++part) any |= (I)some.v[part];
+    }
+    int32_t rest = 0;
+    for (int lane = 0; lane < W; ++lane) rest |= any[lane];
+    for (; i < n; ++i) {
+        int32_t bits;
+        __builtin_memcpy(&bits, values + i, 4);
+        rest |= bits;
+    }
+    return !(rest & 0x7fffffff);
 }
 
 template <typename T>
@@ -210,6 +237,39 @@ static void scatter_rows(Laying& job) {
 void scatter(Laying& job) {
     if (job.row_kind == kBfloat16) return scatter_rows<Brain>(job);
     scatter_rows<float>(job);
+}
+
+void arrange_rows(const Arranging& job, const float* values, int64_t stride, int64_t first,
+                  int64_t end, int64_t block, int64_t from, int64_t to) {
+    const int64_t n = to - from;
+    float* const out = static_cast<float*>(job.out) + block * job.rows * kBlockTokens;
+    float scales[kBlockTokens] = {};
+    __builtin_memcpy(scales, job.scales + from, size_t(n) * sizeof *scales);
+    for (int64_t r = first; r < end; ++r, values += stride) {
+        if (r < job.sparsity) {
+            __builtin_memcpy(job.coefficients + r * job.tokens + from, values,
+                             size_t(n) * sizeof *values);
+            continue;
+        }
+        const int64_t c = r - job.sparsity;
+        if (c >= job.width && nothing(values, n)) continue;
+        float* row = out + job.taken[block] * kBlockTokens;
+        job.where[block * job.rows + job.places[c]] = ++job.taken[block];
+        if (c >= job.width && n == kBlockTokens) {
+            for (int64_t t = 0; t < kBlockTokens; t += 16)
+                store(row + t, load(values + t) * load(scales + t));
+            continue;
+        }
+        for (int64_t t = 0; t < kBlockTokens; ++t) row[t] = t < n ? values[t] : 0;
+        for (int64_t k = 0; c < job.width && k < job.sparsity; ++k) {
+            const float* coefficients = job.coefficients + k * job.tokens + from;
+            const int32_t* indices = job.indices + k * job.tokens + from;
+            const float* atoms = job.atoms + c * job.atom_count;
+            for (int64_t t = 0; t < n; ++t)
+                row[t] += atoms[indices[t]] * (job.coefficient_step * coefficients[t]);
+        }
+        for (int64_t t = 0; t < kBlockTokens; ++t) row[t] *= scales[t];
+    }
 }
 
 void arrange(Arranging& job) {

@@ -100,7 +100,7 @@ bool amx_permitted() {
 
 using namespace lexico;
 
-LEXICO_EXPORT int lexico_abi() { return 8; }
+LEXICO_EXPORT int lexico_abi() { return 9; }
 
 LEXICO_EXPORT int lexico_supported(int isa) { return supported(isa); }
 

@@ -60,7 +60,11 @@ class Codes:
         )
 
     def quantised(self) -> Codes:
-        """The codes as a frame stores them; N must be at most 32768."""
+        """The codes as a frame stores them; N must be at most 32768.
+
+        Raises:
+            NonFiniteCache: a coefficient that is no number of float32.
+        """
         if self.exponents is not None:
             return self
         coefficients, exponents = to_e4m3(self.coefficients.float())

@@ -61,7 +61,8 @@ def encode(
 
     Raises:
         ShapeMismatch: a shape, dtype or device that does not fit.
-        NonFiniteCache: NaN, infinity or a norm that overflows among the vectors.
+        NonFiniteCache: NaN, infinity or a norm that overflows among the vectors; quantised, also a
+            coefficient beyond float32.
         InvalidInput: sparsity, tolerance, scoring or atoms out of range.
         ConfigurationError: a forced kernel that cannot serve.
     """

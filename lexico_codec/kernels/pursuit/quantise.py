@@ -7,6 +7,8 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lexico_proto.errors import NonFiniteCache
+
 LEAST_EXPONENT: Final = -120
 """Least exponent that `to_e4m3` gives: that of the largest float32."""
 
@@ -27,8 +29,14 @@ def to_e4m3(coefficients: Tensor) -> tuple[Tensor, Tensor]:
     Returns:
         `(codes, exponents)`: uint8 `[vectors, s]` holding E4M3 bits, int8 `[vectors]` with
         `coefficient ~ E4M3(code) * 2^-exponent`.
+
+    Raises:
+        NonFiniteCache: one is NaN or infinite. torch's cast makes what is beyond E4M3 its largest
+            number or NaN, by its version; neither is the coefficient.
     """
     largest = coefficients.abs().amax(dim=1) if coefficients.shape[1] else coefficients.sum(dim=1)
+    if not bool(largest.isfinite().all()):
+        raise NonFiniteCache("coefficients: NaN, infinity or beyond float32")
     mantissa, power = torch.frexp(largest)
     exponents = torch.where(mantissa <= _LARGEST_MANTISSA, 9 - power, 8 - power)
     exponents = torch.where(largest > 0, exponents, 0).clamp(-128, 127).to(torch.int32)

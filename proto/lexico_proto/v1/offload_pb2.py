@@ -25,29 +25,29 @@ _sym_db = _symbol_database.Default()
 from lexico_proto.v1 import types_pb2 as lexico__proto_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlexico_proto/v1/offload.proto\x12\x0flexico_proto.v1\x1a\x1blexico_proto/v1/types.proto\"\x80\x01\n\nPutRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.lexico_proto.v1.PutHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12,\n\x08page_end\x18\x03 \x01(\x0b\x32\x18.lexico_proto.v1.PageEndH\x00\x42\x06\n\x04part\")\n\x07PageEnd\x12\x0c\n\x04page\x18\x01 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\"\xd8\x01\n\tPutHeader\x12(\n\x04spec\x18\x01 \x01(\x0b\x32\x1a.lexico_proto.v1.CacheSpec\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\r\n\x05pages\x18\x03 \x03(\r\x12\x11\n\tpage_keys\x18\x04 \x03(\x0c\x12/\n\ndurability\x18\x05 \x01(\x0e\x32\x1b.lexico_proto.v1.Durability\x12\x13\n\x0bpage_inputs\x18\x06 \x03(\x0c\x12\x12\n\nfirst_page\x18\x07 \x01(\r\x12\x12\n\nparent_key\x18\x08 \x01(\x0c\"_\n\nPageResult\x12\x0c\n\x04page\x18\x01 \x01(\r\x12-\n\x07outcome\x18\x02 \x01(\x0e\x32\x1c.lexico_proto.v1.PageOutcome\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x04\"_\n\x0cStageSeconds\x12\x0f\n\x07receive\x18\x01 \x01(\x01\x12\r\n\x05place\x18\x02 \x01(\x01\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\x01\x12\x0e\n\x06\x65ncode\x18\x04 \x01(\x01\x12\x0e\n\x06\x63ommit\x18\x05 \x01(\x01\"i\n\x0bPutResponse\x12*\n\x05pages\x18\x01 \x03(\x0b\x32\x1b.lexico_proto.v1.PageResult\x12.\n\x07seconds\x18\x02 \x01(\x0b\x32\x1d.lexico_proto.v1.StageSeconds*?\n\nDurability\x12\x18\n\x14\x44URABILITY_COMMITTED\x10\x00\x12\x17\n\x13\x44URABILITY_RECEIVED\x10\x01*\x97\x01\n\x0bPageOutcome\x12\x1c\n\x18PAGE_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13PAGE_OUTCOME_STORED\x10\x01\x12\x18\n\x14PAGE_OUTCOME_PRESENT\x10\x02\x12\x1c\n\x18PAGE_OUTCOME_IN_PROGRESS\x10\x03\x12\x19\n\x15PAGE_OUTCOME_RECEIVED\x10\x04\x32M\n\x07Offload\x12\x42\n\x03Put\x12\x1b.lexico_proto.v1.PutRequest\x1a\x1c.lexico_proto.v1.PutResponse(\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1dlexico_proto/v1/offload.proto\x12\x0flexico_proto.v1\x1a\x1blexico_proto/v1/types.proto\"\x80\x01\n\nPutRequest\x12,\n\x06header\x18\x01 \x01(\x0b\x32\x1a.lexico_proto.v1.PutHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x12,\n\x08page_end\x18\x03 \x01(\x0b\x32\x18.lexico_proto.v1.PageEndH\x00\x42\x06\n\x04part\")\n\x07PageEnd\x12\x0c\n\x04page\x18\x01 \x01(\r\x12\x10\n\x08\x63hecksum\x18\x02 \x01(\x06\"\xea\x01\n\tPutHeader\x12(\n\x04spec\x18\x01 \x01(\x0b\x32\x1a.lexico_proto.v1.CacheSpec\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\r\n\x05pages\x18\x03 \x03(\r\x12\x11\n\tpage_keys\x18\x04 \x03(\x0c\x12/\n\ndurability\x18\x05 \x01(\x0e\x32\x1b.lexico_proto.v1.Durability\x12\x13\n\x0bpage_inputs\x18\x06 \x03(\x0c\x12\x12\n\nfirst_page\x18\x07 \x01(\r\x12\x12\n\nparent_key\x18\x08 \x01(\x0c\x12\x10\n\x08\x61ssembly\x18\t \x01(\x0c\"_\n\nPageResult\x12\x0c\n\x04page\x18\x01 \x01(\r\x12-\n\x07outcome\x18\x02 \x01(\x0e\x32\x1c.lexico_proto.v1.PageOutcome\x12\x14\n\x0cstored_bytes\x18\x03 \x01(\x04\"_\n\x0cStageSeconds\x12\x0f\n\x07receive\x18\x01 \x01(\x01\x12\r\n\x05place\x18\x02 \x01(\x01\x12\x0f\n\x07\x65ncoder\x18\x03 \x01(\x01\x12\x0e\n\x06\x65ncode\x18\x04 \x01(\x01\x12\x0e\n\x06\x63ommit\x18\x05 \x01(\x01\"i\n\x0bPutResponse\x12*\n\x05pages\x18\x01 \x03(\x0b\x32\x1b.lexico_proto.v1.PageResult\x12.\n\x07seconds\x18\x02 \x01(\x0b\x32\x1d.lexico_proto.v1.StageSeconds*?\n\nDurability\x12\x18\n\x14\x44URABILITY_COMMITTED\x10\x00\x12\x17\n\x13\x44URABILITY_RECEIVED\x10\x01*\x97\x01\n\x0bPageOutcome\x12\x1c\n\x18PAGE_OUTCOME_UNSPECIFIED\x10\x00\x12\x17\n\x13PAGE_OUTCOME_STORED\x10\x01\x12\x18\n\x14PAGE_OUTCOME_PRESENT\x10\x02\x12\x1c\n\x18PAGE_OUTCOME_IN_PROGRESS\x10\x03\x12\x19\n\x15PAGE_OUTCOME_RECEIVED\x10\x04\x32M\n\x07Offload\x12\x42\n\x03Put\x12\x1b.lexico_proto.v1.PutRequest\x1a\x1c.lexico_proto.v1.PutResponse(\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'lexico_proto.v1.offload_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DURABILITY']._serialized_start=773
-  _globals['_DURABILITY']._serialized_end=836
-  _globals['_PAGEOUTCOME']._serialized_start=839
-  _globals['_PAGEOUTCOME']._serialized_end=990
+  _globals['_DURABILITY']._serialized_start=791
+  _globals['_DURABILITY']._serialized_end=854
+  _globals['_PAGEOUTCOME']._serialized_start=857
+  _globals['_PAGEOUTCOME']._serialized_end=1008
   _globals['_PUTREQUEST']._serialized_start=80
   _globals['_PUTREQUEST']._serialized_end=208
   _globals['_PAGEEND']._serialized_start=210
   _globals['_PAGEEND']._serialized_end=251
   _globals['_PUTHEADER']._serialized_start=254
-  _globals['_PUTHEADER']._serialized_end=470
-  _globals['_PAGERESULT']._serialized_start=472
-  _globals['_PAGERESULT']._serialized_end=567
-  _globals['_STAGESECONDS']._serialized_start=569
-  _globals['_STAGESECONDS']._serialized_end=664
-  _globals['_PUTRESPONSE']._serialized_start=666
-  _globals['_PUTRESPONSE']._serialized_end=771
-  _globals['_OFFLOAD']._serialized_start=992
-  _globals['_OFFLOAD']._serialized_end=1069
+  _globals['_PUTHEADER']._serialized_end=488
+  _globals['_PAGERESULT']._serialized_start=490
+  _globals['_PAGERESULT']._serialized_end=585
+  _globals['_STAGESECONDS']._serialized_start=587
+  _globals['_STAGESECONDS']._serialized_end=682
+  _globals['_PUTRESPONSE']._serialized_start=684
+  _globals['_PUTRESPONSE']._serialized_end=789
+  _globals['_OFFLOAD']._serialized_start=1010
+  _globals['_OFFLOAD']._serialized_end=1087
 # @@protoc_insertion_point(module_scope)

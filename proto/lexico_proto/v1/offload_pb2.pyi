@@ -47,7 +47,7 @@ class PageEnd(_message.Message):
     def __init__(self, page: _Optional[int] = ..., checksum: _Optional[int] = ...) -> None: ...
 
 class PutHeader(_message.Message):
-    __slots__ = ("spec", "token_ids", "pages", "page_keys", "durability", "page_inputs", "first_page", "parent_key")
+    __slots__ = ("spec", "token_ids", "pages", "page_keys", "durability", "page_inputs", "first_page", "parent_key", "assembly")
     SPEC_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     PAGES_FIELD_NUMBER: _ClassVar[int]
@@ -56,6 +56,7 @@ class PutHeader(_message.Message):
     PAGE_INPUTS_FIELD_NUMBER: _ClassVar[int]
     FIRST_PAGE_FIELD_NUMBER: _ClassVar[int]
     PARENT_KEY_FIELD_NUMBER: _ClassVar[int]
+    ASSEMBLY_FIELD_NUMBER: _ClassVar[int]
     spec: _types_pb2.CacheSpec
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     pages: _containers.RepeatedScalarFieldContainer[int]
@@ -64,7 +65,8 @@ class PutHeader(_message.Message):
     page_inputs: _containers.RepeatedScalarFieldContainer[bytes]
     first_page: int
     parent_key: bytes
-    def __init__(self, spec: _Optional[_Union[_types_pb2.CacheSpec, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., pages: _Optional[_Iterable[int]] = ..., page_keys: _Optional[_Iterable[bytes]] = ..., durability: _Optional[_Union[Durability, str]] = ..., page_inputs: _Optional[_Iterable[bytes]] = ..., first_page: _Optional[int] = ..., parent_key: _Optional[bytes] = ...) -> None: ...
+    assembly: bytes
+    def __init__(self, spec: _Optional[_Union[_types_pb2.CacheSpec, _Mapping]] = ..., token_ids: _Optional[_Iterable[int]] = ..., pages: _Optional[_Iterable[int]] = ..., page_keys: _Optional[_Iterable[bytes]] = ..., durability: _Optional[_Union[Durability, str]] = ..., page_inputs: _Optional[_Iterable[bytes]] = ..., first_page: _Optional[int] = ..., parent_key: _Optional[bytes] = ..., assembly: _Optional[bytes] = ...) -> None: ...
 
 class PageResult(_message.Message):
     __slots__ = ("page", "outcome", "stored_bytes")

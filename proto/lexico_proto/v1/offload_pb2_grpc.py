@@ -51,6 +51,11 @@ class OffloadServicer(object):
         [layers, key|value, tokens, kv_heads, head_dim], little-endian, in data messages of at most 1 MiB that may end
         anywhere; then its page_end. A page is taken only once its page_end agrees: bytes that are too few, too many
         or altered never become a page.
+
+        A rank of a model that is split by tensor or pipeline parallelism sends slices: the spec's geometry and shard say
+        which layers and KV heads it holds, and a page's bytes are those alone, [layers, key|value, tokens, kv_heads,
+        head_dim]. Keys are those of the whole model. The server puts slices of one assembly together and encodes a page
+        once it has all of it.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

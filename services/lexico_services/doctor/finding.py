@@ -6,6 +6,8 @@ from dataclasses import asdict, dataclass
 from enum import StrEnum
 from typing import Any
 
+from lexico_proto.text import one_line
+
 
 class State(StrEnum):
     """How it is."""
@@ -32,7 +34,7 @@ class Finding:
     def line(self) -> str:
         """For people."""
         mend = f": {self.mend}" if self.mend else ""
-        return f"{self.state:4} {self.name:12} {self.text}{mend}"
+        return f"{self.state:4} {self.name:12} {one_line(self.text + mend)}"
 
     def as_json(self) -> dict[str, Any]:
         """For programs."""

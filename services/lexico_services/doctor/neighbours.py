@@ -22,8 +22,8 @@ from lexico_services.settings import Settings
 from lexico_services.settings.schema import SETTINGS
 from lexico_services.token_file import TokenFile
 from lexico_store import Level, PageStore
-from lexico_store.embedded import find_server
-from lexico_store.opening import embedded_server_choice
+from lexico_store.opening import check_embedded
+from lexico_store.sharing import check_shared
 
 _DOORS: Final = frozenset({"listen", "tls", "jwt"})
 """Tables of settings that say who may come in."""
@@ -102,16 +102,23 @@ def secrets(settings: Settings) -> Iterator[Finding]:
             yield ok(name, f"{path}")
 
 
-def store(settings: Settings) -> Iterator[Finding]:
-    """The page store: that it answers, or that one can be started here."""
+def store(settings: Settings, *, shared: bool) -> Iterator[Finding]:
+    """The page store: that it answers, or that one can be started here.
+
+    Args:
+        settings: of the command.
+        shared: whether processes beside this one use it.
+    """
     name, url = "store", settings.value("store.url")
     if url is None:
         yield fail(name, "none is given", "--store URL, LEXICO_STORE, or url in [store] of a file")
         return
     scheme = url.partition(":")[0]
     try:
+        if shared:
+            check_shared(url)
         if scheme == "embedded":
-            yield ok(name, f"embedded, {find_server(embedded_server_choice(url))}")
+            yield ok(name, f"embedded, {check_embedded(url)}")
             return
         from lexico_store import open_store
 

@@ -97,7 +97,9 @@ class IngressReplica:
             RayEncoders(near_first(encoders)), config.offload, policies=policies
         )
         watch_ingress(PROCESS, self._ingress)
-        servicer = OffloadServicer(self._ingress, Tenants.of(config.listen), policies=policies)
+        servicer = OffloadServicer(
+            self._ingress, Tenants.of(config.listen), config.offload, policies=policies
+        )
         self._server = GrpcServer(
             config.listen,
             servicer.add_to,

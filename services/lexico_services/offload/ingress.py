@@ -8,25 +8,21 @@ import asyncio
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Coroutine, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from typing import Any, Protocol, TypeVar
 
 from lexico_codec.pieces import Piece
 from lexico_codec.put_messages import PageEnd
-from lexico_codec.spec import CacheSpec
-from lexico_codec.upload import PageAssembler, checked_keys
+from lexico_codec.slices import SlicedPage
 from lexico_proto import request_id, tracing
-from lexico_proto.errors import (
-    DeadlineExpired,
-    LexicoError,
-    StreamDamaged,
-    StreamTooLong,
-)
-from lexico_proto.metrics import OTHER, PROCESS, Metrics
-from lexico_proto.tracing import Trace
+from lexico_proto.errors import LexicoError, StreamDamaged
+from lexico_proto.metrics import PROCESS, Metrics
 from lexico_services.admission import ByteBudget
 from lexico_services.config import OffloadConfig
 from lexico_services.offload.page_counts import PageCounts
+from lexico_services.offload.page_stream import PageStream
+from lexico_services.offload.partial_pages import PageName, PartialPages, WholePage
+from lexico_services.offload.upload import Report, Upload
 from lexico_services.policies import Policies
 from lexico_services.quotas import FairTurns, TenantBytes
 from lexico_store.lifetimes import now_us
@@ -50,70 +46,6 @@ class EncoderPool(Protocol):
 
     async def running(self) -> int | None:
         """How many encoders there are; None where that cannot be told now."""
-
-
-@dataclass(frozen=True)
-class Upload:
-    """What a caller announces before the bytes."""
-
-    scope: bytes
-    spec: CacheSpec
-    token_ids: Sequence[int]
-    """From the first token of `first_page` to the end of the last page sent."""
-    pages: Sequence[int]
-    """Indices of the pages sent, ascending."""
-    keys: Sequence[bytes]
-    """Key of each of those pages."""
-    first_page: int = 0
-    """Where `token_ids` begin: a long sequence comes in several uploads."""
-    parent_key: bytes = b""
-    """Key of the page before `first_page`; empty for page 0."""
-    trace: Trace = field(default=(), repr=False)
-    """What the call is part of; goes along with each page."""
-    inputs: Sequence[bytes] = ()
-    """What reached the model beside token ids: a digest for each page from `first_page` on, or
-    none."""
-    tenant: str = OTHER
-    """Name of the tenant, for counting."""
-
-    def check(self) -> list[bytes]:
-        """Whether tokens, pages and keys fit together.
-
-        Returns:
-            The keys of the sequence, from its first page to the last one sent.
-
-        Raises:
-            InvalidInput, TokenCountMismatch, PageKeyMismatch: naming what does not.
-        """
-        return checked_keys(
-            self.spec,
-            self.token_ids,
-            self.pages,
-            self.keys,
-            first_page=self.first_page,
-            parent_key=self.parent_key,
-            inputs=self.inputs,
-        )
-
-
-@dataclass
-class Seconds:
-    """Time by stage, summed over the pages of one Put."""
-
-    receive: float = 0.0
-    place: float = 0.0
-    encoder: float = 0.0
-    encode: float = 0.0
-    commit: float = 0.0
-
-
-@dataclass
-class Report:
-    """What became of the pages of one Put."""
-
-    pages: dict[int, PageDone | None] = field(default_factory=dict)
-    """None for a page that was received and not waited for."""
-    seconds: Seconds = field(default_factory=Seconds)
 
 
 class Ingress:
@@ -143,6 +75,14 @@ class Ingress:
         """Bytes of pages that were received and are not stored yet: with encoders, or waiting."""
         self._background: set[asyncio.Task[Any]] = set()
         self._counts = PageCounts(metrics)
+        self.partial = PartialPages(
+            config.max_inflight_bytes,
+            config.slice_wait_s,
+            self._policies,
+            self._take,
+            self._give_back,
+            metrics,
+        )
 
     async def put(
         self,
@@ -151,7 +91,8 @@ class Ingress:
         *,
         wait_committed: bool = True,
     ) -> Report:
-        """Receives every page of an upload and has it encoded and committed.
+        """Receives every page of an upload and has it encoded and committed; of slices, those pages
+        that they complete. Others wait for the slices of other ranks, and were received.
 
         At most `pages_ahead` pages wait for encoders while the next is received, and never more
         than the budget gave. Pages that were committed before a failure stay: each is whole.
@@ -163,7 +104,7 @@ class Ingress:
 
         Raises:
             StreamTruncated, StreamTooLong, StreamDamaged: the bytes are not those announced.
-            DeadlineExpired: the caller sent nothing for `idle_s`.
+            DeadlineExpired: the caller sent nothing for `idle_s`, or a page too slowly.
             Busy: over the budget, or no encoder takes more.
             QuotaExceeded: the tenant has in flight, or has stored, what it may.
             LexicoError: as `PageEncoder.encode_page`.
@@ -171,34 +112,20 @@ class Ingress:
         began_us = now_us()
         # In a thread: hashing a long sequence would hold up every caller.
         sequence = await asyncio.to_thread(upload.check)
+        if not upload.spec.is_whole:
+            return await self._put_slices(upload, parts, sequence, began_us, wait_committed)
         spec, report = upload.spec, Report()
-        policy = self._policies.of(upload.scope)
         want = min(len(upload.pages), self._config.pages_ahead + 1)
         units = self._take(upload.scope, spec.page_bytes, want)
         tasks: list[asyncio.Task[PageDone]] = []
         handed_over = False
         try:
-            stream = _PageStream(parts, self._config.idle_s)
+            stream = self._stream(parts)
             for page, key in zip(upload.pages, upload.keys, strict=True):
                 # With n pages' room, n - 1 may be in encoders while this one is received.
                 await _all_but(tasks, units - 1)
-                started = time.perf_counter()
-                pieces = await stream.page(page, spec.page_bytes)
-                took_s = time.perf_counter() - started
-                report.seconds.receive += took_s
-                self._counts.received(upload.tenant, spec.page_bytes, took_s)
-                job = PageJob(
-                    upload.scope,
-                    spec,
-                    page,
-                    key,
-                    trace=upload.trace,
-                    began_us=began_us,
-                    sequence=() if tasks else sequence,
-                    sequence_first=upload.first_page,
-                    ttl_s=policy.page_ttl_s,
-                    max_stored_bytes=policy.max_stored_bytes,
-                )
+                pieces, _ = await self._received(stream, upload, page, report)
+                job = self._job(upload, page, key, began_us, () if tasks else sequence)
                 encoding = self._counted(upload.tenant, job, pieces, report)
                 tasks.append(asyncio.create_task(encoding))
                 del pieces
@@ -211,9 +138,6 @@ class Ingress:
                 handed_over = True
                 self._keep(self._tell_lost(tasks, upload.scope, units * spec.page_bytes))
             return report
-        except StreamDamaged:
-            self._counts.damaged.add()
-            raise
         finally:
             if not handed_over:
                 for task in tasks:
@@ -222,16 +146,96 @@ class Ingress:
                 over = self._over(tasks, upload.scope, units * spec.page_bytes)
                 await asyncio.shield(self._keep(over))
 
+    async def _put_slices(
+        self,
+        upload: Upload,
+        parts: AsyncIterator[memoryview | PageEnd],
+        sequence: Sequence[bytes],
+        began_us: int,
+        wait_committed: bool,
+    ) -> Report:
+        """`put` of slices. A page that became whole is encoded whatever becomes of this caller: the
+        slices of others are in it, and they will not send them again."""
+        spec, report, tasks = upload.spec, Report(), dict[int, asyncio.Task[PageDone]]()
+        stream = self._stream(parts)
+        for page, key in zip(upload.pages, upload.keys, strict=True):
+            await _all_but(list(tasks.values()), self._config.pages_ahead)
+            name = PageName(
+                upload.scope, spec.namespace, key, page, spec.geometry.dtype, upload.assembly
+            )
+            async with self.partial.receiving(name, spec) as receipt:
+                pieces, checksum = await self._received(stream, upload, page, report)
+                found = receipt.add(pieces, checksum, began_us)
+                del pieces
+            report.pages[page] = None
+            if isinstance(found, WholePage):
+                job = self._job(upload, page, key, found.began_us, () if tasks else sequence)
+                tasks[page] = task = asyncio.create_task(
+                    self._assembled(found.page, upload.tenant, job, report)
+                )
+                task.add_done_callback(self.partial.encoded(found))
+                self._keep(self._tell_failed(task))
+            else:
+                report.pages[page] = found
+        await stream.expect_end()
+        if wait_committed:
+            await _all_but(list(tasks.values()), 0)
+            report.pages |= {page: task.result() for page, task in tasks.items()}
+        return report
+
+    async def _assembled(
+        self, page: SlicedPage, tenant: str, job: PageJob, report: Report
+    ) -> PageDone:
+        # In a thread: slices of some of the heads are copied together.
+        pieces = await asyncio.to_thread(page.take)
+        return await self._counted(tenant, job, pieces, report)
+
+    def _stream(self, parts: AsyncIterator[memoryview | PageEnd]) -> PageStream:
+        return PageStream(parts, self._config.idle_s, self._config.min_bytes_per_s)
+
+    async def _received(
+        self, stream: PageStream, upload: Upload, page: int, report: Report
+    ) -> tuple[list[Piece], int]:
+        """The bytes of the next page or slice, and their checksum."""
+        size, started = upload.spec.page_bytes, time.perf_counter()
+        try:
+            pieces, checksum = await stream.page(page, size)
+        except StreamDamaged:
+            self._counts.damaged.add()
+            raise
+        took_s = time.perf_counter() - started
+        report.seconds.receive += took_s
+        self._counts.received(upload.tenant, size, took_s)
+        return pieces, checksum
+
+    def _job(
+        self, upload: Upload, page: int, key: bytes, began_us: int, sequence: Sequence[bytes]
+    ) -> PageJob:
+        policy = self._policies.of(upload.scope)
+        return PageJob(
+            upload.scope,
+            upload.spec.whole,
+            page,
+            key,
+            trace=upload.trace,
+            began_us=began_us,
+            sequence=sequence,
+            sequence_first=upload.first_page,
+            ttl_s=policy.page_ttl_s,
+            max_stored_bytes=policy.max_stored_bytes,
+        )
+
     async def encoders(self) -> int | None:
         """As `EncoderPool.running`."""
         return await self._encoders.running()
 
     async def close(self, within_s: float | None = None) -> None:
-        """Waits for pages that nobody waits for.
+        """Waits for pages that nobody waits for. Slices that wait for others are let go.
 
         Args:
             within_s: seconds after which encoders are told to leave the rest; None waits for all.
         """
+        self.partial.drop_all()
         if self._background:
             _, late = await asyncio.wait(self._background, timeout=within_s)
             await _cancel(list(late))
@@ -299,6 +303,7 @@ class Ingress:
     def _give_back(self, scope: bytes, size: int) -> None:
         self.budget.give_back(size)
         self._tenant_bytes.give_back(scope, size)
+        self.partial.tell_freed()
 
     async def _over(
         self, tasks: list[asyncio.Task[PageDone]], scope: bytes, size: int
@@ -313,10 +318,10 @@ class Ingress:
         self, tasks: list[asyncio.Task[PageDone]], scope: bytes, size: int
     ) -> None:
         for result in await self._over(tasks, scope, size):
-            if isinstance(result, LexicoError):
-                _log.warning("page lost reason=%s", result.reason)
-            elif isinstance(result, BaseException):
-                _log.error("page lost", exc_info=result)
+            _tell(result)
+
+    async def _tell_failed(self, task: asyncio.Task[PageDone]) -> None:
+        _tell(*await asyncio.gather(task, return_exceptions=True))
 
     def _keep(self, work: Coroutine[Any, Any, T]) -> asyncio.Task[T]:
         """Goes on with it whatever becomes of the caller; `close` waits for it."""
@@ -326,33 +331,12 @@ class Ingress:
         return task
 
 
-class _PageStream:
-    """Pages out of parts. A page counts once its end agrees with its bytes in length and sum."""
-
-    def __init__(self, parts: AsyncIterator[memoryview | PageEnd], idle_s: float) -> None:
-        self._parts = parts
-        self._idle_s = idle_s
-
-    async def page(self, page: int, page_bytes: int) -> list[Piece]:
-        assembler = PageAssembler(page, page_bytes)
-        while (part := await self._next()) is not None:
-            if isinstance(part, PageEnd):
-                return assembler.end(part.page, part.checksum)
-            assembler.add(part)
-        raise assembler.cut()
-
-    async def expect_end(self) -> None:
-        if await self._next() is not None:
-            raise StreamTooLong("the upload carries more than its pages")
-
-    async def _next(self) -> memoryview | PageEnd | None:
-        try:
-            async with asyncio.timeout(self._idle_s):
-                return await anext(self._parts, None)
-        except TimeoutError:
-            raise DeadlineExpired(
-                f"no data for {self._idle_s:g} s: the upload is given up, its room is needed"
-            ) from None
+def _tell(result: PageDone | BaseException) -> None:
+    """Logs a page that nobody may have been told about."""
+    if isinstance(result, LexicoError):
+        _log.warning("page lost reason=%s", result.reason)
+    elif isinstance(result, BaseException):
+        _log.error("page lost", exc_info=result)
 
 
 async def _all_but(tasks: Sequence[asyncio.Task[PageDone]], running: int) -> None:

@@ -15,8 +15,12 @@ from lexico_proto.metrics import CALLS, PROCESS, Calls, Metrics
 from lexico_proto.v1 import offload_pb2 as pb
 from lexico_proto.v1 import operations_pb2_grpc, versions_pb2_grpc
 from lexico_services import status_servicer, versions_servicer
+from lexico_services.admission import Slots, in_time
 from lexico_services.auth import Tenants
-from lexico_services.offload.ingress import Ingress, Report, Upload
+from lexico_services.caller import Caller
+from lexico_services.config import OffloadConfig
+from lexico_services.offload.ingress import Ingress
+from lexico_services.offload.upload import Report, Upload
 from lexico_services.policies import Policies
 from lexico_services.quotas import CallRates
 from lexico_services.roles import OFFLOAD
@@ -49,6 +53,7 @@ class OffloadServicer:
         self,
         ingress: Ingress,
         tenants: Tenants,
+        config: OffloadConfig,
         metrics: Metrics = PROCESS,
         policies: Policies | None = None,
     ) -> None:
@@ -56,11 +61,14 @@ class OffloadServicer:
         Args:
             ingress: what receives the pages.
             tenants: who is calling.
+            config: bounds.
             metrics: where calls are counted.
             policies: what each tenant may have.
         """
         self._rates = CallRates(policies or Policies())
         self._ingress = ingress
+        self._config = config
+        self._streams = Slots(config.max_streams, "uploads")
         self._tenants = tenants
         self._puts = Calls(metrics, CALLS, "put")
         self._versions = versions_servicer.VersionsServicer(tenants, metrics)
@@ -83,32 +91,43 @@ class OffloadServicer:
         """One header, then pages; see offload.proto."""
         async with translated(context, self._puts):
             caller = self._tenants.admit(context, OFFLOAD)
-            scope = caller.scope
-            self._rates.count(scope)
-            header = await anext(parts, None)
-            if header is None:
-                raise StreamTruncated("the stream is empty: a Put begins with its header")
-            if not isinstance(header, pb.PutHeader):
-                raise InvalidInput("a Put begins with its header")
-            upload = Upload(
-                scope,
-                spec_from_wire(header.spec),
-                header.token_ids,
-                tuple(header.pages),
-                tuple(header.page_keys),
-                header.first_page,
-                header.parent_key,
-                trace_of(context.invocation_metadata()),
-                header.page_inputs,
-                caller.tenant,
-            )
-            if header.durability not in pb.Durability.values():
-                raise InvalidInput(f"durability {header.durability} is unknown")
-            wait = header.durability == pb.DURABILITY_COMMITTED
-            report = await self._ingress.put(upload, _pages(parts), wait_committed=wait)
-            _log.info("put pages=%d seconds=%s", len(report.pages), report.seconds)
-            return _response(report)
+            self._rates.count(caller.scope)
+            with self._streams.held():
+                return await self._put(parts, context, caller)
         raise AssertionError("translated() aborts the call")  # pragma: no cover
+
+    async def _put(
+        self, parts: AsyncIterator[PutPart], context: Context, caller: Caller
+    ) -> pb.PutResponse:
+        header = await in_time(_header(parts), self._config.idle_s)
+        upload = Upload(
+            caller.scope,
+            spec_from_wire(header.spec),
+            header.token_ids,
+            tuple(header.pages),
+            tuple(header.page_keys),
+            header.first_page,
+            header.parent_key,
+            trace_of(context.invocation_metadata()),
+            header.page_inputs,
+            caller.tenant,
+            header.assembly,
+        )
+        if header.durability not in pb.Durability.values():
+            raise InvalidInput(f"durability {header.durability} is unknown")
+        wait = header.durability == pb.DURABILITY_COMMITTED
+        report = await self._ingress.put(upload, _pages(parts), wait_committed=wait)
+        _log.info("put pages=%d seconds=%s", len(report.pages), report.seconds)
+        return _response(report)
+
+
+async def _header(parts: AsyncIterator[PutPart]) -> pb.PutHeader:
+    header = await anext(parts, None)
+    if header is None:
+        raise StreamTruncated("the stream is empty: a Put begins with its header")
+    if not isinstance(header, pb.PutHeader):
+        raise InvalidInput("a Put begins with its header")
+    return header
 
 
 async def _pages(parts: AsyncIterator[PutPart]) -> AsyncIterator[memoryview | PageEnd]:

@@ -23,6 +23,7 @@ def add_lab_commands(commands: Any, full: frozenset[str]) -> None:
     training = commands.add_parser("train", help="learn a dictionary set for a model")
     training.set_defaults(command="train", extra="train")
     training.add_argument("--log-level", **LEVEL, default="warning")
+    training.add_argument("--json", action="store_true", help="print one JSON document")
     if "train" in full:
         with needs("train"):
             from lexico_lab.training.options import add_arguments
@@ -46,6 +47,7 @@ def add_lab_commands(commands: Any, full: frozenset[str]) -> None:
     evaluation = commands.add_parser("eval", help="report what codecs do to a model's predictions")
     evaluation.set_defaults(command="eval", extra="train")
     evaluation.add_argument("--log-level", **LEVEL, default="warning")
+    evaluation.add_argument("--json", action="store_true", help="print one JSON document")
     if "eval" in full:
         with needs("train"):
             from lexico_lab.evaluation.options import add_arguments as add_eval_arguments

@@ -22,20 +22,20 @@ def add_service_commands(commands: Any) -> None:
     """`serve`, `offload-server`, `reload-server`, `doctor`, `config` and `size`."""
     everything = commands.add_parser("serve", help="start everything on this machine")
     everything.set_defaults(command="serve", extra="service")
-    _service_options(everything)
+    _server_options(everything)
     _option(everything, "--offload-port", OFFLOAD_PORT, type=int, help="0 takes a free one")
     _option(everything, "--reload-port", RELOAD_PORT, type=int, help="0 takes a free one")
     _offload_options(everything)
 
     offload = commands.add_parser("offload-server", help="start ingress and encoders (Ray)")
     offload.set_defaults(command="offload-server", extra="service")
-    _service_options(offload)
+    _server_options(offload)
     _option(offload, "--port", OFFLOAD_PORT, type=int, help="0 takes a free one")
     _offload_options(offload)
 
     reload = commands.add_parser("reload-server", help="start reload and dictionaries (no Ray)")
     reload.set_defaults(command="reload-server", extra="reload")
-    _service_options(reload)
+    _server_options(reload)
     _option(reload, "--port", RELOAD_PORT, type=int, help="0 takes a free one")
     reload.add_argument("--parent", type=int, default=0, help=argparse.SUPPRESS)
 
@@ -65,6 +65,13 @@ def _option(parser: argparse.ArgumentParser, name: str, key: str, **kind: Any) -
 
 def _config_option(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--config", type=Path, metavar="FILE", help="settings in TOML")
+
+
+def _server_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--json", action="store_true", help="print the addresses as one line of JSON"
+    )
+    _service_options(parser)
 
 
 def _service_options(parser: argparse.ArgumentParser) -> None:

@@ -5,8 +5,11 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
+from typing import TextIO
 
 from lexico_proto.errors import ConfigurationError, LexicoError
 from lexico_proto.watched import look_again
@@ -39,13 +42,19 @@ FIRST_TRY_S = 2.0
 RETRY_S = 3.0
 
 
-def run_reload(settings: Settings, address_file: Path | None, parent: int = 0) -> int:
+def run_reload(
+    settings: Settings,
+    address_file: Path | None,
+    parent: int = 0,
+    to_programs: TextIO | None = None,
+) -> int:
     """Serves Reload and Dictionaries until a signal; exit code 0.
 
     Args:
         settings: its store is one that other processes reach.
         address_file: where to write the address, or None.
         parent: process to end with, or 0.
+        to_programs: where the address goes as JSON; None has it printed for people.
 
     Raises:
         ConfigurationError: a setting that cannot be used, or the store answers and refuses us. A
@@ -77,7 +86,8 @@ def run_reload(settings: Settings, address_file: Path | None, parent: int = 0) -
         if health.address is not None:
             stack.enter_context(pinged(url, health.store))
         store = stack.enter_context(open_store(url, settings.store))
-        asyncio.run(_serve_reload(store, listen, config, file, health, stopped, telemetry))
+        tell = partial(announce, to_programs=to_programs)
+        asyncio.run(_serve_reload(store, listen, config, file, health, stopped, telemetry, tell))
     return 0
 
 
@@ -89,6 +99,7 @@ async def _serve_reload(
     health: HealthPort,
     stopped: threading.Event,
     telemetry: Telemetry,
+    tell: Callable[[Mapping[str, str]], None],
 ) -> None:
     server = ReloadServer(store, listen, config)
     await server.start()
@@ -105,7 +116,7 @@ async def _serve_reload(
             if (metrics := await asyncio.to_thread(telemetry.address)) is not None:
                 addresses["reload-metrics"] = address(*metrics)
             address_file.write(addresses)
-            announce(addresses)
+            tell(addresses)
         while not stopped.is_set():  # a signal handler may only set an event
             if registering.done():
                 registering.result()

@@ -7,7 +7,6 @@ could tell which one was meant.
 from __future__ import annotations
 
 import difflib
-import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +15,7 @@ from typing import Any, Final
 from lexico_proto.errors import ConfigurationError
 from lexico_services.settings.schema import SETTINGS, STORE_VARIABLE, Setting
 from lexico_services.settings.values import NotAValue, from_environment, from_file
+from lexico_services.toml_text import read_toml
 
 MAX_FILE_BYTES: Final = 1 << 20
 DEFAULT: Final = "default"
@@ -70,11 +70,7 @@ def _of_file(path: Path) -> dict[str, Given]:
         raise ConfigurationError(f"{path}: cannot read ({error.strerror or error})") from error
     if len(data) > MAX_FILE_BYTES:
         raise ConfigurationError(f"{path}: over {MAX_FILE_BYTES} bytes, so no file of settings")
-    try:
-        document = tomllib.loads(data.decode())
-    except (ValueError, RecursionError) as error:  # of text, of TOML, of a number with 5000 digits
-        why = " ".join(str(error).split())
-        raise ConfigurationError(f"{path}: is no TOML: {why}") from error
+    document = read_toml(path, data)
     tables = sorted({setting.table for setting in SETTINGS.values()})
     found = {}
     for table, entries in document.items():

@@ -7,8 +7,13 @@ import math
 from pathlib import Path
 from typing import Any, Final
 
+from lexico_proto.limits import MAX_SECONDS
 from lexico_services.settings.schema import CHOICES, Setting
 from lexico_services.sizes import parse_size
+from lexico_services.toml_text import is_whole
+
+LEAST_S: Final = 0.001
+"""Of seconds that are not 0: servers and stores count milliseconds."""
 
 _WORDS: Final = {"true": True, "1": True, "false": False, "0": False}
 
@@ -31,11 +36,10 @@ def from_file(setting: Setting, value: object) -> Any:
     if kind in ("int", "float"):
         if isinstance(value, str) and setting.name.endswith("_bytes"):
             return _size(value)
-        whole = isinstance(value, int) and not isinstance(value, bool)
-        if kind == "int" and whole:
+        if kind == "int" and is_whole(value):
             return value
-        if kind == "float" and (whole or isinstance(value, float)):
-            return _finite(value)
+        if kind == "float" and (is_whole(value) or isinstance(value, float)):
+            return _number(setting, value)
         raise NotAValue(_needed(setting))
     if not isinstance(value, str):
         raise NotAValue("must be a text")
@@ -59,9 +63,10 @@ def from_environment(setting: Setting, text: str) -> Any:
         if size is not None:
             return size
         try:
-            return int(text) if kind == "int" else _finite(float(text))
+            value = int(text) if kind == "int" else float(text)
         except ValueError as error:
             raise NotAValue(_needed(setting)) from error
+        return from_file(setting, value)
     return _text(setting, text)
 
 
@@ -96,17 +101,20 @@ def _size(text: str) -> int:
     return size
 
 
-def _finite(value: Any) -> float:
-    try:
-        number = float(value)
-    except OverflowError as error:
-        raise NotAValue("must be a finite number") from error
+def _number(setting: Setting, value: Any) -> float:
+    number = float(value)
     if not math.isfinite(number):
         raise NotAValue("must be a finite number")
+    if setting.name.endswith("_s") and number and not LEAST_S <= abs(number) <= MAX_SECONDS:
+        raise NotAValue(f"must be 0, or {LEAST_S:g} to {MAX_SECONDS:.0f} seconds")
     return number
 
 
 def _needed(setting: Setting) -> str:
     if setting.name.endswith("_bytes"):
         return 'must be bytes, or a text such as "384 MiB"'
-    return "must be a whole number" if setting.kind.startswith("int") else "must be a number"
+    return (
+        "must be a whole number of 64 bits"
+        if setting.kind.startswith("int")
+        else "must be a number"
+    )

@@ -15,6 +15,7 @@ from lexico_store import PageStore, StoreUsage
 from lexico_store.deadline import within
 
 if TYPE_CHECKING:
+    from lexico_services.offload.partial_pages import PartialPages
     from lexico_services.quotas import FairTurns
 
 ASKED_EVERY_S: Final = 5.0
@@ -28,15 +29,18 @@ class Rooms(Protocol):
 
     budget: ByteBudget
     turns: FairTurns
+    partial: PartialPages
 
 
 def watch_ingress(metrics: Metrics, ingress: Rooms) -> None:
     """Bytes in flight, and pages that wait."""
-    budget, turns = ingress.budget, ingress.turns
+    budget, turns, partial = ingress.budget, ingress.turns, ingress.partial
     metrics.watch(m.INFLIGHT_BYTES, lambda: budget.used)
     metrics.watch(m.INFLIGHT_LIMIT, lambda: budget.limit)
     metrics.watch(m.PAGES_ENCODING, lambda: turns.running)
     metrics.watch(m.PAGES_WAITING, lambda: turns.waiting)
+    metrics.watch(m.SLICED_WAITING, lambda: partial.waiting)
+    metrics.watch(m.SLICED_BYTES, lambda: partial.held_bytes)
 
 
 def watch_reload(

@@ -12,11 +12,10 @@ from typing import Any, Final
 
 from lexico_client._weights_files import fingerprint_files
 from lexico_client.engines.vllm._config import ConnectorConfig
+from lexico_client.engines.vllm._ranks import check_one_ingress, heads_of_each
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
-from lexico_codec.presets import codec_named, spoken
-from lexico_codec.sets.choose import choose
-from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.presets import codec_named
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import ConfigurationError, LexicoError, Unsupported
 
@@ -24,10 +23,8 @@ _LOADED_AS_IT_IS: Final = ("auto", "hf", "safetensors", "runai_streamer", "fasts
 """Load formats that bring the tensors of the files."""
 
 
-def spec_of(
-    config: Any, caches: Any, settings: ConnectorConfig
-) -> tuple[CacheSpec, DictionarySet | None]:
-    """The spec, and the dictionary set where it is at hand.
+def spec_of(config: Any, caches: Any, settings: ConnectorConfig) -> CacheSpec:
+    """The spec of pages that are stored lossless: what they are coded with is decided later.
 
     Args:
         config: `VllmConfig`.
@@ -40,24 +37,15 @@ def spec_of(
     """
     check_engine(config)
     geometry = geometry_of(config.model_config.hf_config, config.model_config.dtype)
-    check_caches(caches, geometry)
-    try:
-        asked = codec_named(settings.codec, settings.codec_config)
-        given = settings.dictionary_given()
-        codec, dictionary = choose(asked, given, geometry, spoken(settings.codec))
-    except LexicoError as error:
-        raise ConfigurationError(f"kv_connector_extra_config: codec: {error.message}") from error
-    made = dictionary if isinstance(dictionary, DictionarySet) else None
-    digest = made.digest if made is not None else dictionary
-    spec = CacheSpec(
+    check_caches(caches, geometry, config.parallel_config)
+    check_one_ingress(config, settings.offload)
+    return CacheSpec(
         weights=settings.weights_digest() or _weights(config),
         geometry=geometry,
-        codec=codec,
-        dictionary=digest if isinstance(digest, bytes) else b"",
+        codec=codec_named("lossless"),
         page_tokens=settings.page_tokens,
         salt=settings.salt,
     )
-    return spec, made
 
 
 def check_engine(config: Any) -> None:
@@ -68,16 +56,11 @@ def check_engine(config: Any) -> None:
         ConfigurationError: a failure policy that would fail requests.
     """
     parallel, model = config.parallel_config, config.model_config
-    for name in (
-        "tensor_parallel_size",
-        "pipeline_parallel_size",
-        "decode_context_parallel_size",
-        "prefill_context_parallel_size",
-    ):
+    for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
         if getattr(parallel, name, 1) > 1:
             raise Unsupported(
-                f"{name}={getattr(parallel, name)}: ranks hold slices of pages, which are not put "
-                "together yet; run one rank, or leave the connector out"
+                f"{name}={getattr(parallel, name)}: ranks hold some of the tokens of a page, which "
+                "is not covered; split heads or layers, or leave the connector out"
             )
     if config.speculative_config is not None:
         raise Unsupported("speculative decoding is not covered: leave it or the connector out")
@@ -96,8 +79,8 @@ def check_engine(config: Any) -> None:
         )
 
 
-def check_caches(caches: Any, geometry: Geometry) -> None:
-    """Refuses caches other than one group of full attention with the model's heads.
+def check_caches(caches: Any, geometry: Geometry, parallel: Any) -> None:
+    """Refuses caches other than one group of full attention with the heads that a rank holds.
 
     Raises:
         Unsupported: in one line.
@@ -112,8 +95,11 @@ def check_caches(caches: Any, geometry: Geometry) -> None:
     spec, layers = groups[0].kv_cache_spec, groups[0].layer_names
     if getattr(spec, "sliding_window", None) or getattr(spec, "attention_chunk_size", None):
         raise Unsupported("layers with a sliding window or chunks are not covered")
+    # With a pipeline each rank has the layers of its stage, and the scheduler those of one rank.
+    held = geometry.layers if parallel.pipeline_parallel_size == 1 else len(layers)
+    heads = heads_of_each(geometry, parallel.tensor_parallel_size)
     found = (len(layers), spec.num_kv_heads, spec.head_size, str(spec.dtype).removeprefix("torch."))
-    wanted = (geometry.layers, geometry.kv_heads, geometry.head_dim, geometry.dtype)
+    wanted = (held, heads, geometry.head_dim, geometry.dtype)
     value_size = getattr(spec, "head_size_v", None) or spec.head_size
     if found != wanted or value_size != spec.head_size:
         raise Unsupported(

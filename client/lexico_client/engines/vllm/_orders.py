@@ -7,14 +7,17 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
+from lexico_codec.spec import CacheSpec
+
 
 @dataclass(frozen=True)
 class Sequence:
     """Tokens whose pages are meant, and where an engine keeps their keys and values."""
 
     request_id: str
-    salt: bytes
-    """Of the pages' namespace."""
+    spec: CacheSpec
+    """What the pages belong to, of the whole model: the scheduler's side alone knows what they are
+    coded with."""
     token_ids: npt.NDArray[np.uint32]
     """From position 0, full pages of them."""
     blocks: tuple[int, ...]
@@ -37,6 +40,8 @@ class StoreOrder(Sequence):
 
     first_page: int
     """Pages before it are stored."""
+    assembly: bytes = b""
+    """Of the slices that ranks send: all of one order are of one computation."""
 
 
 @dataclass

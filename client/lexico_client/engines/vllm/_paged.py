@@ -10,18 +10,19 @@ from torch import Tensor
 from lexico_client._load import PageView
 from lexico_client.engines.vllm._layout import Write, recognised
 from lexico_client.engines.vllm._orders import LoadOrder
+from lexico_client.engines.vllm._ranks import number_of
 from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import Unsupported
 
 
 class PagedCache:
-    """Keys and values of all layers of a model, in blocks."""
+    """Keys and values of the layers and heads that a rank holds of a model, in blocks."""
 
     def __init__(self, memory: CacheMemory, split: int = 1) -> None:
         """
         Args:
-            memory: of all layers and heads, with any block table.
+            memory: of these layers and heads, with any block table.
             split: blocks of the memory that one block of the engine's scheduler is.
         """
         self._memory = memory
@@ -38,7 +39,7 @@ class PagedCache:
 
         Args:
             layers: name, tensor and the engine's way to write into it, of each layer in order.
-            spec: what the pages belong to.
+            spec: what the pages belong to; of a rank, its slice of them.
             block_tokens: tokens of a block, as the engine's scheduler has it; kernels may have it
                 in smaller ones.
 
@@ -47,7 +48,7 @@ class PagedCache:
         """
         geometry, keys, values, layouts = spec.geometry, [], [], set[str]()
         if len(layers) != geometry.layers:
-            raise Unsupported(f"the engine has {len(layers)} layers, the model {geometry.layers}")
+            raise Unsupported(f"the engine has {len(layers)} layers, not {geometry.layers}")
         for name, tensor, write in layers:
             if tensor.dtype != geometry.torch_dtype:
                 raise Unsupported(f"{name}: a cache of {tensor.dtype}, not {geometry.dtype}")
@@ -58,7 +59,15 @@ class PagedCache:
             keys.append(views[0])
             values.append(views[1])
         nothing = torch.zeros(0, dtype=torch.int64, device=keys[0].device)
-        memory = CacheMemory.of(keys, values, 0, block_table=nothing)
+        shard = spec.shard
+        memory = CacheMemory.of(
+            keys,
+            values,
+            0,
+            block_table=nothing,
+            first_layer=shard.first_layer,
+            first_head=shard.first_head,
+        )
         split = block_tokens // memory.tables.block_tokens
         return cls(memory, split), "; ".join(sorted(layouts))
 
@@ -89,6 +98,15 @@ class PagedCache:
         table = torch.tensor(parts, dtype=torch.int64, device=self.device)
         return self._memory.at(count, table, first - skipped * size)
 
+    def beside(self, count: int) -> CacheMemory:
+        """Memory of its own for so many tokens, of the same layers and heads."""
+        layers, kinds, _, heads, dim = self._memory.shape
+        tensor = torch.empty(
+            (layers, kinds, count, heads, dim), dtype=self._memory.dtype, device=self.device
+        )
+        first_layer, first_head = self._memory.first_layer, self._memory.first_head
+        return CacheMemory.over(tensor, first_layer=first_layer, first_head=first_head)
+
     def copied(self, blocks: Sequence[int], first: int, count: int) -> Tensor:
         """A copy of some tokens, `[layers, 2, count, kv_heads, head_dim]`, on the device, in the
         order of the current stream. Arguments and errors as of `tokens`."""
@@ -108,7 +126,7 @@ class PageTarget:
         self._spec = spec
         self._order = order
         self._memories: dict[int, CacheMemory] = {}
-        self._edges: dict[int, Tensor] = {}
+        self._edges: dict[int, CacheMemory] = {}
 
     @property
     def pages(self) -> range:
@@ -134,7 +152,7 @@ class PageTarget:
             count = min(order.stop, (page + 1) * size) - first
             memory = self._cache.tokens(order.blocks, first, count)
             with torch.inference_mode(memory.is_inference()):
-                memory.write(edge.narrow(2, first - page * size, count))
+                memory.write(edge.read().narrow(2, first - page * size, count))
         if self._edges and self._cache.device.type == "cuda":
             torch.cuda.current_stream(self._cache.device).synchronize()
 
@@ -153,7 +171,7 @@ class PageTarget:
             else set()
         )
 
-    def _view(self, page: int, group: int) -> Tensor | CacheMemory:
+    def _view(self, page: int, group: int) -> CacheMemory:
         size, layers, order = self._spec.page_tokens, self._spec.group_range(group), self._order
         first = page * size
         if order.start <= first and first + size <= order.stop:
@@ -161,27 +179,27 @@ class PageTarget:
                 self._memories[page] = self._cache.tokens(order.blocks, first, size)
             return self._memories[page].within(layers)
         if page not in self._edges:
-            g = self._spec.geometry
-            shape = (g.layers, 2, size, g.kv_heads, g.head_dim)
-            self._edges[page] = torch.empty(shape, dtype=g.torch_dtype, device=self._cache.device)
-        return self._edges[page][layers.start : layers.stop]
+            self._edges[page] = self._cache.beside(size)
+        return self._edges[page].within(layers)
 
 
-def in_order(layers: Mapping[str, Tensor]) -> list[tuple[str, Tensor]]:
-    """Layers by their number, which is the one number in a name such as
-    `model.layers.3.self_attn.attn`.
+def in_order(layers: Mapping[str, Tensor], first: int = 0) -> list[tuple[str, Tensor]]:
+    """Layers by their number.
+
+    Args:
+        layers: name, see `number_of`, → tensor.
+        first: number of the first one.
 
     Raises:
-        Unsupported: names that do not number the layers from 0 on.
+        Unsupported: names that do not number the layers from there on.
     """
     numbered: dict[int, tuple[str, Tensor]] = {}
     for name, tensor in layers.items():
-        numbers = [int(part) for part in name.split(".") if part.isdigit()]
-        if len(numbers) != 1 or numbers[0] in numbered:
+        number = number_of(name)
+        if number in numbered:
             raise Unsupported(f"layer {name}: its name does not say which one it is")
-        numbered[numbers[0]] = (name, tensor)
-    if sorted(numbered) != list(range(len(numbered))):
-        raise Unsupported(
-            f"caches of layers {sorted(numbered)}: those of one rank that holds all are needed"
-        )
-    return [numbered[number] for number in range(len(numbered))]
+        numbered[number] = (name, tensor)
+    wanted = list(range(first, first + len(numbered)))
+    if sorted(numbered) != wanted:
+        raise Unsupported(f"caches of layers {sorted(numbered)}, not {wanted}")
+    return [numbered[number] for number in wanted]

@@ -9,21 +9,22 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from lexico_client._results import Match
 from lexico_client.engines._counts import Counts
+from lexico_client.engines.vllm._coded import Found
 from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
+from lexico_codec.codecs.codec import Codec
 from lexico_codec.spec import CacheSpec, salt_bytes
 from lexico_proto.errors import LexicoError
 from lexico_proto.limits import DIGEST_BYTES
 
-_RESET_BYTES: Final = 16
+_RANDOM_BYTES: Final = 16
 
 
 class Answer(Protocol):
@@ -33,7 +34,7 @@ class Answer(Protocol):
     def finished(self) -> bool:
         """Whether there is a result."""
 
-    def result(self) -> Match:
+    def result(self) -> Found:
         """Of a finished one.
 
         Raises:
@@ -41,8 +42,15 @@ class Answer(Protocol):
         """
 
 
-Matching = Callable[[CacheSpec, "npt.NDArray[np.uint32]"], Answer]
-"""Begins a match on another thread, and returns at once."""
+class Finding(Protocol):
+    """Asks the service; `Finder` is one."""
+
+    @property
+    def codec(self) -> Codec:
+        """What new pages are coded with now."""
+
+    def begin(self, base: CacheSpec, token_ids: npt.NDArray[np.uint32]) -> Answer:
+        """Begins to ask on another thread, and returns at once."""
 
 
 class Step(Protocol):
@@ -58,7 +66,8 @@ class Step(Protocol):
 class _Prompt:
     """A request as far as it is known here."""
 
-    salt: bytes
+    base: CacheSpec
+    """What its pages belong to without a set."""
     token_ids: npt.NDArray[np.uint32]
     """All of them, when it was last asked about."""
     prompt_pages: int
@@ -69,8 +78,8 @@ class _Prompt:
     """Whether its answer was looked at."""
     used: bool = False
     """Whether the engine went on with it: a later question, after a preemption, is another one."""
-    stored: int | None = None
-    """Leading pages that the service is known to have; None where it did not say, or not yet."""
+    found: Found | None = None
+    """What the service is known to have; None where it did not say, or not yet."""
     promised: int = 0
     """Token behind the last one that was promised."""
     counted: bool = False
@@ -88,7 +97,7 @@ class SchedulerSide:
     def __init__(
         self,
         spec: CacheSpec,
-        matching: Matching,
+        finding: Finding,
         counts: Counts,
         *,
         block_tokens: int,
@@ -99,8 +108,8 @@ class SchedulerSide:
     ) -> None:
         """
         Args:
-            spec: what pages belong to, but for the cache salts of requests.
-            matching: asks the service.
+            spec: what pages belong to without a set, but for the cache salts of requests.
+            finding: asks the service.
             counts: of this side.
             block_tokens: the engine's block size; promises end with a block.
             recent_tokens: as `CacheSpec.reloadable_tokens` has it.
@@ -108,7 +117,7 @@ class SchedulerSide:
             loads, stores: whether this engine does.
         """
         self._spec = spec
-        self._matching = matching
+        self._finding = finding
         self._counts = counts
         self._block = block_tokens
         self._recent = recent_tokens
@@ -156,10 +165,11 @@ class SchedulerSide:
         prompt.blocks = list(blocks)
         if not external:
             return
+        found = prompt.found or Found.nothing(prompt.base)
         size, stop = self._spec.page_tokens, prompt.promised
         ids = prompt.token_ids[: -(-stop // size) * size]
         self._orders.loads.append(
-            LoadOrder(request.request_id, prompt.salt, ids, tuple(blocks), stop - external, stop)
+            LoadOrder(request.request_id, found.source, ids, tuple(blocks), stop - external, stop)
         )
 
     def orders(self, step: Step) -> Orders:
@@ -191,9 +201,10 @@ class SchedulerSide:
             places = [place for place, block in enumerate(prompt.blocks) if block in bad]
             if places:
                 prompt.failed = True
-                if prompt.stored is not None:
+                found = prompt.found
+                if found is not None and found.source is found.spec:
                     whole = places[0] * self._block // self._spec.page_tokens
-                    prompt.stored = min(prompt.stored, whole)
+                    prompt.found = found._replace(pages=min(found.pages, whole))
 
     def finished(self, request_id: str) -> None:
         """A request is over, however it ended. A load of its that is under way goes on."""
@@ -203,7 +214,7 @@ class SchedulerSide:
     def reset(self) -> None:
         """Finds nothing any more that was stored before: what an engine asks for whose weights were
         changed. From now on pages have a salt that nobody else has."""
-        self._reset = secrets.token_bytes(_RESET_BYTES)
+        self._reset = secrets.token_bytes(_RANDOM_BYTES)
         self._specs.clear()
         self._prompts.clear()
 
@@ -221,7 +232,7 @@ class SchedulerSide:
                 return None
             ids = _ids(request)
             salt = _salt(self._spec.salt, request.cache_salt, self._reset)
-            prompt = _Prompt(salt, ids, len(ids) // self._spec.page_tokens)
+            prompt = _Prompt(self._base(salt), ids, len(ids) // self._spec.page_tokens)
             self._prompts[name] = prompt
         elif (len(prompt.token_ids) == request.num_tokens and not prompt.used) or prompt.failed:
             return prompt
@@ -233,16 +244,16 @@ class SchedulerSide:
 
     def _ask(self, prompt: _Prompt) -> None:
         """Begins a match."""
-        prompt.answer = prompt.stored = None
+        prompt.answer = prompt.found = None
         if len(prompt.token_ids) < self._spec.page_tokens:
-            prompt.stored = 0
+            prompt.found = Found.nothing(prompt.base)
             return
         try:
-            prompt.answer = self._matching(self._spec_of(prompt.salt), prompt.token_ids)
+            prompt.answer = self._finding.begin(prompt.base, prompt.token_ids)
         except LexicoError as error:  # there is no loop any more
             self._counts.warn("match", error)
 
-    def _spec_of(self, salt: bytes) -> CacheSpec:
+    def _base(self, salt: bytes) -> CacheSpec:
         if salt == self._spec.salt:
             return self._spec
         if len(self._specs) > 1024:  # as many callers as there are salts
@@ -254,15 +265,14 @@ class SchedulerSide:
     def _learn(self, prompt: _Prompt, answer: Answer) -> None:
         prompt.learnt = True
         try:
-            prompt.stored = answer.result().pages
+            prompt.found = answer.result()
         except LexicoError as error:
-            prompt.stored = None
             self._counts.warn("match", error)
 
     def _promise(self, prompt: _Prompt, computed: int) -> int:
-        tokens, size = len(prompt.token_ids), self._spec.page_tokens
-        usable = self._spec.reloadable_tokens(tokens, self._recent)
-        there = min(usable, (prompt.stored or 0) * size) // self._block * self._block
+        tokens, found = len(prompt.token_ids), prompt.found or Found.nothing(prompt.base)
+        usable = found.source.reloadable_tokens(tokens, self._recent)
+        there = min(usable, found.there * self._spec.page_tokens) // self._block * self._block
         external = there - computed
         promised = self._loads and not prompt.failed and external >= self._least
         prompt.promised = there if promised else 0
@@ -278,7 +288,7 @@ class SchedulerSide:
             outcome = "hit"
         elif prompt.failed:
             outcome = "unusable"
-        elif prompt.stored is None:
+        elif prompt.found is None:
             outcome = "failed"
         else:
             outcome = "local" if found else "miss"
@@ -289,17 +299,23 @@ class SchedulerSide:
         if prompt.offered or computed + step.num_scheduled_tokens[name] < pages * size:
             return
         prompt.offered = True
+        found = prompt.found
         # Of a service that did not answer nothing is known, and a copy would be made in vain.
-        if not self._stores or prompt.stored is None or prompt.stored >= pages:
+        if not self._stores or found is None or found.pages >= pages:
+            return
+        # A set came since it was asked about. Some of its blocks may be of a lossy load by now: as
+        # lossless pages they would be wrong.
+        if found.spec.codec != self._finding.codec:
             return
         needed = -(-pages * size // self._block)
         self._orders.stores.append(
             StoreOrder(
                 name,
-                prompt.salt,
+                found.spec,
                 prompt.token_ids[: pages * size],
                 tuple(prompt.blocks[:needed]),
-                prompt.stored,
+                found.pages,
+                secrets.token_bytes(_RANDOM_BYTES),
             )
         )
 

@@ -21,6 +21,7 @@ from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
 from lexico_client.engines.vllm._paged import PagedCache, PageTarget
+from lexico_client.engines.vllm._ranks import Rank
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
@@ -49,7 +50,7 @@ class _Staged:
 
 
 class WorkerSide:
-    """Loads and stores for one worker that holds all layers and heads."""
+    """Loads and stores for one worker: what its rank holds of each page."""
 
     def __init__(
         self,
@@ -58,6 +59,7 @@ class WorkerSide:
         counts: Counts,
         dictionary: DictionarySet | None = None,
         *,
+        rank: Rank | None = None,
         load_seconds: float,
         offload_seconds: float,
         drain_seconds: float,
@@ -67,11 +69,12 @@ class WorkerSide:
     ) -> None:
         """
         Args:
-            spec: what pages belong to, but for salts.
+            spec: what pages belong to, but for what an order says of codec, set and salt.
             service: for this side alone.
             counts: of this side.
-            dictionary: the spec's set, where it is at hand: it is kept, and registered with the
-                service when that lacks it.
+            dictionary: the set that was given or is built in: it is kept, and registered with the
+                service when that lacks it. Any other is fetched by its digest.
+            rank: what this worker holds of the model; None for all of it.
             load_seconds: from the order of a load to its end, waiting included.
             offload_seconds, drain_seconds, staging_bytes, concurrent_loads, concurrent_stores: as
                 `ConnectorConfig` has them.
@@ -79,8 +82,10 @@ class WorkerSide:
         self._spec = spec
         self._service = service
         self._counts = counts
+        self._rank = rank
+        self._page_bytes = (spec if rank is None else rank.of(spec)).page_bytes
         self._dictionary = dictionary
-        self._kept = False
+        self._kept = self._registered = False
         self._load_s = load_seconds
         self._offload_s = offload_seconds
         self._drain_s = drain_seconds
@@ -110,6 +115,8 @@ class WorkerSide:
     def stage(self, orders: Orders) -> None:
         """Copies pages that are to be stored; called once the step is computed, or is certain to be
         before what is started on its device now."""
+        if self._rank is not None and not self._rank.sends:
+            return
         for order in orders.stores:
             staged = self._copied(order)
             if staged is None:
@@ -149,7 +156,7 @@ class WorkerSide:
 
     async def _load(self, order: LoadOrder, reached: Callable[[], bool]) -> None:
         """Whatever happens, `_end` is told: a request waits for that."""
-        target = PageTarget(self._memory, self._spec, order)
+        target = PageTarget(self._memory, order.spec, order)
         pages, lost, wanted = 0, target.lost(0), order.stop - order.start
         try:
             loaded = await self._loaded(order, target, reached)
@@ -186,7 +193,7 @@ class WorkerSide:
             left = max(end - loop.time(), 0.001)
             await self._keep_dictionary()
             loaded = await self._service.client.load(
-                self._salted(order.salt), order.token_ids, target, pages=target.pages, timeout=left
+                order.spec, order.token_ids, target, pages=target.pages, timeout=left
             )
         finally:
             self._loading.release()
@@ -204,9 +211,9 @@ class WorkerSide:
         size = self._spec.page_tokens
         pages = len(order.token_ids) // size
         with self._lock:
-            room = max(0, self._most - self._staged) // self._spec.page_bytes
+            room = max(0, self._most - self._staged) // self._page_bytes
             fitting = min(pages - order.first_page, room)
-            self._staged += fitting * self._spec.page_bytes
+            self._staged += fitting * self._page_bytes
             self._stores += bool(fitting)
         dropped = pages - order.first_page - fitting
         if dropped:
@@ -243,20 +250,28 @@ class WorkerSide:
 
     async def _offloaded(self, staged: _Staged) -> PutReport:
         order, client = staged.order, self._service.client
+        spec = order.spec if self._rank is None else self._rank.of(order.spec)
+        ours = self._dictionary is not None and self._dictionary.digest == spec.dictionary
+        if self._dictionary is not None and ours and not (spec.is_whole or self._registered):
+            # Ahead: the rank that completes a page is told that the set lacks, and then the slices
+            # of the others are gone.
+            await client.register_dictionary(self._dictionary)
+            self._registered = True
 
         async def send() -> PutReport:
             return await client.offload(
-                self._salted(order.salt),
+                spec,
                 order.token_ids,
-                self._source(staged),
+                self._source(staged, spec),
                 pages=staged.pages,
+                assembly=order.assembly,
                 timeout=self._offload_s,
             )
 
         try:
             return await send()
         except UnknownDictionary:
-            if self._dictionary is None:
+            if self._dictionary is None or self._dictionary.digest != spec.dictionary:
                 raise
         await client.register_dictionary(self._dictionary)
         return await send()
@@ -267,13 +282,13 @@ class WorkerSide:
             await self._service.client.keep_dictionary(self._dictionary)
             self._kept = True
 
-    def _source(self, staged: _Staged) -> Callable[[int, int], Tensor]:
-        size, first = self._spec.page_tokens, staged.order.first_page
+    def _source(self, staged: _Staged, spec: CacheSpec) -> Callable[[int, int], Tensor]:
+        size, first = spec.page_tokens, staged.order.first_page
 
         def source(page: int, group: int) -> Tensor:
             if page < first:
                 raise Unavailable(f"page {page} was stored, and left the store meanwhile")
-            layers = self._spec.group_range(group)
+            layers = spec.group_range(group)
             part = staged.copies[layers.start : layers.stop]
             return part.narrow(2, (page - first) * size, size)
 
@@ -285,12 +300,9 @@ class WorkerSide:
             self._counts.pages("failed", pages)
             self._counts.warn("store", error)
         with self._lock:
-            self._staged -= pages * self._spec.page_bytes
+            self._staged -= pages * self._page_bytes
             self._stores -= 1
         self._counts.staged(self._staged)
-
-    def _salted(self, salt: bytes) -> CacheSpec:
-        return self._spec if salt == self._spec.salt else replace(self._spec, salt=salt)
 
     async def _drained(self) -> None:
         loop = asyncio.get_running_loop()

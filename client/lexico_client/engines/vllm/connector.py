@@ -19,12 +19,14 @@ from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
+from lexico_client.engines.vllm._coded import Finder, coding_of, set_at_hand
 from lexico_client.engines.vllm._config import ConnectorConfig
 from lexico_client.engines.vllm._layout import Write
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._model import spec_of
 from lexico_client.engines.vllm._orders import Orders
 from lexico_client.engines.vllm._paged import PagedCache, in_order
+from lexico_client.engines.vllm._ranks import Rank, rank_of
 from lexico_client.engines.vllm._scheduler import SchedulerSide
 from lexico_client.engines.vllm._supported import check_interface, check_version
 from lexico_client.engines.vllm._worker import WorkerSide
@@ -69,18 +71,20 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         super().__init__(vllm_config=vllm_config, role=role, kv_cache_config=kv_cache_config)
         transfer = vllm_config.kv_transfer_config
         settings = ConnectorConfig.of(transfer.kv_connector_extra_config)
-        spec, dictionary = spec_of(vllm_config, kv_cache_config, settings)
+        spec = spec_of(vllm_config, kv_cache_config, settings)
         self._block_tokens = kv_cache_config.kv_cache_groups[0].kv_cache_spec.block_size
         self._spec = spec
+        self._rank = Rank(range(spec.geometry.layers), range(spec.geometry.kv_heads))
         self._metrics = PROCESS
         self._service = Service(settings.client(), "vllm", LOG)
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         counts = self._counts = Counts(LOG, self._metrics)
         if role == KVConnectorRole.SCHEDULER:
+            coding = coding_of(self._service, settings, spec, vllm_config.model_config.model)
             self._scheduler = SchedulerSide(
                 spec,
-                self._service.matching,
+                Finder(self._service, coding, settings.recent_tokens, settings.match_seconds),
                 counts,
                 block_tokens=self._block_tokens,
                 recent_tokens=settings.recent_tokens,
@@ -90,18 +94,20 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
             )
             LOG.info(
                 "shares prompt caches: namespace=%s codec=%s page_tokens=%d reload=%s offload=%s",
-                spec.namespace.hex(),
-                settings.codec,
+                coding.spec(spec).namespace.hex(),
+                coding.codec.name if coding.waiting else settings.codec,
                 spec.page_tokens,
                 settings.reload,
                 settings.offload or "nowhere",
             )
         else:
+            self._rank = rank_of(vllm_config, kv_cache_config, spec.geometry)
             self._worker = WorkerSide(
                 spec,
                 self._service,
                 counts,
-                dictionary,
+                set_at_hand(settings, spec),
+                rank=self._rank,
                 load_seconds=settings.load_seconds,
                 offload_seconds=settings.offload_seconds,
                 drain_seconds=settings.drain_seconds,
@@ -159,16 +165,23 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         layers = get_layers_from_vllm_config(self._vllm_config, AttentionLayerBase, kv_caches)
+        rank = self._rank
         cache, layout = PagedCache.over(
             [
                 (name, tensor, _writing(layers, name, tensor))
-                for name, tensor in in_order(kv_caches)
+                for name, tensor in in_order(kv_caches, rank.layers.start)
             ],
-            self._spec,
+            rank.of(self._spec),
             self._block_tokens,
         )
         self._of_worker.register(cache)
-        LOG.info("cache recognised: device=%s layout=%s", cache.device, layout)
+        LOG.info(
+            "cache recognised: device=%s layout=%s layers=%d..%d kv_heads=%d..%d",
+            cache.device,
+            layout,
+            *(rank.layers.start, rank.layers.stop - 1),
+            *(rank.heads.start, rank.heads.stop - 1),
+        )
 
     def start_load_kv(self, forward_context: ForwardContext, **kwargs: Any) -> None:
         self._of_worker.begin(self._orders)

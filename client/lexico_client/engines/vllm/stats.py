@@ -14,6 +14,7 @@ from vllm.distributed.kv_transfer.kv_connector.v1.metrics import (
 from lexico_proto.metrics import (
     CLIENT_BYTES,
     CLIENT_MISSES,
+    CLIENT_SETS_REFUSED,
     ENGINE_PAGES,
     ENGINE_REQUESTS,
     ENGINE_STAGED,
@@ -22,7 +23,14 @@ from lexico_proto.metrics import (
     Metrics,
 )
 
-SHOWN: Final = (ENGINE_REQUESTS, ENGINE_TOKENS, ENGINE_PAGES, CLIENT_BYTES, CLIENT_MISSES)
+SHOWN: Final = (
+    ENGINE_REQUESTS,
+    ENGINE_TOKENS,
+    ENGINE_PAGES,
+    CLIENT_BYTES,
+    CLIENT_MISSES,
+    CLIENT_SETS_REFUSED,
+)
 """Families of counters; there is one gauge beside, `ENGINE_STAGED`."""
 _BETWEEN: Final = " "
 

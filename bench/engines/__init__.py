@@ -1,0 +1,1 @@
+"""What sharing costs and saves in the engines that people run."""

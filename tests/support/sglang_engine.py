@@ -1,0 +1,231 @@
+"""SGLang engines for tests: the process that makes them, and one engine of it."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import socket
+import subprocess
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import pytest
+
+ROOT: Final = Path(__file__).parents[2]
+PYTHON: Final = os.environ.get("LEXICO_TEST_SGLANG", "")
+"""The Python that has SGLang."""
+MODULE: Final = "lexico_client.engines.sglang"
+PAGE_TOKENS: Final = 64
+
+_ENVIRONMENT: Final = {
+    "SGLANG_USE_CPU_ENGINE": "1",
+    "HF_HUB_OFFLINE": "1",
+    "OMP_NUM_THREADS": "1",
+    "OMP_WAIT_POLICY": "passive",
+    "TOKENIZERS_PARALLELISM": "false",
+    "PYTHONUNBUFFERED": "1",
+}
+_PATH: Final = (
+    ROOT / "tests" / "support" / "sglang_cpu",
+    ROOT,
+    ROOT / "proto",
+    ROOT / "client",
+)
+
+
+@dataclass
+class Generated:
+    """What came of some prompts."""
+
+    tokens: list[list[int]]
+    reasons: list[str]
+    cached: list[int]
+    """Tokens that SGLang found in a cache, its own or ours."""
+    details: list[dict[str, int]]
+    """The same by where they were: `device`, `host`, `storage`."""
+
+
+class Engine:
+    """A running engine."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+
+    def generate(self, *token_ids: Sequence[int], max_tokens: int = 8, **more: Any) -> Generated:
+        """Greedy tokens of prompts that come at once; `more` are fields of each request."""
+        self.begin(*token_ids, max_tokens=max_tokens, **more)
+        return self.result()
+
+    def begin(self, *token_ids: Sequence[int], max_tokens: int = 8, **more: Any) -> None:
+        """As `generate`, whose result is to be fetched by `result`."""
+        ids = [list(map(int, each)) for each in token_ids]
+        self._nursery.tell(
+            {"do": "generate", "token_ids": ids, "max_tokens": max_tokens, "more": more}
+        )
+
+    def result(self) -> Generated:
+        return Generated(**self._nursery.answer())
+
+    def shown(self) -> dict[str, float]:
+        """What SGLang's server would show of our families: name and label values → number."""
+        shown: dict[str, float] = self._nursery.ask({"do": "shown"})
+        return shown
+
+    def flush(self) -> None:
+        """Empties SGLang's own caches, on device and host."""
+        assert self._nursery.ask({"do": "flush"})["flushed"]
+
+
+class Nursery:
+    """The process that has imported SGLang."""
+
+    def __init__(self, log: Path, model: Path) -> None:
+        self._model = model
+        self._log = log
+        metrics = log.with_suffix(".metrics")
+        metrics.mkdir()
+        environment = {
+            **os.environ,
+            **_ENVIRONMENT,
+            "PYTHONPATH": ":".join(map(str, _PATH)),
+            "PROMETHEUS_MULTIPROC_DIR": str(metrics),
+        }
+        with log.open("wb") as written:
+            self._process = subprocess.Popen(
+                [PYTHON, "-m", "tests.support.sglang_nursery"],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=written,
+                env=environment,
+                cwd=log.parent,
+            )
+        self.answer()
+
+    @contextlib.contextmanager
+    def engine(self, extra: dict[str, Any] | None = None, **options: Any) -> Iterator[Engine]:
+        """An engine, for the block. Float32 on the CPU, one step at a time.
+
+        Args:
+            extra: the extra config of ours; None for an engine without a storage backend.
+            options: of `sglang.Engine`.
+        """
+        fields: dict[str, Any] = {
+            "model_path": str(self._model),
+            "device": "cpu",
+            "dtype": "float32",
+            "attention_backend": "torch_native",
+            "sampling_backend": "pytorch",
+            "grammar_backend": "none",
+            "disable_cuda_graph": True,
+            "disable_overlap_schedule": True,
+            "skip_server_warmup": True,
+            "enable_cache_report": True,
+            "enable_metrics": True,
+            "max_total_tokens": 4096,
+            "max_running_requests": 4,
+            "mem_fraction_static": 0.8,
+            "context_length": 2048,
+            "page_size": PAGE_TOKENS,
+            "random_seed": 0,
+            "log_level": "info",
+            "sleep_on_idle": True,
+            "host": "127.0.0.1",
+            "port": _free_port(),
+        }
+        if extra is not None:
+            config = {
+                "backend_name": "lexico",
+                "module_path": MODULE,
+                "class_name": "LexicoStorage",
+                "interface_v1": 1,
+                **extra,
+            }
+            fields |= {
+                "enable_hierarchical_cache": True,
+                "hicache_ratio": 2.0,
+                "hicache_io_backend": "direct",
+                "hicache_mem_layout": "page_first_direct",
+                "hicache_write_policy": "write_through",
+                "hicache_storage_backend": "dynamic",
+                "hicache_storage_prefetch_policy": "wait_complete",
+                "hicache_storage_backend_extra_config": json.dumps(config),
+            }
+        self.ask({"do": "start", "options": {**fields, **options}})
+        try:
+            yield Engine(self)
+        except EngineFailed:
+            raise
+        except BaseException:
+            self._end()
+            raise
+        self._end()
+
+    def refusal(self, extra: dict[str, Any], **options: Any) -> str:
+        """What is said where an engine does not start."""
+        before = len(self.said())
+        try:
+            with self.engine(extra, **options):
+                pytest.fail("the engine started")
+        except EngineFailed:
+            return self.said()[before:]
+
+    def ask(self, line: dict[str, Any]) -> dict[str, Any]:
+        """The answer to a line."""
+        self.tell(line)
+        return self.answer()
+
+    def tell(self, line: dict[str, Any]) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.write(json.dumps(line).encode() + b"\n")
+        self._process.stdin.flush()
+
+    def answer(self) -> dict[str, Any]:
+        """The next answer."""
+        found = self._answer()
+        if "ended" in found:
+            raise EngineFailed("it ended without a word")
+        if "error" in found:
+            self._ended()
+            raise EngineFailed(f"{found['kind']}: {found['error']}")
+        return found
+
+    def said(self) -> str:
+        """Its log."""
+        return self._log.read_text(errors="replace")
+
+    def close(self) -> None:
+        assert self._process.stdin is not None
+        self._process.stdin.close()
+        self._process.wait()
+        if self._process.stdout is not None:
+            self._process.stdout.close()
+
+    def _end(self) -> None:
+        self.tell({"do": "end"})
+        self._ended()
+
+    def _ended(self) -> None:
+        while "ended" not in self._answer():
+            pass
+
+    def _answer(self) -> dict[str, Any]:
+        assert self._process.stdout is not None
+        line = self._process.stdout.readline()
+        if not line:
+            pytest.fail(f"SGLang's process ended: {self.said()[-4000:]}")
+        found: dict[str, Any] = json.loads(line)
+        return found
+
+
+class EngineFailed(Exception):
+    """An engine ended with an error."""
+
+
+def _free_port() -> int:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        port: int = bound.getsockname()[1]
+        return port
