@@ -10,13 +10,12 @@ from typing import Any, Final
 from k8s.checks.pods import pods
 from k8s.checks.rendering import Problem, Rendering
 from lexico_client.engines._settings import EngineSettings
+from lexico_client.engines.sglang._config import StorageConfig
 from lexico_client.engines.vllm._config import ConnectorConfig
 from lexico_proto.errors import LexicoError
 
 VLLM: Final = "--kv-transfer-config"
 SGLANG: Final = "--hicache-storage-backend-extra-config"
-SGLANGS: Final = frozenset({"backend_name", "module_path", "class_name", "interface_v1"})
-"""Keys of that mapping that SGLang reads itself."""
 
 
 def check(rendering: Rendering) -> list[Problem]:
@@ -35,7 +34,7 @@ def check(rendering: Rendering) -> list[Problem]:
 def _of_engine(rendering: Rendering, option: str, text: str) -> Iterator[str]:
     try:
         given = json.loads(text)
-        settings = _vllm(given) if option == VLLM else _sglang(given)
+        settings = _vllm(given) if option == VLLM else StorageConfig.of(given)
     except (ValueError, KeyError) as error:
         yield f"is not to be read: {error!r}"
         return
@@ -49,10 +48,6 @@ def _of_engine(rendering: Rendering, option: str, text: str) -> Iterator[str]:
 
 def _vllm(given: Mapping[str, Any]) -> EngineSettings:
     return ConnectorConfig.of(given["kv_connector_extra_config"])
-
-
-def _sglang(given: Mapping[str, Any]) -> EngineSettings:
-    return EngineSettings.of({key: value for key, value in given.items() if key not in SGLANGS})
 
 
 def _leads_somewhere(rendering: Rendering, address: str) -> bool:

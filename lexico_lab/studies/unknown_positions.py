@@ -44,7 +44,7 @@ from lexico_lab.training.stored_keys import moved
 
 SPLIT: Final = Split(prefix=544, recent_tokens=32, continuation=128, turns=0)
 FAR: Final = 5000
-KLS: Final = (0.01, 0.02, 0.035)
+KLS: Final = (0.02, 0.035, 0.05)
 CODEC: Final = "lexico-residual"
 USUAL: Final = "usual"
 _BUDGET: Final = ("corpus", "tokens", "joint", "atoms", "vectors", "calibrated")

@@ -33,7 +33,7 @@ def plain(start: Start, service: EngineService, prompts: list[list[int]]) -> lis
         server.stored(sent=3 * CHUNKS)
         service.offload.refuse()
         service.reload.refuse()
-        forget(server, engine)
+        forget(server)
         found.append(engine.generate(prompts[3]))
         server.settle()
         service.reload.accept()
@@ -51,8 +51,8 @@ def running(start: Start, service: EngineService, plain: list[list[int]]) -> Ite
 
 @pytest.fixture
 def fresh(running: Running) -> Running:
-    """With nothing in the memory of either."""
-    forget(*running)
+    """With nothing in the memory of the server."""
+    forget(running[0])
     return running
 
 
@@ -95,7 +95,7 @@ def test_a_prompt_that_begins_alike_loads_its_beginning(
     found = engine.generate(prompts[3])
     assert (found.tokens[0], found.cached[0]) == (plain[3], 4 * CHUNK_TOKENS)
     server.stored(sent=CHUNKS - 4)
-    forget(server, engine)
+    forget(server)
     again = engine.generate(prompts[3])  # its own chunks were stored
     assert (again.tokens[0], again.cached[0]) == (plain[3], LOADED)
 
@@ -138,7 +138,7 @@ def test_a_service_that_is_gone_costs_nothing_but_the_hit(
     assert warned
 
     def hit() -> bool:
-        forget(server, engine)
+        forget(server)
         return engine.generate(prompts[2], max_tokens=1).cached == [LOADED]
 
     wait_until(hit, "a hit", every_s=1.0)

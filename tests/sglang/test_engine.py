@@ -178,10 +178,3 @@ def test_a_damaged_page_is_computed(
     assert (found.tokens[0], found.reasons) == (plain[0], ["length"])
     assert found.details[0].get("storage", 0) == 4 * PAGE_TOKENS
     hits_again(engine, prompts.apart[0])
-
-
-def test_what_cannot_be_used_is_said_in_one_line_at_start(
-    nursery: Nursery, service: EngineService
-) -> None:
-    said = nursery.refusal({**service.settings, "codek": "near"})
-    assert "hicache_storage_backend_extra_config: codek: unknown" in said

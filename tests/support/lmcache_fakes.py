@@ -10,6 +10,7 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lexico_codec.tensors import bytes_of
 from tests.support.vllm_caches import cpu
 
 LAYERS, HEADS, HEAD_DIM = 2, 2, 8
@@ -102,7 +103,7 @@ class Memory:
     @property
     def byte_array(self) -> memoryview:
         assert self.tensor is not None
-        return memoryview(self.tensor.view(torch.uint8).numpy().reshape(-1))
+        return bytes_of(self.tensor.reshape(-1))
 
     def get_shapes(self) -> list[torch.Size]:
         return self.shapes

@@ -163,15 +163,6 @@ class Nursery:
             raise
         self._end()
 
-    def refusal(self, extra: dict[str, Any], **options: Any) -> str:
-        """What is said where an engine does not start."""
-        before = len(self.said())
-        try:
-            with self.engine(extra, **options):
-                pytest.fail("the engine started")
-        except EngineFailed:
-            return self.said()[before:]
-
     def ask(self, line: dict[str, Any]) -> dict[str, Any]:
         """The answer to a line."""
         self.tell(line)

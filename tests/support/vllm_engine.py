@@ -73,12 +73,7 @@ class Engine:
 
     def reset(self, **options: Any) -> None:
         """Empties vLLM's own prefix cache."""
-        assert self.emptied(**options)
-
-    def emptied(self, **options: Any) -> bool:
-        """As `reset`; False where a connector still holds blocks, which a step may end."""
-        answer = self._nursery.ask({"do": "reset", "options": options})
-        return bool(answer["reset"])
+        assert self._nursery.ask({"do": "reset", "options": options})["reset"]
 
     def call(self, function: str, **arguments: Any) -> dict[str, Any]:
         """What `module:name` gives in the engine's process, called with vLLM's `LLM`."""

@@ -151,7 +151,7 @@ class RankedEngine:
         return lost
 
     def _salted(self, salt: bytes) -> CacheSpec:
-        return self.spec if salt == self.spec.salt else replace(self.spec, salt=salt)
+        return replace(self.spec, salt=salt) if salt else self.spec
 
     def counted(self, family: Family) -> dict[str, int | float]:
         """Of all ranks together, as vLLM adds them up."""

@@ -10,8 +10,9 @@ import pytest
 
 from lexico_client.commands.advice import advised
 from lexico_client.commands.exits import MEANINGS, Exit, exit_code
-from lexico_client.commands.output import Answer, Screen, Table, part_of, printable, size, span
+from lexico_client.commands.output import Answer, Screen, Table, part_of, size, span
 from lexico_proto import errors
+from lexico_proto.text import printable
 
 TABLE = Table("Servers", ("address", ">pages"), (("there:1", "12"), ("\x1b[2Jelse\nwhere", "3")))
 ANSWER = Answer({"name": "\x1b[2J"}, ("a line\x07", TABLE))

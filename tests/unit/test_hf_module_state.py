@@ -52,10 +52,10 @@ def mixture() -> Any:
 
 def gpt2() -> Any:
     torch.manual_seed(0)
-    ends = {"bos_token_id": 1, "eos_token_id": 1}
-    return GPT2LMHeadModel(GPT2Config(n_layer=2, n_head=2, n_embd=32, vocab_size=97, **ends)).train(
-        False
+    config = GPT2Config(
+        n_layer=2, n_head=2, n_embd=32, vocab_size=97, bos_token_id=1, eos_token_id=1
     )
+    return GPT2LMHeadModel(config).train(False)
 
 
 def with_gelu(model: Any) -> Any:

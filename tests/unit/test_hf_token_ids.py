@@ -101,7 +101,8 @@ def test_integers_that_are_no_token_ids(ids: Any) -> None:
 
 
 def test_no_ids_at_all() -> None:
-    for nothing in ([], [[]], (), torch.empty(1, 0).long(), np.empty((1, 0))):
+    made: list[Any] = [[], [[]], (), torch.empty(1, 0).long(), np.empty((1, 0))]
+    for nothing in made:
         assert flat_ids(nothing) == []
 
 

@@ -120,13 +120,19 @@ def test_a_service_that_drains_under_load_and_starts_again(
     serving.start()
 
     def hit() -> bool:
+        """`cached` says what was promised: the worker may still wait to connect again."""
+        before = engine.counted(ENGINE_TOKENS.name).get("loaded", 0)
         engine.reset()
-        return engine.generate(prompts.apart[1], max_tokens=1).cached == [LOADED]
+        engine.generate(prompts.apart[1], max_tokens=1)
+        return engine.counted(ENGINE_TOKENS.name).get("loaded", 0) == before + LOADED
 
     wait_until(hit, "a hit on what the service before stored")
+    engine.settle()
+    tokens = engine.counted(ENGINE_TOKENS.name)
     engine.reset()
     again = engine.generate(*prompts.apart[:2])
     assert (again.tokens, again.cached) == (plain[:2], [LOADED] * 2)
+    assert engine.counted(ENGINE_TOKENS.name)["loaded"] == tokens["loaded"] + 2 * LOADED
 
 
 def test_a_store_that_is_full_takes_no_pages_and_gives_those_that_it_has(
@@ -152,6 +158,11 @@ def test_a_store_that_is_full_takes_no_pages_and_gives_those_that_it_has(
     engine.reset()
     again = [engine.generate(ids) for ids in prompts.spare[:3]]
     assert [each.tokens for each in again] == [each.tokens for each in first]
-    engine.settle()
-    engine.reset()
-    assert engine.generate(prompts.spare[0]).cached == [LOADED]  # once there is room, it is stored
+
+    def hit() -> bool:
+        """Once there is room, and the service has found that out."""
+        engine.settle()
+        engine.reset()
+        return engine.generate(prompts.spare[0], max_tokens=1).cached == [LOADED]
+
+    wait_until(hit, "a hit on what there was no room for")

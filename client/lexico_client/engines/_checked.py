@@ -76,6 +76,8 @@ class CheckedSettings:
             return
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
             raise cls._bad(key, f"{value!r}: {named} is needed")
+        if isinstance(value, str) and not (_is_utf8(value) and "\0" not in value):
+            raise cls._bad(key, f"{value!r}: text that UTF-8 can say, without NUL, is needed")
 
     @classmethod
     def _told(cls, key: str, check: Any, *args: Any) -> Any:
@@ -88,3 +90,11 @@ class CheckedSettings:
     @classmethod
     def _bad(cls, key: str, why: str) -> LexicoError:
         return ConfigurationError(f"{cls.where}: {key}: {why}")
+
+
+def _is_utf8(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:  # a surrogate, as JSON may bring it
+        return False
+    return True

@@ -109,8 +109,8 @@ def before_forward(
             named = _with_positions(named, ids.shape[1])
         _widen(cache, ids.shape[0])
     held.begun, held.prompt, held.used = True, None, True
-    alone = ids is not None and ids.shape[0] == 1 and held.whole
-    held.grow(length, ids, alone and plain(named, ids.shape[1], length, told=held.told))
+    alone = ids is not None and held.whole and plain(named, ids.shape[1], length, told=held.told)
+    held.grow(length, ids, alone)
     return (), named
 
 
