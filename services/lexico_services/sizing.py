@@ -13,9 +13,16 @@ from typing import Any, Final
 
 from lexico_proto.errors import ConfigurationError
 
-STORED_FRACTION: Final = {"near": 0.049, "balanced": 0.023, "small": 0.0099, "paper": 0.207}
+STORED_FRACTION: Final = {
+    "lossless": 0.857,
+    "near": 0.049,
+    "balanced": 0.023,
+    "small": 0.0099,
+    "paper": 0.207,
+}
 """Bytes stored / bytes of the cache in 16 bits, by preset: the dearer of two kinds of text that no
-set was trained on (quality.json). Text of other kinds costs more."""
+set was trained on (quality.json; unknown_positions.json for lossless, of bfloat16 values). Text of
+other kinds costs more, but for lossless."""
 ENCODED_VALUES_PER_CORE: Final = 19e6
 """Numbers of a cache that a core encodes a second, preset balanced, on a CPU with AMX
 (codec_speed.json, reload.json)."""
