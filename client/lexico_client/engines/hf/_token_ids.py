@@ -19,7 +19,7 @@ DEFAULT_ROOM_TOKENS: Final = 256
 TokenIds: TypeAlias = Tensor | Sequence[int] | Sequence[Sequence[int]] | npt.NDArray[np.integer]
 """Ids of one sequence as tokenizers give them, `[tokens]` or `[1, tokens]`."""
 _WANTED: Final = "integers, [1, tokens] or [tokens], are needed"
-_BATCH: Final = "are a batch: give one at a time, or the batch to a Session of lexico_client.hf"
+_WAY: Final = "give one at a time, or the batch to a Session of lexico_client.hf"
 
 
 def flat_ids(input_ids: TokenIds) -> list[int]:
@@ -37,9 +37,11 @@ def flat_ids(input_ids: TokenIds) -> list[int]:
         try:
             ids = np.asarray(input_ids)
         except (ValueError, TypeError, RuntimeError) as error:
-            raise ShapeMismatch(f"input_ids: {_WANTED}; rows of other lengths {_BATCH}") from error
+            raise ShapeMismatch(
+                f"input_ids: {_WANTED}; rows of other lengths are a batch: {_WAY}"
+            ) from error
     if ids.ndim == 2 and len(ids) != 1:
-        raise ShapeMismatch(f"{len(ids)} prompts {_BATCH}")
+        raise ShapeMismatch(f"a batch of {len(ids)} prompts: {_WAY}")
     if ids.ndim not in (1, 2) or (ids.size and not np.issubdtype(ids.dtype, np.integer)):
         raise ShapeMismatch(f"input_ids of shape {ids.shape} and {ids.dtype}: {_WANTED}")
     flat: list[int] = token_array(ids.reshape(-1)).tolist()
