@@ -90,7 +90,7 @@ def engine(
         for ids, tokens in zip(prompts.apart[:2], plain[:2], strict=True):
             assert made.generate(ids).tokens[0] == tokens
         made.settle()
-        assert made.counted(ENGINE_PAGES.name) == {"sent": 18}
+        assert made.counted(ENGINE_PAGES.name)["sent"] == 18
         made.reset()
         yield made
 

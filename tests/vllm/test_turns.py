@@ -55,7 +55,7 @@ def test_turns_load_what_the_turns_before_stored(
     """The turns before are in the service alone, as where another engine answered them."""
     answers, cached = conversation(engine, prompts.apart[0], forget=True)
     assert (answers, cached) == (expected[0], STORED)
-    assert engine.counted(ENGINE_PAGES.name) == {"sent": 6}  # of 412 tokens, each page once
+    assert engine.counted(ENGINE_PAGES.name)["sent"] == 6  # of 412 tokens, each page once
     assert engine.counted(ENGINE_TOKENS.name)["loaded"] == sum(STORED)
 
 
