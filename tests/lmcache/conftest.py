@@ -65,7 +65,10 @@ def start(nursery: Nursery, tmp_path_factory: pytest.TempPathFactory) -> Start:
         log = tmp_path_factory.mktemp("lmcache") / "lmcache.log"
         with lmcache_server(adapter, log) as server:
             # Blocks of vLLM's own cache are not free until a later step, so it has none.
-            shares = {"kv_transfer_config": server.connector, "enable_prefix_caching": False}
+            shares: dict[str, Any] = {
+                "kv_transfer_config": server.connector,
+                "enable_prefix_caching": False,
+            }
             with nursery.engine(**shares) as engine:
                 yield server, engine
 
