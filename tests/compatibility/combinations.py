@@ -84,10 +84,9 @@ class Combination:
 
 
 def locked(package: str) -> str:
-    """Version of a package in the lock."""
-    for path in sorted(lock.HERE.glob("*.lock")):
-        for entry in lock.entries(path.read_text()).get(package, []):
-            return entry.split()[0].partition("==")[2]
+    """Version of a package in the lock. Those of engines are locks of their own."""
+    for entry in lock.entries(lock.locked()).get(package, []):
+        return entry.split()[0].partition("==")[2]
     raise LookupError(f"{package} is in no lock")
 
 

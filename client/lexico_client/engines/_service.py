@@ -8,13 +8,8 @@ import threading
 from collections.abc import Coroutine
 from typing import Any, Final, TypeVar
 
-import numpy as np
-import numpy.typing as npt
-
 from lexico_client._async_client import AsyncClient
 from lexico_client._loop_thread import Call, LoopThread
-from lexico_client._results import Match
-from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import LexicoError
 
 T = TypeVar("T")
@@ -71,10 +66,6 @@ class Service:
         if (lost := self._running().wait(call, seconds)) is not None:
             raise lost
         return call.result()
-
-    def matching(self, spec: CacheSpec, token_ids: npt.NDArray[np.uint32]) -> Call[Match]:
-        """A match that has begun."""
-        return self.begin(self.client.match(spec, token_ids))
 
     def close(self, last: Coroutine[Any, Any, None] | None = None, seconds: float = 0.0) -> None:
         """Ends what runs, and the thread. May be called more than once.
