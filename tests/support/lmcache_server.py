@@ -42,7 +42,6 @@ class LMCacheServer:
 
     port: int
     http: int
-    prometheus: int
     process: subprocess.Popen[bytes]
     log: Path
 
@@ -98,12 +97,6 @@ class LMCacheServer:
         """Empties the server's own memory."""
         self._ask("cache/clear", b"{}")
 
-    def shown(self, family: str) -> list[str]:
-        """Lines of one family on its page of metrics."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.prometheus}/metrics") as answer:
-            lines: list[str] = answer.read().decode().splitlines()
-        return [line for line in lines if line.startswith(family)]
-
     def said(self) -> str:
         """Its log."""
         return self.log.read_text(errors="replace")
@@ -141,7 +134,7 @@ def lmcache_server(adapter: dict[str, Any], log: Path) -> Iterator[LMCacheServer
         process = subprocess.Popen(
             command, stdout=written, stderr=written, env=environment, cwd=log.parent
         )
-    server = LMCacheServer(port, http, metrics, process, log)
+    server = LMCacheServer(port, http, process, log)
     try:
         wait_until(lambda: _answers(server), "LMCache's server", server.said, every_s=_LOOK_S)
         yield server

@@ -62,7 +62,6 @@ class LexicoL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         self._stores: Tasks[L2StoreResult] = Tasks(stored)
         self._finds: Tasks[Bitmap] = Tasks(found)
         self._loads: Tasks[Bitmap] = Tasks(loaded)
-        _show_counts()
         LOG.info(
             "shares objects: codec=%s layout=%s reload=%s offload=%s",
             settings.codec,
@@ -172,23 +171,6 @@ class LexicoL2Adapter(L2AdapterInterface):  # type: ignore[misc]
             self._counts.warn(what, error)
             tasks.end(task, failed)
         return task
-
-
-_shown = False
-
-
-def _show_counts() -> None:
-    """Has LMCache's `/metrics` show what this process counts; once, however many adapters."""
-    global _shown
-    if _shown:
-        return
-    _shown = True
-    try:
-        from lexico_client.metrics import register
-
-        register()
-    except (ImportError, ValueError) as error:  # no prometheus_client, or somebody did it
-        LOG.info("counters are in /status alone: %s", error)
 
 
 def _bitmap(bits: list[bool]) -> Bitmap:
