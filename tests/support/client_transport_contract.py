@@ -138,14 +138,12 @@ class TransportContract:
         held = replace(whole, geometry=part, shard=Shard(0, g.layers, 1, g.kv_heads))
         header = put_header(TOKENS[:PAGE_TOKENS], [0])
         header.spec.CopyFrom(spec_to_wire(held))
-        with pytest.raises(errors.Unsupported, match="a slice of a model"):
+        with pytest.raises(errors.InvalidInput, match="slices of a model need an assembly"):
             await transport.put(put_messages(header, bytes(100)), PATIENCE_S)
-        for call in (
-            client.offload(held, TOKENS, views_of(held, random_cache(held, 4))),
-            client.load(held, TOKENS, Landing(held)),
-        ):
-            with pytest.raises(errors.Unsupported, match="a slice of a model"):
-                await call
+        with pytest.raises(errors.InvalidInput, match="slices of a model need an assembly"):
+            await client.offload(held, TOKENS, views_of(held, random_cache(held, 4)))
+        with pytest.raises(errors.Unsupported, match="a slice of a model"):
+            await client.load(held, TOKENS, Landing(held))
         await client.offload(whole, TOKENS, views_of(whole, random_cache(whole, 4)))
         assert (await client.match(held, TOKENS)).pages == 4, "it has the name of the whole"
         await client.close()
