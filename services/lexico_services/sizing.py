@@ -23,10 +23,10 @@ STORED_FRACTION: Final = {
 """Bytes stored / bytes of the cache in 16 bits, by preset: the dearer of two kinds of text that no
 set was trained on (quality.json; unknown_positions.json for lossless, of bfloat16 values). Text of
 other kinds costs more, but for lossless."""
-ENCODED_VALUES_PER_CORE: Final = 19e6
-"""Numbers of a cache that a core encodes a second, preset balanced, on a CPU with AMX
+ENCODED_VALUES_PER_CORE: Final = 8.9e6
+"""Numbers of a cache that a core encodes a second, preset balanced, on a CPU with AVX2 and no AMX
 (codec_speed.json, reload.json)."""
-DECODED_VALUES_PER_CORE: Final = 55e6
+DECODED_VALUES_PER_CORE: Final = 34e6
 """The same for decoding at the node."""
 RELOADED_BYTES: Final = 380e6
 """Bytes of frames a second from one reload server, with the store and the node on the same two
