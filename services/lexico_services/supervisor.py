@@ -143,6 +143,9 @@ def _serve(work: Callable[[], int], above: _Above) -> int:
     try:
         return work()
     finally:
+        # It is over: while the interpreter ends, a handler of its own is one that kills.
+        for number in _PASSED_ON:
+            signal.signal(number, signal.SIG_IGN)
         if above.folder is not None and os.getppid() != above.pid:
             _remove(above.folder)
 
