@@ -154,6 +154,7 @@ class AsyncClient(SetCalls):
         *,
         inputs: PageDigests = (),
         apart: bool = False,
+        renew: bool = False,
         timeout: float | None = None,
     ) -> Match:
         """Asks which full pages of a sequence are stored.
@@ -165,6 +166,7 @@ class AsyncClient(SetCalls):
                 see `input_digests`. Pages without stand for token ids alone.
             apart: each page is a sequence of its own, at position 0, and the result says of each
                 whether it is stored: one call where there would be as many as pages.
+            renew: the missing ones will be sent, so those that are there must not expire before.
             timeout: seconds, in place of `Timeouts.match`.
 
         Raises:
@@ -179,7 +181,7 @@ class AsyncClient(SetCalls):
         with request():
             async with budget.bound():
                 keys = await keys_of(spec, ids, digests, apart=apart)
-                return await match_pages(self._transport, spec, keys, budget)
+                return await match_pages(self._transport, spec, keys, budget, renew=renew)
 
     async def explain(
         self,

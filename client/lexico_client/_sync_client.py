@@ -92,10 +92,13 @@ class Client:
         *,
         inputs: PageDigests = (),
         apart: bool = False,
+        renew: bool = False,
         timeout: float | None = None,
     ) -> Match:
         """As `AsyncClient.match`."""
-        work = self._client.match(spec, token_ids, inputs=inputs, apart=apart, timeout=timeout)
+        work = self._client.match(
+            spec, token_ids, inputs=inputs, apart=apart, renew=renew, timeout=timeout
+        )
         return self._run(work, self._timeouts.match, timeout)
 
     def explain(

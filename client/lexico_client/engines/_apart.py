@@ -12,11 +12,9 @@ import numpy as np
 import numpy.typing as npt
 
 from lexico_client._async_client import AsyncClient
-from lexico_client._match import match_pages
 from lexico_client._results import Loaded, PageOutcome
 from lexico_client.engines._hashed import hashed_pages
 from lexico_codec.inputs import PageInputs
-from lexico_codec.keys import page_keys
 from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import InvalidInput
@@ -49,12 +47,10 @@ class PagesApart:
             InvalidInput: a spec that would turn keys by a position, or a hash that is too short.
             LexicoError: the service could not answer.
         """
-        keys = [self._key(spec, each) for each in hashes]
-        client = self._client
-        client._check_open()
-        budget = client._budget("match", timeout, timeout)
-        async with budget.bound():
-            match = await match_pages(client._transport, spec, keys, budget, renew=renew)
+        ids, inputs = self._pages(spec, hashes)
+        match = await self._client.match(
+            spec, ids, inputs=inputs, apart=True, renew=renew, timeout=timeout
+        )
         return list(match.present)
 
     async def load(
@@ -69,7 +65,7 @@ class PagesApart:
         Raises:
             InvalidInput, ShapeMismatch: the memory does not fit, or as `stored`.
         """
-        ids, inputs = self._page(spec, page_hash)
+        ids, inputs = self._pages(spec, [page_hash])
         return await self._client.load(
             spec,
             ids,
@@ -91,7 +87,7 @@ class PagesApart:
         Raises:
             LexicoError: as `AsyncClient.offload`, and as `stored`.
         """
-        ids, inputs = self._page(spec, page_hash)
+        ids, inputs = self._pages(spec, [page_hash])
         report = await self._client.offload(
             spec,
             ids,
@@ -101,10 +97,9 @@ class PagesApart:
         )
         return report.pages[0]
 
-    def _key(self, spec: CacheSpec, page_hash: bytes) -> bytes:
-        return page_keys(spec, *self._page(spec, page_hash))[0]
-
-    def _page(self, spec: CacheSpec, page_hash: bytes) -> tuple[npt.NDArray[np.uint32], PageInputs]:
+    def _pages(
+        self, spec: CacheSpec, hashes: Sequence[bytes]
+    ) -> tuple[npt.NDArray[np.uint32], PageInputs]:
         if spec.geometry.rope is not None:
             raise InvalidInput("pages apart: their positions are not known, so keys stay turned")
-        return hashed_pages(self._scheme, [page_hash], spec.page_tokens)
+        return hashed_pages(self._scheme, hashes, spec.page_tokens)
