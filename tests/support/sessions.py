@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
+from transformers.cache_utils import StaticLayer
 
 from lexico_client import Client, InMemoryTransport
 from lexico_client.hf import HuggingFaceCache, Session
@@ -18,6 +19,10 @@ from tests.support.client_fixtures import PATIENT
 
 PAD = 0
 PLAIN: dict[str, Any] = {"max_new_tokens": 9, "do_sample": False, "pad_token_id": PAD}
+STATIC_COUNTS = isinstance(
+    getattr(StaticLayer(max_cache_len=1), "cumulative_length", None), torch.Tensor
+)
+"""Whether this transformers counts the tokens of a static cache, and not what is not zero there."""
 
 
 def batch_of(rows: Sequence[Sequence[int]]) -> dict[str, Any]:

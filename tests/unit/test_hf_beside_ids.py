@@ -148,7 +148,7 @@ def test_what_changes_nothing_is_offloaded(model: Any, shared: HuggingFaceCache,
 @pytest.mark.parametrize("mask", [hidden(0, 10), hidden(20, 40)], ids=["padding", "a hole"])
 @pytest.mark.parametrize(
     "way",
-    [{}, {"prompt_lookup_num_tokens": 3}, {"num_beams": 2}],
+    [{}, {"prompt_lookup_num_tokens": 3, "eos_token_id": 96}, {"num_beams": 2}],
     ids=["greedy", "lookup", "beams"],
 )
 def test_generate(model: Any, shared: HuggingFaceCache, mask: Tensor, way: dict[str, Any]) -> None:

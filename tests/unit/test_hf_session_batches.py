@@ -15,7 +15,15 @@ from lexico_client.engines.hf._catching_up import FORWARD_TOKENS, start_column
 from lexico_client.hf import HuggingFaceCache, Session
 from lexico_codec.hf_inputs import cache_inputs, cache_keyword
 from tests.support.answers import PAGE_TOKENS, made
-from tests.support.sessions import PLAIN, batch_of, ids_of, outcomes_of, sharing, warmed
+from tests.support.sessions import (
+    PLAIN,
+    STATIC_COUNTS,
+    batch_of,
+    ids_of,
+    outcomes_of,
+    sharing,
+    warmed,
+)
 from tests.support.tiny_configs import OLD
 
 LONG, SHORT, NEW, SINGLE = ids_of(150, 1), ids_of(43, 2), ids_of(61, 3), [7]
@@ -50,16 +58,11 @@ def session(shared: HuggingFaceCache) -> Iterator[Session]:
         yield session
 
 
-def has_static(model: Any) -> bool:
-    """Whether this transformers counts the tokens of a static cache."""
-    return cache_keyword(model) == "cache"
-
-
 @pytest.mark.parametrize("settings", [{}, STATIC], ids=["dynamic", "static"])
 def test_prompts_with_different_hits(
     model: Any, session: Session, settings: dict[str, Any]
 ) -> None:
-    if settings and not has_static(model):
+    if settings and not STATIC_COUNTS:
         pytest.skip("static caches of this transformers are refused")
     batch = batch_of(ROWS)
     expected = model.generate(**batch, **PLAIN)

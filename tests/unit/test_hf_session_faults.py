@@ -16,11 +16,18 @@ from lexico_client import Client, InMemoryTransport
 from lexico_client.engines.hf import _fed_tokens
 from lexico_client.engines.hf._behind import Behind, Seldom
 from lexico_client.hf import GenerateReport, HuggingFaceCache, Session
-from lexico_codec.hf_inputs import cache_keyword
 from lexico_proto import errors
 from tests.support.answers import IDS, answer, made, tokens
 from tests.support.client_fixtures import flipped
-from tests.support.sessions import PLAIN, batch_of, ids_of, outcomes_of, sharing, warmed
+from tests.support.sessions import (
+    PLAIN,
+    STATIC_COUNTS,
+    batch_of,
+    ids_of,
+    outcomes_of,
+    sharing,
+    warmed,
+)
 from tests.support.waiting import PATIENCE_S
 
 ROWS = [ids_of(50, 1), ids_of(33, 2), ids_of(20, 3)]
@@ -155,7 +162,7 @@ def test_memory_that_a_stuck_thread_still_writes_to(
     model: Any, shared: HuggingFaceCache, static: bool
 ) -> None:
     """It is not used for anything else: neither by a session, nor by the cache of a load."""
-    if static and cache_keyword(model) != "cache":
+    if static and not STATIC_COUNTS:
         pytest.skip("static caches of this transformers are refused")
     settings = PLAIN | ({"cache_implementation": "static"} if static else {})
     other = ids_of(30, 9)

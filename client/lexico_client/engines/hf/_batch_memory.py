@@ -115,7 +115,7 @@ class StaticBatchMemory(BatchMemory):
             if not isinstance(getattr(layer, "cumulative_length", None), Tensor):
                 raise Unsupported(
                     "this transformers counts the tokens of a static cache by what is not zero, "
-                    "which padding and codecs defy: install a newer one (5.24 does otherwise), or "
+                    "which padding and codecs defy: install a newer one (5.12 counts), or "
                     "leave cache_implementation out"
                 )
         self._static.early_initialization(rows, g.kv_heads, g.head_dim, g.torch_dtype, self._device)
