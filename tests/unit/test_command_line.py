@@ -14,6 +14,7 @@ from lexico_client import commands
 from lexico_services.cli import _COMMANDS, main
 from lexico_services.parsers.command_line import SHELLS, make_parser
 from tests.support import cli_page
+from tests.support.cli_shapes import SHAPES
 from tests.support.waiting import PATIENCE_S
 
 CALLS = ("--reload", "--bearer-file", "--tls", "--tls-ca", "--timeout", "--json")
@@ -53,6 +54,17 @@ def test_every_command_has_json() -> None:
         if "--json" not in parser._option_string_actions
     }
     assert without == {("completion",)}
+
+
+def test_every_document_has_a_shape() -> None:
+    paths = {" ".join(path) for path, _ in parsers(make_parser(frozenset()))}
+    assert paths - SHAPES.keys() == {"completion"}
+
+
+def test_every_option_says_what_it_is() -> None:
+    for path, parser in parsers(make_parser()):
+        for action in parser._actions:
+            assert action.help, (path, action.dest)
 
 
 def test_secrets_are_no_options() -> None:
