@@ -19,7 +19,7 @@ from lexico_lab.studies import freed, pages, plot, quality
 from lexico_lab.studies.pages import filled, write
 from lexico_lab.studies.plot import plot_of
 from lexico_lab.studies.shipped_table import tables_of
-from lexico_lab.studies.shown import OURS, methods_of
+from lexico_lab.studies.shown import methods_of
 from lexico_lab.studies.tables import cliffs_table_of, presets_table_of, table_of
 from tests.support.eval_document import DOCUMENT
 
@@ -129,8 +129,8 @@ def test_ours_come_first_and_evictions_last() -> None:
 
 def test_no_two_methods_look_alike() -> None:
     """Ours have one colour, and lines of their own."""
-    ours = methods_of(OURS)
-    assert len({(one.colour, one.dashes) for one in ours}) == len(ours) == len(OURS)
+    ours = methods_of(titles.OURS)
+    assert len({(one.colour, one.dashes) for one in ours}) == len(ours) == len(titles.OURS)
 
 
 def test_an_eviction_has_one_colour_alone_and_coded() -> None:
