@@ -94,7 +94,7 @@ docs: $(VENV)/docs ## the documentation as a site, in site/
 docs-check: $(VENV)/docs ## the site can be built: every link leads somewhere, every page is in the navigation
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(VENV)/site
 
-docs-look: docs chromium $(LOOK)/ready ## every page of the site in headless Chromium, at a desk's and a phone's width, light and dark; SHOTS=FOLDER keeps pictures
+docs-look: docs chromium $(LOOK)/ready ## every page of the site in headless Chromium, at a desk's width, light, and a phone's, dark; SHOTS=FOLDER keeps pictures
 	$(LOOK)/bin/python docs/_site/look.py site $(if $(SHOTS),--shots $(SHOTS))
 
 test-tutorial: $(VENV)/dev redis ## docs/tutorial.md from a fresh clone, timed

@@ -103,7 +103,7 @@ def test_options_that_documents_name_are_there() -> None:
     for path in DOCUMENTS:
         for text in re.findall(r"`lexico ([^`\n]*)`", path.read_text()):
             words = text.split()
-            command = tuple(takewhile(lambda word: re.fullmatch(r"[a-z-]+", word), words))
+            command = tuple(takewhile(lambda word: re.fullmatch(r"[a-z][a-z-]*", word), words))
             options = {word.partition("=")[0] for word in words if word.startswith("--")}
             if command:
                 named |= {(path.name, *command[:2], option) for option in options}
