@@ -23,6 +23,8 @@ from urllib.parse import urlsplit
 
 from playwright.sync_api import BrowserContext, Page, sync_playwright
 
+PATIENCE_MS: Final = 600_000
+"""Ends a hang, and nothing else: a busy machine is slower."""
 BROWSERS: Final = ("chromium", "chromium-browser", "google-chrome")
 
 
@@ -159,6 +161,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             context = browser.new_context(
                 viewport={"width": view.width, "height": view.height}, color_scheme=view.scheme
             )
+            context.set_default_timeout(PATIENCE_MS)
             for name in pages:
                 shot = options.shots / _picture(name, view) if options.shots else None
                 for told in faults(context, host, name, shot):
