@@ -123,7 +123,8 @@ def faults(context: BrowserContext, host: str, name: str, shot: Path | None) -> 
     looked = Look(host)
     with context.new_page() as page:
         looked.watch(page)
-        page.goto(f"http://{host}/{name}", wait_until="networkidle")
+        page.goto(f"http://{host}/{name}", wait_until="load")
+        page.wait_for_load_state("networkidle")  # alone, it comes too early on a busy machine
         looked.told += page.evaluate(FAULTS)
         if shot is not None:
             page.screenshot(path=str(shot), full_page=True)
