@@ -103,6 +103,15 @@ def test_helm_renders_all_of_them_as_kustomize_does(chart: Any, store: str) -> N
     assert comparable(made) == comparable(without_digests(with_all(store)))
 
 
+@pytest.mark.parametrize("values", [{}, {"tls": {"enabled": True}}, {"store": {"tls": True}}])
+def test_the_notes_name_the_certificate_that_nodes_need(chart: Any, values: dict[str, Any]) -> None:
+    made = chart.render(values, name="lexico", namespace="lexico")
+    (notes,) = (text for name, text in made.items() if name.endswith("NOTES.txt"))
+    asked = any('secretName: "lexico-node-tls"' in text for text in made.values())
+    assert asked is bool(values)
+    assert ("lexico-node-tls" in notes) is asked
+
+
 def test_helm_finds_nothing_to_say() -> None:
     found = helm.lint(str(FOLDER))
     assert [each for each in found.get("messages", found) if "icon" not in str(each)] == []
