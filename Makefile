@@ -4,6 +4,7 @@ VENV := .venv
 VLLM := .venv-vllm
 SGLANG := .venv-sglang
 LMCACHE := .venv-lmcache
+LOOK := .venv-look
 LOCKS := requirements
 BIN := $(VENV)/bin
 UV := 0.13.9
@@ -25,7 +26,7 @@ export PYTHONDONTWRITEBYTECODE :=
 .PHONY: help install demo docs docs-check test-tutorial test tests lint format proto unit contract integration kernels
 .PHONY: goldens bench chaos soak fuzz test-gpu bench-gpu k8s k8s-check k8s-chart k8s-audit lock test-newest
 .PHONY: test-oldest compatibility redis compiler clean monitoring-check prometheus test-scale test-hosts image
-.PHONY: image-check k8s-server-check test-vllm test-sglang test-lmcache
+.PHONY: docs-look image-check k8s-server-check test-vllm test-sglang test-lmcache
 
 help:            ## this list
 	@grep -E '^[a-z0-9 -]+:.*##' Makefile | sed 's/:.*##/\t/' | expand -t 14
@@ -43,7 +44,7 @@ tests: $(VENV)/dev $(VENV)/k8s redis
 lint: $(VENV)/dev  ## ruff, mypy, import directions, generated stubs, README figures
 	$(BIN)/ruff format --check .
 	$(BIN)/ruff check .
-	$(BIN)/mypy $(PACKAGES) bench examples k8s tests requirements proto/compile_protos.py docs/_site/hooks.py
+	$(BIN)/mypy $(PACKAGES) bench examples k8s tests requirements proto/compile_protos.py docs/_site/hooks.py docs/_site/look.py
 	$(BIN)/lint-imports
 	$(BIN)/python -m requirements.lock --check
 	$(BIN)/python proto/compile_protos.py --check
@@ -92,6 +93,9 @@ docs: $(VENV)/docs ## the documentation as a site, in site/
 
 docs-check: $(VENV)/docs ## the site can be built: every link leads somewhere, every page is in the navigation
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet --site-dir $(VENV)/site
+
+docs-look: docs chromium $(LOOK)/ready ## every page of the site in headless Chromium, at a desk's width, light, and a phone's, dark; SHOTS=FOLDER keeps pictures
+	$(LOOK)/bin/python docs/_site/look.py site $(if $(SHOTS),--shots $(SHOTS))
 
 test-tutorial: $(VENV)/dev redis ## docs/tutorial.md from a fresh clone, timed
 	$(BIN)/python -m bench.tutorial
@@ -166,6 +170,10 @@ prometheus: | $(VENV)/python
 	  || { echo "make: install by hand: $(MONITORS) (Debian: prometheus prometheus-alertmanager jq curl openssl)," \
 	    "and end what it starts: systemctl disable --now prometheus prometheus-alertmanager" >&2; exit 1; }
 
+chromium: | $(VENV)/python
+	@command -v chromium >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends chromium fonts-dejavu-core; } \
+	  || { echo "make: install chromium by hand (Debian: chromium fonts-dejavu-core)" >&2; exit 1; }
+
 compiler: | $(VENV)/python
 	@command -v $${CXX:-c++} >/dev/null || { apt-get update -q && apt-get install -yq --no-install-recommends g++ libc6-dev; } \
 	  || echo "make: no C++ compiler: sparse coding on the CPU will be plain PyTorch, several times slower" >&2
@@ -232,6 +240,13 @@ $(LMCACHE)/ready: $(LOCKS)/lmcache.lock $(LOCKS)/vllm.lock
 	$(PYTHON) -m venv $(LMCACHE)
 	@echo "Installing the packages of $< (2.5 GB)"
 	@$(LMCACHE)/bin/$(PIP) --no-deps -r $<
+	@touch $@
+
+# What drives the browser is no package of ours.
+$(LOOK)/ready: $(LOCKS)/look.lock
+	@$(PYTHON) -m requirements.fits
+	$(PYTHON) -m venv $(LOOK)
+	@$(LOOK)/bin/$(PIP) --no-deps -r $<
 	@touch $@
 
 .venv-lock/uv-$(UV):

@@ -35,6 +35,8 @@ _CODE_OR_LINK: Final = re.compile(
     r"|`[^`\n]+`",
     re.MULTILINE | re.DOTALL,
 )
+# A line that begins with a comment would end a list or a paragraph.
+_FIGURE_MARK: Final = re.compile(r"<!-- /?figure\b[^\n]*?-->")
 _FOREIGN: Final = re.compile(r"[a-z]+:")
 
 
@@ -62,8 +64,9 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, **_: Any) -> str:
-    """The page with links as the site has them."""
+    """The page with links as the site has them, and without the marks around figures."""
     place = _place_of(page.file.src_uri)
+    markdown = _FIGURE_MARK.sub("", markdown)
     return _CODE_OR_LINK.sub(lambda found: _on_the_site(found, place), markdown)
 
 

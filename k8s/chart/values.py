@@ -25,6 +25,20 @@ COMPONENTS: Final[Mapping[str, str]] = {
 }
 """Component → when the chart has it."""
 
+TURNS_ON: Final[Mapping[str, Mapping[str, Mapping[str, Any]]]] = {
+    "cert-manager": {"tls": {"enabled": True}},
+    "cluster": {"store": {"kind": "cluster"}},
+    "cpu-workers": {"encoders": {"gpu": False}},
+    "external-redis": {"store": {"kind": "external"}},
+    "monitoring": {"monitoring": {"enabled": True}},
+    "otlp": {"otlp": {"enabled": True}},
+    "sentinel": {"store": {"kind": "sentinel"}},
+    "smoke-test": {"smokeTest": {"enabled": True}},
+    "store-tls": {"store": {"tls": True}},
+    "train": {"train": {"enabled": True}},
+}
+"""Component → the values that it takes."""
+
 
 @dataclass(frozen=True)
 class Value:
@@ -110,6 +124,16 @@ VALUES: Final = (
     _flag("smokeTest.enabled", False, "A Job that puts a page and gets it back"),
     _flag("train.enabled", False, "A Job that learns a dictionary set on a GPU"),
 )
+
+
+def values_of(*components: str) -> dict[str, Any]:
+    """The values that turn components on."""
+    values: dict[str, Any] = {}
+    for name in components:
+        for group, given in TURNS_ON[name].items():
+            values.setdefault(group, {}).update(given)
+    return values
+
 
 Change = Callable[[Any], Any]
 

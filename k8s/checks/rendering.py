@@ -106,6 +106,12 @@ def overlay(name: str) -> Rendering:
     return rendered(f"overlays/{name}", _kustomize(OVERLAYS / name))
 
 
+def components_of(name: str) -> list[str]:
+    """Names of the components of an overlay, in the order in which they are applied."""
+    made = yaml.safe_load((OVERLAYS / name / "kustomization.yaml").read_text())
+    return [Path(each).name for each in made.get("components", ())]
+
+
 @cache
 def base_with(*names: str) -> Rendering:
     """The base with components, in the order in which they are applied."""

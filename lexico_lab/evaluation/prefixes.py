@@ -96,8 +96,8 @@ def read_text(path: Path, questions: int | None = None) -> str:
         lines = [json.loads(line) for line in given]
         return "\n\n".join(f"{line['question']}\n{line['answer']}" for line in lines)
     except (OSError, ValueError, KeyError, TypeError) as error:
-        kind = f"{type(error).__name__}: {error}"
-        raise ConfigurationError(f"text {path}: cannot read ({kind})") from error
+        why = getattr(error, "strerror", None) or f"{type(error).__name__}: {error}"
+        raise ConfigurationError(f"text {path}: cannot read ({why})") from error
 
 
 def cut(name: str, text: str, tokenizer: Any, settings: Split, *, whole: bool = False) -> Source:

@@ -24,7 +24,7 @@ Result = Mapping[str, Any]
 _DASHES: Final[tuple[Dashes, ...]] = ((), (), (1.5, 3), (7, 3), (7, 2, 2, 2))
 """By group; the last of an eviction before lexico-residual."""
 _OTHERS: Final = SERIES[1:11]  # the first is too near to ours, the last to the grid
-_OUR_DASHES: Final[tuple[Dashes, ...]] = ((), (9, 4), (3, 3))
+_OUR_DASHES: Final[tuple[Dashes, ...]] = ((), (9, 4), (3, 3), (9, 3, 2, 3))
 
 
 @dataclass(frozen=True)

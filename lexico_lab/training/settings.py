@@ -84,7 +84,8 @@ class TrainSettings:
             with self.text.open(encoding="utf-8") as f:
                 return f.read(_CHARACTERS_A_TOKEN * max(1, self.tokens))
         except (OSError, UnicodeDecodeError) as e:
-            raise ConfigurationError(f"text {self.text}: cannot read ({e})") from e
+            why = getattr(e, "strerror", None) or e
+            raise ConfigurationError(f"text {self.text}: cannot read ({why})") from e
 
     def check_target(self) -> None:
         """

@@ -18,6 +18,9 @@ def run() -> int:
     command = next(iter(sys.argv[1:]), "")
     _answer_signals(command in SERVERS)
     _open_standard_streams()
+    if command not in SERVERS:
+        # An error is one line, ours: gRPC tells of handshakes that failed beside it.
+        os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     from lexico_services import supervisor
 
     def work() -> int:

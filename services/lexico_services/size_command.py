@@ -19,33 +19,57 @@ from lexico_services.sizing import (
     shape_of_config,
 )
 
-_SHAPE: Final = ("layers", "kv_heads", "head_dim")
+_SHAPE: Final = {
+    "layers": "of the model, in place of --model",
+    "kv_heads": "of a layer",
+    "head_dim": "numbers of a key or value of one head",
+}
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of the command."""
     model = parser.add_argument_group("model")
     model.add_argument("--model", type=Path, metavar="FOLDER", help="its config.json is read")
-    for name in _SHAPE:
-        model.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N")
-    model.add_argument("--value-bytes", type=int, choices=(2, 4), default=2, help="of the cache")
+    for name, what in _SHAPE.items():
+        model.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=what)
+    model.add_argument(
+        "--value-bytes", type=int, choices=(2, 4), default=2, help="of a number of the cache (2)"
+    )
     load = parser.add_argument_group("load")
-    load.add_argument("--prompts-per-second", type=float, required=True, metavar="N")
-    load.add_argument("--prompt-tokens", type=float, required=True, metavar="N", help="mean")
-    load.add_argument("--hit-rate", type=float, required=True, metavar="SHARE", help="of tokens")
-    load.add_argument("--ttl-seconds", type=float, default=86400.0, metavar="S")
+    for name, metavar, what in (
+        ("prompts-per-second", "N", "of all nodes together, mean"),
+        ("prompt-tokens", "N", "of a prompt, mean"),
+        ("hit-rate", "SHARE", "of all prompts' tokens that is found, 0 to 1"),
+    ):
+        load.add_argument(f"--{name}", type=float, required=True, metavar=metavar, help=what)
     load.add_argument(
-        "--used-seconds", type=float, default=0.0, metavar="S", help="first use to last, mean"
+        "--ttl-seconds",
+        type=float,
+        default=86400.0,
+        metavar="S",
+        help="that a page lives after it is stored or last used (86400)",
+    )
+    load.add_argument(
+        "--used-seconds",
+        type=float,
+        default=0.0,
+        metavar="S",
+        help="from a page's first use to its last, mean (0)",
     )
     codec = parser.add_mutually_exclusive_group()
-    codec.add_argument("--preset", choices=tuple(STORED_FRACTION), default="balanced")
     codec.add_argument(
-        "--fraction", type=float, metavar="SHARE", help="stored / 16-bit bytes, as measured"
+        "--preset", choices=tuple(STORED_FRACTION), default="balanced", help="of nodes (balanced)"
+    )
+    codec.add_argument(
+        "--fraction",
+        type=float,
+        metavar="SHARE",
+        help="stored / 16-bit bytes, as measured, in place of --preset",
     )
     parser.add_argument(
         "--prefill-rate", type=float, metavar="N", help="tokens a second that a GPU prefills"
     )
-    parser.add_argument("--json", action="store_true", help="for programs")
+    parser.add_argument("--json", action="store_true", help="print one JSON document")
 
 
 def run(options: argparse.Namespace) -> str:

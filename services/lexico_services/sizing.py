@@ -162,7 +162,11 @@ def shape_of_config(folder: Path) -> CacheShape:
         )
     except ConfigurationError as error:
         raise ConfigurationError(f"{file}: {error.message}; {_BY_HAND}") from error
-    except (OSError, ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
+    except OSError as error:
+        raise ConfigurationError(
+            f"{file}: cannot read ({error.strerror or error}): {_BY_HAND}"
+        ) from error
+    except (ValueError, ArithmeticError, LookupError, TypeError, AttributeError) as error:
         raise ConfigurationError(
             f"{file} does not say layers and heads ({error!r}): {_BY_HAND}"
         ) from error

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import AsyncIterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -133,6 +134,19 @@ async def test_tls_that_one_side_lacks(
         ended = await Lexico(services, capsys)("quota", "--tls-ca", known)
         assert ended.code == 5
         assert "leave --tls and --tls-ca out" in ended.err
+
+
+async def test_grpc_writes_nothing_beside_the_line(authority: Authority, tmp_path: Path) -> None:
+    """In a process of its own: it writes past Python's streams."""
+    served = TlsConfig(*authority.issue().write(tmp_path, "server"))
+    async with running_services(tls=served) as services:
+        line = [sys.executable, "-m", "lexico_services", "quota", "--tls"]
+        line += ["--reload", services.reload_address, "--timeout", str(PATIENCE_S)]
+        run = partial(subprocess.run, line, capture_output=True, text=True, check=False)
+        ended = await asyncio.to_thread(run)
+    assert (ended.returncode, ended.stdout) == (5, "")
+    assert ended.stderr.startswith("lexico: ")
+    assert ended.stderr.count("\n") == 1
 
 
 async def test_a_server_of_an_earlier_release(

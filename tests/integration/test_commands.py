@@ -26,7 +26,7 @@ from tests.support.lexico_command import Lexico
 from tests.support.services import running_services
 
 SPEC = small_spec("lossless")
-OTHERS = {"doctor", "config", "serve", "offload-server", "reload-server", "train", "eval"}
+OTHERS = {"doctor", "config", "size", "serve", "offload-server", "reload-server", "train", "eval"}
 """Commands that call no server: their documents are looked at where they are run."""
 
 
@@ -227,6 +227,15 @@ async def test_pins_and_quota(lexico: Lexico, tmp_path: Path) -> None:
         (["inspect", "--model", "none.json", "--tokens", "x"], "neither a model folder nor a spec"),
         (["inspect", "--model", "text.json"], "--tokens FILE or --text FILE"),
         (["inspect", "--prompt", "text.json", "--tokens", "x"], "leave --tokens"),
+        (["inspect", "--prompt", "text.json", "--inputs", "x"], "leave --inputs"),
+        (
+            ["inspect", "--prompt", "text.json", "--codec", "near", "--salt", "x"],
+            "--codec and --salt: for a model folder",
+        ),
+        (
+            ["inspect", "--model", "text.json", "--tokens", "x", "--page-tokens", "0"],
+            "--page-tokens: for a model folder",
+        ),
         (["get", "--prompt", "text.json", "--out", "x"], "cache files end with"),
         (["quota", "--bearer-file", "none"], "cannot read"),
         (["quota", "--bearer-file", "empty"], "should hold the token"),

@@ -8,10 +8,11 @@ from typing import Any
 
 import jsonschema
 import pytest
+import yaml
 
-from k8s.chart.generate import FOLDER, default_values, differences
+from k8s.chart.generate import FOLDER, PRODUCTION, default_values, differences
 from k8s.chart.template import MISSING, Conflict, Templates
-from k8s.chart.values import COMPONENTS, unused
+from k8s.chart.values import COMPONENTS, TURNS_ON, unused, values_of
 from k8s.checks.all_checks import problems
 from k8s.checks.rendering import (
     NOT_WITH,
@@ -19,6 +20,7 @@ from k8s.checks.rendering import (
     Rendering,
     alone,
     base_with,
+    overlay,
     rendered,
     with_all,
     without_digests,
@@ -26,18 +28,6 @@ from k8s.checks.rendering import (
 
 helm = pytest.importorskip("helm_python", reason="Helm's package is for Linux on x86_64 alone")
 
-ON: dict[str, dict[str, Any]] = {
-    "cert-manager": {"tls": {"enabled": True}},
-    "cluster": {"store": {"kind": "cluster"}},
-    "cpu-workers": {"encoders": {"gpu": False}},
-    "external-redis": {"store": {"kind": "external"}},
-    "monitoring": {"monitoring": {"enabled": True}},
-    "otlp": {"otlp": {"enabled": True}},
-    "sentinel": {"store": {"kind": "sentinel"}},
-    "smoke-test": {"smokeTest": {"enabled": True}},
-    "store-tls": {"store": {"tls": True}},
-    "train": {"train": {"enabled": True}},
-}
 OTHERS = tuple(name for name in COMPONENTS if name not in STORES)
 
 
@@ -85,17 +75,18 @@ def test_each_place_of_a_value_is_there() -> None:
     assert unused(iter(everything)) == set()
 
 
-def values_of(*names: str) -> dict[str, Any]:
-    """What turns components on."""
-    values: dict[str, Any] = {}
-    for name in names:
-        for group, given in ON[name].items():
-            values.setdefault(group, {}).update(given)
-    return values
-
-
 def test_helm_renders_the_base_as_kustomize_does(chart: Any) -> None:
     assert comparable(render(chart, {})) == comparable(without_digests(base_with()))
+
+
+def test_helm_renders_production_as_kustomize_does(chart: Any) -> None:
+    """By the file that the chart brings for it."""
+    made = render(chart, yaml.safe_load((FOLDER / PRODUCTION).read_text()))
+    assert comparable(made) == comparable(without_digests(overlay("production")))
+
+
+def test_each_component_has_its_values() -> None:
+    assert TURNS_ON.keys() == COMPONENTS.keys()
 
 
 @pytest.mark.parametrize("name", COMPONENTS)
@@ -110,6 +101,15 @@ def test_helm_renders_all_of_them_as_kustomize_does(chart: Any, store: str) -> N
     made = render(chart, values_of(store, *OTHERS))
     assert NOT_WITH.keys() <= set(STORES)
     assert comparable(made) == comparable(without_digests(with_all(store)))
+
+
+@pytest.mark.parametrize("values", [{}, {"tls": {"enabled": True}}, {"store": {"tls": True}}])
+def test_the_notes_name_the_certificate_that_nodes_need(chart: Any, values: dict[str, Any]) -> None:
+    made = chart.render(values, name="lexico", namespace="lexico")
+    (notes,) = (text for name, text in made.items() if name.endswith("NOTES.txt"))
+    asked = any('secretName: "lexico-node-tls"' in text for text in made.values())
+    assert asked is bool(values)
+    assert ("lexico-node-tls" in notes) is asked
 
 
 def test_helm_finds_nothing_to_say() -> None:

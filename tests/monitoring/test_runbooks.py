@@ -11,7 +11,7 @@ from typing import Final
 import pytest
 
 from k8s.checks.pods import pods
-from k8s.checks.rendering import base_with
+from k8s.checks.rendering import base_with, overlay
 from k8s.monitoring.alerts import ALERTS, NAMES
 from lexico_services.parsers.command_line import make_parser
 from lexico_services.parsers.lab import LAB
@@ -66,7 +66,7 @@ def lines_of(program: str) -> list[list[str]]:
 
 
 def test_kubectl_looks_at_what_the_manifests_have() -> None:
-    renderings = [base_with(name) for name in ("monitoring", "cert-manager")]
+    renderings = [base_with("monitoring"), overlay("production")]
     objects = {
         f"{item['kind'].lower()}/{item['metadata']['name']}"
         for rendering in renderings

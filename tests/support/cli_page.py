@@ -132,9 +132,9 @@ def _typed(action: argparse.Action) -> str:
 
 def _meant(action: argparse.Action) -> str:
     text = ((action.help or "") % vars(action)).replace("|", "\\|")
-    needed = action.required and action.option_strings
+    needed = "; needed" if action.required and action.option_strings else ""
     setting = f" (`{action.dest}`)" if "." in action.dest else ""
-    return f"{text}{setting}{'; needed' if needed else ''}"
+    return f"{text}{setting}{needed}"
 
 
 def _shape(shape: Any, depth: int) -> Iterator[str]:

@@ -300,6 +300,17 @@ SHAPES: Final[dict[str, Any]] = {
         }
     ],
     "config": "object: each setting by its key, with its value and its source",
+    "size": {
+        "bytes_per_token": "integer: of the cache, as the model has it",
+        "store_bytes": "number: of maxmemory, in which nothing is evicted before its time",
+        "offload_bytes_per_s": "number: from nodes to ingresses",
+        "reload_bytes_per_s": "number: from reload servers to nodes",
+        "encoder_cores": "number",
+        "decoder_cores": "number: over all nodes",
+        "reload_servers": "number: have two at least",
+        "saved_tokens_per_s": "number: that nobody prefills",
+        "saved_gpus": "number?: null without --prefill-rate",
+    },
 }
 """By command. With `--watch` each look is a document on a line of its own. Servers of `version` are
 there with `--servers`."""

@@ -88,9 +88,11 @@ class Traffic:
     def _run(self) -> None:
         made = small_dictionary()
         specs = (small_spec(), small_spec("lexico", dictionary=made.digest))
+        coded = []  # models are counted for as long as they live
         try:
             for client in self.clients.values():
                 client.register_dictionary(made)
+                coded.append(client.coding(small_spec("lossless"), "balanced"))
             while not self._over.is_set():
                 for spec in specs:
                     for client in self.clients.values():

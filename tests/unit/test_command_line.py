@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import argparse
 import json
+import re
+import shlex
 import subprocess
 from collections.abc import Iterator
+from itertools import takewhile
 from pathlib import Path
 
 import pytest
@@ -14,7 +17,9 @@ from lexico_client import commands
 from lexico_services.cli import _COMMANDS, main
 from lexico_services.parsers.command_line import SHELLS, make_parser
 from tests.support import cli_page
+from tests.support.cli_shapes import SHAPES
 from tests.support.waiting import PATIENCE_S
+from tests.unit.test_documents import DOCUMENTS
 
 CALLS = ("--reload", "--bearer-file", "--tls", "--tls-ca", "--timeout", "--json")
 
@@ -53,6 +58,58 @@ def test_every_command_has_json() -> None:
         if "--json" not in parser._option_string_actions
     }
     assert without == {("completion",)}
+
+
+def test_every_document_has_a_shape() -> None:
+    paths = {" ".join(path) for path, _ in parsers(make_parser(frozenset()))}
+    assert paths - SHAPES.keys() == {"completion"}
+
+
+def test_every_option_says_what_it_is() -> None:
+    for path, parser in parsers(make_parser()):
+        for action in parser._actions:
+            assert action.help, (path, action.dest)
+
+
+def typed_in(document: str) -> Iterator[list[str]]:
+    """Our commands in the blocks of a document, without what a shell does with them."""
+    for line in re.sub(r"\\\n", " ", document).splitlines():
+        if re.match(r"( {4})?lexico [a-z-]+( |$)", line):
+            words = shlex.split(line, comments=True)[1:]
+            yield list(takewhile(lambda word: not re.match(r"[|>&]|2>", word), words))
+
+
+def test_commands_of_documents_can_be_typed() -> None:
+    parser, seen = make_parser(), 0
+    for path in DOCUMENTS:
+        if path == cli_page.PAGE or path.name == "CHANGELOG.md":
+            continue
+        for words in typed_in(path.read_text()):
+            seen += 1
+            try:
+                parser.parse_args(words)
+            except SystemExit:
+                pytest.fail(f"{path}: lexico {shlex.join(words)}")
+    assert seen > 30
+
+
+def test_options_that_documents_name_are_there() -> None:
+    known = {
+        (*path, option)
+        for path, parser in parsers(make_parser())
+        for option in parser._option_string_actions
+    }
+    named = set()
+    for path in DOCUMENTS:
+        for text in re.findall(r"`lexico ([^`\n]*)`", path.read_text()):
+            words = text.split()
+            command = tuple(takewhile(lambda word: re.fullmatch(r"[a-z][a-z-]*", word), words))
+            options = {word.partition("=")[0] for word in words if word.startswith("--")}
+            if command:
+                named |= {(path.name, *command[:2], option) for option in options}
+    lost = [each for each in named if each[1:] not in known and (each[1], each[-1]) not in known]
+    assert named
+    assert lost == []
 
 
 def test_secrets_are_no_options() -> None:

@@ -111,3 +111,18 @@ def test_advice_is_one_line() -> None:
     late = advised(errors.DeadlineExpired("no answer\nwithin the deadline"))
     assert late == "no answer within the deadline: try again, or raise --timeout"
     assert advised(errors.Busy("full: try again later")) == "full: try again later"
+
+
+@pytest.mark.parametrize(
+    ("address", "asked"),
+    [
+        ("localhost:7412", "does it run there, and does it want TLS (--tls-ca)?"),
+        ("cache-0.example:7412", "does it run there, and does it want TLS (--tls-ca)?"),
+        ("10.0.0.7:7412", "does it run there?"),
+        ("[fd00::a]:7412", "does it run there?"),
+    ],
+)
+def test_of_a_name_with_several_addresses_one_error_is_told(address: str, asked: str) -> None:
+    said = "failed to connect to all addresses; last error: UNKNOWN: ipv6:%5B::1%5D:7412: refused"
+    advice = advised(errors.Unavailable(f"{address}: {said}"))
+    assert advice == f"{address}: ipv6:%5B::1%5D:7412: refused: {asked}"

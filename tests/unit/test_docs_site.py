@@ -32,6 +32,7 @@ def hooks() -> ModuleType:
         ("figures.md", "![a](quality.svg)", "![a](quality.svg)"),
         ("settings.md", "[a](../examples/lexico.toml)", "a"),
         ("index.md", "[a](LICENSE) [b](bench/README.md)", "a [b](benchmarks.md)"),
+        ("figures.md", "- is\n  <!-- figure:a.b -->3.3<!-- /figure --> times", "- is\n  3.3 times"),
         ("index.md", "[a](#b) [c](mailto:d)", "[a](#b) [c](mailto:d)"),
         ("index.md", "`[a](docs/b.md)`\n```\n[a](LICENSE)\n```", None),
     ],

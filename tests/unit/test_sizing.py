@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lexico_proto.errors import ConfigurationError
 from lexico_services import size_command, sizing
 from lexico_services.sizing import CacheShape, Load, needs, shape_of_config
+from tests.support.cli_shapes import SHAPES, misfits
 from tests.support.tutorial import blocks_of, is_as_said
 
 RESULTS = Path(__file__).parents[2] / "bench" / "results"
@@ -139,6 +140,7 @@ def test_the_command() -> None:
     assert numbers["bytes_per_token"] == 23_040
     assert numbers["saved_tokens_per_s"] == 500
     assert numbers["saved_gpus"] is None
+    assert misfits(numbers, SHAPES["size"]) == []
 
 
 def test_the_example_of_the_documentation() -> None:

@@ -127,6 +127,12 @@ def test_ours_come_first_and_evictions_last() -> None:
     ]
 
 
+def test_no_two_methods_look_alike() -> None:
+    """Ours have one colour, and lines of their own."""
+    ours = methods_of(titles.OURS)
+    assert len({(one.colour, one.dashes) for one in ours}) == len(ours) == len(titles.OURS)
+
+
 def test_an_eviction_has_one_colour_alone_and_coded() -> None:
     alone, coded = methods_of(["snapkv", "snapkv + lexico"])
     assert alone.colour == coded.colour

@@ -26,6 +26,8 @@ _CONNECTING: Final = re.compile(
     r"; last error: (UNKNOWN: )?"
 )
 _SAYS_ALREADY: Final = re.compile(r"--tls|--bearer-file")
+_OF_A_NAME: Final = re.compile(r"[\w.-]*[a-z][\w.-]*:\d+: ", re.IGNORECASE)
+"""How the line begins where HOST is no address: gRPC tells of the last of its addresses alone."""
 
 
 def advised(error: LexicoError) -> str:
@@ -45,5 +47,6 @@ def advised(error: LexicoError) -> str:
     if isinstance(error, Unavailable) and _CONNECTING.search(text):
         text = _CONNECTING.sub("", text)
         if not _SAYS_ALREADY.search(text):
-            text = f"{text}: does it run there?"
+            of_a_name = _OF_A_NAME.match(text) is not None
+            text += ": does it run there" + ", and does it want TLS (--tls-ca)" * of_a_name + "?"
     return text

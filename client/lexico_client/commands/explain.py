@@ -9,7 +9,7 @@ from lexico_client._explain import Explanation
 from lexico_client._nearest import StoredNamespace
 from lexico_client.commands.connection import Connection
 from lexico_client.commands.output import Answer, Screen
-from lexico_client.commands.prompts import sequence, spec_of
+from lexico_client.commands.prompts import codec_of, sequence, spec_of
 
 
 def explain(options: argparse.Namespace, screen: Screen) -> Answer:
@@ -33,8 +33,8 @@ def explain(options: argparse.Namespace, screen: Screen) -> Answer:
     if not prompt.waits:
         return Answer(document, (explained.text(),))
     waits = (
-        f"No set is built in or published for the model with {options.codec}: nodes run lossless, "
-        "and so is what follows."
+        f"No set is built in or published for the model with {codec_of(options)}: nodes run "
+        "lossless, and so is what follows."
     )
     return Answer(document, (waits, explained.text()))
 

@@ -25,6 +25,10 @@ from lexico_proto.text import one_line
 MAX_FILE_BYTES: Final = 64 << 20
 SUFFIX: Final = ".safetensors"
 """Of cache files."""
+USUAL_CODEC: Final = "balanced"
+"""Where `--codec` does not say it."""
+_OF_A_FOLDER: Final = ("codec", "dtype", "page_tokens", "lora", "salt")
+"""Options that say what a model folder does not, and a spec does."""
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,9 @@ def named(options: argparse.Namespace) -> Prompt:
     if options.prompt is not None:
         if options.tokens is not None or options.text is not None:
             raise ConfigurationError("--prompt names the tokens: leave --tokens and --text out")
+        if options.inputs is not None:
+            raise ConfigurationError("--prompt says what came beside tokens: leave --inputs out")
+        _check_options_of_a_folder(options.prompt, options)
         return _of_file(options.prompt)
     return sequence(options)
 
@@ -91,8 +98,24 @@ def sequence(options: argparse.Namespace) -> TokenPrompt:
         raise ConfigurationError("which prompt? give --prompt FILE, or --model with --tokens")
     if (options.tokens is None) is (options.text is None):
         raise ConfigurationError("--model goes with --tokens FILE or --text FILE: give one of them")
+    _check_options_of_a_folder(options.model, options)
     spec, waits = coded_spec(options.model, options)
     return TokenPrompt.of(spec, _token_ids(options), _digests(options.inputs), waits)
+
+
+def codec_of(options: argparse.Namespace) -> str:
+    """The codec or preset of a model folder."""
+    return options.codec or USUAL_CODEC
+
+
+def _check_options_of_a_folder(path: Path, options: argparse.Namespace) -> None:
+    """A file says itself what these do, and they would change nothing of it."""
+    against = getattr(options, "against", None)
+    if not path.is_file() or (against is not None and against.is_dir()):
+        return
+    if given := [name for name in _OF_A_FOLDER if getattr(options, name) not in (None, "")]:
+        words = " and ".join(f"--{name.replace('_', '-')}" for name in given)
+        raise ConfigurationError(f"{words}: for a model folder; {path} says that itself")
 
 
 def spec_of(path: Path, options: argparse.Namespace) -> CacheSpec:
@@ -120,13 +143,13 @@ def coded_spec(path: Path, options: argparse.Namespace) -> tuple[CacheSpec, bool
     from lexico_codec.presets import codec_named, spoken
     from lexico_codec.sets.choose import choose, is_built_in
 
-    base, codec = lossless_spec(path, options), codec_named(options.codec)
+    base, codec = lossless_spec(path, options), codec_named(codec_of(options))
     geometry = base.geometry
     if codec.needs_dictionary and not is_built_in(codec, geometry):
         with Connection.of(options).client() as client:
-            coding = client.coding(base, options.codec, model=str(path))
+            coding = client.coding(base, codec_of(options), model=str(path))
         return coding.spec(base), coding.waiting
-    codec, found = choose(codec, None, geometry, spoken(options.codec))
+    codec, found = choose(codec, None, geometry, spoken(codec_of(options)))
     digest = found.digest if isinstance(found, DictionarySet) else b""
     return replace(base, codec=codec, dictionary=digest, group_layers=0), False
 

@@ -120,6 +120,8 @@ class OffloadServer:
         here = Placement.on(ray.util.get_node_ip_address())
         config = IngressConfig(listen, self._offload, telemetry=self._telemetry)
         app = offload_app(config, encoder, here)
+        # It has a handler and a level of its own, whatever the settings say of logs.
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         serve.start(proxy_location="Disabled", logging_config={"log_level": "WARNING"})
         if stopped.is_set():
             return False

@@ -187,7 +187,7 @@ def _prompt_options(parser: argparse.ArgumentParser, what: Any) -> None:
     with_model.add_argument("--tokens", type=Path, metavar="FILE", help="token ids of the prompt")
     with_model.add_argument("--text", type=Path, metavar="FILE", help="the prompt, as text")
     with_model.add_argument("--inputs", type=Path, metavar="FILE", help="JSON: digests as hex")
-    with_model.add_argument("--codec", default="balanced", help="of a model folder (balanced)")
+    with_model.add_argument("--codec", default="", help="of a model folder (balanced)")
     with_model.add_argument("--dtype", default="", help="of the cache (that of its config)")
     with_model.add_argument("--page-tokens", type=int, metavar="TOKENS", help="of a page (64)")
     with_model.add_argument("--lora", default="", help="identity of the adapter")

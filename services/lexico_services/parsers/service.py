@@ -15,6 +15,7 @@ PARTS: Final = ("serve", "offload-server", "reload-server")
 LEVEL: Final[dict[str, Any]] = {
     "type": str.lower,
     "choices": ("debug", "info", "warning", "error"),
+    "help": "the least that is logged (warning)",
 }
 
 
