@@ -15,6 +15,7 @@ from lexico_proto.metrics import CLIENT_MISSES, ENGINE_PAGES, ENGINE_REQUESTS, E
 from tests.support.client_fixtures import PATIENT, Landing, first_pages
 from tests.support.vllm_engine import Nursery
 from tests.support.vllm_service import EngineService
+from tests.support.waiting import PATIENCE_S
 from tests.vllm.conftest import LOADED, Prompts
 
 LOSSLESS = {"codec": "lossless"}
@@ -94,6 +95,21 @@ def test_a_hugging_face_node_and_vllm_share(
     with nursery.engine({**addresses, **LOSSLESS}) as engine:
         found = engine.generate(ids)
         assert (found.tokens[0], found.cached[0]) == (plain[0], LOADED)
+
+
+def test_an_engine_that_ends_stores_what_it_computed(
+    nursery: Nursery,
+    prompts: Prompts,
+    plain: list[list[int]],
+    spec: CacheSpec,
+    fresh: EngineService,
+) -> None:
+    """Nobody waits for it before: what is on its way has `drain_seconds`."""
+    fresh.offload.upload_delay_s = 0.005
+    settings = {**fresh.settings, **LOSSLESS, "drain_seconds": PATIENCE_S}
+    with nursery.engine(settings) as engine:
+        assert engine.generate(prompts.apart[0]).tokens == plain[:1]
+    assert fresh.stored(spec, prompts.apart[0]) == 9
 
 
 def test_what_cannot_be_used_is_said_in_one_line_at_start(

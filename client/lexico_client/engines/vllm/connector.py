@@ -1,5 +1,6 @@
 """`LexicoConnector`: what vLLM loads. Its two sides are made apart, one in the process of the
-scheduler and one in that of the worker, and share nothing but the orders that vLLM carries."""
+scheduler and one in that of the worker, and share nothing but the orders that vLLM carries; and the
+client of the service, where both are in one process."""
 
 from __future__ import annotations
 
@@ -76,9 +77,12 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._spec = spec
         self._rank = Rank(range(spec.geometry.layers), range(spec.geometry.kv_heads))
         self._metrics = PROCESS
-        self._service = Service(settings.client(), "vllm", LOG)
+        self._service = Service.shared(
+            transfer.engine_id, lambda: Service(settings.client(), "vllm", LOG)
+        )
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
+        self._over = False
         counts = self._counts = Counts(LOG, self._metrics)
         if role == KVConnectorRole.SCHEDULER:
             coding = coding_of(self._service, settings, spec, vllm_config.model_config.model)
@@ -202,6 +206,8 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._of_worker.stage(self._orders)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        if self._orders.idle:
+            self._of_worker.rest()
         return None, self._of_worker.arrived() or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
@@ -210,6 +216,9 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
     # Both
 
     def shutdown(self) -> None:
+        if self._over:
+            return
+        self._over = True
         if self._worker is not None:
             self._worker.close()
         else:
