@@ -19,7 +19,7 @@ T = TypeVar("T")
 
 _CLOSE_S: Final = 2.0
 _SHARED: Final[WeakValueDictionary[tuple[int, str], Service]] = WeakValueDictionary()
-"""Process and engine → the service of its sides."""
+"""Process and name → the service of the sides of an adapter."""
 _SHARING: Final = threading.Lock()
 
 
@@ -27,18 +27,18 @@ class Service:
     """Begins calls from any thread. The loop's thread starts with the first of them."""
 
     @classmethod
-    def shared(cls, engine_id: str, make: Callable[[], Service]) -> Service:
-        """The service of all sides of an engine that are in this process: one connection, so that
+    def shared(cls, name: str, make: Callable[[], Service]) -> Service:
+        """The service of all sides of an adapter that are in this process: one connection, so that
         none waits to connect again when another has. Each side closes it once.
 
         Args:
-            engine_id: that no other engine has.
+            name: of engine and settings, that no other adapter has.
             make: the service, for the first side.
         """
         with _SHARING:
-            found = _SHARED.get((os.getpid(), engine_id))
+            found = _SHARED.get((os.getpid(), name))
             if found is None or found.closed:
-                found = _SHARED[os.getpid(), engine_id] = make()
+                found = _SHARED[os.getpid(), name] = make()
             else:
                 found._users += 1
             return found

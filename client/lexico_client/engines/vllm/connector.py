@@ -78,7 +78,7 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._rank = Rank(range(spec.geometry.layers), range(spec.geometry.kv_heads))
         self._metrics = PROCESS
         self._service = Service.shared(
-            transfer.engine_id, lambda: Service(settings.client(), "vllm", LOG)
+            f"{transfer.engine_id} {settings}", lambda: Service(settings.client(), "vllm", LOG)
         )
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
