@@ -69,6 +69,7 @@ def test_an_engine_that_has_nothing_to_compute_waits_for_the_match(
     rig.side.new_request(a)
     (answer,) = rig.finder.answers
     assert not rig.side.orders(step(new={"b": ([1], 0, 4)})).idle  # it has: at once
+    assert not rig.side.orders(step()).idle  # and that may run still
     waiting = threading.Thread(target=lambda: rig.side.orders(step()), daemon=True)
     waiting.start()
     assert waiting.is_alive()

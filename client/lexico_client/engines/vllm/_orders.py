@@ -56,4 +56,5 @@ class Orders:
     loads: list[LoadOrder] = field(default_factory=list)
     stores: list[StoreOrder] = field(default_factory=list)
     idle: bool = False
-    """Whether the engine computes nothing in this step: it may wait for loads."""
+    """Whether the engine computes nothing in this step, nor in the one before: it may wait for
+    loads."""

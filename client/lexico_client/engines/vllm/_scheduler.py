@@ -135,6 +135,7 @@ class SchedulerSide:
         self._prompts: dict[str, _Prompt] = {}
         self._alone: set[str] = set()
         self._orders = Orders()
+        self._idle = False
 
     def new_request(self, request: Any) -> None:
         """Begins to ask about a request, so that its answer is there when it is to run."""
@@ -198,7 +199,9 @@ class SchedulerSide:
         for name in step.finished_req_ids:
             self.finished(name)
         orders, self._orders = self._orders, Orders()
-        orders.idle = not step.num_scheduled_tokens
+        idle, before = not step.num_scheduled_tokens, self._idle
+        # The step before may run still: an engine goes on before it has what a device computes.
+        orders.idle, self._idle = idle and before, idle
         if orders.idle and not orders.loads:
             self._rest()
         return orders
