@@ -10,7 +10,7 @@ import numpy.typing as npt
 
 from lexico_codec.spec import CacheSpec
 
-REST_S: Final = 0.005
+REST_S: Final = 0.01
 """How long an engine's thread that has nothing to compute waits for an answer before it looks for
 other work. It holds Python's lock while it looks, and who decodes needs that too."""
 
