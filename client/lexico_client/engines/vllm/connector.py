@@ -5,12 +5,14 @@ client of the service, where both are in one process."""
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 import vllm
 from vllm.config import get_layers_from_vllm_config
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -259,6 +261,13 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def _orders(self) -> Orders:
         metadata = self._get_connector_metadata()
         return metadata.orders if isinstance(metadata, OrdersMetadata) else Orders()
+
+
+with suppress(ValueError):  # it is there already
+    # `MultiConnector` looks up by the class's name alone whose statistics it has.
+    KVConnectorFactory.register_connector(
+        LexicoConnector.__name__, LexicoConnector.__module__, LexicoConnector.__name__
+    )
 
 
 def _writing(layers: Mapping[str, Any], name: str, tensor: torch.Tensor) -> Write:
