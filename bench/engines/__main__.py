@@ -1,10 +1,13 @@
 """What sharing costs and saves in vLLM on this machine's CPU, each figure beside its goal.
 
     LEXICO_TEST_VLLM=PYTHON python -m bench.engines [--only first-token conversations agreement]
+    python -m bench.engines --only agreement --after 5 --prompts 5
 
 PYTHON is that of the environment that has vLLM: `make test-vllm` makes it. The model is SmolLM2 in
 float32. vllm_first_token.py, vllm_conversations.py and vllm_agreement.py of this folder say what
 the parts measure. What `--only` leaves out keeps what engines.json has of it, with its machine.
+With `--after N` conversations or prompts are the ones behind the first N, and are added to those in
+the file: long parts can be run in pieces.
 """
 
 from __future__ import annotations
@@ -37,6 +40,10 @@ AT_MOST: Final = {
     "adapter": 0.05,
 }
 AT_LEAST: Final = {"conversations_equal": 1.0, "near_forced": 0.95, "near_free": 0.95}
+COUNTS: Final = {
+    "conversations": vllm_conversations.COUNTS,
+    "agreement": vllm_agreement.COUNTS,
+}
 
 
 @contextmanager
@@ -68,8 +75,9 @@ def first_token(both: list[Nursery], model: Path, options: argparse.Namespace) -
 
 def conversations(both: list[Nursery], model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """`lossless` → its row."""
-    needed = vllm_conversations.texts_needed(options.conversations)
-    asked, described = texts(AutoTokenizer.from_pretrained(model), *needed), machine()
+    count, tokens = vllm_conversations.texts_needed(options.after + options.conversations)
+    asked, described = texts(AutoTokenizer.from_pretrained(model), count, tokens), machine()
+    asked = asked[options.after :]
     with engine_service() as service:
         row = vllm_conversations.measure(both, service.settings, asked, options.answer)
     print(table([row]), flush=True)
@@ -78,8 +86,9 @@ def conversations(both: list[Nursery], model: Path, options: argparse.Namespace)
 
 def agreement(both: list[Nursery], model: Path, options: argparse.Namespace) -> dict[str, Any]:
     """Codec, or the engine's own cache → its row."""
-    prompts = texts(AutoTokenizer.from_pretrained(model), options.prompts, options.prompt_tokens)
-    described = machine()
+    count = options.after + options.prompts
+    prompts = texts(AutoTokenizer.from_pretrained(model), count, options.prompt_tokens)
+    prompts, described = prompts[options.after :], machine()
     with engine_service() as service:
         rows = vllm_agreement.measure(both[0], service.settings, ["near"], prompts, options.answer)
     print(table(rows), flush=True)
@@ -95,10 +104,25 @@ def figures(parts: dict[str, Any]) -> dict[str, float]:
             key = name.replace(" ", "_")
             found[key] = max(found.get(key, -1.0), row[name]["median"])
     for row in parts.get("conversations", {}).values():
-        found["conversations_equal"] = row["equal"]
+        found["conversations_equal"] = row["equal"] / row["answer tokens"]
     for cache, row in parts.get("agreement", {}).items():
-        found |= {f"{cache}_forced": row["forced"], f"{cache}_free": row["free"]}
+        for way in ("forced", "free"):
+            found[f"{cache}_{way}"] = row[way] / row["answer tokens"]
     return found
+
+
+def added(before: dict[str, Any], came: dict[str, Any], counts: tuple[str, ...]) -> dict[str, Any]:
+    """Rows with what was counted before and now.
+
+    Raises:
+        SystemExit: nothing was counted before.
+    """
+    if before.keys() != came.keys():
+        raise SystemExit("--after: engines.json has no piece before this one")
+    return {
+        name: {**row, **{count: before[name][count] + row[count] for count in counts}}
+        for name, row in came.items()
+    }
 
 
 def judged(found: dict[str, float]) -> list[dict[str, Any]]:
@@ -141,6 +165,7 @@ def main() -> None:
     parser.add_argument("--conversations", type=int, default=50)
     parser.add_argument("--prompts", type=int, default=20, help="of agreement")
     parser.add_argument("--prompt-tokens", type=int, default=600)
+    parser.add_argument("--after", type=int, default=0, help="so many conversations or prompts")
     parser.add_argument("--answer", type=int, default=16, help="tokens of each answer")
     parser.add_argument("--no-gate", action="store_true")
     options = parser.parse_args()
@@ -150,9 +175,14 @@ def main() -> None:
         gate(*TESTS)
     model, parts = Path(model_folder(SMOLLM2)), earlier()
     run = {"first-token": first_token, "conversations": conversations, "agreement": agreement}
+    if options.after and "first-token" in options.only:
+        raise SystemExit("--after: first-token has no pieces")
     with nurseries(model, 2 if "conversations" in options.only else 1) as both:
         for part in options.only:
-            parts[part] = parts.get(part, {}) | run[part](both, model, options)
+            came = run[part](both, model, options)
+            if options.after:
+                came = added(parts.get(part, {}), came, COUNTS[part])
+            parts[part] = parts.get(part, {}) | came
             found = figures(parts)
             rows = judged(found)
             print(table(rows))

@@ -1,17 +1,20 @@
 """How far answers of vLLM agree after a reload of a lossy codec, and with those of its own cache.
 
-Greedy answers of an engine without us are what others are compared with. `free` is the share of
-equal tokens of answers that go on from what they said themselves: one that departs once counts as
-other from there on. `forced` is the share of equal next tokens where each is predicted from the
-expected answer before it. `own` is the engine without us a second time, with its own prefix cache:
+Greedy answers of an engine without us are what others are compared with. `free` counts the equal
+tokens of answers that go on from what they said themselves: one that departs once counts as other
+from there on. `forced` counts the equal next tokens where each is predicted from the expected
+answer before it. `own` is the engine without us a second time, with its own prefix cache:
 what it differs from itself by.
 """
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from tests.support.vllm_engine import Engine, Nursery
+
+COUNTS: Final = ("prompts", "answer tokens", "free", "forced", "whole answers")
+"""Of a row, what pieces of a run add up to."""
 
 
 def measure(
@@ -66,8 +69,8 @@ def _row(
         "prompt tokens": len(prompts[0]),
         "loaded": loaded // len(prompts),
         "answer tokens": tokens,
-        "free": free / tokens,
-        "forced": forced / tokens,
+        "free": free,
+        "forced": forced,
         "whole answers": whole,
     }
 

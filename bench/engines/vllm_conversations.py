@@ -1,7 +1,7 @@
 """Conversations over two vLLM engines that take turns, lossless, against one engine without us.
 
 Every turn of a conversation is answered by the other engine: it has the turns before it from the
-service alone. The measure is the share of tokens of the answers that are the same.
+service alone. The measure is how many tokens of the answers are the same.
 """
 
 from __future__ import annotations
@@ -14,6 +14,8 @@ QUESTIONS: Final = (130, 41, 53, 38)
 """Tokens that each turn adds."""
 AT_ONCE: Final = 10
 """Conversations that an engine answers at the same time."""
+COUNTS: Final = ("conversations", "answer tokens", "equal", "whole conversations", "cached tokens")
+"""Of a row, what pieces of a run add up to."""
 OPTIONS: Final[dict[str, Any]] = {"max_num_seqs": AT_ONCE, "max_model_len": 768}
 
 
@@ -46,7 +48,7 @@ def measure(
         "conversations": len(texts),
         "turns": len(QUESTIONS),
         "answer tokens": len(pairs),
-        "equal": sum(a == b for a, b in pairs) / len(pairs),
+        "equal": sum(a == b for a, b in pairs),
         "whole conversations": sum(a == b for a, b in zip(expected, found, strict=True)),
         "cached tokens": cached,
     }

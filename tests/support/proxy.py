@@ -6,7 +6,7 @@ import asyncio
 import socket
 import struct
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from contextlib import suppress
 from typing import Any, Final, TypeVar
 
@@ -29,6 +29,8 @@ class Proxy:
         """Made so far."""
         self.delay_s = 0.0
         """Of what a server sends, a piece."""
+        self.upload_delay_s = 0.0
+        """Of what a client sends, a piece."""
         self.swallows = False
         """Bytes of every connection vanish, and nobody is told."""
         self._forgotten = 0
@@ -119,8 +121,8 @@ class Proxy:
         self._writers |= ends
         try:
             await asyncio.gather(
-                self._carry(reader, back, number, delayed=False),
-                self._carry(there, writer, number, delayed=True),
+                self._carry(reader, back, number, lambda: self.upload_delay_s),
+                self._carry(there, writer, number, lambda: self.delay_s),
             )
         finally:
             self._writers -= ends
@@ -128,12 +130,16 @@ class Proxy:
                 end.close()
 
     async def _carry(
-        self, source: asyncio.StreamReader, sink: asyncio.StreamWriter, number: int, delayed: bool
+        self,
+        source: asyncio.StreamReader,
+        sink: asyncio.StreamWriter,
+        number: int,
+        delay_s: Callable[[], float],
     ) -> None:
         with suppress(OSError):
             while data := await source.read(_PIECE):
-                if delayed and self.delay_s:
-                    await asyncio.sleep(self.delay_s)
+                if pause_s := delay_s():
+                    await asyncio.sleep(pause_s)
                 if not self.swallows and number > self._forgotten:
                     sink.write(data)
                     await sink.drain()

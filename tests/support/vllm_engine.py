@@ -135,13 +135,8 @@ class Nursery:
             "seed": 0,
         }
         if connector is not None:
-            fields["kv_transfer_config"] = {
-                "kv_connector": "LexicoConnector",
-                "kv_connector_module_path": MODULE,
-                "kv_role": options.pop("kv_role", "kv_both"),
-                "kv_load_failure_policy": options.pop("policy", "recompute"),
-                "kv_connector_extra_config": connector,
-            }
+            own = {name: options.pop(name) for name in ("kv_role", "policy") if name in options}
+            fields["kv_transfer_config"] = connector_fields(connector, **own)
         if not self._ready:  # others begin meanwhile
             self.answer()
             self._ready = True
@@ -203,6 +198,19 @@ class Nursery:
             pytest.fail(f"vLLM's process ended: {self.said()[-4000:]}")
         found: dict[str, Any] = json.loads(line)
         return found
+
+
+def connector_fields(
+    settings: dict[str, Any], kv_role: str = "kv_both", policy: str = "recompute"
+) -> dict[str, Any]:
+    """`kv_transfer_config` of our connector, with these settings."""
+    return {
+        "kv_connector": "LexicoConnector",
+        "kv_connector_module_path": MODULE,
+        "kv_role": kv_role,
+        "kv_load_failure_policy": policy,
+        "kv_connector_extra_config": settings,
+    }
 
 
 class EngineFailed(Exception):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from dataclasses import dataclass, field
 from types import SimpleNamespace
 from typing import Any
@@ -59,6 +60,7 @@ class FakeAnswer:
     finished: bool = False
     found: Found | None = None
     error: LexicoError | None = None
+    ended: threading.Event = field(default_factory=threading.Event)
 
     def end(self, pages: int = 0, error: LexicoError | None = None) -> None:
         """So many pages are stored, of the prompt's spec."""
@@ -66,6 +68,7 @@ class FakeAnswer:
 
     def come(self, found: Found, error: LexicoError | None = None) -> None:
         self.finished, self.found, self.error = True, found, error
+        self.ended.set()
 
     def result(self) -> Found:
         assert self.finished, "the scheduler would have waited"

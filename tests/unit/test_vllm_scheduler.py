@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import logging
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
 import pytest
 
 from lexico_client.engines._counts import Counts
+from lexico_client.engines.vllm import _scheduler
 from lexico_client.engines.vllm._coded import Found
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import LoadOrder, StoreOrder
@@ -27,6 +29,7 @@ from tests.support.vllm_fakes import (
     request,
     step,
 )
+from tests.support.waiting import PATIENCE_S
 
 BLOCKS = list(range(20, 29))  # of 36 tokens
 
@@ -55,6 +58,30 @@ def test_the_scheduler_is_told_to_ask_again_until_the_match_has_answered() -> No
     assert [rig.side.matched(a, 0) for _ in range(3)] == [3 * PAGE_TOKENS] * 3
     assert rig.outcomes() == {"hit": 1}
     assert rig.tokens() == {"asked": 35, "promised": 24}
+
+
+def test_an_engine_that_has_nothing_to_compute_waits_for_the_match(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With a wait that nothing but the answer ends."""
+    monkeypatch.setattr(_scheduler, "REST_S", PATIENCE_S)
+    rig, a, b = Rig(), request("a"), request("b")
+    rig.side.new_request(a)
+    (answer,) = rig.finder.answers
+    assert not rig.side.orders(step(new={"b": ([1], 0, 4)})).idle  # it has: at once
+    assert not rig.side.orders(step()).idle  # and that may run still
+    waiting = threading.Thread(target=lambda: rig.side.orders(step()), daemon=True)
+    waiting.start()
+    assert waiting.is_alive()
+    answer.end(3)
+    waiting.join(PATIENCE_S)
+    assert not waiting.is_alive()
+    assert rig.side.matched(a, 0) == 3 * PAGE_TOKENS
+    rig.side.allocated(a, BLOCKS[:6], 3 * PAGE_TOKENS)
+    rig.side.new_request(b)
+    orders = rig.side.orders(step())  # there is a load to begin: at once
+    assert orders.idle
+    assert len(orders.loads) == 1
 
 
 def test_a_match_begins_with_the_first_question_where_nobody_said_that_a_request_is_new() -> None:

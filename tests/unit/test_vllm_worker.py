@@ -17,6 +17,7 @@ from torch import Tensor
 from lexico_client import AsyncClient, InMemoryTransport
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
+from lexico_client.engines.vllm import _worker
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
 from lexico_client.engines.vllm._paged import PagedCache
@@ -297,6 +298,23 @@ def test_loads_beyond_the_bound_wait_and_then_are_lost(
     assert rig.worker.bad_blocks() == set(THERE)
     transport.open.set()
     rig.worker.close()
+
+
+def test_an_engine_that_has_nothing_to_compute_waits_for_a_load(
+    rig: Rig, transport: Transport, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a wait that nothing but a load ends."""
+    monkeypatch.setattr(_worker, "REST_S", PATIENCE_S)
+    rig.worker.rest()  # none is under way: at once
+    transport.open.clear()
+    rig.order()
+    waiting = threading.Thread(target=rig.worker.rest, daemon=True)
+    waiting.start()
+    assert waiting.is_alive()
+    transport.open.set()
+    waiting.join(PATIENCE_S)
+    assert rig.worker.arrived() == {"r"}
+    rig.worker.rest()  # it has ended: at once
 
 
 def test_an_engine_that_ends_waits_for_its_stores(rig: Rig, transport: Transport) -> None:

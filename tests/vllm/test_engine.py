@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -13,8 +14,9 @@ from lexico_client.hf import HuggingFaceCache
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import CLIENT_MISSES, ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_TOKENS
 from tests.support.client_fixtures import PATIENT, Landing, first_pages
-from tests.support.vllm_engine import Nursery
+from tests.support.vllm_engine import Nursery, connector_fields
 from tests.support.vllm_service import EngineService
+from tests.support.waiting import PATIENCE_S, wait_until
 from tests.vllm.conftest import LOADED, Prompts
 
 LOSSLESS = {"codec": "lossless"}
@@ -94,6 +96,46 @@ def test_a_hugging_face_node_and_vllm_share(
     with nursery.engine({**addresses, **LOSSLESS}) as engine:
         found = engine.generate(ids)
         assert (found.tokens[0], found.cached[0]) == (plain[0], LOADED)
+
+
+def test_two_connectors_in_one_engine(
+    nursery: Nursery,
+    service: EngineService,
+    prompts: Prompts,
+    plain: list[list[int]],
+    spec: CacheSpec,
+    stored: None,
+) -> None:
+    """vLLM's own `MultiConnector`: it loads from the first that finds any, and all store."""
+    salts, ids = ("another", ""), prompts.apart[0]
+    ours = [connector_fields({**service.settings, **LOSSLESS, "salt": salt}) for salt in salts]
+    both = {
+        "kv_connector": "MultiConnector",
+        "kv_role": "kv_both",
+        "kv_load_failure_policy": "recompute",
+        "kv_connector_extra_config": {"connectors": ours},
+    }
+    with nursery.engine(kv_transfer_config=both) as engine:
+        found = engine.generate(ids)
+        assert (found.tokens, found.cached) == (plain[:1], [LOADED])
+        assert engine.counted(ENGINE_REQUESTS.name) == {"miss": 1, "hit": 1}
+        other = replace(spec, salt=salts[0])
+        wait_until(lambda: service.stored(other, ids) == 9, "the one that found nothing to store")
+
+
+def test_an_engine_that_ends_stores_what_it_computed(
+    nursery: Nursery,
+    prompts: Prompts,
+    plain: list[list[int]],
+    spec: CacheSpec,
+    fresh: EngineService,
+) -> None:
+    """Nobody waits for it before: what is on its way has `drain_seconds`."""
+    fresh.offload.upload_delay_s = 0.005
+    settings = {**fresh.settings, **LOSSLESS, "drain_seconds": PATIENCE_S}
+    with nursery.engine(settings) as engine:
+        assert engine.generate(prompts.apart[0]).tokens == plain[:1]
+    assert fresh.stored(spec, prompts.apart[0]) == 9
 
 
 def test_what_cannot_be_used_is_said_in_one_line_at_start(

@@ -13,6 +13,7 @@ from lexico_proto.metrics import (
     ENGINE_REQUESTS,
     ENGINE_STAGED,
     ENGINE_TOKENS,
+    RECEIVED_BYTES,
     SENT_BYTES,
     STREAMS,
 )
@@ -78,8 +79,13 @@ def test_a_damaged_page_is_computed_and_stored_anew(
 
 
 def test_a_service_that_is_gone_costs_nothing_but_the_hit(
-    engine: Engine, service: EngineService, prompts: Prompts, plain: list[list[int]]
+    engine: Engine,
+    service: EngineService,
+    prompts: Prompts,
+    plain: list[list[int]],
+    nursery: Nursery,
 ) -> None:
+    said = len(nursery.said())
     before = engine.counted(ENGINE_REQUESTS.name)
     service.reload.refuse()
     service.offload.refuse()
@@ -92,6 +98,7 @@ def test_a_service_that_is_gone_costs_nothing_but_the_hit(
         service.offload.accept()
     assert changed(engine, ENGINE_REQUESTS.name, before) == {"failed": len(plain)}
     assert engine.counted(ENGINE_STAGED.name) == {"": 0}
+    assert nursery.said()[said:].count("match failed") <= 1  # a minute
     hits_again(engine, prompts.apart[1])
 
 
@@ -110,6 +117,26 @@ def test_a_service_that_is_silent_costs_a_deadline(
     hits_again(engine, prompts.apart[1])
 
 
+def test_a_slow_service_is_waited_for_and_holds_nobody_else_up(
+    engine: Engine, service: EngineService, prompts: Prompts, plain: list[list[int]]
+) -> None:
+    """A prompt that is computed comes while another is loaded, and is answered first."""
+    short = prompts.spare[1][:40]  # no full page: nobody is asked
+    alone = engine.generate(short, max_tokens=1)
+    engine.reset()
+    tokens = engine.counted(ENGINE_TOKENS.name)
+    service.reload.delay_s = 0.05
+    found = engine.generate(prompts.apart[3], short, max_tokens=1)
+    assert (found.tokens[0], found.tokens[1]) == (plain[3][:1], alone.tokens[0])
+    assert found.cached == [LOADED, 0]
+    assert found.first[1] < found.first[0]
+    assert changed(engine, ENGINE_TOKENS.name, tokens) == {
+        "asked": 640,
+        "promised": LOADED,
+        "loaded": LOADED,
+    }
+
+
 def test_a_service_that_dies_in_the_middle_of_a_load(
     engine: Engine, service: EngineService, prompts: Prompts, plain: list[list[int]]
 ) -> None:
@@ -124,6 +151,34 @@ def test_a_service_that_dies_in_the_middle_of_a_load(
     assert changed(engine, ENGINE_TOKENS.name, tokens)["lost"] > 0
     service.reload.delay_s = 0.0
     hits_again(engine, prompts.apart[2])
+
+
+def test_a_service_that_dies_in_the_middle_of_a_store(
+    engine: Engine, service: EngineService, prompts: Prompts, spec: CacheSpec
+) -> None:
+    """It loses that store alone, and the next request stores what is missing."""
+    ids, received = prompts.spare[2], service.counts(RECEIVED_BYTES)
+    pages = engine.counted(ENGINE_PAGES.name)
+    service.offload.upload_delay_s = 0.01
+    engine.begin(ids)
+    wait_until(lambda: service.counts(RECEIVED_BYTES) != received, "a page to be received")
+    service.offload.refuse()
+    found = engine.result()
+    engine.settle()
+    service.offload.upload_delay_s = 0.0
+    service.offload.accept()
+    assert found.reasons == ["length"]
+    assert changed(engine, ENGINE_PAGES.name, pages) == {"failed": 9}
+    assert engine.counted(ENGINE_STAGED.name) == {"": 0}
+    assert service.stored(spec, ids) < 9
+
+    def stored() -> bool:
+        engine.reset()
+        assert engine.generate(ids).tokens == found.tokens
+        engine.settle()
+        return service.stored(spec, ids) == 9
+
+    wait_until(stored, "all pages to be stored")
 
 
 def test_an_ingress_that_is_gone_loses_stores_alone(

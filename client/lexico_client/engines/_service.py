@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 import threading
-from collections.abc import Coroutine
+from collections.abc import Callable, Coroutine
 from typing import Any, Final, TypeVar
+from weakref import WeakValueDictionary
 
 from lexico_client._async_client import AsyncClient
 from lexico_client._loop_thread import Call, LoopThread
@@ -16,10 +18,30 @@ T = TypeVar("T")
 
 
 _CLOSE_S: Final = 2.0
+_SHARED: Final[WeakValueDictionary[tuple[int, str], Service]] = WeakValueDictionary()
+"""Process and name → the service of the sides of an adapter."""
+_SHARING: Final = threading.Lock()
 
 
 class Service:
     """Begins calls from any thread. The loop's thread starts with the first of them."""
+
+    @classmethod
+    def shared(cls, name: str, make: Callable[[], Service]) -> Service:
+        """The service of all sides of an adapter that are in this process: one connection, so that
+        none waits to connect again when another has. Each side closes it once.
+
+        Args:
+            name: of engine and settings, that no other adapter has.
+            make: the service, for the first side.
+        """
+        with _SHARING:
+            found = _SHARED.get((os.getpid(), name))
+            if found is None or found.closed:
+                found = _SHARED[os.getpid(), name] = make()
+            else:
+                found._users += 1
+            return found
 
     def __init__(self, client: AsyncClient, engine: str, log: logging.Logger) -> None:
         """
@@ -34,6 +56,7 @@ class Service:
         self._loop: LoopThread | None = None
         self._lock = threading.Lock()
         self._closed = False
+        self._users = 1
 
     @property
     def closed(self) -> bool:
@@ -68,19 +91,22 @@ class Service:
         return call.result()
 
     def close(self, last: Coroutine[Any, Any, None] | None = None, seconds: float = 0.0) -> None:
-        """Ends what runs, and the thread. May be called more than once.
+        """Ends what runs, and the thread; of a shared one the last side does. May be called more
+        than once.
 
         Args:
             last: runs before; it ends within `seconds`.
             seconds: that are waited for it.
         """
         with self._lock:
-            loop, closed, self._closed = self._loop, self._closed, True
+            self._users -= 1
+            over, loop, closed = self._users <= 0, self._loop, self._closed
+            self._closed = closed or over
         if loop is None or closed or loop.ended:
             if last is not None:
                 last.close()
             return
-        for work, most in ((last, seconds), (self._shut_down(), _CLOSE_S)):
+        for work, most in ((last, seconds), (self._shut_down() if over else None, _CLOSE_S)):
             if work is None:
                 continue
             try:
@@ -90,7 +116,8 @@ class Service:
                     self._log.warning("not closed in order: %s", lost)
             except LexicoError as error:
                 self._log.warning("not closed in order: %s", error)
-        loop.stop()
+        if over:
+            loop.stop()
 
     def _running(self) -> LoopThread:
         if self._loop is None:

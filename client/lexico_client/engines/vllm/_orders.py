@@ -3,11 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
 from lexico_codec.spec import CacheSpec
+
+REST_S: Final = 0.01
+"""How long an engine's thread that has nothing to compute waits for an answer before it looks for
+other work. It holds Python's lock while it looks, and who decodes needs that too."""
 
 
 @dataclass(frozen=True)
@@ -50,3 +55,6 @@ class Orders:
 
     loads: list[LoadOrder] = field(default_factory=list)
     stores: list[StoreOrder] = field(default_factory=list)
+    idle: bool = False
+    """Whether the engine computes nothing in this step, nor in the one before: it may wait for
+    loads."""

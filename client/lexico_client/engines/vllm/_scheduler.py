@@ -1,7 +1,8 @@
 """The scheduler's side: what of a prompt is promised, and what is to be loaded and stored.
 
-Nothing here waits. A match runs on a loop of its own, and until it has answered the engine is told
-to ask again. A request is known from the first question about it to its end.
+Nothing here holds the engine up. A match runs on a loop of its own, and until it has answered the
+engine is told to ask again; an engine that has nothing else to do waits for it a moment. A request
+is known from the first question about it to its end.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import hashlib
 import secrets
 import struct
+import threading
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Final, Protocol
@@ -18,7 +20,7 @@ import numpy.typing as npt
 
 from lexico_client.engines._counts import Counts
 from lexico_client.engines.vllm._coded import Found
-from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
+from lexico_client.engines.vllm._orders import REST_S, LoadOrder, Orders, StoreOrder
 from lexico_codec.codecs.codec import Codec
 from lexico_codec.spec import CacheSpec, salt_bytes
 from lexico_proto.errors import LexicoError
@@ -33,6 +35,10 @@ class Answer(Protocol):
     @property
     def finished(self) -> bool:
         """Whether there is a result."""
+
+    @property
+    def ended(self) -> threading.Event:
+        """Set when there is one, or will be none."""
 
     def result(self) -> Found:
         """Of a finished one.
@@ -129,6 +135,7 @@ class SchedulerSide:
         self._prompts: dict[str, _Prompt] = {}
         self._alone: set[str] = set()
         self._orders = Orders()
+        self._idle = False
 
     def new_request(self, request: Any) -> None:
         """Begins to ask about a request, so that its answer is there when it is to run."""
@@ -192,6 +199,11 @@ class SchedulerSide:
         for name in step.finished_req_ids:
             self.finished(name)
         orders, self._orders = self._orders, Orders()
+        idle, before = not step.num_scheduled_tokens, self._idle
+        # The step before may run still: an engine goes on before it has what a device computes.
+        orders.idle, self._idle = idle and before, idle
+        if orders.idle and not orders.loads:
+            self._rest()
         return orders
 
     def lost(self, blocks: Iterable[int]) -> None:
@@ -217,6 +229,14 @@ class SchedulerSide:
         self._reset = secrets.token_bytes(_RANDOM_BYTES)
         self._specs.clear()
         self._prompts.clear()
+
+    def _rest(self) -> None:
+        """Waits a moment for an answer, where one is awaited."""
+        for prompt in self._prompts.values():
+            answer = prompt.answer
+            if answer is not None and not (prompt.learnt or prompt.used or answer.finished):
+                answer.ended.wait(REST_S)
+                return
 
     def _asked(self, request: Any) -> _Prompt | None:
         """What is known of a request, a match about it at least begun; None for one that is left

@@ -19,7 +19,7 @@ from lexico_client._results import Loaded, PageOutcome, PutReport
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._log import LOG
-from lexico_client.engines.vllm._orders import LoadOrder, Orders, StoreOrder
+from lexico_client.engines.vllm._orders import REST_S, LoadOrder, Orders, StoreOrder
 from lexico_client.engines.vllm._paged import PagedCache, PageTarget
 from lexico_client.engines.vllm._ranks import Rank
 from lexico_codec.sets.dictionary import DictionarySet
@@ -70,7 +70,7 @@ class WorkerSide:
         """
         Args:
             spec: what pages belong to, but for what an order says of codec, set and salt.
-            service: for this side alone.
+            service: of this side, or of all that are in this process.
             counts: of this side.
             dictionary: the set that was given or is built in: it is kept, and registered with the
                 service when that lacks it. Any other is fetched by its digest.
@@ -94,10 +94,12 @@ class WorkerSide:
         self._storing = asyncio.Semaphore(concurrent_stores)
         self._cache: PagedCache | None = None
         self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
         self._arrived: set[str] = set()
         self._bad: set[int] = set()
         self._staged = 0
         self._stores = 0
+        self._loads = 0
 
     def register(self, cache: PagedCache) -> None:
         """Gives the engine's memory."""
@@ -106,6 +108,8 @@ class WorkerSide:
     def begin(self, orders: Orders) -> None:
         """Begins loads, with each step of the engine. Each will be told of by `arrived`."""
         for order in orders.loads:
+            with self._lock:
+                self._loads += 1
             try:
                 self._service.begin(self._load(order, _reached(self._memory.device)))
             except LexicoError as error:
@@ -132,6 +136,12 @@ class WorkerSide:
         with self._lock:
             arrived, self._arrived = self._arrived, set()
         return arrived
+
+    def rest(self) -> None:
+        """Waits a moment for a load to end, where there is one: of an engine that has nothing to
+        compute meanwhile."""
+        with self._ended:
+            self._ended.wait_for(lambda: self._arrived or not self._loads, REST_S)
 
     def bad_blocks(self) -> set[int]:
         """Blocks that were not loaded, since the last call; to be asked for after `arrived`."""
@@ -202,9 +212,11 @@ class WorkerSide:
         return loaded
 
     def _end(self, order: LoadOrder, lost: set[int]) -> None:
-        with self._lock:
+        with self._ended:
             self._bad |= lost
             self._arrived.add(order.request_id)
+            self._loads -= 1
+            self._ended.notify_all()
 
     def _copied(self, order: StoreOrder) -> _Staged | None:
         """As many of the pages as there is room for."""

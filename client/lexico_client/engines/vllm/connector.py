@@ -1,15 +1,18 @@
 """`LexicoConnector`: what vLLM loads. Its two sides are made apart, one in the process of the
-scheduler and one in that of the worker, and share nothing but the orders that vLLM carries."""
+scheduler and one in that of the worker, and share nothing but the orders that vLLM carries; and the
+client of the service, where both are in one process."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
 import vllm
 from vllm.config import get_layers_from_vllm_config
+from vllm.distributed.kv_transfer.kv_connector.factory import KVConnectorFactory
 from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorBase_V1,
     KVConnectorMetadata,
@@ -76,9 +79,12 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._spec = spec
         self._rank = Rank(range(spec.geometry.layers), range(spec.geometry.kv_heads))
         self._metrics = PROCESS
-        self._service = Service(settings.client(), "vllm", LOG)
+        self._service = Service.shared(
+            f"{transfer.engine_id} {settings}", lambda: Service(settings.client(), "vllm", LOG)
+        )
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
+        self._over = False
         counts = self._counts = Counts(LOG, self._metrics)
         if role == KVConnectorRole.SCHEDULER:
             coding = coding_of(self._service, settings, spec, vllm_config.model_config.model)
@@ -202,6 +208,8 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._of_worker.stage(self._orders)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        if self._orders.idle:
+            self._of_worker.rest()
         return None, self._of_worker.arrived() or None
 
     def get_block_ids_with_load_errors(self) -> set[int]:
@@ -210,6 +218,9 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
     # Both
 
     def shutdown(self) -> None:
+        if self._over:
+            return
+        self._over = True
         if self._worker is not None:
             self._worker.close()
         else:
@@ -250,6 +261,13 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
     def _orders(self) -> Orders:
         metadata = self._get_connector_metadata()
         return metadata.orders if isinstance(metadata, OrdersMetadata) else Orders()
+
+
+with suppress(ValueError):  # it is there already
+    # `MultiConnector` looks up by the class's name alone whose statistics it has.
+    KVConnectorFactory.register_connector(
+        LexicoConnector.__name__, LexicoConnector.__module__, LexicoConnector.__name__
+    )
 
 
 def _writing(layers: Mapping[str, Any], name: str, tensor: torch.Tensor) -> Write:
