@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import Awaitable, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import replace
 from typing import Any, Final, TypeVar
 
@@ -21,7 +22,13 @@ from lexico_client.engines._service import Service
 from lexico_client.engines._settings import EngineSettings
 from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
-from lexico_proto.errors import ConfigurationError, LexicoError, Unavailable, UnknownDictionary
+from lexico_proto.errors import (
+    ConfigurationError,
+    DeadlineExpired,
+    LexicoError,
+    Unavailable,
+    UnknownDictionary,
+)
 
 T = TypeVar("T")
 
@@ -170,6 +177,24 @@ def until(seconds: float) -> Callable[[], float]:
     clock = asyncio.get_running_loop().time
     end = clock() + seconds
     return lambda: max(0.001, end - clock())
+
+
+@asynccontextmanager
+async def in_turn(turns: asyncio.Semaphore, left: Callable[[], float]) -> AsyncIterator[None]:
+    """Waits for a turn, for as many seconds as are left, and has it for the block.
+
+    Raises:
+        DeadlineExpired: others had them all.
+    """
+    try:
+        async with asyncio.timeout(left()):
+            await turns.acquire()
+    except TimeoutError as error:
+        raise DeadlineExpired("others were before it all the time") from error
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 async def each(
