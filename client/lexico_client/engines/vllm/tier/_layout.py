@@ -111,17 +111,17 @@ def check_found(
             f"{layer}: the engine's kernels split blocks of {block_tokens} tokens into ones of "
             f"{found[0].shape[1]}; start with --block-size {found[0].shape[1]}"
         )
-    raw = tensor.as_strided(
-        (found[0].shape[0], size), (tensor.stride(0), 1), tensor.storage_offset()
+    where = [(each.data_ptr(), each.stride()) for each in found]
+    if tensor.stride(0) == size:  # blocks are contiguous, one behind the other
+        raw = tensor.as_strided((found[0].shape[0], size), (size, 1), tensor.storage_offset())
+        wanted = LAYOUTS[name].views(raw, block_tokens, heads, dim)
+        if where == [(each.data_ptr(), each.stride()) for each in wanted]:
+            return
+    raise Unsupported(
+        f"{layer}: the engine writes keys and values of {list(tensor.shape)} with strides "
+        f"{found[0].stride()} and {found[1].stride()}, which is not layout {name}; `layout` is one "
+        f"of {', '.join(LAYOUTS)}"
     )
-    wanted = LAYOUTS[name].views(raw, block_tokens, heads, dim)
-    for mine, theirs in zip(wanted, found, strict=True):
-        if (mine.data_ptr(), mine.stride()) != (theirs.data_ptr(), theirs.stride()):
-            raise Unsupported(
-                f"{layer}: the engine writes keys and values of {list(tensor.shape)} with strides "
-                f"{theirs.stride()}, which is not layout {name}; `layout` is one of "
-                f"{', '.join(LAYOUTS)}"
-            )
 
 
 @dataclass(frozen=True)
