@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
+import os
 import pickle
+import subprocess
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -21,7 +24,16 @@ from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_STAGED, ENGINE_TOKENS
 from tests.support.client_fixtures import PATIENT
-from tests.support.vllm_engine import BLOCK_TOKENS, MODULE, Engine, EngineFailed, Nursery
+from tests.support.saved_model import save_tiny
+from tests.support.vllm_engine import (
+    BLOCK_TOKENS,
+    MODULE,
+    PYTHON,
+    ROOT,
+    Engine,
+    EngineFailed,
+    Nursery,
+)
 from tests.support.vllm_service import EngineService
 from tests.vllm.conftest import LOADED, Prompts
 
@@ -170,6 +182,35 @@ def test_after_a_reset_nothing_is_found_that_was_stored_before(
     second.reset(reset_connector=True)
     found = second.generate(prompts.apart[0])
     assert (found.tokens[0], found.cached[0]) == (plain[0], 0)
+
+
+def test_two_managers_of_vllm_share(service: EngineService, tmp_path: Path) -> None:
+    """Without an engine: their whole contract with the tier, and their end."""
+    tier = {
+        "type": "LexicoTier",
+        "module_path": MODULE,
+        "codec": "lossless",
+        "weights": "ab" * 32,
+        "layout": "heads-first",
+        **service.settings,
+    }
+    given = json.dumps({"model": str(save_tiny(tmp_path)), "tier": tier})
+    path = ":".join(map(str, (ROOT, ROOT / "proto", ROOT / "client")))
+    ended = subprocess.run(
+        [PYTHON, "-m", "tests.support.vllm_tier_managers", given],
+        env={**os.environ, "PYTHONPATH": path},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert ended.returncode == 0, ended.stderr[-4000:]
+    found = json.loads(ended.stdout.splitlines()[-1])
+    assert found["said"] == ["HIT"] * 3 + ["MISS"]
+    assert found["equal"]
+    assert found["after_reset"] == "MISS"
+    assert any(name.startswith("lexico_engine_tokens_total") for name in found["shown"])
+    assert "Failed to" not in ended.stderr
 
 
 def test_an_engine_that_tells_the_tier_nothing_is_refused_in_one_line(
