@@ -98,6 +98,9 @@ def test_a_worker_takes_the_layout_in_which_it_writes_and_no_other(name: str, ma
     found = recognised(engine.tensor, 32, 2, 16, engine.write)[1]
     if make is ENGINES[name]:
         check_found(name, found, "layer", engine.tensor, 32, 2, 16)
+        single = make(4, 32, 1, 16, torch.bfloat16)
+        found = recognised(single.tensor, 32, 1, 16, single.write)[1]
+        check_found(name, found, "layer", single.tensor, 32, 1, 16)
         return
     with pytest.raises(Unsupported, match=r"layer: the engine .*is not layout"):
         check_found(name, found, "layer", engine.tensor, 32, 2, 16)

@@ -137,9 +137,7 @@ def test_another_process_loads_what_one_stored(
     tokens = second.counted(ENGINE_TOKENS.name)
     assert (tokens["loaded"], tokens.get("lost", 0)) == (LOADED, 0)
     assert second.own()["vllm:external_prefix_cache_hits"] == LOADED
-    shown = second.shown()
-    assert shown["lexico_engine_requests_total hit"] == 1
-    assert shown["lexico_engine_tokens_total loaded"] == LOADED
+    assert second.shown()["lexico_engine_tokens_total loaded"] == LOADED
 
 
 def test_a_damaged_chunk_is_computed(

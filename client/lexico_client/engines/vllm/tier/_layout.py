@@ -111,17 +111,22 @@ def check_found(
             f"{layer}: the engine's kernels split blocks of {block_tokens} tokens into ones of "
             f"{found[0].shape[1]}; start with --block-size {found[0].shape[1]}"
         )
-    where = [(each.data_ptr(), each.stride()) for each in found]
     if tensor.stride(0) == size:  # blocks are contiguous, one behind the other
         raw = tensor.as_strided((found[0].shape[0], size), (size, 1), tensor.storage_offset())
         wanted = LAYOUTS[name].views(raw, block_tokens, heads, dim)
-        if where == [(each.data_ptr(), each.stride()) for each in wanted]:
+        if [_where(each) for each in wanted] == [_where(each) for each in found]:
             return
     raise Unsupported(
         f"{layer}: the engine writes keys and values of {list(tensor.shape)} with strides "
         f"{found[0].stride()} and {found[1].stride()}, which is not layout {name}; `layout` is one "
         f"of {', '.join(LAYOUTS)}"
     )
+
+
+def _where(view: Tensor) -> tuple[int, ...]:
+    """Where its numbers lie; the stride of a single one counts for nothing."""
+    steps = zip(view.stride(), view.shape, strict=True)
+    return (view.data_ptr(), *(step for step, count in steps if count > 1))
 
 
 @dataclass(frozen=True)

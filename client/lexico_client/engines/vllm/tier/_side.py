@@ -61,7 +61,9 @@ class _Running:
     job: Job
     loads: bool
     call: Call[Ended] | None
-    """None where it could not begin."""
+    """None where there is nothing to wait for."""
+    skipped: bool = False
+    """Whether nothing was to be done."""
 
 
 class TierSide:
@@ -109,7 +111,7 @@ class TierSide:
         """Begins to send the chunks that the service lacks."""
         size = len(job.keys) * self.chunk_bytes
         if self._settings.offload is None:
-            self._running[job.number] = _Running(job, False, None)
+            self._running[job.number] = _Running(job, False, None, skipped=True)
         elif self._held + size > self._settings.staging_bytes:
             self._counts.pages("dropped", len(job.keys))
             self._counts.warn("store", Busy(f"chunks of {self._held} bytes are being stored"))
@@ -187,7 +189,7 @@ class TierSide:
     def _take(self, running: _Running) -> Ended:
         job, call = running.job, running.call
         del self._running[job.number]
-        ended = Ended(job.number)
+        ended = Ended(job.number, success=running.skipped)
         if call is not None:
             try:
                 ended = call.result()

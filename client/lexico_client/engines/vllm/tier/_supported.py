@@ -8,7 +8,6 @@ they are told, and members of what they answer with.
 from __future__ import annotations
 
 import dataclasses
-import enum
 import json
 from collections.abc import Iterable
 from pathlib import Path
@@ -36,7 +35,7 @@ def check_tier_interface(bases: Iterable[type], told: Iterable[type]) -> None:
     for base in bases:
         known = recorded["classes"][base.__name__]
         wrong += differences(known["methods"], interface_of(base))
-        abstract = getattr(base, "__abstractmethods__", frozenset())
+        abstract: frozenset[str] = getattr(base, "__abstractmethods__", frozenset())
         new = sorted(abstract - set(known["abstract"]))
         wrong += [f"{base.__name__}.{name} is new and must be there" for name in new]
     found = {each.__name__: parts_of(each) for each in told}
@@ -51,6 +50,5 @@ def check_tier_interface(bases: Iterable[type], told: Iterable[type]) -> None:
 
 def parts_of(told: type) -> list[str]:
     """Names of the fields of a dataclass, or of the members of an enumeration."""
-    if issubclass(told, enum.Enum):
-        return list(told.__members__)
-    return [field.name for field in dataclasses.fields(told)]
+    members = getattr(told, "__members__", None)
+    return [field.name for field in dataclasses.fields(told)] if members is None else list(members)
