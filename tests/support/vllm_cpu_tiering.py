@@ -74,6 +74,8 @@ class CopyingWorker(OffloadingWorker):  # type: ignore[misc]
 class CPUTieringSpec(TieringOffloadingSpec):  # type: ignore[misc]
     """The spec, with that worker."""
 
+    _worker: OffloadingWorker | None
+
     def get_worker(self, kv_caches: CanonicalKVCaches) -> OffloadingWorker:
         if self._worker is None:
             region = SharedOffloadRegion(

@@ -71,7 +71,7 @@ def vllm_of(version: str = "0.32.0", **gone: Any) -> Iterator[type]:
         if name not in ("LookupResult", "JobResult")
     }
     metadata = make_dataclass("Metadata", [("documentation", str), ("labelnames", tuple, ())])
-    parts = {
+    parts: dict[str, dict[str, Any]] = {
         "vllm": {"__version__": version},
         "vllm.distributed.kv_transfer.kv_connector.v1.metrics": {
             "KVConnectorStats": object,
