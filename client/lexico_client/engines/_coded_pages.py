@@ -197,7 +197,7 @@ async def in_turn(turns: asyncio.Semaphore, left: Callable[[], float]) -> AsyncI
         turns.release()
 
 
-async def each(
+async def for_each(
     things: Iterable[T], work: Callable[[T], Coroutine[Any, Any, None]], at_a_time: int
 ) -> None:
     """Does the work for each, in order, several at a time."""

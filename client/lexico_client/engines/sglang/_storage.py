@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from lexico_client._coding import Coding
 from lexico_client._results import PageOutcome
-from lexico_client.engines._coded_pages import CodedPages, coding_of, each, until
+from lexico_client.engines._coded_pages import CodedPages, coding_of, for_each, until
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines.sglang._config import StorageConfig
@@ -180,7 +180,7 @@ class StorageSide:
                     wanted = number
                     self._counts.warn("load", error)
 
-        await each(range(len(pages)), bring, self._at_a_time)
+        await for_each(range(len(pages)), bring, self._at_a_time)
         return wanted
 
     async def _stored(self, pages: Sequence[Page], ended: dict[bytes, PageOutcome]) -> None:
@@ -206,7 +206,7 @@ class StorageSide:
             except Exception as error:  # noqa: BLE001 - told of once the others have ended
                 refused.append(error)
 
-        await each([page for page, lacks in both if lacks], send, self._at_a_time)
+        await for_each([page for page, lacks in both if lacks], send, self._at_a_time)
         if refused:
             raise refused[0]
 

@@ -10,11 +10,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar
 
 from lexico_client._loop_thread import Call
 from lexico_client._results import PageOutcome
-from lexico_client.engines._coded_pages import CodedPages, each, in_turn, until
+from lexico_client.engines._coded_pages import CodedPages, for_each, in_turn, until
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._log import LOG
@@ -22,6 +22,8 @@ from lexico_client.engines.vllm.tier._config import TierConfig
 from lexico_client.engines.vllm.tier._layout import Chunks
 from lexico_client.engines.vllm.tier._lookups import Lookups
 from lexico_proto.errors import Busy, Cancelled, InternalError, LexicoError, Unsupported
+
+T = TypeVar("T")
 
 HASH_BYTES: Final = 32
 """Of SHA-256. What else vLLM can be told to use is no cryptographic hash."""
@@ -162,7 +164,7 @@ class TierSide:
             found = await self._pages.found(hashes, self._settings.match_seconds)
             return [spec is not None for spec in found]
 
-        return self._service.begin(asked())
+        return self._started(asked())
 
     def _begin(self, job: Job, work: Callable[[Job], Awaitable[Ended]], *, loads: bool) -> None:
         what = "load" if loads else "store"
@@ -177,14 +179,23 @@ class TierSide:
                 self._counts.warn(what, error)
             return replace(ended, seconds=loop.time() - began)
 
-        running: Coroutine[Any, Any, Ended] = run()
         call: Call[Ended] | None = None
         try:
-            call = self._service.begin(running)
+            call = self._started(run())
         except LexicoError as error:
-            running.close()
             self._counts.warn(what, error)
         self._running[job.number] = _Running(job, loads, call)
+
+    def _started(self, work: Coroutine[Any, Any, T]) -> Call[T]:
+        """
+        Raises:
+            LexicoError: there is no loop any more.
+        """
+        try:
+            return self._service.begin(work)
+        except LexicoError:
+            work.close()
+            raise
 
     def _take(self, running: _Running) -> Ended:
         job, call = running.job, running.call
@@ -229,7 +240,7 @@ class TierSide:
                     wanted = number
                     self._counts.warn("load", error)
 
-        await each(range(wanted), bring, min(wanted, self._settings.concurrent_loads))
+        await for_each(range(wanted), bring, min(wanted, self._settings.concurrent_loads))
         return Ended(job.number, came, len(came) == len(hashes), moved=len(came))
 
     async def _stored(self, job: Job) -> Ended:
@@ -253,7 +264,7 @@ class TierSide:
                 refused.append(error)
 
         wanted = [number for number, lacks in enumerate(lacking) if lacks]
-        await each(wanted, send, min(len(wanted), self._settings.concurrent_stores))
+        await for_each(wanted, send, min(len(wanted), self._settings.concurrent_stores))
         if refused:
             self._counts.warn("store", refused[0])
         stored = [*there, *sent]
