@@ -109,7 +109,7 @@ test-scale: $(VENV)/dev redis ## Ray Serve's autoscaler up and down under load, 
 test-hosts: $(VENV)/dev redis ## each part on a host of its own, in network namespaces: slow links, hosts cut off; some minutes, as root
 	LEXICO_TEST_HOSTS=1 $(PYTESTS) -n 0 tests/hosts $(PYTEST)
 
-test-vllm: $(VENV)/dev $(VLLM)/ready ## vLLM's connector in the real engine on the CPU: some minutes, and an environment of 2.5 GB
+test-vllm: $(VENV)/dev $(VLLM)/ready ## vLLM's connector and tier in the real engine on the CPU: some minutes, and an environment of 2.5 GB
 	LEXICO_TEST_VLLM=$(abspath $(VLLM)/bin/python) $(PYTESTS) -n 0 tests/vllm $(PYTEST)
 
 test-sglang: $(VENV)/dev $(SGLANG)/ready ## SGLang's storage backend in the real engine on the CPU: some minutes, and an environment of 2.5 GB

@@ -76,8 +76,14 @@ def test_engines_are_imported_by_their_name_alone() -> None:
 
 
 def test_the_connector_of_vllm_is_there_without_vllm() -> None:
-    assert "lexico_client.engines.vllm.connector" not in imported_by("lexico_client.engines.vllm")
+    found = imported_by("lexico_client.engines.vllm")
+    assert not {name for name in found if name.startswith("lexico_client.engines.vllm.")}
     found = imported_by("lexico_client.engines.vllm._worker")
+    assert not {name for name in found if name.partition(".")[0] in {"vllm", *OF_OTHERS}}
+
+
+def test_the_tier_of_vllm_is_there_without_vllm() -> None:
+    found = imported_by("lexico_client.engines.vllm.tier._side")
     assert not {name for name in found if name.partition(".")[0] in {"vllm", *OF_OTHERS}}
 
 

@@ -6,31 +6,20 @@ calls of the service run on a loop of ours, and each ends within its deadline.
 
 from __future__ import annotations
 
-import asyncio
-import secrets
-from collections.abc import Callable, Coroutine, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Coroutine, Sequence
+from dataclasses import dataclass
 from typing import Any, Final, TypeVar
 
-from lexico_client._coding import Coding, checked_without_set
+from lexico_client._coding import Coding
 from lexico_client._results import PageOutcome
-from lexico_client._settings import Timeouts
-from lexico_client.engines._apart import PagesApart
+from lexico_client.engines._coded_pages import CodedPages, coding_of, for_each, until
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines.sglang._config import StorageConfig
 from lexico_client.engines.sglang._log import LOG
 from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
-from lexico_proto.errors import (
-    ConfigurationError,
-    DeadlineExpired,
-    InternalError,
-    InvalidInput,
-    LexicoError,
-    Unavailable,
-    UnknownDictionary,
-)
+from lexico_proto.errors import DeadlineExpired, InternalError, InvalidInput, LexicoError
 
 T = TypeVar("T")
 
@@ -39,8 +28,6 @@ SCHEME: Final = "sglang-sha256"
 one over what keeps requests apart (LoRA adapter, cache salt, namespace)."""
 GRACE_S: Final = 5.0
 """What a call may take beyond its deadline, which it ends itself, before that is spoken of."""
-_LOOK_S: Final = 0.001
-_SALT_BYTES: Final = 16
 
 
 @dataclass(frozen=True)
@@ -78,8 +65,7 @@ class StorageSide:
             concurrent_pages: as `StorageConfig` has it.
             stores: whether there is an ingress.
         """
-        self._base = base
-        self._coding = coding
+        self._page_tokens = base.page_tokens
         self._service = service
         self._counts = counts
         self._match_s = match_seconds
@@ -87,7 +73,7 @@ class StorageSide:
         self._offload_s = offload_seconds
         self._at_a_time = concurrent_pages
         self._stores = stores
-        self._apart = PagesApart(service.client, SCHEME)
+        self._pages = CodedPages(service.client, SCHEME, base, coding)
 
     @classmethod
     def of(
@@ -108,20 +94,7 @@ class StorageSide:
         Raises:
             ConfigurationError: a codec or set that cannot code the model's pages.
         """
-        try:
-            coding = service.wait(
-                service.client.coding(
-                    base,
-                    settings.codec,
-                    codec_config=settings.codec_config,
-                    dictionary=settings.dictionary_given(),
-                    without_set=checked_without_set(settings.without_set),
-                    model=model,
-                ),
-                settings.match_seconds + Timeouts.dictionaries,
-            )
-        except LexicoError as error:
-            raise ConfigurationError(f"{settings.where}: codec: {error.message}") from error
+        coding = coding_of(service, settings, base, model)
         return cls(
             base,
             coding,
@@ -137,21 +110,21 @@ class StorageSide:
     @property
     def spec(self) -> CacheSpec:
         """What new pages belong to now."""
-        return self._coding.spec(self._base)
+        return self._pages.spec
 
     def forget(self) -> None:
         """From now on finds nothing that was stored before."""
-        self._base = replace(self._base, salt=secrets.token_bytes(_SALT_BYTES))
+        self._pages.forget()
         LOG.warning("nothing is found any more that was stored before, as was asked for")
 
     def exists(self, hashes: Sequence[bytes]) -> int:
         """Leading pages that are stored; 0 where the service does not say."""
         if not hashes:
             return 0
-        size = self._base.page_tokens
+        size = self._page_tokens
         self._counts.tokens("asked", len(hashes) * size)
         try:
-            found = self._result(self._found(hashes), self._match_s)
+            found = self._result(self._pages.found(hashes, self._match_s), self._match_s)
         except Exception as error:  # noqa: BLE001 - a defect of ours must not end SGLang's thread
             self._counts.warn("match", error)
             self._counts.request("failed")
@@ -164,7 +137,7 @@ class StorageSide:
     def load(self, pages: Sequence[Page]) -> list[bool]:
         """Brings pages. Those that came are a run from the first on; the memory of others may hold
         anything."""
-        size, came = self._base.page_tokens, 0
+        size, came = self._page_tokens, 0
         try:
             came = self._result(self._loaded(pages), self._load_s, writes=True)
         except Exception as error:  # noqa: BLE001 - as above: they are computed
@@ -189,47 +162,25 @@ class StorageSide:
         self._counts.pages("failed", len(once) - len(ended))
         return [page.hash in ended for page in pages]
 
-    async def _found(self, hashes: Sequence[bytes]) -> list[CacheSpec | None]:
-        """What each page is stored as: as pages are coded now, or were before a set came."""
-        now, former = self._coding.spec(self._base), self._coding.former(self._base)
-        end = asyncio.get_running_loop().time() + self._match_s
-        present = await self._apart.stored(now, hashes, self._match_s)
-        found = [now if there else None for there in present]
-        if former is not None and not all(present):
-            left = max(0.001, end - asyncio.get_running_loop().time())
-            before = await self._apart.stored(former, hashes, left)
-            both = zip(found, before, strict=True)
-            found = [spec or (former if old else None) for spec, old in both]
-        return found
-
     async def _loaded(self, pages: Sequence[Page]) -> int:
         """Leading pages that came."""
-        end = asyncio.get_running_loop().time() + self._load_s
-        specs: Sequence[CacheSpec | None] = [self._coding.spec(self._base)] * len(pages)
-        if self._coding.former(self._base) is not None:
-            specs = await self._found([page.hash for page in pages])
+        left = until(self._load_s)
+        specs = await self._pages.sources([page.hash for page in pages], self._match_s)
         wanted = len(pages)
 
         async def bring(number: int) -> None:
             nonlocal wanted
-            page, spec = pages[number], specs[number]
+            page = pages[number]
             if number >= wanted:
                 return
             try:
-                if spec is None:
-                    raise Unavailable(f"page {number} is no longer in the store")
-                left = max(0.001, end - asyncio.get_running_loop().time())
-                loaded = await self._apart.load(spec, page.hash, page.memory, left)
-                while loaded.unfinished is not None and not loaded.unfinished.is_set():
-                    await asyncio.sleep(_LOOK_S)  # a thread may still write into the pool
-                if not loaded.pages:
-                    raise loaded.reason or Unavailable(f"page {number} did not come")
+                await self._pages.load(specs[number], page.hash, page.memory, left())
             except Exception as error:  # noqa: BLE001 - whatever it is, the page is computed
                 if number < wanted:
                     wanted = number
                     self._counts.warn("load", error)
 
-        await self._each(range(len(pages)), bring)
+        await for_each(range(len(pages)), bring, self._at_a_time)
         return wanted
 
     async def _stored(self, pages: Sequence[Page], ended: dict[bytes, PageOutcome]) -> None:
@@ -241,48 +192,23 @@ class StorageSide:
         Raises:
             Exception: what the first of those that are not was refused for.
         """
-        end = asyncio.get_running_loop().time() + self._offload_s
-        spec = self._coding.spec(self._base)
-        hashes = [page.hash for page in pages]
-        present = await self._apart.stored(spec, hashes, self._match_s, renew=True)
-        there = [each for each, stored in zip(hashes, present, strict=True) if stored]
-        ended.update(dict.fromkeys(there, PageOutcome.PRESENT))
+        left, spec = until(self._offload_s), self._pages.spec
+        lacking = await self._pages.lacking(spec, [page.hash for page in pages], self._match_s)
+        both = list(zip(pages, lacking, strict=True))
+        ended.update((page.hash, PageOutcome.PRESENT) for page, lacks in both if not lacks)
         refused: list[Exception] = []
 
         async def send(page: Page) -> None:
             if refused:
                 return
-            left = max(0.001, end - asyncio.get_running_loop().time())
             try:
-                ended[page.hash] = await self._sent(spec, page, left)
+                ended[page.hash] = await self._pages.send(spec, page.hash, page.memory, left)
             except Exception as error:  # noqa: BLE001 - told of once the others have ended
                 refused.append(error)
 
-        await self._each([page for page in pages if page.hash not in ended], send)
+        await for_each([page for page, lacks in both if lacks], send, self._at_a_time)
         if refused:
             raise refused[0]
-
-    async def _sent(self, spec: CacheSpec, page: Page, left: float) -> PageOutcome:
-        try:
-            return await self._apart.offload(spec, page.hash, page.memory, left)
-        except UnknownDictionary:
-            dictionary = self._coding.dictionary
-            if dictionary is None:
-                raise
-        await self._service.client.register_dictionary(dictionary)
-        return await self._apart.offload(spec, page.hash, page.memory, left)
-
-    async def _each(
-        self, things: Sequence[T], work: Callable[[T], Coroutine[Any, Any, None]]
-    ) -> None:
-        """Does the work for each, in order, several at a time."""
-        left = iter(things)
-
-        async def take() -> None:
-            for each in left:
-                await work(each)
-
-        await asyncio.gather(*(take() for _ in range(min(self._at_a_time, len(things)))))
 
     def _result(self, work: Coroutine[Any, Any, T], seconds: float, *, writes: bool = False) -> T:
         """Of work on the loop, which ends within so many seconds, or soon after.

@@ -36,11 +36,12 @@ def spec_of(config: Any, caches: Any, settings: ConnectorConfig) -> CacheSpec:
         ConfigurationError: naming the setting.
     """
     check_engine(config)
+    check_policy(config)
     geometry = geometry_of(config.model_config.hf_config, config.model_config.dtype)
     check_caches(caches, geometry, config.parallel_config)
     check_one_ingress(config, settings.offload)
     return CacheSpec(
-        weights=settings.weights_digest() or _weights(config),
+        weights=settings.weights_digest() or weights_of(config, settings.where),
         geometry=geometry,
         codec=codec_named("lossless"),
         page_tokens=settings.page_tokens,
@@ -53,7 +54,6 @@ def check_engine(config: Any) -> None:
 
     Raises:
         Unsupported: in one line.
-        ConfigurationError: a failure policy that would fail requests.
     """
     parallel, model = config.parallel_config, config.model_config
     for name in ("decode_context_parallel_size", "prefill_context_parallel_size"):
@@ -71,6 +71,14 @@ def check_engine(config: Any) -> None:
         )
     if getattr(model, "is_encoder_decoder", False):
         raise Unsupported("encoder-decoder models are not covered")
+
+
+def check_policy(config: Any) -> None:
+    """Refuses a failure policy that would fail requests.
+
+    Raises:
+        ConfigurationError: naming the setting.
+    """
     policy = config.kv_transfer_config.kv_load_failure_policy
     if policy != "recompute":
         raise ConfigurationError(
@@ -108,10 +116,19 @@ def check_caches(caches: Any, geometry: Geometry, parallel: Any) -> None:
         )
 
 
-def _weights(config: Any) -> bytes:
-    """Fingerprint of the files that the engine loaded."""
+def weights_of(config: Any, where: str) -> bytes:
+    """Fingerprint of the files that the engine loaded.
+
+    Args:
+        config: `VllmConfig`.
+        where: the settings are given, for messages.
+
+    Raises:
+        Unsupported: weights that are not those of the files.
+        ConfigurationError: no files.
+    """
     model, load = config.model_config, config.load_config
-    hint = "; give `weights` in kv_connector_extra_config if you know what they are"
+    hint = f"; give `weights` in {where} if you know what they are"
     form = str(getattr(load.load_format, "value", load.load_format))
     if form not in _LOADED_AS_IT_IS:
         raise Unsupported(f"load_format={form}: the weights are not those of the files{hint}")

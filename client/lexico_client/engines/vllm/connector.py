@@ -4,7 +4,6 @@ client of the service, where both are in one process."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -24,7 +23,6 @@ from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._coded import Finder, coding_of, set_at_hand
 from lexico_client.engines.vllm._config import ConnectorConfig
-from lexico_client.engines.vllm._layout import Write
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._model import spec_of
 from lexico_client.engines.vllm._orders import Orders
@@ -33,8 +31,9 @@ from lexico_client.engines.vllm._ranks import Rank, rank_of
 from lexico_client.engines.vllm._scheduler import SchedulerSide
 from lexico_client.engines.vllm._supported import check_interface, check_version
 from lexico_client.engines.vllm._worker import WorkerSide
+from lexico_client.engines.vllm._writing import writing
 from lexico_client.engines.vllm.stats import LexicoPromMetrics, LexicoStats
-from lexico_proto.errors import InternalError, Unsupported
+from lexico_proto.errors import InternalError
 from lexico_proto.metrics import PROCESS
 
 if TYPE_CHECKING:
@@ -174,7 +173,7 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         rank = self._rank
         cache, layout = PagedCache.over(
             [
-                (name, tensor, _writing(layers, name, tensor))
+                (name, tensor, writing(layers, name, tensor))
                 for name, tensor in in_order(kv_caches, rank.layers.start)
             ],
             rank.of(self._spec),
@@ -268,19 +267,3 @@ with suppress(ValueError):  # it is there already
     KVConnectorFactory.register_connector(
         LexicoConnector.__name__, LexicoConnector.__module__, LexicoConnector.__name__
     )
-
-
-def _writing(layers: Mapping[str, Any], name: str, tensor: torch.Tensor) -> Write:
-    """The kernel by which the engine itself writes keys and values of a layer."""
-    layer = layers.get(name)
-    update = getattr(getattr(layer, "impl", None), "do_kv_cache_update", None)
-    if update is None:
-        raise Unsupported(
-            f"{name}: its attention does not say how it writes its cache, so the layout cannot be "
-            "found out"
-        )
-
-    def write(keys: torch.Tensor, values: torch.Tensor, slots: torch.Tensor) -> None:
-        update(layer, keys, values, tensor, slots)
-
-    return write
