@@ -126,9 +126,9 @@ def service(policy_file: Path) -> Iterator[EngineService]:
 def plain(engines: Engines, prompts: Prompts) -> Plain:
     engine = engines.like()
     return Plain(
-        [engine.generate(ids).tokens[0] for ids in prompts.apart],
-        [engine.generate(ids).tokens[0] for ids in prompts.spare],
-        [engine.generate(ids, max_tokens=MANY).tokens[0] for ids in prompts.branches],
+        engine.generate(*prompts.apart).tokens,
+        engine.generate(*prompts.spare).tokens,
+        engine.generate(*prompts.branches, max_tokens=MANY).tokens,
         engine.generate(prompts.long).tokens[0],
     )
 
