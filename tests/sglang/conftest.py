@@ -54,8 +54,8 @@ class Prompts:
 
     @property
     def long(self) -> list[int]:
-        """Of 1,000 tokens; it begins as the first one."""
-        return self.apart[0] + self.apart[1][:400]
+        """Of 800 tokens; it begins as the first one."""
+        return self.apart[0] + self.apart[1][:200]
 
 
 @dataclass(frozen=True)

@@ -12,17 +12,17 @@ from tests.support.sglang_engine import Engine, Engines, Nursery
 from tests.support.vllm_service import EngineService
 
 LOADED, LOST = (f"{ENGINE_TOKENS.name} {what}" for what in ("loaded", "lost"))
-LONG: Final = 960
+LONG: Final = 768
 """Tokens of the long prompt in full pages, of which the last token is computed always."""
 
 SMALL: Final[dict[str, Any]] = {
     "chunked_prefill_size": 128,
-    "max_total_tokens": 1152,
+    "max_total_tokens": 896,
     "schedule_conservativeness": 0.01,
     "hicache_ratio": 5.0,
 }
-"""Steps of 128 tokens, and 18 pages: for the branches, but not for their answers, which SGLang does
-not expect to be long."""
+"""Steps of 128 tokens, and 14 pages: for three of the branches, but not for their answers, which
+SGLang does not expect to be long."""
 
 
 @pytest.fixture
