@@ -24,7 +24,6 @@ DOCUMENTS: Final = (
     _ROOT / "README.md",
     _ROOT / "docs" / "figures.md",
     _ROOT / "docs" / "engines" / "vllm.md",
-    _ROOT / "docs" / "engines" / "sglang.md",
     _ROOT / "k8s" / "README.md",
 )
 MISSING: Final = "not measured yet"
@@ -47,17 +46,6 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
     **{
         f"engines.{cache}_{way}": "{:.1%}".format
         for cache in ("own", "near")
-        for way in ("forced", "free")
-    },
-    **{
-        f"engines.sglang_{name}": "{:.2f}".format
-        for name in ("reload_balanced", "reload_lossless", "store_ratio")
-    },
-    "engines.sglang_miss": "{:.1%}".format,
-    "engines.sglang_adapter": "{:.1%}".format,
-    **{
-        f"engines.sglang_{cache}_{way}": "{:.1%}".format
-        for cache in ("own", "lossless", "near")
         for way in ("forced", "free")
     },
     "encode.vs_twin": "{:.1f}".format,

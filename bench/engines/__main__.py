@@ -2,8 +2,7 @@
 
     LEXICO_TEST_VLLM=PYTHON python -m bench.engines [--only first-token conversations agreement]
 
-`python -m bench.engines.sglang` has SGLang. PYTHON is that of the environment that has vLLM: `make
-test-vllm` makes it. The model is SmolLM2 in
+PYTHON is that of the environment that has vLLM: `make test-vllm` makes it. The model is SmolLM2 in
 float32. vllm_first_token.py, vllm_conversations.py and vllm_agreement.py of this folder say what
 the parts measure. What `--only` leaves out keeps what engines.json has of it, with its machine.
 """
@@ -11,6 +10,7 @@ the parts measure. What `--only` leaves out keeps what engines.json has of it, w
 from __future__ import annotations
 
 import argparse
+import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -20,11 +20,10 @@ from typing import Any, Final
 from transformers import AutoTokenizer
 
 from bench.engines import vllm_agreement, vllm_conversations, vllm_first_token
-from bench.engines.results import earlier, write
 from bench.generate import texts
 from examples.two_nodes.service import Service
 from lexico_lab.models import SMOLLM2, model_folder
-from lexico_lab.record import gate, machine, table
+from lexico_lab.record import RESULTS, finish, gate, machine, table
 from tests.support.vllm_engine import PYTHON, Nursery
 from tests.support.vllm_service import engine_service
 
@@ -118,6 +117,13 @@ def judged(found: dict[str, float]) -> list[dict[str, Any]]:
     ]
 
 
+def earlier() -> dict[str, Any]:
+    """The parts of the file that lies there."""
+    file = RESULTS / "engines.json"
+    parts: dict[str, Any] = json.loads(file.read_text())["vllm"] if file.is_file() else {}
+    return parts
+
+
 def _flat(row: dict[str, Any]) -> dict[str, Any]:
     """Of spreads the median."""
     return {name: v["median"] if isinstance(v, dict) else v for name, v in row.items()}
@@ -142,7 +148,7 @@ def main() -> None:
         raise SystemExit("LEXICO_TEST_VLLM is not set: the Python of an environment with vLLM")
     if not options.no_gate:
         gate(*TESTS)
-    model, parts = Path(model_folder(SMOLLM2)), earlier("vllm")
+    model, parts = Path(model_folder(SMOLLM2)), earlier()
     run = {"first-token": first_token, "conversations": conversations, "agreement": agreement}
     with nurseries(model, 2 if "conversations" in options.only else 1) as both:
         for part in options.only:
@@ -150,7 +156,7 @@ def main() -> None:
             found = figures(parts)
             rows = judged(found)
             print(table(rows))
-            write("vllm", parts, found, rows)
+            finish("engines", {**found, "goals": rows, "vllm": parts}, machine())
 
 
 if __name__ == "__main__":
