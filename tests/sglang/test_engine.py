@@ -33,7 +33,7 @@ def test_another_process_loads_what_one_stored(
 
 def test_a_beginning_that_is_stored_is_loaded(engine: Engine, prompts: Prompts) -> None:
     """Five pages, and then what nobody has; and what goes on after pages that SGLang has itself."""
-    ids = prompts.branch(5 * PAGE_TOKENS, 1)
+    ids = prompts.branch(5 * PAGE_TOKENS, 5)
     found = engine.generate(ids)
     assert found.loaded[0] == 5 * PAGE_TOKENS
     engine.flush()
