@@ -4,24 +4,34 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Final
 
 import pytest
-from transformers import AutoTokenizer
+from transformers import AutoConfig, AutoTokenizer
 
+from lexico_client import fingerprint_files
+from lexico_codec.hf_geometry import geometry_of
+from lexico_codec.presets import codec_named
+from lexico_codec.spec import CacheSpec
 from lexico_lab.models import SMOLLM2, model_folder
 from lexico_proto.metrics import RECEIVED_BYTES
-from tests.support.sglang_engine import PAGE_TOKENS, ROOT, Nursery
+from tests.support.sglang_engine import PAGE_TOKENS, ROOT, Engine, Engines, Nursery
 from tests.support.vllm_service import EngineService, engine_service
-from tests.support.waiting import wait_until
+from tests.support.waiting import PATIENCE_S, wait_until
 
 collect_ignore_glob = [] if os.environ.get("LEXICO_TEST_SGLANG") else ["test_*.py"]
 
 TOKENS: Final = 600
 STORED: Final = 576
 """Of them, in nine full pages."""
+SHARED: Final = 320
+"""Tokens, five pages, that branches have in common."""
+MANY: Final = 70
+"""Tokens that each branch is answered with."""
+SHORT: Final = {"match_seconds": 10.0, "idle_seconds": 10.0, "load_seconds": PATIENCE_S}
+"""Deadlines of which the first two pass."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +39,33 @@ class Prompts:
     """Token ids of a document."""
 
     apart: list[list[int]]
-    """Of 600 tokens each, without a common beginning."""
+    """Two of 600 tokens each, without a common beginning."""
     spare: list[list[int]]
     """Others that no test stores before it needs them."""
 
     def branch(self, tokens: int, other: int) -> list[int]:
         """The beginning of the first prompt, and then another text."""
         return self.apart[0][:tokens] + self.spare[other][: TOKENS - tokens]
+
+    @property
+    def branches(self) -> list[list[int]]:
+        """Four prompts with a common beginning."""
+        return [self.branch(SHARED, other)[: 400 + 40 * other] for other in range(4)]
+
+    @property
+    def long(self) -> list[int]:
+        """Of 800 tokens; it begins as the first one."""
+        return self.apart[0] + self.apart[1][:200]
+
+
+@dataclass(frozen=True)
+class Plain:
+    """The tokens of an engine without us."""
+
+    apart: list[list[int]]
+    spare: list[list[int]]
+    branches: list[list[int]]
+    long: list[int]
 
 
 @pytest.fixture(scope="session")
@@ -47,9 +77,21 @@ def model() -> Path:
 def prompts(model: Path) -> Prompts:
     text = (ROOT / "docs" / "training.md").read_text() + (ROOT / "docs" / "stores.md").read_text()
     ids = AutoTokenizer.from_pretrained(model)(text).input_ids
-    cut = [ids[i * TOKENS : (i + 1) * TOKENS] for i in range(6)]
+    cut = [ids[i * TOKENS : (i + 1) * TOKENS] for i in range(8)]
     assert all(len(each) == TOKENS for each in cut)
     return Prompts(cut[:2], cut[2:])
+
+
+@pytest.fixture(scope="session")
+def spec(model: Path) -> CacheSpec:
+    """What pages of an engine with codec lossless belong to."""
+    geometry = geometry_of(AutoConfig.from_pretrained(model), "float32")
+    return CacheSpec(
+        weights=fingerprint_files(model),
+        geometry=replace(geometry, rope=None),
+        codec=codec_named("lossless"),
+        page_tokens=PAGE_TOKENS,
+    )
 
 
 @pytest.fixture(scope="session")
@@ -60,32 +102,70 @@ def nursery(tmp_path_factory: pytest.TempPathFactory, model: Path) -> Iterator[N
 
 
 @pytest.fixture(scope="session")
-def service() -> Iterator[EngineService]:
-    with engine_service() as made:
+def engines(nursery: Nursery) -> Iterator[Engines]:
+    made = Engines(nursery)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def policy_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Of the service; it may change."""
+    file = tmp_path_factory.mktemp("policies") / "policies.toml"
+    file.write_text("[default]\n")
+    return file
+
+
+@pytest.fixture(scope="session")
+def service(policy_file: Path) -> Iterator[EngineService]:
+    with engine_service(policy_file=policy_file) as made:
         yield made
 
 
 @pytest.fixture(scope="session")
-def plain(nursery: Nursery, prompts: Prompts) -> list[list[int]]:
-    """The tokens of an engine without us, of every prompt of `apart` and the first of `spare`."""
-    with nursery.engine() as engine:
-        return [engine.generate(ids).tokens[0] for ids in (*prompts.apart, prompts.spare[0])]
+def plain(engines: Engines, prompts: Prompts) -> Plain:
+    engine = engines.like()
+    return Plain(
+        engine.generate(*prompts.apart).tokens,
+        engine.generate(*prompts.spare).tokens,
+        engine.generate(*prompts.branches, max_tokens=MANY).tokens,
+        engine.generate(prompts.long).tokens[0],
+    )
 
 
 @pytest.fixture(scope="session")
-def stored(
-    nursery: Nursery, service: EngineService, prompts: Prompts, plain: list[list[int]]
-) -> None:
+def stored(engines: Engines, service: EngineService, prompts: Prompts, plain: Plain) -> None:
     """A process computed and stored every prompt of `apart`, in float32 without loss."""
-    with nursery.engine({**service.settings, "codec": "lossless"}) as engine:
-        for ids, tokens in zip(prompts.apart, plain, strict=False):
-            found = engine.generate(ids)
-            assert (found.tokens[0], found.cached) == (tokens, [0])
-        whole = len(prompts.apart) * STORED // PAGE_TOKENS
-        wait_until(lambda: len(service.store._pages) == whole, "every page to be stored")
-        engine.flush()  # SGLang backs everything up again once it is computed again
-        before = service.counts(RECEIVED_BYTES)
-        found = engine.generate(prompts.apart[0])
-        assert (found.tokens[0], found.details[0]["storage"]) == (plain[0], STORED)
-        assert service.counts(RECEIVED_BYTES) == before
-        assert engine.shown()["lexico_engine_pages_total sent"] == whole
+    engine = engines.like({**service.settings, "codec": "lossless"})
+    for ids, tokens in zip(prompts.apart, plain.apart, strict=True):
+        found = engine.generate(ids)
+        assert (found.tokens[0], found.cached) == (tokens, [0])
+    engine.flush()  # SGLang backs everything up again once it is computed again
+    whole = len(prompts.apart) * STORED // PAGE_TOKENS
+    assert len(service.store._pages) == whole
+    before = service.counts(RECEIVED_BYTES)
+    found = engine.generate(prompts.apart[0])
+    assert (found.tokens[0], found.loaded[0]) == (plain.apart[0], STORED)
+    engine.flush()
+    assert service.counts(RECEIVED_BYTES) == before
+    assert engine.shown()["lexico_engine_pages_total sent"] == whole
+
+
+@pytest.fixture
+def engine(engines: Engines, service: EngineService, stored: None) -> Iterator[Engine]:
+    """Another process, which computed nothing, or has forgotten what it computed."""
+    made = engines.like({**service.settings, "codec": "lossless", **SHORT})
+    made.flush()
+    yield made
+    service.reload.delay_s = service.offload.delay_s = 0.0
+
+
+def hits_again(engine: Engine, ids: list[int]) -> None:
+    """Waits until the prompt, or what there was of it, is in the store and the service is known to
+    be back."""
+
+    def hit() -> bool:
+        engine.flush()
+        return engine.generate(ids, max_tokens=1).loaded[0] == STORED
+
+    wait_until(hit, "a hit")

@@ -7,6 +7,7 @@ import json
 import os
 import socket
 import subprocess
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,16 +15,22 @@ from typing import Any, Final
 
 import pytest
 
+from tests.support.waiting import wait_until
+
 ROOT: Final = Path(__file__).parents[2]
 PYTHON: Final = os.environ.get("LEXICO_TEST_SGLANG", "")
 """The Python that has SGLang."""
 MODULE: Final = "lexico_client.engines.sglang"
 PAGE_TOKENS: Final = 64
+THREADS: Final = 1
+"""That an engine computes with."""
+POLICY: Final = "wait_complete"
+"""Of prefetches: a request waits for all that is stored."""
 
 _ENVIRONMENT: Final = {
     "SGLANG_USE_CPU_ENGINE": "1",
     "HF_HUB_OFFLINE": "1",
-    "OMP_NUM_THREADS": "1",
+    "OMP_NUM_THREADS": str(THREADS),
     "OMP_WAIT_POLICY": "passive",
     "TOKENIZERS_PARALLELISM": "false",
     "PYTHONUNBUFFERED": "1",
@@ -46,37 +53,102 @@ class Generated:
     """Tokens that SGLang found in a cache, its own or ours."""
     details: list[dict[str, int]]
     """The same by where they were: `device`, `host`, `storage`."""
+    first: list[float]
+    """Seconds to the first token."""
+    seconds: list[float]
+    """Of the whole answer."""
+
+    @property
+    def loaded(self) -> list[int]:
+        """Tokens that came from us."""
+        return [each.get("storage", 0) for each in self.details]
 
 
 class Engine:
     """A running engine."""
 
-    def __init__(self, nursery: Nursery) -> None:
+    def __init__(self, nursery: Nursery, extra: str | None) -> None:
         self._nursery = nursery
+        self._extra = extra
+        self._begun = False
 
-    def generate(self, *token_ids: Sequence[int], max_tokens: int = 8, **more: Any) -> Generated:
+    def generate(
+        self,
+        *token_ids: Sequence[int],
+        max_tokens: int = 8,
+        ignore_eos: bool = False,
+        **more: Any,
+    ) -> Generated:
         """Greedy tokens of prompts that come at once; `more` are fields of each request."""
-        self.begin(*token_ids, max_tokens=max_tokens, **more)
+        self.begin(*token_ids, max_tokens=max_tokens, ignore_eos=ignore_eos, **more)
         return self.result()
 
-    def begin(self, *token_ids: Sequence[int], max_tokens: int = 8, **more: Any) -> None:
+    def begin(
+        self,
+        *token_ids: Sequence[int],
+        max_tokens: int = 8,
+        ignore_eos: bool = False,
+        **more: Any,
+    ) -> None:
         """As `generate`, whose result is to be fetched by `result`."""
         ids = [list(map(int, each)) for each in token_ids]
-        self._nursery.tell(
-            {"do": "generate", "token_ids": ids, "max_tokens": max_tokens, "more": more}
-        )
+        self._begun = True
+        asked = {"token_ids": ids, "max_tokens": max_tokens, "ignore_eos": ignore_eos, "more": more}
+        self._nursery.tell({"do": "generate", **asked})
 
     def result(self) -> Generated:
+        self._begun = False
         return Generated(**self._nursery.answer())
 
-    def shown(self) -> dict[str, float]:
-        """What SGLang's server would show of our families: name and label values → number."""
-        shown: dict[str, float] = self._nursery.ask({"do": "shown"})
-        return shown
+    def shown(self) -> Counter[str]:
+        """What SGLang's server would show of our families, those of engines before it among them:
+        name and label values → number."""
+        return Counter(self._nursery.ask({"do": "shown"}))
 
     def flush(self) -> None:
-        """Empties SGLang's own caches, on device and host."""
-        assert self._nursery.ask({"do": "flush"})["flushed"]
+        """Empties SGLang's own caches, on device and host, once it has nothing left to do: what was
+        to be stored has been, or has failed."""
+        if self._begun:  # by a test that failed
+            self.result()
+        wait_until(lambda: self._nursery.ask({"do": "flush"})["flushed"], "SGLang to be idle")
+
+    def detach(self) -> bool:
+        """Takes the storage backend away; False while SGLang has something to do with it."""
+        return bool(self._nursery.ask({"do": "detach"})["success"])
+
+    def attach(self, extra: dict[str, Any] | None = None, policy: str = POLICY) -> None:
+        """Gives it a backend again, or the one that it has another policy of prefetches.
+
+        Args:
+            extra: the extra config of ours, if it shall be another one.
+            policy: of prefetches.
+        """
+        config = self._extra if extra is None else _config(extra)
+        asked = {"do": "attach", "extra": config, "policy": policy}
+        wait_until(lambda: self._nursery.ask(asked)["success"], "SGLang to be idle")
+
+
+class Engines:
+    """Engines of a nursery, one at a time: each runs until another one is asked for."""
+
+    def __init__(self, nursery: Nursery) -> None:
+        self._nursery = nursery
+        self._stack = contextlib.ExitStack()
+        self._wanted: object = None
+        self._engine: Engine | None = None
+
+    def like(self, extra: dict[str, Any] | None = None, **options: Any) -> Engine:
+        """The one that runs, if it was started so, or a new one. As of `Nursery.engine`."""
+        if self._engine is None or self._wanted != (extra, options):
+            self.close()
+            self._engine = self._stack.enter_context(self._nursery.engine(extra, **options))
+            self._wanted = extra, options
+        return self._engine
+
+    def close(self) -> None:
+        """Ends the one that runs."""
+        self._engine = None
+        self._stack.close()
 
 
 class Nursery:
@@ -102,6 +174,7 @@ class Nursery:
                 env=environment,
                 cwd=log.parent,
             )
+        self._running = False
         self.answer()
 
     @contextlib.contextmanager
@@ -136,13 +209,6 @@ class Nursery:
             "port": _free_port(),
         }
         if extra is not None:
-            config = {
-                "backend_name": "lexico",
-                "module_path": MODULE,
-                "class_name": "LexicoStorage",
-                "interface_v1": 1,
-                **extra,
-            }
             fields |= {
                 "enable_hierarchical_cache": True,
                 "hicache_ratio": 2.0,
@@ -150,18 +216,17 @@ class Nursery:
                 "hicache_mem_layout": "page_first_direct",
                 "hicache_write_policy": "write_through",
                 "hicache_storage_backend": "dynamic",
-                "hicache_storage_prefetch_policy": "wait_complete",
-                "hicache_storage_backend_extra_config": json.dumps(config),
+                "hicache_storage_prefetch_policy": POLICY,
+                "hicache_storage_backend_extra_config": _config(extra),
             }
         self.ask({"do": "start", "options": {**fields, **options}})
+        self._running = True
         try:
-            yield Engine(self)
-        except EngineFailed:
-            raise
-        except BaseException:
-            self._end()
-            raise
-        self._end()
+            yield Engine(self, fields.get("hicache_storage_backend_extra_config"))
+        finally:
+            if self._running:
+                self.tell({"do": "end"})
+                self._ended()
 
     def ask(self, line: dict[str, Any]) -> dict[str, Any]:
         """The answer to a line."""
@@ -177,6 +242,7 @@ class Nursery:
         """The next answer."""
         found = self._answer()
         if "ended" in found:
+            self._running = False
             raise EngineFailed("it ended without a word")
         if "error" in found:
             self._ended()
@@ -194,11 +260,8 @@ class Nursery:
         if self._process.stdout is not None:
             self._process.stdout.close()
 
-    def _end(self) -> None:
-        self.tell({"do": "end"})
-        self._ended()
-
     def _ended(self) -> None:
+        self._running = False
         while "ended" not in self._answer():
             pass
 
@@ -213,6 +276,18 @@ class Nursery:
 
 class EngineFailed(Exception):
     """An engine ended with an error."""
+
+
+def _config(extra: dict[str, Any]) -> str:
+    """The extra config of ours, and what SGLang needs with it."""
+    config = {
+        "backend_name": "lexico",
+        "module_path": MODULE,
+        "class_name": "LexicoStorage",
+        "interface_v1": 1,
+        **extra,
+    }
+    return json.dumps(config)
 
 
 def _free_port() -> int:

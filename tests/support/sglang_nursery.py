@@ -15,6 +15,7 @@ import json
 import os
 import sys
 import traceback
+from collections.abc import Coroutine
 from typing import Any
 
 from tests.support import sglang_shim
@@ -77,7 +78,11 @@ def _generate(engine: Any, line: Document) -> Document:
     count = len(line["token_ids"])
     asked = GenerateReqInput(
         input_ids=line["token_ids"],
-        sampling_params={"temperature": 0, "max_new_tokens": line["max_tokens"]},
+        sampling_params={
+            "temperature": 0,
+            "max_new_tokens": line["max_tokens"],
+            "ignore_eos": line["ignore_eos"],
+        },
         **{name: [value] * count for name, value in line["more"].items()},
     )
     answers = engine.tokenizer_manager.generate_request(asked, None)
@@ -88,6 +93,8 @@ def _generate(engine: Any, line: Document) -> Document:
         "reasons": [each["finish_reason"]["type"] for each in told],
         "cached": [each["cached_tokens"] for each in told],
         "details": [each.get("cached_tokens_details") or {} for each in told],
+        "first": [each["first_token_latency"] for each in told],
+        "seconds": [each["e2e_latency"] for each in told],
     }
 
 
@@ -104,14 +111,40 @@ def _shown(engine: Any, line: Document) -> Document:
     registry = CollectorRegistry()
     MultiProcessCollector(registry)
     return {
-        " ".join([sample.name, *sample.labels.values()]): sample.value
+        " ".join([sample.name, *sample.labels.values()]): int(sample.value)
         for family in registry.collect()
         for sample in family.samples
         if sample.name.startswith("lexico_")
     }
 
 
-_ACTIONS = {"generate": _generate, "flush": _flush, "shown": _shown}
+def _detach(engine: Any, line: Document) -> Document:
+    """Takes the storage backend away, if SGLang has nothing to do with it."""
+    return _told(engine, engine.tokenizer_manager.detach_hicache_storage())
+
+
+def _attach(engine: Any, line: Document) -> Document:
+    """Gives SGLang the backend, or another policy of prefetches for the one that it has."""
+    work = engine.tokenizer_manager.attach_hicache_storage(
+        hicache_storage_backend="dynamic",
+        hicache_storage_backend_extra_config_json=line["extra"],
+        hicache_storage_prefetch_policy=line["policy"],
+    )
+    return _told(engine, work)
+
+
+def _told(engine: Any, work: Coroutine[Any, Any, Any]) -> Document:
+    found = engine.loop.run_until_complete(work)
+    return {"success": bool(found.success)}
+
+
+_ACTIONS = {
+    "generate": _generate,
+    "flush": _flush,
+    "shown": _shown,
+    "detach": _detach,
+    "attach": _attach,
+}
 
 
 def _line() -> Document | None:

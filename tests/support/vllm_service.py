@@ -7,6 +7,7 @@ import contextlib
 import threading
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from lexico_codec.inputs import PageDigests
@@ -69,12 +70,14 @@ def _names(spec: CacheSpec, token_ids: Sequence[int], inputs: PageDigests = ()) 
 
 
 @contextlib.contextmanager
-def engine_service(reload: ReloadConfig | None = None) -> Iterator[EngineService]:
+def engine_service(
+    reload: ReloadConfig | None = None, policy_file: Path | None = None
+) -> Iterator[EngineService]:
     """Both servers, a store in memory and encoders in threads, for the block."""
     store, loop = MemoryStore(max_bytes=4 << 30), asyncio.new_event_loop()
     thread = threading.Thread(target=loop.run_forever, name="engine-service")
     thread.start()
-    running = running_services(store, reload=reload)
+    running = running_services(store, reload=reload, policy_file=policy_file)
 
     def done(work: Any) -> Any:
         return asyncio.run_coroutine_threadsafe(work, loop).result()

@@ -4,22 +4,16 @@ from __future__ import annotations
 
 import signal
 from collections.abc import Iterator
-from contextlib import ExitStack
-from dataclasses import dataclass
-from typing import Any, Final
+from typing import Final
 
 import pytest
-import redis
 
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_STAGED, ENGINE_TOKENS
-from tests.support.proxy import Proxy
-from tests.support.serve_runs import Run, Runs, serve_runs
-from tests.support.servers import RedisServer, redis_server
+from tests.support.restarting_service import RestartingService, restarting_service
 from tests.support.vllm_engine import Engine, Nursery
 from tests.support.waiting import PATIENCE_S, wait_until
 from tests.vllm.conftest import LOADED, Prompts
 
-PLENTY: Final = 1 << 30
 DEADLINES: Final = {
     "match_seconds": 30.0,
     "load_seconds": 60.0,
@@ -29,64 +23,18 @@ DEADLINES: Final = {
 """Of calls that end, in some tests, because nobody answers."""
 
 
-@dataclass
-class Serving:
-    """A service that starts and ends, at addresses that stay."""
-
-    runs: Runs
-    store: RedisServer
-    reload: Proxy
-    offload: Proxy
-    run: Run | None = None
-
-    @property
-    def settings(self) -> dict[str, Any]:
-        return {
-            "reload": f"127.0.0.1:{self.reload.port}",
-            "offload": f"127.0.0.1:{self.offload.port}",
-            "codec": "lossless",
-            **DEADLINES,
-        }
-
-    def start(self) -> None:
-        self.run = self.runs("--store", self.store.url)
-        found = self.run.wait_until_up()
-        for proxy, name in ((self.reload, "reload"), (self.offload, "offload")):
-            proxy.server_port = int(found[name].rpartition(":")[2])
-
-    def given(self) -> int:
-        """Bytes that the store has sent to whoever reads from it."""
-        with redis.Redis.from_url(self.store.url) as client:
-            return int(client.info("stats")["total_net_output_bytes"])
-
-    def bound(self, more: int | None) -> None:
-        """The store takes so many bytes more and gives up none; as many as it likes for None."""
-        with redis.Redis.from_url(self.store.url) as client:
-            used = int(client.info("memory")["used_memory"])
-            client.config_set("maxmemory", PLENTY if more is None else used + more)
-            policy = "volatile-ttl" if more is None else "noeviction"
-            client.config_set("maxmemory-policy", policy)
-
-
 @pytest.fixture(scope="module")
-def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Serving]:
-    folder = tmp_path_factory.mktemp("store")
-    bounds = ("--maxmemory", str(PLENTY), "--maxmemory-policy", "volatile-ttl")
-    with ExitStack() as stack:
-        store = stack.enter_context(redis_server(folder, *bounds))
-        runs = stack.enter_context(serve_runs())
-        back, front = (stack.enter_context(Proxy(0)) for _ in range(2))
-        made = Serving(runs, store, back, front)
-        made.start()
+def serving(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RestartingService]:
+    with restarting_service(tmp_path_factory.mktemp("store")) as made:
         yield made
 
 
 @pytest.fixture(scope="module")
 def engine(
-    nursery: Nursery, serving: Serving, prompts: Prompts, plain: list[list[int]]
+    nursery: Nursery, serving: RestartingService, prompts: Prompts, plain: list[list[int]]
 ) -> Iterator[Engine]:
     """It stored two of the prompts."""
-    with nursery.engine(serving.settings) as made:
+    with nursery.engine({**serving.addresses, **DEADLINES, "codec": "lossless"}) as made:
         for ids, tokens in zip(prompts.apart[:2], plain[:2], strict=True):
             assert made.generate(ids).tokens[0] == tokens
         made.settle()
@@ -96,7 +44,7 @@ def engine(
 
 
 def test_a_service_that_drains_under_load_and_starts_again(
-    engine: Engine, serving: Serving, prompts: Prompts, plain: list[list[int]]
+    engine: Engine, serving: RestartingService, prompts: Prompts, plain: list[list[int]]
 ) -> None:
     run = serving.run
     assert run is not None
@@ -136,7 +84,11 @@ def test_a_service_that_drains_under_load_and_starts_again(
 
 
 def test_a_store_that_is_full_takes_no_pages_and_gives_those_that_it_has(
-    engine: Engine, serving: Serving, prompts: Prompts, plain: list[list[int]], nursery: Nursery
+    engine: Engine,
+    serving: RestartingService,
+    prompts: Prompts,
+    plain: list[list[int]],
+    nursery: Nursery,
 ) -> None:
     engine.reset()
     pages, tokens = (engine.counted(f.name) for f in (ENGINE_PAGES, ENGINE_TOKENS))
