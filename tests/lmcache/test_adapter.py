@@ -18,7 +18,7 @@ from tests.support.lmcache_fakes import HEAD_DIM, HEADS, LAYERS
 from tests.support.lmcache_server import ENVIRONMENT, MODULE, PYTHON
 from tests.support.saved_model import save_tiny
 from tests.support.vllm_engine import ROOT
-from tests.support.vllm_service import EngineService
+from tests.support.vllm_service import EngineService, engine_service
 
 TOKENS = 64
 CHUNKS = [0, 1, 2, 3]
@@ -69,6 +69,13 @@ class Driver:
             pytest.fail(f"LMCache's process ended: {self.said()[-4000:]}")
         found: dict[str, Any] = json.loads(line)
         return found
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[EngineService]:
+    """Of these tests alone."""
+    with engine_service() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
