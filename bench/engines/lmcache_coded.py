@@ -40,16 +40,15 @@ class Coded:
         memory = L1MemoryManagerConfig(size_in_bytes=_MEMORY, use_lazy=False, shm_name="")
         self._memory = L1Manager(L1ManagerConfig(memory_config=memory))
         self._serdes: dict[str, Any] = {}
+        self._twins = False
         self._reserved: list[Any] = []
 
     def check(self, line: Document) -> Document:
-        """The twins against the kernels, which are put aside then."""
+        """The twins against the kernels."""
         from bench.engines import lmcache_turboquant
 
         some = torch.load(line["file"])[0][:, : line["layers"], : line["tokens"]]
-        found = lmcache_turboquant.check(some)
-        lmcache_turboquant.install()
-        return found
+        return lmcache_turboquant.check(some)
 
     def code(self, line: Document) -> Document:
         """Codes the objects of a file, and writes what comes back to another.
@@ -90,6 +89,11 @@ class Coded:
         from lmcache.v1.distributed.serde import create_serde_processor
         from lmcache.v1.distributed.serde.base import SerdeConfig
 
+        if settings["type"] == "turboquant" and not self._twins:
+            from bench.engines import lmcache_turboquant
+
+            lmcache_turboquant.install()
+            self._twins = True
         name = json.dumps(settings, sort_keys=True)
         if name not in self._serdes:
             kwargs = {key: value for key, value in settings.items() if key != "type"}

@@ -60,6 +60,8 @@ STEPS: Final = (0.1, 0.2, 0.35, 0.6, 1.0, 1.5, 2.0, 3.0)
 _CHECKED: Final = {"layers": 3, "tokens": 16}
 """Of an object: Triton's interpreter takes its time."""
 _STATE: Final = Path(".cache/lmcache_serdes")
+_COMPARED: Final = _STATE / "kernels.json"
+"""What was compared of LMCache's kernels and their twins."""
 
 Row = dict[str, Any]
 
@@ -96,7 +98,7 @@ def measure(file: Path, count: int) -> dict[str, Any]:
         "predicted": SPLIT.continuation,
         "object tokens": SPLIT.page_tokens,
         "set": {"digest": found.digest.hex(), "command": found.info.command},
-        "kernels compared": _once_checked(coder),
+        "kernels compared": json.loads(_COMPARED.read_text()),
         "rows": whole,
         "text sets": every,
         "against": against(whole),
@@ -108,7 +110,7 @@ def every_serde(file: Path, found: TransformSet) -> Iterator[tuple[str, Row]]:
     """Name and settings of all that is compared, as LMCache is given them."""
     ours = {
         "type": "lexico",
-        "model": model_folder(SMOLLM2),
+        "model": str(model_folder(SMOLLM2)),
         "weights": bytes(32).hex(),  # it is no matter here, and hashing takes a while
         "padded_to": 0,
     }
@@ -200,18 +202,17 @@ class Coder:
     def __init__(self, process: subprocess.Popen[str], folder: Path) -> None:
         self._process = process
         self._folder = folder
-        self.checked: Row = {}
 
     def begin(self, objects: Tensor) -> None:
         """Takes objects, `[objects, 2, layers, tokens, heads * head_dim]`."""
         torch.save(objects, self._folder / "in.pt")
-        if not self.checked:
-            self.checked = self._ask(do="check", **_CHECKED)
+        if not _COMPARED.exists():
+            _COMPARED.write_text(json.dumps(self._ask(do="check", **_CHECKED)))
 
     def code(self, serde: Row) -> tuple[Tensor, Row]:
         """What comes back of the objects, and what they took."""
         out = str(self._folder / "out.pt")
-        said = self._ask(do="code", serde=serde, model=model_folder(SMOLLM2), out=out)
+        said = self._ask(do="code", serde=serde, model=str(model_folder(SMOLLM2)), out=out)
         return torch.load(out), said
 
     def _ask(self, **line: Any) -> Row:
@@ -230,18 +231,16 @@ class Coder:
 
 def one_text(
     model: Any, ids: Sequence[int], geometry: Geometry, serdes: dict[str, Row], coder: Coder
-) -> Row:
-    """Bytes and KL of one text, by the serde's name."""
+) -> Iterator[tuple[str, Row]]:
+    """Bytes and KL of one text, serde by serde."""
     exact = exact_text(model, ids, SPLIT)
     coder.begin(_objects(exact))
-    found: Row = {}
     for name, serde in serdes.items():
         back, said = coder.code(serde)
         made = torch.cat([_states(back, geometry), exact.states[..., SPLIT.coded :, :]], dim=3)
         with torch.inference_mode():
             judged = compare(exact, predicted(model, exact, made), sum(said["bytes"]))
-        found[name] = {**said, "kl": judged["kl"]}
-    return found
+        yield name, {**said, "kl": judged["kl"]}
 
 
 def _objects(exact: ExactText) -> Tensor:
@@ -262,28 +261,20 @@ def _kept(
     ids: Sequence[int],
     geometry: Geometry,
     serdes: dict[str, Row],
-    found: TransformSet,
+    dictionary: TransformSet,
     coder: Coder,
 ) -> Row:
-    what = repr((ids, list(serdes), found.digest, SPLIT)).encode()
+    """What there is of a text, and what was missing."""
+    what = repr((ids, dictionary.digest, SPLIT)).encode()
     kept = _STATE / f"{hashlib.blake2b(what, digest_size=16).hexdigest()}.json"
-    if not kept.exists():
-        measured = one_text(model, ids, geometry, serdes, coder)
+    found: Row = json.loads(kept.read_text()) if kept.exists() else {}
+    missing = {name: serde for name, serde in serdes.items() if name not in found}
+    if missing:
         _STATE.mkdir(parents=True, exist_ok=True)
-        _checked().write_text(json.dumps(coder.checked))
-        kept.write_text(json.dumps(measured))
-    read: Row = json.loads(kept.read_text())
-    return read
-
-
-def _checked() -> Path:
-    return _STATE / "checked.json"
-
-
-def _once_checked(coder: Coder) -> Row:
-    """What was compared, in this run or in the one that this one went on from."""
-    found: Row = coder.checked or json.loads(_checked().read_text())
-    return found
+        for name, row in one_text(model, ids, geometry, missing, coder):
+            found[name] = row
+            kept.write_text(json.dumps(found))
+    return {name: found[name] for name in serdes}
 
 
 @contextlib.contextmanager

@@ -143,10 +143,10 @@ def plain(
 
 
 @pytest.fixture(scope="session")
-def running(start: Start, service: EngineService, plain: Plain) -> Iterator[Running]:
+def running(start: Start, service: EngineService, model: Path, plain: Plain) -> Iterator[Running]:
     """Another server, which has nothing in its memory, and an engine with small steps and few
-    blocks."""
-    with start(plugin(service, **DEADLINES), **SMALL) as made:
+    blocks. The server knows the model when it starts: no look-up waits for its files."""
+    with start(plugin(service, **DEADLINES, model=str(model)), **SMALL) as made:
         yield made
 
 
