@@ -55,7 +55,7 @@ PRESETS: Final = (
     "turboquant_k3v4_nc",
     "turboquant_3bit_nc",
 )
-STEPS: Final = (0.1, 0.125, 0.15, 0.175, 0.2, 0.35, 0.6, 1.0, 2.0, 3.0)
+STEPS: Final = (0.1, 0.125, 0.15, 0.175, 0.2, 0.35, 0.6)
 """Of codec lexico-residual, in steps of preset balanced."""
 _CHECKED: Final = {"layers": 3, "tokens": 16}
 """Of an object: Triton's interpreter takes its time."""
