@@ -252,7 +252,8 @@ def _objects(exact: ExactText) -> Tensor:
 
 def _states(objects: Tensor, geometry: Geometry) -> Tensor:
     """The way back, as float32: `[layers, 2, heads, tokens, head_dim]`."""
-    rows = torch.cat(list(objects), dim=2).unflatten(3, (geometry.kv_heads, geometry.head_dim))
+    rows = torch.cat(list(objects), dim=2)
+    rows = rows.view(*rows.shape[:3], geometry.kv_heads, geometry.head_dim)
     return rows.permute(1, 0, 3, 2, 4).float()
 
 

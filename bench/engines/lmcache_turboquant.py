@@ -17,6 +17,8 @@ import torch
 from torch import Tensor
 
 _PACKAGE: Final = "lmcache.v1.distributed.serde.turboquant"
+_STORE: Final = ("store_kernel", "triton_turboquant_store")
+_DECODE: Final = ("decode_kernel", "_tq_full_dequant_kv")
 _ULP: Final = 2.0**-10
 """Of float16, as a part of the value."""
 
@@ -103,9 +105,7 @@ class Dequantize:
 def install() -> None:
     """From now on the serde runs on the CPU, by the twins."""
     _on_the_cpu()
-    importlib.import_module(f"{_PACKAGE}.store_kernel").__dict__["triton_turboquant_store"] = store
-    decode = importlib.import_module(f"{_PACKAGE}.decode_kernel").__dict__
-    decode["_tq_full_dequant_kv"] = Dequantize()
+    _use(store, Dequantize())
 
 
 def check(content: Tensor) -> dict[str, Any]:
@@ -122,12 +122,7 @@ def check(content: Tensor) -> dict[str, Any]:
     """
     _on_the_cpu()
     serde = importlib.import_module(f"{_PACKAGE}.turboquant")
-    store_kernel = importlib.import_module(f"{_PACKAGE}.store_kernel")
-    decode_kernel = importlib.import_module(f"{_PACKAGE}.decode_kernel")
-    ways = (
-        (store_kernel.triton_turboquant_store, decode_kernel._tq_full_dequant_kv),
-        (store, Dequantize()),
-    )
+    ways = ((_kernel(*_STORE), _kernel(*_DECODE)), (store, Dequantize()))
     compared = 0
     for preset in serde.TQ_PRESETS:
         config = serde.TurboQuantSerdeConfig(
@@ -137,11 +132,11 @@ def check(content: Tensor) -> dict[str, Any]:
         coded = [torch.zeros(shape, dtype=torch.uint8) for _ in ways]
         back = [torch.empty_like(content) for _ in ways]
         for way, bytes_of in zip(ways, coded, strict=True):
-            store_kernel.triton_turboquant_store, decode_kernel._tq_full_dequant_kv = way
+            _use(*way)
             flat = _Memory(bytes_of.view(-1))
             serde.TurboQuantSerializer(config).serialize(_Memory(content), flat, None)
         for way, into in zip(ways, back, strict=True):
-            store_kernel.triton_turboquant_store, decode_kernel._tq_full_dequant_kv = way
+            _use(*way)
             flat = _Memory(coded[1].view(-1))
             serde.TurboQuantDeserializer(config).deserialize(flat, _Memory(into), None)
         first = config.key_packed_size if config.key_fp8 else 0  # the interpreter misrounds FP8
@@ -150,6 +145,16 @@ def check(content: Tensor) -> dict[str, Any]:
         torch.testing.assert_close(back[1], back[0], rtol=2 * _ULP, atol=2 * _ULP)
         compared += ours.numel()
     return {"presets": list(serde.TQ_PRESETS), "bytes": compared}
+
+
+def _kernel(module: str, name: str) -> Any:
+    return getattr(importlib.import_module(f"{_PACKAGE}.{module}"), name)
+
+
+def _use(coding: Any, decoding: Any) -> None:
+    """Has the serde call these."""
+    for (module, name), kernel in ((_STORE, coding), (_DECODE, decoding)):
+        setattr(importlib.import_module(f"{_PACKAGE}.{module}"), name, kernel)
 
 
 class _Memory:
@@ -169,18 +174,19 @@ def _on_the_cpu() -> None:
 def _packed(levels: Tensor, bits: int) -> Tensor:
     """Numbers below `2**bits` as bytes, the first one in the lowest bits; 3 or 4 bits."""
     many = 2 if bits == 4 else 8
-    groups = levels.long().unflatten(-1, (-1, many))
+    groups = levels.long().view(*levels.shape[:-1], -1, many)
     whole = (groups << (bits * torch.arange(many))).sum(-1)
     count = many * bits // 8
-    return (whole[..., None] >> (8 * torch.arange(count)) & 0xFF).flatten(-2).to(torch.uint8)
+    found: Tensor = whole[..., None] >> (8 * torch.arange(count)) & 0xFF
+    return found.flatten(-2).to(torch.uint8)
 
 
 def _unpacked(packed: Tensor, bits: int) -> Tensor:
     many = 2 if bits == 4 else 8
     count = many * bits // 8
-    groups = packed.long().unflatten(-1, (-1, count))
+    groups = packed.long().view(*packed.shape[:-1], -1, count)
     whole = (groups << (8 * torch.arange(count))).sum(-1)
-    levels = whole[..., None] >> (bits * torch.arange(many)) & (2**bits - 1)
+    levels: Tensor = whole[..., None] >> (bits * torch.arange(many)) & (2**bits - 1)
     return levels.flatten(-2).float()
 
 
