@@ -247,7 +247,8 @@ def _objects(exact: ExactText) -> Tensor:
     """The stored tokens as LMCache has them, `[objects, 2, layers, tokens, heads * head_dim]`."""
     states = exact.states[..., : SPLIT.coded, :].half()
     rows = states.permute(1, 0, 3, 2, 4).flatten(3)
-    return torch.stack(rows.split(SPLIT.page_tokens, dim=2)).contiguous()
+    cut = rows.reshape(*rows.shape[:2], -1, SPLIT.page_tokens, rows.shape[3])
+    return cut.permute(2, 0, 1, 3, 4).contiguous()
 
 
 def _states(objects: Tensor, geometry: Geometry) -> Tensor:
