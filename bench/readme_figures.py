@@ -23,6 +23,7 @@ _ROOT: Final = Path(__file__).parent.parent
 DOCUMENTS: Final = (
     _ROOT / "README.md",
     _ROOT / "docs" / "figures.md",
+    _ROOT / "docs" / "engines" / "lmcache.md",
     _ROOT / "docs" / "engines" / "vllm.md",
     _ROOT / "k8s" / "README.md",
 )
@@ -47,6 +48,15 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
         f"engines.{cache}_{way}": "{:.1%}".format
         for cache in ("own", "near")
         for way in ("forced", "free")
+    },
+    "engines_lmcache_serdes.over_frames": "{:.3%}".format,
+    **{
+        f"engines_lmcache_serdes.{name}": "{:.1f}".format
+        for name in (
+            "fewer",
+            "fewer_padded",
+            *(f"fewer_{bits}" for bits in ("k8v4", "4bit_nc", "k3v4_nc", "3bit_nc")),
+        )
     },
     "encode.vs_twin": "{:.1f}".format,
     "encode.vs_twin_vnni": "{:.1f}".format,

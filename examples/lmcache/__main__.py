@@ -140,7 +140,8 @@ def _started(options: argparse.Namespace) -> Node:
             *("--prometheus-port", str(metrics), "--chunk-size", str(CHUNK_TOKENS)),
             *("--supported-transfer-mode", "auto", "--l1-size-gb", "1"),
             *("--eviction-policy", "LRU", "--l2-adapter", json.dumps(adapter)),
-        ]
+        ],
+        stdout=sys.stderr,
     )
     _wait(lambda: server.poll() is not None or _answers(http), "LMCache's server does not answer")
     if server.poll() is not None:

@@ -18,7 +18,7 @@ from tests.support.lmcache_fakes import HEAD_DIM, HEADS, LAYERS
 from tests.support.lmcache_server import ENVIRONMENT, MODULE, PYTHON
 from tests.support.saved_model import save_tiny
 from tests.support.vllm_engine import ROOT
-from tests.support.vllm_service import EngineService
+from tests.support.vllm_service import EngineService, engine_service
 
 TOKENS = 64
 CHUNKS = [0, 1, 2, 3]
@@ -69,6 +69,13 @@ class Driver:
             pytest.fail(f"LMCache's process ended: {self.said()[-4000:]}")
         found: dict[str, Any] = json.loads(line)
         return found
+
+
+@pytest.fixture(scope="module")
+def service() -> Iterator[EngineService]:
+    """Of these tests alone."""
+    with engine_service() as made:
+        yield made
 
 
 @pytest.fixture(scope="module")
@@ -161,6 +168,20 @@ def test_a_damaged_object_is_a_miss_of_its_own(opened: Driver, service: EngineSe
     assert loaded["same"] == loaded["came"]
 
 
+def test_objects_that_lmcache_itself_loses_leave_the_others_whole(
+    driver: Driver, service: EngineService, tiny: Path
+) -> None:
+    """LMCache's adapter for tests, which drops what it is told to, in front of ours."""
+    faulty = {"type": "fault_inject", "inner": ours(service, model=str(tiny)), "gap_indices": [1]}
+    assert driver.ask("open", adapter=faulty) == {"type": "FaultInjectL2Adapter"}
+    chunks = [20, 21, 22, 23]
+    assert driver.ask("store", chunks=chunks)["stored"]
+    assert driver.ask("find", chunks=chunks) == {"found": ALL}
+    came = [True, False, True, True]
+    assert driver.ask("load", chunks=chunks)["came"] == came
+    driver.ask("close")
+
+
 def test_settings_that_cannot_be_used_are_said_when_the_server_starts(
     driver: Driver, service: EngineService, tmp_path: Path
 ) -> None:
@@ -202,4 +223,18 @@ def test_shorter_files_are_a_miss_where_nothing_is_filled_up(
     driver.ask("open", adapter=serde(tmp_path, padded_to=0))
     assert driver.ask("store")["stored"]
     assert driver.ask("load")["came"] == NONE
+    driver.ask("close")
+
+
+def test_nothing_is_filled_up_for_an_adapter_that_takes_back_what_there_is(
+    driver: Driver, tmp_path: Path
+) -> None:
+    device = tmp_path / "dax.img"
+    device.touch()
+    os.truncate(device, 16 << 20)
+    slots = {"device_path": str(device), "max_dax_size_gb": 1 / 64, "slot_bytes": 1 << 16}
+    adapter = serde(tmp_path, padded_to=0)
+    driver.ask("open", adapter={**adapter, "adapter_params": {"type": "dax", **slots}})
+    assert driver.ask("store")["stored"]
+    assert driver.ask("load") == {"came": ALL, "same": ALL}
     driver.ask("close")
