@@ -89,7 +89,12 @@ class Rig:
     def done(self) -> Ended:
         """The one job that is under way, once it has ended."""
         ended: list[Ended] = []
-        wait_until(lambda: ended.extend(self.side.ended()) or ended, "a job to end")
+
+        def known() -> list[Ended]:
+            ended.extend(self.side.ended())
+            return ended
+
+        wait_until(known, "a job to end")
         (found,) = ended
         assert self.side.ended() == []
         return found
@@ -363,7 +368,8 @@ def test_the_view_of_the_primary_tier_can_be_released_after_the_end(
 ) -> None:
     """vLLM unmaps it: an export that is left would make that fail."""
     rig = Rig(transport, tmp_path)
-    view = memoryview(np.zeros((2, chunk_shape(GEOMETRY).bytes), dtype=np.int8))
+    primary: Any = np.zeros((2, chunk_shape(GEOMETRY).bytes), dtype=np.int8)
+    view = memoryview(primary)
     chunks = Chunks(torch.from_numpy(np.asarray(view)), chunk_shape(GEOMETRY))
     rig.side._chunks = chunks
     del chunks

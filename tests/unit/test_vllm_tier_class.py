@@ -50,10 +50,10 @@ def make(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Itera
 
         def tiers(engine: Any = None, **settings: Any) -> tuple[Any, PrimaryTier]:
             primary = PrimaryTier(chunk_shape(TINY), 6)
-            view = memoryview(np.asarray(primary.rows))
+            rows: Any = np.asarray(primary.rows)
             spec = SimpleNamespace(config=told(folder, TINY))
             with telling(engine or engine_told(vllm_config(folder))):
-                made.append(tier(spec, view, "LexicoTier", **{**HERE, **settings}))
+                made.append(tier(spec, memoryview(rows), "LexicoTier", **{**HERE, **settings}))
             return made[-1], primary
 
         yield tiers
@@ -68,7 +68,12 @@ def job(number: int, slots: list[int], names: list[bytes] = KEYS) -> Any:
 
 def result(tier: Any) -> Any:
     found: list[Any] = []
-    wait_until(lambda: found.extend(tier.get_finished_jobs()) or found, "a job to end")
+
+    def ended() -> list[Any]:
+        found.extend(tier.get_finished_jobs())
+        return found
+
+    wait_until(ended, "a job to end")
     assert len(found) == 1
     return found[0]
 

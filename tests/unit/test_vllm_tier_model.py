@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import make_dataclass
 from pathlib import Path
 from typing import Any
 
@@ -57,7 +59,11 @@ def test_layers_count_by_their_numbers(folder: Path) -> None:
 
 
 def test_ranks_that_split_heads_share_with_one(folder: Path) -> None:
-    ranks = {"parallel__tp_size": 2, "parallel__world_size": 2, "canonical_layout": True}
+    ranks: dict[str, Any] = {
+        "parallel__tp_size": 2,
+        "parallel__world_size": 2,
+        "canonical_layout": True,
+    }
     model = made(folder, **ranks)
     assert model.base == made(folder).base
     assert model.shape.heads == 2
@@ -180,12 +186,16 @@ class Base:
 
 def test_an_interface_that_moved_is_refused_by_name() -> None:
     moved = type("SecondaryTierManager", (Base,), {})
-    with pytest.raises(Unsupported, match=r"submit_store is gone.*TransferJob.job_id is gone"):
+    job = make_dataclass("TransferJob", ["keys", "chunk_ids"])
+    with pytest.raises(Unsupported, match=r"submit_store is gone.*; TransferJob.job_id is gone$"):
+        _supported.check_tier_interface((moved,), (job,))
+    with pytest.raises(Unsupported) as refused:
         _supported.check_tier_interface((moved,), ())
+    assert "TransferJob" not in str(refused.value), "what is not asked about is not missed"
 
 
 def test_every_method_of_ours_is_recorded() -> None:
-    recorded = _supported.json.loads(_supported.INTERFACE.read_text())
+    recorded = json.loads(_supported.INTERFACE.read_text())
     assert recorded["told"] == {
         name: list(parts) for name, parts in vllm_tier_interface.TOLD.items()
     }

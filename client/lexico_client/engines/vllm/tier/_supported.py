@@ -39,8 +39,8 @@ def check_tier_interface(bases: Iterable[type], told: Iterable[type]) -> None:
         new = sorted(abstract - set(known["abstract"]))
         wrong += [f"{base.__name__}.{name} is new and must be there" for name in new]
     found = {each.__name__: parts_of(each) for each in told}
-    for name, parts in recorded["told"].items():
-        wrong += [f"{name}.{part} is gone" for part in parts if part not in found.get(name, ())]
+    for name, parts in found.items():
+        wrong += [f"{name}.{part} is gone" for part in recorded["told"][name] if part not in parts]
     if wrong:
         raise Unsupported(
             f"this vllm's tiers have another interface than {TESTED[0]}.{TESTED[1]}: "
