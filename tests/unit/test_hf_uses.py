@@ -69,11 +69,16 @@ def test_generate(model: Any, hit: Hit, way: str) -> None:
 
 def test_a_prefill_in_chunks(model: Any, hit: Hit) -> None:
     chunks: dict[str, Any] = {"prefill_chunk_size": 1}
-    if cache_keyword(model) == "cache":
-        assert torch.equal(answer(model, IDS, hit.inputs, **chunks), answer(model, IDS, **chunks))
-        return
-    with pytest.raises(errors.InvalidInput, match="position_ids"):  # transformers before 5.24
-        answer(model, IDS, hit.inputs, **chunks)
+    got, refused = None, ""
+    try:
+        got = answer(model, IDS, hit.inputs, **chunks)
+    except errors.InvalidInput as error:
+        refused = str(error)
+    if got is None:  # some transformers before 5.24 take whole prompts alone
+        assert cache_keyword(model) != "cache"
+        assert "position_ids" in refused
+    else:
+        assert torch.equal(got, answer(model, IDS, **chunks))
 
 
 def test_an_assistant(model: Any, hit: Hit) -> None:
