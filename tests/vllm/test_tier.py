@@ -135,6 +135,16 @@ def test_chunks_in_the_store_are_keys_and_values_of_hugging_face(
                 torch.testing.assert_close(part, expected, atol=2e-3, rtol=1e-3)
 
 
+def test_an_engine_that_tells_the_tier_nothing_is_refused_in_one_line(
+    nursery: Nursery, service: EngineService
+) -> None:
+    with (
+        pytest.raises(EngineFailed, match="LexicoOffloadingConnector"),
+        nursery.engine(kv_transfer_config=transfer(service, "OffloadingConnector")),
+    ):
+        pytest.fail("the engine started")
+
+
 def test_another_process_loads_what_one_stored(
     second: Engine, prompts: Prompts, plain: list[list[int]]
 ) -> None:
@@ -216,13 +226,3 @@ def test_two_managers_of_vllm_share(service: EngineService, tmp_path: Path) -> N
     assert found["after_reset"] == "MISS"
     assert any(name.startswith("lexico_engine_tokens_total") for name in found["shown"])
     assert "Failed to" not in ended.stderr
-
-
-def test_an_engine_that_tells_the_tier_nothing_is_refused_in_one_line(
-    nursery: Nursery, service: EngineService
-) -> None:
-    with (
-        pytest.raises(EngineFailed, match="LexicoOffloadingConnector"),
-        nursery.engine(kv_transfer_config=transfer(service, "OffloadingConnector")),
-    ):
-        pytest.fail("the engine started")
