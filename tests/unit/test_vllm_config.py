@@ -13,9 +13,10 @@ import torch
 from transformers import AutoConfig
 
 from lexico_client import InMemoryTransport, fingerprint_files
+from lexico_client.engines._coding import coding_of
 from lexico_client.engines._service import Service
 from lexico_client.engines.vllm import _supported
-from lexico_client.engines.vllm._coded import coding_of, set_at_hand
+from lexico_client.engines.vllm._coded import set_at_hand
 from lexico_client.engines.vllm._config import ConnectorConfig
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._model import spec_of
@@ -158,8 +159,10 @@ def test_a_codec_that_cannot_serve_the_model_is_named(
 ) -> None:
     settings = ConnectorConfig.of({**HERE, **extra})
     spec = spec_of(config(folder), caches(), settings)
-    service = Service(settings.client(InMemoryTransport()), "vllm", LOG)
-    with pytest.raises(ConfigurationError, match=said):
+    with (
+        closing(Service(settings.client(InMemoryTransport()), "vllm", LOG)) as service,
+        pytest.raises(ConfigurationError, match=said),
+    ):
         coding_of(service, settings, spec, str(folder))
     if settings.without_set == "lossless":  # else there is a set to be asked for
         with pytest.raises(ConfigurationError, match=said):

@@ -13,9 +13,10 @@ import torch
 from torch import Tensor
 
 from lexico_client import AsyncClient
+from lexico_client.engines._coding import coding_of
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
-from lexico_client.engines.vllm._coded import Finder, coding_of, set_at_hand
+from lexico_client.engines.vllm._coded import Finder, set_at_hand
 from lexico_client.engines.vllm._config import ConnectorConfig
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import Orders

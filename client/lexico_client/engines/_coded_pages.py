@@ -8,24 +8,18 @@ from __future__ import annotations
 
 import asyncio
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from dataclasses import replace
-from typing import Any, Final, TypeVar
+from typing import Final, TypeVar
 
 from lexico_client._async_client import AsyncClient
-from lexico_client._coding import Coding, checked_without_set
+from lexico_client._coding import Coding
 from lexico_client._results import PageOutcome
-from lexico_client._settings import Timeouts
 from lexico_client.engines._apart import PagesApart
-from lexico_client.engines._service import Service
-from lexico_client.engines._settings import EngineSettings
+from lexico_client.engines._turns import Left, until
 from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
-    ConfigurationError,
-    DeadlineExpired,
-    LexicoError,
     Unavailable,
     UnknownDictionary,
 )
@@ -120,7 +114,7 @@ class CodedPages:
             raise loaded.reason or Unavailable("a page that was found did not come")
 
     async def send(
-        self, spec: CacheSpec, page_hash: bytes, memory: CacheMemory, left: Callable[[], float]
+        self, spec: CacheSpec, page_hash: bytes, memory: CacheMemory, left: Left
     ) -> PageOutcome:
         """Sends a page, if the service lacks it; its set too, if the service lacks that.
 
@@ -140,72 +134,3 @@ class CodedPages:
                 raise
         await self._client.register_dictionary(dictionary)
         return await self._apart.offload(spec, page_hash, memory, left())
-
-
-def coding_of(service: Service, settings: EngineSettings, base: CacheSpec, model: str) -> Coding:
-    """What an engine's pages are coded with, as the settings have it. Asks the service for a set,
-    where the codec needs one, and holds the caller up meanwhile: for an engine's start.
-
-    Args:
-        service: will be asked again from then on, while there is no set.
-        settings: of the adapter.
-        base: what pages belong to while they are lossless.
-        model: folder of the model, for messages.
-
-    Raises:
-        ConfigurationError: a codec or set that cannot code the model's pages, naming the setting.
-    """
-
-    async def made() -> Coding:
-        return await service.client.coding(
-            base,
-            settings.codec,
-            codec_config=settings.codec_config,
-            dictionary=settings.dictionary_given(),
-            without_set=checked_without_set(settings.without_set),
-            model=model,
-        )
-
-    try:
-        return service.wait(made(), settings.match_seconds + Timeouts.dictionaries)
-    except LexicoError as error:
-        raise ConfigurationError(f"{settings.where}: codec: {error.message}") from error
-
-
-def until(seconds: float) -> Callable[[], float]:
-    """Says how many of the seconds from now on are left, on the loop that runs; never none."""
-    clock = asyncio.get_running_loop().time
-    end = clock() + seconds
-    return lambda: max(0.001, end - clock())
-
-
-@asynccontextmanager
-async def in_turn(turns: asyncio.Semaphore, left: Callable[[], float]) -> AsyncIterator[None]:
-    """Waits for a turn, for as many seconds as are left, and has it for the block.
-
-    Raises:
-        DeadlineExpired: others had them all.
-    """
-    try:
-        async with asyncio.timeout(left()):
-            await turns.acquire()
-    except TimeoutError as error:
-        raise DeadlineExpired("others were before it all the time") from error
-    try:
-        yield
-    finally:
-        turns.release()
-
-
-async def for_each(
-    things: Iterable[T], work: Callable[[T], Coroutine[Any, Any, None]], at_a_time: int
-) -> None:
-    """Does the work for each, in order, several at a time."""
-    left = iter(things)
-
-    async def take() -> None:
-        for thing in left:
-            await work(thing)
-
-    takers: list[Awaitable[None]] = [take() for _ in range(at_a_time)]
-    await asyncio.gather(*takers)

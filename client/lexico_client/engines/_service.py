@@ -92,7 +92,7 @@ class Service:
 
     def close(self, last: Coroutine[Any, Any, None] | None = None, seconds: float = 0.0) -> None:
         """Ends what runs, and the thread; of a shared one the last side does. May be called more
-        than once.
+        than once where nobody shares it.
 
         Args:
             last: runs before; it ends within `seconds`.

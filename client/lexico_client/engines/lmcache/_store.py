@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import AsyncIterator, Callable, Mapping, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Final
 
@@ -21,6 +20,7 @@ from lexico_client._async_client import AsyncClient
 from lexico_client._coding import Coding
 from lexico_client._results import PageOutcome
 from lexico_client.engines._counts import Counts
+from lexico_client.engines._turns import Left, in_turn, until
 from lexico_client.engines.lmcache._config import AdapterConfig
 from lexico_client.engines.lmcache._pages import ObjectKey, Page, Pages
 from lexico_codec.inputs import PageInputs
@@ -31,9 +31,6 @@ Layouts = Mapping[int, tuple[Sequence[int], torch.dtype]]
 """Object group → shape and type of its objects, as a look-up is told them."""
 Object = tuple[ObjectKey, Tensor]
 """Name and content, in the shape that the engine gave it."""
-
-_Left = Callable[[], float]
-"""Seconds that are left."""
 
 _UNDER_WAY: Final = (PageOutcome.STORED, PageOutcome.RECEIVED)
 _LOOK_S: Final = 0.001
@@ -106,8 +103,8 @@ class ObjectStore:
 
         Returns once nobody writes to any of them.
         """
-        end = asyncio.get_running_loop().time() + self._settings.load_seconds
-        return await asyncio.gather(*(self._loaded(key, into, end) for key, into in objects))
+        left = until(self._settings.load_seconds)
+        return await asyncio.gather(*(self._loaded(key, into, left) for key, into in objects))
 
     async def store(self, objects: Sequence[Object]) -> tuple[bool, int]:
         """Sends the objects that the service lacks; returns once nobody reads any of them.
@@ -125,8 +122,8 @@ class ObjectStore:
             return False, 0
         self._counts.staged(self._held)
         try:
-            end = asyncio.get_running_loop().time() + self._settings.offload_seconds
-            sent = await asyncio.gather(*(self._stored(*each, end) for each in objects))
+            left = until(self._settings.offload_seconds)
+            sent = await asyncio.gather(*(self._stored(*each, left) for each in objects))
         finally:
             with self._lock:
                 self._held -= size
@@ -147,10 +144,10 @@ class ObjectStore:
         self._counts.request("failed")
         return [False] * len(keys)
 
-    async def _loaded(self, key: ObjectKey, into: Tensor, end: float) -> bool:
+    async def _loaded(self, key: ObjectKey, into: Tensor, left: Left) -> bool:
         tokens, came = 0, False
         try:
-            async with _in_turn(self._loading, end, "load") as left:
+            async with in_turn(self._loading, left):
                 page = await self._page(key, into.shape, into.dtype)
                 tokens = page.shape.tokens
                 came = await self._filled(page, into, left())
@@ -190,11 +187,11 @@ class ObjectStore:
             await asyncio.to_thread(layout.put, room, into, shape)
         return True
 
-    async def _stored(self, key: ObjectKey, tensor: Tensor, end: float) -> int | None:
+    async def _stored(self, key: ObjectKey, tensor: Tensor, left: Left) -> int | None:
         """Bytes that it takes, 0 where it was there; None where it is not there."""
         failed: BaseException
         try:
-            async with _in_turn(self._storing, end, "store") as left:
+            async with in_turn(self._storing, left):
                 page = await self._page(key, tensor.shape, tensor.dtype)
                 return await self._sent(page, tensor, left)
         except Exception as error:  # noqa: BLE001 - no request depends on it
@@ -205,7 +202,7 @@ class ObjectStore:
         self._counts.warn("store", failed)
         return None
 
-    async def _sent(self, page: Page, tensor: Tensor, left: _Left) -> int:
+    async def _sent(self, page: Page, tensor: Tensor, left: Left) -> int:
         layout, coding = self._pages.layout, await self._coding(page)
         spec = coding.spec(page.spec)
         if layout.in_place:
@@ -307,22 +304,3 @@ def _view(spec: CacheSpec, memory: Tensor) -> Callable[[int, int], Tensor]:
         return memory[layers.start : layers.stop]
 
     return view
-
-
-@asynccontextmanager
-async def _in_turn(turns: asyncio.Semaphore, end: float, what: str) -> AsyncIterator[_Left]:
-    """Waits for a turn, not beyond `end`; gives what says how many seconds are left.
-
-    Raises:
-        DeadlineExpired: others had them all.
-    """
-    loop = asyncio.get_running_loop()
-    try:
-        async with asyncio.timeout_at(end):
-            await turns.acquire()
-    except TimeoutError as error:
-        raise DeadlineExpired(f"{what}: others were before it all the time") from error
-    try:
-        yield lambda: max(end - loop.time(), 0.001)
-    finally:
-        turns.release()

@@ -12,9 +12,11 @@ from typing import Any, Final, TypeVar
 
 from lexico_client._coding import Coding
 from lexico_client._results import PageOutcome
-from lexico_client.engines._coded_pages import CodedPages, coding_of, for_each, until
+from lexico_client.engines._coded_pages import CodedPages
+from lexico_client.engines._coding import coding_of
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
+from lexico_client.engines._turns import for_each, until
 from lexico_client.engines.sglang._config import StorageConfig
 from lexico_client.engines.sglang._log import LOG
 from lexico_codec.memory import CacheMemory

@@ -14,9 +14,8 @@ from typing import NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from lexico_client._coding import Coding, checked_without_set
+from lexico_client._coding import Coding
 from lexico_client._loop_thread import Call
-from lexico_client._settings import Timeouts
 from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._config import ConnectorConfig
 from lexico_codec.codecs.codec import Codec
@@ -120,40 +119,5 @@ def set_at_hand(settings: ConnectorConfig, spec: CacheSpec) -> DictionarySet | N
             return None
         _, found = choose(codec, given, geometry, spoken(settings.codec))
     except LexicoError as error:
-        raise _refused(error) from error
+        raise ConfigurationError(f"{settings.where}: codec: {error.message}") from error
     return found if isinstance(found, DictionarySet) else None
-
-
-def coding_of(service: Service, settings: ConnectorConfig, spec: CacheSpec, model: str) -> Coding:
-    """What the engine's pages are coded with. Where there is no set at hand the service is asked,
-    for `match_seconds` at most; where it has none either, that is logged.
-
-    Args:
-        service: that will be asked again from then on.
-        settings: of the connector.
-        spec: of the model, without a set.
-        model: its folder or its name, for the log.
-
-    Raises:
-        ConfigurationError: naming the setting.
-    """
-
-    async def made() -> Coding:
-        return await service.client.coding(
-            spec,
-            settings.codec,
-            codec_config=settings.codec_config,
-            dictionary=settings.dictionary_given(),
-            without_set=checked_without_set(settings.without_set),
-            model=model,
-        )
-
-    try:
-        return service.wait(made(), settings.match_seconds + Timeouts.dictionaries)
-    except LexicoError as error:
-        service.close()
-        raise _refused(error) from error
-
-
-def _refused(error: LexicoError) -> LexicoError:
-    return ConfigurationError(f"{ConnectorConfig.where}: codec: {error.message}")

@@ -19,9 +19,10 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
 )
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
+from lexico_client.engines._coding import coding_of
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
-from lexico_client.engines.vllm._coded import Finder, coding_of, set_at_hand
+from lexico_client.engines.vllm._coded import Finder, set_at_hand
 from lexico_client.engines.vllm._config import ConnectorConfig
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._model import spec_of
@@ -84,42 +85,53 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._scheduler: SchedulerSide | None = None
         self._worker: WorkerSide | None = None
         self._over = False
-        counts = self._counts = Counts(LOG, self._metrics)
-        if role == KVConnectorRole.SCHEDULER:
-            coding = coding_of(self._service, settings, spec, vllm_config.model_config.model)
-            self._scheduler = SchedulerSide(
-                spec,
-                Finder(self._service, coding, settings.recent_tokens, settings.match_seconds),
-                counts,
-                block_tokens=self._block_tokens,
-                recent_tokens=settings.recent_tokens,
-                min_load_tokens=settings.min_load_tokens,
-                loads=transfer.is_kv_consumer,
-                stores=transfer.is_kv_producer and settings.offload is not None,
-            )
-            LOG.info(
-                "shares prompt caches: namespace=%s codec=%s page_tokens=%d reload=%s offload=%s",
-                coding.spec(spec).namespace.hex(),
-                coding.codec.name if coding.waiting else settings.codec,
-                spec.page_tokens,
-                settings.reload,
-                settings.offload or "nowhere",
-            )
-        else:
-            self._rank = rank_of(vllm_config, kv_cache_config, spec.geometry)
-            self._worker = WorkerSide(
-                spec,
-                self._service,
-                counts,
-                set_at_hand(settings, spec),
-                rank=self._rank,
-                load_seconds=settings.load_seconds,
-                offload_seconds=settings.offload_seconds,
-                drain_seconds=settings.drain_seconds,
-                staging_bytes=settings.staging_bytes,
-                concurrent_loads=settings.concurrent_loads,
-                concurrent_stores=settings.concurrent_stores,
-            )
+        self._counts = Counts(LOG, self._metrics)
+        try:
+            if role == KVConnectorRole.SCHEDULER:
+                self._scheduler = self._scheduler_side(settings, vllm_config)
+            else:
+                self._rank = rank_of(vllm_config, kv_cache_config, spec.geometry)
+                self._worker = self._worker_side(settings)
+        except BaseException:
+            self._service.close()
+            raise
+
+    def _scheduler_side(self, settings: ConnectorConfig, vllm_config: VllmConfig) -> SchedulerSide:
+        spec, transfer = self._spec, vllm_config.kv_transfer_config
+        coding = coding_of(self._service, settings, spec, vllm_config.model_config.model)
+        LOG.info(
+            "shares prompt caches: namespace=%s codec=%s page_tokens=%d reload=%s offload=%s",
+            coding.spec(spec).namespace.hex(),
+            coding.codec.name if coding.waiting else settings.codec,
+            spec.page_tokens,
+            settings.reload,
+            settings.offload or "nowhere",
+        )
+        return SchedulerSide(
+            spec,
+            Finder(self._service, coding, settings.recent_tokens, settings.match_seconds),
+            self._counts,
+            block_tokens=self._block_tokens,
+            recent_tokens=settings.recent_tokens,
+            min_load_tokens=settings.min_load_tokens,
+            loads=transfer.is_kv_consumer,
+            stores=transfer.is_kv_producer and settings.offload is not None,
+        )
+
+    def _worker_side(self, settings: ConnectorConfig) -> WorkerSide:
+        return WorkerSide(
+            self._spec,
+            self._service,
+            self._counts,
+            set_at_hand(settings, self._spec),
+            rank=self._rank,
+            load_seconds=settings.load_seconds,
+            offload_seconds=settings.offload_seconds,
+            drain_seconds=settings.drain_seconds,
+            staging_bytes=settings.staging_bytes,
+            concurrent_loads=settings.concurrent_loads,
+            concurrent_stores=settings.concurrent_stores,
+        )
 
     # The scheduler's side
 

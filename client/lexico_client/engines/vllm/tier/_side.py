@@ -14,9 +14,10 @@ from typing import Any, Final, NamedTuple, TypeVar
 
 from lexico_client._loop_thread import Call
 from lexico_client._results import PageOutcome
-from lexico_client.engines._coded_pages import CodedPages, for_each, in_turn, until
+from lexico_client.engines._coded_pages import CodedPages
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
+from lexico_client.engines._turns import for_each, in_turn, until
 from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm.tier._config import TierConfig
 from lexico_client.engines.vllm.tier._layout import Chunks

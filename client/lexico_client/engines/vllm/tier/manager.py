@@ -31,7 +31,8 @@ from vllm.v1.kv_offload.config import (
 from vllm.v1.kv_offload.tiering.base import JobResult, SecondaryTierManager, TransferJob
 from vllm.v1.metrics.cache_hit_source import CacheHitSource
 
-from lexico_client.engines._coded_pages import CodedPages, coding_of
+from lexico_client.engines._coded_pages import CodedPages
+from lexico_client.engines._coding import coding_of
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._log import LOG

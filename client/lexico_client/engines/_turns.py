@@ -1,0 +1,54 @@
+"""Work of an adapter that is done in turns, several at a time, each before a deadline."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable
+from contextlib import asynccontextmanager
+from typing import Any, TypeVar
+
+from lexico_proto.errors import DeadlineExpired
+
+T = TypeVar("T")
+
+Left = Callable[[], float]
+"""Seconds that are left, more than 0."""
+
+
+def until(seconds: float) -> Left:
+    """Says how many of the seconds from now on are left, on the loop that runs; never none."""
+    clock = asyncio.get_running_loop().time
+    end = clock() + seconds
+    return lambda: max(0.001, end - clock())
+
+
+@asynccontextmanager
+async def in_turn(turns: asyncio.Semaphore, left: Left) -> AsyncIterator[None]:
+    """Waits for a turn, for as many seconds as are left, and has it for the block.
+
+    Raises:
+        DeadlineExpired: others had them all.
+    """
+    try:
+        async with asyncio.timeout(left()):
+            await turns.acquire()
+    except TimeoutError as error:
+        raise DeadlineExpired("others were before it all the time") from error
+    try:
+        yield
+    finally:
+        turns.release()
+
+
+async def for_each(
+    things: Iterable[T], work: Callable[[T], Coroutine[Any, Any, None]], at_a_time: int
+) -> None:
+    """Does the work for each, in order, several at a time."""
+    left = iter(things)
+
+    async def take() -> None:
+        for thing in left:
+            await work(thing)
+
+    takers: list[Awaitable[None]] = [take() for _ in range(at_a_time)]
+    await asyncio.gather(*takers)
