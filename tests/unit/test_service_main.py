@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 import sys
 
@@ -30,3 +31,30 @@ def test_a_service_that_starts_ray_forks_without_grpcs_handlers(
         [sys.executable, "-c", _SHOWN, command], capture_output=True, text=True, check=True
     )
     assert shown.stdout.split() == [found]
+
+
+_FORKS = """
+import subprocess, sys
+from concurrent.futures import ThreadPoolExecutor
+import grpc
+server = grpc.server(ThreadPoolExecutor(1))
+server.add_insecure_port("127.0.0.1:0")
+server.start()
+for _ in range(100):
+    code = subprocess.run([sys.argv[1]], preexec_fn=lambda: None).returncode
+    print(code)
+"""
+
+
+def test_programs_that_are_started_beside_a_grpc_server_run(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As the health port beside Ray's start. With gRPC's fork handlers some three of a hundred were
+    aborted between fork and exec.
+    """
+    program = shutil.which("true")
+    assert program is not None
+    monkeypatch.setenv("GRPC_ENABLE_FORK_SUPPORT", "0")
+    command = [sys.executable, "-c", _FORKS, program]
+    codes = subprocess.run(command, capture_output=True, text=True, check=True).stdout.split()
+    assert codes == ["0"] * 100
