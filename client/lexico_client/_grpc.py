@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, AsyncIterable, Callable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, Final
 
@@ -273,7 +273,8 @@ class GrpcTransport:
         try:
             async with aclosing(messages):
                 if await self._write(name, call, messages):
-                    with translated(name):
+                    # As a failed write: the call itself knows why.
+                    with translated(name), suppress(grpc.aio.BaseError):
                         await call.done_writing()
             with translated(name):
                 return await end.answer()
