@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import io
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Final
@@ -50,6 +51,18 @@ _unwritten_bytes: Final = ctypes.PYFUNCTYPE(ctypes.py_object, ctypes.c_void_p, c
 is saved."""
 
 
+class _Lender(io.BytesIO):
+    """Memory of bytes, lent out.
+
+    The garbage collector closes it while it is still lent where both are in a cycle, as a message
+    is that an exception's traceback holds; since 3.13 Python prints what that raises.
+    """
+
+    def close(self) -> None:
+        with suppress(BufferError):
+            super().close()
+
+
 class UnsealedMessage:
     """A message in the making: its payload is written where it will be sent from.
 
@@ -64,7 +77,7 @@ class UnsealedMessage:
             size: bytes of payload. They hold whatever was in that memory: all are to be written
                 before anyone sees the message.
         """
-        self._memory = io.BytesIO(_unwritten_bytes(None, len(prefix) + size))
+        self._memory = _Lender(_unwritten_bytes(None, len(prefix) + size))
         self._whole = self._memory.getbuffer()
         self._whole[: len(prefix)] = prefix
         self.payload = self._whole[len(prefix) :]

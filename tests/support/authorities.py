@@ -20,6 +20,18 @@ from cryptography.x509.oid import NameOID
 
 LOCAL = ("localhost", "127.0.0.1")
 
+_SIGNS = x509.KeyUsage(
+    digital_signature=False,
+    content_commitment=False,
+    key_encipherment=False,
+    data_encipherment=False,
+    key_agreement=False,
+    key_cert_sign=True,
+    crl_sign=True,
+    encipher_only=False,
+    decipher_only=False,
+)
+
 
 @dataclass(frozen=True)
 class Issued:
@@ -51,7 +63,14 @@ class Authority:
         names = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, self.name)])
         made = _builder(names, names, self.key.public_key(), timedelta(days=1))
         made = made.add_extension(x509.BasicConstraints(True, None), True)
+        made = made.add_extension(_SIGNS, True)
+        made = made.add_extension(self._identifier, False)
         return made.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)
+
+    @property
+    def _identifier(self) -> x509.SubjectKeyIdentifier:
+        """Python 3.13 insists on it in both certificates, as RFC 5280 does."""
+        return x509.SubjectKeyIdentifier.from_public_key(self.key.public_key())
 
     def write(self, folder: Path) -> Path:
         """Its file."""
@@ -73,6 +92,8 @@ class Authority:
         subject = x509.Name([x509.NameAttribute(NameOID.COMMON_NAME, "somebody")])
         made = _builder(subject, issuer, key.public_key(), lasts)
         made = made.add_extension(x509.BasicConstraints(False, None), True)
+        issued_by = x509.AuthorityKeyIdentifier.from_issuer_subject_key_identifier(self._identifier)
+        made = made.add_extension(issued_by, False)
         if names:
             made = made.add_extension(x509.SubjectAlternativeName(names), False)
         pem = made.sign(self.key, hashes.SHA256()).public_bytes(Encoding.PEM)

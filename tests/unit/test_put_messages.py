@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gc
+import sys
+
 import numpy as np
 import pytest
 from google.protobuf.message import DecodeError
@@ -129,3 +132,17 @@ def test_a_writer_that_is_still_there_cannot_change_a_sealed_message() -> None:
     array[:] = 7
     view[:50] = bytes(50)
     assert parse_put(sealed) == bytes(100)
+
+
+def test_a_message_that_the_collector_frees_unsent_says_nothing(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """As one does that hangs on an exception. Python 3.13 prints what a finaliser raises."""
+    said: list[object] = []
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    for _ in range(10):
+        cycle: list[object] = [DataMessage(100)]
+        cycle.append(cycle)
+        del cycle
+    gc.collect()
+    assert said == []
