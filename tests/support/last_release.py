@@ -10,6 +10,7 @@ import asyncio
 import io
 import json
 import os
+import re
 import subprocess
 import sys
 import tarfile
@@ -18,17 +19,21 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, Final
 
+import google.protobuf
 import pytest
 
 ROOT: Final = Path(__file__).parents[2]
 REF: Final = "bf0b207c3e2ee13c5341f6645f9e32c18ebbeedf"
 """The last tag; as there is none yet, the commit that the first stage ended with."""
 FOLDERS: Final = ("", "proto", "services", "client")
+STUB: Final = "proto/lexico_proto/v1/dictionaries_pb2.py"
 PEER: Final = Path(__file__).with_name("last_release_peer.py")
 
 
 def unpacked(folder: Path) -> Path:
-    """The tree of the last release under `folder`. Skips where the history does not have it."""
+    """The tree of the last release under `folder`. Skips where the history does not have it,
+    or the protobuf at hand is too old for it.
+    """
     archive = subprocess.run(
         ["git", "-C", str(ROOT), "archive", "--format=tar", REF], capture_output=True, check=False
     )
@@ -38,7 +43,17 @@ def unpacked(folder: Path) -> Path:
         # Before Python 3.11.4 there are no filters; the archive is our own.
         tar.extraction_filter = getattr(tarfile, "data_filter", lambda member, _: member)
         tar.extractall(folder)
+    needed = re.search(
+        r"^# Protobuf Python Version: (.+)$", (folder / STUB).read_text(), re.MULTILINE
+    )
+    assert needed is not None
+    if _numbers(google.protobuf.__version__) < _numbers(needed[1]):
+        pytest.skip(f"the last release's stubs need protobuf {needed[1]}")
     return folder
+
+
+def _numbers(version: str) -> tuple[int, ...]:
+    return tuple(map(int, version.split(".")))
 
 
 class Peer:

@@ -252,10 +252,12 @@ def test_rays_node_may_take_longer_than_ray_waits(monkeypatch: pytest.MonkeyPatc
         return answer
 
     monkeypatch.setattr(services, "get_node", get_node)
-    with ray_patience._node_waited_for(PATIENCE_S):
+    parts = ray_patience._Parts()
+    with ray_patience._node_waited_for(PATIENCE_S, parts):
         assert services.get_node("a", "b") == {"node": "there"}
     assert services.get_node is get_node
-    with ray_patience._node_waited_for(0.2), pytest.raises(RuntimeError, match="no node b at a"):
+    late = pytest.raises(RuntimeError, match="no node b at a")
+    with ray_patience._node_waited_for(0.2, parts), late:
         services.get_node("a", "b")
 
 
@@ -270,14 +272,14 @@ def test_rays_agents_get_their_ports(monkeypatch: pytest.MonkeyPatch, tmp_path: 
         metrics_export_port: int | None = None,
         dashboard_agent_listen_port: int | None = None,
         runtime_env_agent_port: int | None = None,
-    ) -> str:
+    ) -> SimpleNamespace:
         given.update(locals())
-        return "started"
+        return SimpleNamespace(process=None)
 
     monkeypatch.setattr(services, "start_raylet", start_raylet)
     with ray_patience.patient_start(PATIENCE_S):
         raylet: Any = services.start_raylet
-        assert raylet(node, str(tmp_path), metrics_agent_port=0) == "started"
+        assert raylet(node, str(tmp_path), metrics_agent_port=0).process is None
     assert vars(services)["start_raylet"] is start_raylet
     ports = {given[name] for name in ray_patience._AGENTS_PORTS}
     assert len(ports) == 4
