@@ -11,14 +11,13 @@ import torch
 from torch import Tensor
 
 from lexico_codec.tensors import bytes_of
+from tests.support.lmcache_memory import RANK
 from tests.support.vllm_caches import cpu
 
 LAYERS, HEADS, HEAD_DIM = 2, 2, 8
 """Of the model that `save_tiny` makes."""
 TOKENS: Final = 24
 BLOCK_TOKENS: Final = 8
-RANK: Final = 1 << 24 | 1 << 8
-"""`kv_rank` of an engine with one rank."""
 
 
 @dataclass(frozen=True)
