@@ -8,9 +8,10 @@ from typing import Any, Final
 import pytest
 
 from lexico_proto.metrics import ENGINE_TOKENS
-from tests.lmcache.conftest import LOADED, MANY, Plain, plugin
+from tests.lmcache.conftest import CHUNKS, LOADED, MANY, Plain, plugin
 from tests.support.engine_prompts import SHARED, Prompts
 from tests.support.lmcache_pairs import Counted, Pair, Pairs
+from tests.support.lmcache_server import SENT
 from tests.support.vllm_service import EngineService
 
 FOUND, LOST = (f"{ENGINE_TOKENS.name} {what}" for what in ("loaded", "lost"))
@@ -74,10 +75,11 @@ def test_prompts_of_other_lengths_than_chunks(small: Pair, prompts: Prompts, pla
 def test_what_was_stored_with_a_salt_is_found_with_it(
     small: Pair, prompts: Prompts, plain: Plain
 ) -> None:
-    salt = {"cache_salt": "mine"}
+    salt, counted = {"cache_salt": "mine"}, Counted(small.server)
     for loaded in (0, LOADED):
         found = small.engine.generate(prompts.apart[1], prompt=salt)
         assert (found.tokens[0], found.cached) == (plain.apart[1], [loaded])
+        counted.reach(SENT, CHUNKS)
         small.forget()
     assert small.engine.generate(prompts.apart[1]).cached == [LOADED]
 
