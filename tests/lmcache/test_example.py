@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import subprocess
 from pathlib import Path
@@ -46,6 +47,6 @@ def test_two_servers_take_turns_in_a_conversation(
     prompts, cached, loaded = zip(*(map(int, numbers) for _, *numbers in rows), strict=True)
     assert (cached[0], loaded[0]) == (0, 0)
     assert loaded[1] == cached[1] == prompts[0] // CHUNK_TOKENS * CHUNK_TOKENS
-    assert all(now > before for before, now in zip(cached, cached[1:], strict=False))
+    assert all(now > before for before, now in itertools.pairwise(cached))
     assert loaded[2] > 0
     assert loaded[3] > loaded[1]
