@@ -13,6 +13,7 @@ import pytest
 
 from lexico_lab.models import SMOLLM2, model_folder
 from tests.support.engine_prompts import Prompts, prompts_of
+from tests.support.lmcache_fakes import LOCKS
 from tests.support.lmcache_pairs import Pair, Pairs
 from tests.support.lmcache_server import CHUNK_TOKENS, MODULE, PYTHON
 from tests.support.vllm_engine import BLOCK_TOKENS, Nursery
@@ -123,5 +124,5 @@ def plugin(service: EngineService, model: Path, **settings: Any) -> dict[str, An
         "type": "plugin",
         "module_path": MODULE,
         "class_name": "LexicoL2Adapter",
-        "adapter_params": {**service.settings, **LAYOUT, "model": str(model), **settings},
+        "adapter_params": {**service.settings, **LOCKS, **LAYOUT, "model": str(model), **settings},
     }

@@ -18,6 +18,7 @@ from xml.etree import ElementTree
 import pytest
 from transformers import LlamaConfig
 
+from tests.support.lmcache_fakes import LOCKS
 from tests.support.lmcache_server import ENVIRONMENT, PYTHON
 from tests.support.vllm_engine import ROOT
 from tests.support.vllm_service import EngineService, engine_service
@@ -69,7 +70,7 @@ def test_lmcaches_own_tests_pass_with_ours(
     model = {"model": MODEL, "folder": str(folder / "model"), "weights": "00" * 32}
     own = {
         "model": MODEL,
-        "adapter": {**service.settings, **model},
+        "adapter": {**service.settings, **LOCKS, **model},
         "serde": {**model},
     }
     report = folder / "report.xml"

@@ -18,6 +18,7 @@ from typing import Any, Final
 import pytest
 
 from lexico_proto.metrics import ENGINE_PAGES
+from tests.support.lmcache_fakes import LOCKS
 from tests.support.vllm_engine import ROOT
 from tests.support.waiting import wait_until
 
@@ -160,6 +161,7 @@ def lmcache_server(
         *("--prometheus-port", str(metrics)),
         *("--chunk-size", str(CHUNK_TOKENS), "--supported-transfer-mode", "auto"),
         *("--l1-size-gb", "0.5", "--eviction-policy", "LRU", "--max-workers", "2"),
+        *(part for name, s in LOCKS.items() for part in (_option(name), str(s))),
         *("--l2-adapter", json.dumps(adapter), *flags),
     ]
     server = LMCacheServer(port, http, command, log)
@@ -168,6 +170,10 @@ def lmcache_server(
         yield server
     finally:
         server.end()
+
+
+def _option(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
 
 
 def _free_ports(count: int) -> list[int]:
