@@ -26,7 +26,7 @@ def test_an_lmcache_server_that_ends_stores_what_it_has_and_starts_again(
     model: Path,
     prompts: Prompts,
     plain: Plain,
-    stored: None,
+    stored: set[str],
 ) -> None:
     """Its engine goes on without it, and loads from the next one what this one stored."""
     pair = pairs.like(plugin(service, model, **SHORT), patience=SOON)

@@ -27,7 +27,7 @@ SMALL: Final[dict[str, Any]] = {
 
 
 @pytest.fixture
-def small(pairs: Pairs, service: EngineService, model: Path, stored: None) -> Pair:
+def small(pairs: Pairs, service: EngineService, model: Path, stored: set[str]) -> Pair:
     """An engine whose server has nothing in its memory."""
     made = pairs.like(plugin(service, model), **SMALL)
     made.forget()
@@ -85,7 +85,12 @@ def test_what_was_stored_with_a_salt_is_found_with_it(
 
 
 def test_an_engine_with_a_cache_of_its_own(
-    pairs: Pairs, service: EngineService, model: Path, prompts: Prompts, plain: Plain, stored: None
+    pairs: Pairs,
+    service: EngineService,
+    model: Path,
+    prompts: Prompts,
+    plain: Plain,
+    stored: set[str],
 ) -> None:
     """As vLLM is started by default, behind a server that keeps what it loaded."""
     flags = ("--l2-prefetch-policy", "retain")
