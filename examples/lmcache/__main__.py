@@ -148,6 +148,16 @@ def _started(options: argparse.Namespace) -> Node:
         stdout=sys.stderr,
         env={**QUIET, **os.environ},
     )
+    try:
+        return Node(server, _engine_at(port, http, server), http)
+    except BaseException:
+        server.terminate()
+        server.wait()
+        raise
+
+
+def _engine_at(port: int, http: int, server: subprocess.Popen[bytes]) -> subprocess.Popen[str]:
+    """An engine that shares by the server, once both are ready."""
     _wait(lambda: server.poll() is not None or _answers(http), "LMCache's server does not answer")
     if server.poll() is not None:
         raise SystemExit("LMCache's server ended: its messages are above")
@@ -156,7 +166,7 @@ def _started(options: argparse.Namespace) -> Node:
     environment = {**QUIET, **os.environ}
     engine = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
     _line(engine)  # it is ready
-    return Node(server, engine, http)
+    return engine
 
 
 def _engine(options: argparse.Namespace) -> None:
