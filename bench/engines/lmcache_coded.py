@@ -10,35 +10,34 @@ TurboQuant's kernels with these, `code` has the objects of a file coded and deco
 
 from __future__ import annotations
 
-import hashlib
 import json
-import os
-import select
-import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
-Document = dict[str, Any]
+from tests.support.lmcache_memory import (
+    Document,
+    answer_lines,
+    answers,
+    keys_of,
+    l1_memory,
+    named,
+    reserved,
+    wait_for,
+)
 
-RANK: Final = 1 << 24 | 1 << 8
 _MEMORY: Final = 512 << 20
-_PATIENCE_MS: Final = 600_000
 
 
 class Coded:
     """One L1 memory, and the serdes that were asked for."""
 
     def __init__(self) -> None:
-        from lmcache.v1.distributed.config import L1ManagerConfig, L1MemoryManagerConfig
-        from lmcache.v1.distributed.l1_manager import L1Manager
-
         import lexico_client.engines.lmcache.serde  # noqa: F401 - it registers `lexico`
 
-        memory = L1MemoryManagerConfig(size_in_bytes=_MEMORY, use_lazy=False, shm_name="")
-        self._memory = L1Manager(L1ManagerConfig(memory_config=memory))
+        self._memory = l1_memory(_MEMORY)
         self._serdes: dict[str, Any] = {}
         self._twins = False
         self._reserved: list[Any] = []
@@ -56,25 +55,22 @@ class Coded:
         Returns:
             Bytes of each object, and of ours those of its frames.
         """
-        from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
+        from lmcache.v1.distributed.api import MemoryLayoutDesc
         from lmcache.v1.distributed.serde import serialized_layout_desc
 
         objects: Tensor = torch.load(line["file"])
         serde = self._serde(line["serde"])
-        keys = [
-            ObjectKey(hashlib.sha256(b"%d" % number).digest(), line["model"], RANK, 0, "")
-            for number in range(len(objects))
-        ]
+        keys = keys_of(range(len(objects)), line["model"])
         layout = MemoryLayoutDesc(shapes=[objects.shape[1:]], dtypes=[objects.dtype])
         sources, targets = self._reserve("source", keys, layout), self._reserve("to", keys, layout)
         coded = self._reserve("coded", keys, serialized_layout_desc(layout, serde))
         for each, content in zip(sources, objects, strict=True):
             each.tensor.copy_(content)
         task = serde.submit_serialize(sources, coded, keys)
-        _wait(serde.get_serialize_event_fd())
+        wait_for(serde.get_serialize_event_fd())
         done = serde.query_serialize_result(task)
         task = serde.submit_deserialize(coded, targets, keys)
-        _wait(serde.get_deserialize_event_fd())
+        wait_for(serde.get_deserialize_event_fd())
         if not (done and serde.query_deserialize_result(task)):
             raise ValueError(f"{line['serde']}: LMCache says that it failed")
         found: Document = {"bytes": [each.get_size() for each in coded]}
@@ -101,12 +97,9 @@ class Coded:
         return self._serdes[name]
 
     def _reserve(self, what: str, keys: Sequence[Any], layout: Any) -> list[Any]:
-        from dataclasses import replace
-
-        local = [replace(key, cache_salt=what) for key in keys]
-        made = self._memory.reserve_write(local, [False] * len(local), layout)
+        local = named(keys, what)
         self._reserved += local
-        return [made[key][1] for key in local]
+        return reserved(self._memory, local, layout)
 
 
 def _frames(data: Any) -> int:
@@ -116,31 +109,11 @@ def _frames(data: Any) -> int:
     return sum(len(frame) for frame in frames_of(memoryview(data).cast("B")))
 
 
-def _wait(notifier: int) -> None:
-    poller = select.poll()
-    poller.register(notifier, select.POLLIN)
-    if not poller.poll(_PATIENCE_MS):
-        raise TimeoutError("no event came")
-    os.read(notifier, 8)
-
-
 def main() -> None:
     """Answers lines until there are no more."""
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # LMCache prints
+    written = answers()
     coded = Coded()
-    actions: dict[str, Callable[[Document], Document]] = {
-        each: getattr(coded, each) for each in ("check", "code")
-    }
-    for text in sys.stdin:
-        line = json.loads(text)
-        try:
-            said = actions[line["do"]](line)
-        except Exception as error:  # noqa: BLE001 - the benchmark is told
-            said = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(said) + "\n")
-        answers.flush()
-    os._exit(0)  # LMCache's threads may be at it
+    answer_lines(written, {each: getattr(coded, each) for each in ("check", "code")})
 
 
 if __name__ == "__main__":

@@ -6,8 +6,9 @@
                                                   # --layout vllm-cpu --dtype float32
 
 The servers share nothing but the service. What it prints of a turn: tokens of its prompt, how many
-of them came from the engine's LMCache server, the objects that this loaded from the service until
-then, in tokens, and the seconds that the answer took.
+of them the engine had or got from its LMCache server, the objects that this loaded from the service
+until then, in tokens, and the seconds that the answer took. vLLM and LMCache warn on standard
+error; VLLM_LOGGING_LEVEL=INFO and LMCACHE_LOG_LEVEL=INFO have them say more.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ INSTRUCTIONS: Final = (
 ) * 8
 """What every conversation of an application begins with: a few hundred tokens."""
 CHUNK_TOKENS: Final = 64
+QUIET: Final = {"VLLM_LOGGING_LEVEL": "WARNING", "LMCACHE_LOG_LEVEL": "WARNING"}
 _PATIENCE_S: Final = 300.0
 
 
@@ -85,8 +87,9 @@ def main() -> None:
     nodes: list[Node] = []
     messages = [{"role": "system", "content": INSTRUCTIONS}]
     try:
-        nodes += [_started(options)]
-        nodes += [_started(options)]
+        for name in "AB":
+            _say(f"node {name}: an LMCache server and a vLLM engine start, which takes a while")
+            nodes.append(_started(options))
         _say(f"{'node':>4} {'prompt':>7} {'cached':>7} {'loaded':>7} {'seconds':>8}  answer")
         for turn, question in enumerate(QUESTIONS):
             node = nodes[turn % 2]
@@ -139,18 +142,31 @@ def _started(options: argparse.Namespace) -> Node:
             *("--http-host", "127.0.0.1", "--http-port", str(http)),
             *("--prometheus-port", str(metrics), "--chunk-size", str(CHUNK_TOKENS)),
             *("--supported-transfer-mode", "auto", "--l1-size-gb", "1"),
-            *("--eviction-policy", "LRU", "--l2-adapter", json.dumps(adapter)),
+            *("--eviction-policy", "LRU", "--l2-prefetch-policy", "retain"),
+            *("--l2-adapter", json.dumps(adapter)),
         ],
         stdout=sys.stderr,
+        env={**QUIET, **os.environ},
     )
+    try:
+        return Node(server, _engine_at(port, http, server), http)
+    except BaseException:
+        server.terminate()
+        server.wait()
+        raise
+
+
+def _engine_at(port: int, http: int, server: subprocess.Popen[bytes]) -> subprocess.Popen[str]:
+    """An engine that shares by the server, once both are ready."""
     _wait(lambda: server.poll() is not None or _answers(http), "LMCache's server does not answer")
     if server.poll() is not None:
         raise SystemExit("LMCache's server ended: its messages are above")
     command = [sys.executable, "-m", "examples.lmcache", *sys.argv[1:], "--engine", str(port)]
     pipe = subprocess.PIPE
-    engine = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True)
+    environment = {**QUIET, **os.environ}
+    engine = subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=environment)
     _line(engine)  # it is ready
-    return Node(server, engine, http)
+    return engine
 
 
 def _engine(options: argparse.Namespace) -> None:
@@ -169,6 +185,7 @@ def _engine(options: argparse.Namespace) -> None:
         kv_transfer_config={
             "kv_connector": "LMCacheMPConnector",
             "kv_role": "kv_both",
+            "kv_load_failure_policy": "recompute",
             "kv_connector_extra_config": {
                 "lmcache.mp.host": "tcp://127.0.0.1",
                 "lmcache.mp.port": options.engine,

@@ -14,7 +14,7 @@ import pytest
 
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_TOKENS
 from tests.support.client_fixtures import flipped
-from tests.support.lmcache_fakes import HEAD_DIM, HEADS, LAYERS
+from tests.support.lmcache_fakes import HEAD_DIM, HEADS, LAYERS, LOCKS
 from tests.support.lmcache_server import ENVIRONMENT, MODULE, PYTHON
 from tests.support.saved_model import save_tiny
 from tests.support.vllm_engine import ROOT
@@ -103,7 +103,7 @@ def ours(service: EngineService, **settings: Any) -> dict[str, Any]:
         "type": "plugin",
         "module_path": MODULE,
         "class_name": "LexicoL2Adapter",
-        "adapter_params": {**service.settings, **settings},
+        "adapter_params": {**service.settings, **LOCKS, **settings},
     }
 
 

@@ -11,32 +11,28 @@ content is drawn by their number. Everything else that is printed goes to standa
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
-import os
-import select
-import sys
-from collections.abc import Callable
-from typing import Any, Final
+from typing import Any
 
 import torch
 
-Document = dict[str, Any]
-
-PATIENCE_MS: Final = 600_000
-RANK: Final = 1 << 24 | 1 << 8
+from tests.support.lmcache_memory import (
+    Document,
+    answer_lines,
+    answers,
+    keys_of,
+    l1_memory,
+    named,
+    reserved,
+    wait_for,
+)
 
 
 class Driver:
     """One L1 memory, and the adapter that is open."""
 
     def __init__(self) -> None:
-        from lmcache.v1.distributed.config import L1ManagerConfig, L1MemoryManagerConfig
-        from lmcache.v1.distributed.l1_manager import L1Manager
-
-        memory = L1MemoryManagerConfig(size_in_bytes=64 << 20, use_lazy=False, shm_name="")
-        self._memory = L1Manager(L1ManagerConfig(memory_config=memory))
+        self._memory = l1_memory(64 << 20)
         self._adapter: Any = None
         self._numbers = itertools.count()
 
@@ -69,16 +65,16 @@ class Driver:
         """Stores objects; says whether LMCache takes that for done."""
         keys, objects = self._written(line)
         task = self._adapter.submit_store_task(keys, objects)
-        _wait(self._adapter.get_store_event_fd())
+        wait_for(self._adapter.get_store_event_fd())
         result = self._adapter.pop_completed_store_tasks()[task]
-        self._memory.finish_read([self._local(key) for key in keys])
+        self._memory.finish_read(self._local(keys))
         return {"stored": result.is_successful(), "bytes": result.bytes_transferred()}
 
     def find(self, line: Document) -> Document:
         """Looks objects up."""
         keys = _keys(line)
         task = self._adapter.submit_lookup_and_lock_task(keys, {0: _layout(line)})
-        _wait(self._adapter.get_lookup_and_lock_event_fd())
+        wait_for(self._adapter.get_lookup_and_lock_event_fd())
         found = self._adapter.query_lookup_and_lock_result(task)
         self._adapter.submit_unlock(keys)
         return {"found": [bool(found.test(place)) for place in range(len(keys))]}
@@ -90,11 +86,11 @@ class Driver:
         for each in objects:
             each.tensor.fill_(7)
         task = self._adapter.submit_load_task(keys, objects)
-        _wait(self._adapter.get_load_event_fd())
+        wait_for(self._adapter.get_load_event_fd())
         came = self._adapter.query_load_result(task)
         contents = zip(objects, line["chunks"], strict=True)
         same = [torch.equal(each.tensor, _content(line, chunk)) for each, chunk in contents]
-        self._memory.finish_write_and_delete([self._local(key) for key in keys])
+        self._memory.finish_write_and_delete(self._local(keys))
         return {"came": [bool(came.test(place)) for place in range(len(keys))], "same": same}
 
     def status(self, line: Document) -> Document:
@@ -105,29 +101,22 @@ class Driver:
         keys = _keys(line)
         for each, chunk in zip(self._reserved(line, keys), line["chunks"], strict=True):
             each.tensor.copy_(_content(line, chunk))
-        local = [self._local(key) for key in keys]
+        local = self._local(keys)
         self._memory.finish_write(local)
         read = self._memory.reserve_read(local)
         return keys, [read[key][1] for key in local]
 
     def _reserved(self, line: Document, keys: list[Any]) -> list[Any]:
         self._round = next(self._numbers)
-        local = [self._local(key) for key in keys]
-        made = self._memory.reserve_write(local, [False] * len(local), _layout(line))
-        return [made[key][1] for key in local]
+        return reserved(self._memory, self._local(keys), _layout(line))
 
-    def _local(self, key: Any) -> Any:
-        """The name of an object in this memory, where nothing has one twice."""
-        from dataclasses import replace
-
-        return replace(key, cache_salt=f"{self._round}")
+    def _local(self, keys: list[Any]) -> list[Any]:
+        """The names of objects in this memory."""
+        return named(keys, f"{self._round}")
 
 
 def _keys(line: Document) -> list[Any]:
-    from lmcache.v1.distributed.api import ObjectKey
-
-    hashes = (hashlib.sha256(b"%d" % chunk).digest() for chunk in line["chunks"])
-    return [ObjectKey(each, line["model"], RANK, 0, line.get("salt", "")) for each in hashes]
+    return keys_of(line["chunks"], line["model"], line.get("salt", ""))
 
 
 def _layout(line: Document) -> Any:
@@ -143,32 +132,13 @@ def _content(line: Document, chunk: int) -> torch.Tensor:
     return torch.randn(line["shape"], generator=generator).to(dtype)
 
 
-def _wait(notifier: int) -> None:
-    poller = select.poll()
-    poller.register(notifier, select.POLLIN)
-    if not poller.poll(PATIENCE_MS):
-        raise TimeoutError("no event came")
-    os.read(notifier, 8)
-
-
 def main() -> None:
-    answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # LMCache prints
+    written = answers()
     driver = Driver()
-    actions: dict[str, Callable[[Document], Document]] = {
-        each: getattr(driver, each) for each in ("open", "close", "store", "find", "load", "status")
-    }
-    answers.write("{}\n")
-    answers.flush()
-    for text in sys.stdin:
-        line = json.loads(text)
-        try:
-            said = actions[line["do"]](line)
-        except Exception as error:  # noqa: BLE001 - the test is told
-            said = {"error": f"{type(error).__name__}: {error}"}
-        answers.write(json.dumps(said) + "\n")
-        answers.flush()
-    os._exit(0)  # LMCache's threads may be at it
+    written.write("{}\n")
+    written.flush()
+    names = ("open", "close", "store", "find", "load", "status")
+    answer_lines(written, {each: getattr(driver, each) for each in names})
 
 
 if __name__ == "__main__":

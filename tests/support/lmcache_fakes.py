@@ -11,14 +11,15 @@ import torch
 from torch import Tensor
 
 from lexico_codec.tensors import bytes_of
+from tests.support.lmcache_memory import RANK
 from tests.support.vllm_caches import cpu
 
 LAYERS, HEADS, HEAD_DIM = 2, 2, 8
 """Of the model that `save_tiny` makes."""
+LOCKS: Final = {"l1_read_ttl_seconds": 7200, "l1_write_ttl_seconds": 7200}
+"""Settings of an adapter whose calls have the patience of tests."""
 TOKENS: Final = 24
 BLOCK_TOKENS: Final = 8
-RANK: Final = 1 << 24 | 1 << 8
-"""`kv_rank` of an engine with one rank."""
 
 
 @dataclass(frozen=True)

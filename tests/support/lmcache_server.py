@@ -9,7 +9,8 @@ import socket
 import subprocess
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections import Counter
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -17,6 +18,7 @@ from typing import Any, Final
 import pytest
 
 from lexico_proto.metrics import ENGINE_PAGES
+from tests.support.lmcache_fakes import LOCKS
 from tests.support.vllm_engine import ROOT
 from tests.support.waiting import wait_until
 
@@ -24,6 +26,7 @@ PYTHON: Final = os.environ.get("LEXICO_TEST_LMCACHE", "")
 """The Python that has vLLM and LMCache."""
 MODULE: Final = "lexico_client.engines.lmcache"
 CHUNK_TOKENS: Final = 64
+SENT: Final = f"{ENGINE_PAGES.name} sent"
 
 ENVIRONMENT: Final = {
     "LMCACHE_DISABLE_BANNER": "1",
@@ -42,12 +45,16 @@ class LMCacheServer:
 
     port: int
     http: int
-    process: subprocess.Popen[bytes]
+    command: list[str]
     log: Path
+    process: subprocess.Popen[bytes] | None = None
 
-    @property
-    def connector(self) -> dict[str, Any]:
-        """`kv_transfer_config` of a vLLM engine that shares by it."""
+    def connector(self, patience: dict[str, Any] | None = None) -> dict[str, Any]:
+        """`kv_transfer_config` of a vLLM engine that shares by it.
+
+        Args:
+            patience: what else the connector is told.
+        """
         return {
             "kv_connector": "LMCacheMPConnector",
             "kv_role": "kv_both",
@@ -55,8 +62,25 @@ class LMCacheServer:
             "kv_connector_extra_config": {
                 "lmcache.mp.host": "tcp://127.0.0.1",
                 "lmcache.mp.port": self.port,
+                **(patience or {}),
             },
         }
+
+    def start(self) -> None:
+        """A process, once it answers. It may be started again after it ended."""
+        path = [ROOT, ROOT / "proto", ROOT / "client"]
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
+        with self.log.open("ab") as written:
+            self.process = subprocess.Popen(
+                self.command, stdout=written, stderr=written, env=environment, cwd=self.log.parent
+            )
+        wait_until(self._answers, "LMCache's server", self.said, every_s=_LOOK_S)
+
+    def end(self) -> int:
+        """Ends the process, as an operator would; its exit status."""
+        assert self.process is not None
+        self.process.terminate()
+        return self.process.wait()
 
     def status(self) -> dict[str, Any]:
         """What the server says of itself."""
@@ -69,20 +93,18 @@ class LMCacheServer:
         (found,) = self.status()["storage_manager"]["l2_adapters"]
         return found
 
-    def counted(self, family: str) -> dict[str, int]:
-        """Label values → number, of one family of ours."""
-        counted = self.adapter()["counted"]
-        found = ((name.split(" "), number) for name, number in counted.items())
-        return {" ".join(name[1:]): number for name, number in found if name[0] == family}
+    def counts(self) -> Counter[str]:
+        """What our adapter counted: family and label values → number."""
+        return Counter(self.adapter()["counted"])
 
     def stored(self, sent: int) -> None:
         """Waits until so many objects were sent to the service, as our adapter counts them."""
 
         def reached() -> bool:
-            return self.counted(ENGINE_PAGES.name).get("sent", 0) >= sent
+            return self.counts()[SENT] >= sent
 
         wait_until(reached, f"{sent} objects to be sent", self.said, every_s=_LOOK_S)
-        assert self.counted(ENGINE_PAGES.name)["sent"] == sent
+        assert self.counts()[SENT] == sent
 
     def settle(self) -> None:
         """Waits until nothing is being stored."""
@@ -101,6 +123,16 @@ class LMCacheServer:
         """Its log."""
         return self.log.read_text(errors="replace")
 
+    def _answers(self) -> bool:
+        assert self.process is not None
+        if self.process.poll() is not None:
+            pytest.fail(f"LMCache's server ended: {self.said()[-4000:]}")
+        try:
+            self._ask("healthcheck")
+        except (urllib.error.URLError, OSError):
+            return False
+        return True
+
     def _ask(self, path: str, body: bytes | None = None) -> bytes:
         request = urllib.request.Request(
             f"http://127.0.0.1:{self.http}/{path}", body, {"Content-Type": "application/json"}
@@ -111,16 +143,17 @@ class LMCacheServer:
 
 
 @contextlib.contextmanager
-def lmcache_server(adapter: dict[str, Any], log: Path) -> Iterator[LMCacheServer]:
+def lmcache_server(
+    adapter: dict[str, Any], log: Path, flags: Sequence[str] = ()
+) -> Iterator[LMCacheServer]:
     """A server with an L2 adapter, for the block.
 
     Args:
         adapter: its specification.
         log: where it writes.
+        flags: others of its command.
     """
     port, http, metrics = _free_ports(3)
-    path = [ROOT, ROOT / "proto", ROOT / "client"]
-    environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
     command = [
         *(PYTHON, "-m", "lmcache.cli.main", "server"),
         *("--host", "127.0.0.1", "--port", str(port)),
@@ -128,29 +161,19 @@ def lmcache_server(adapter: dict[str, Any], log: Path) -> Iterator[LMCacheServer
         *("--prometheus-port", str(metrics)),
         *("--chunk-size", str(CHUNK_TOKENS), "--supported-transfer-mode", "auto"),
         *("--l1-size-gb", "0.5", "--eviction-policy", "LRU", "--max-workers", "2"),
-        *("--l2-adapter", json.dumps(adapter)),
+        *(part for name, s in LOCKS.items() for part in (_option(name), str(s))),
+        *("--l2-adapter", json.dumps(adapter), *flags),
     ]
-    with log.open("ab") as written:
-        process = subprocess.Popen(
-            command, stdout=written, stderr=written, env=environment, cwd=log.parent
-        )
-    server = LMCacheServer(port, http, process, log)
+    server = LMCacheServer(port, http, command, log)
     try:
-        wait_until(lambda: _answers(server), "LMCache's server", server.said, every_s=_LOOK_S)
+        server.start()
         yield server
     finally:
-        process.terminate()
-        process.wait()
+        server.end()
 
 
-def _answers(server: LMCacheServer) -> bool:
-    if server.process.poll() is not None:
-        pytest.fail(f"LMCache's server ended: {server.said()[-4000:]}")
-    try:
-        server._ask("healthcheck")
-    except (urllib.error.URLError, OSError):
-        return False
-    return True
+def _option(setting: str) -> str:
+    return f"--{setting.replace('_', '-')}"
 
 
 def _free_ports(count: int) -> list[int]:

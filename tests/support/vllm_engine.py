@@ -52,6 +52,8 @@ class Engine:
 
     def __init__(self, nursery: Nursery) -> None:
         self._nursery = nursery
+        self.begun = False
+        """Whether there is a result to be fetched."""
 
     def generate(self, *token_ids: Sequence[int], max_tokens: int = 16, **more: Any) -> Generated:
         """Greedy tokens of prompts that come at once."""
@@ -63,8 +65,10 @@ class Engine:
         """As `generate`, whose result is to be fetched by `result`."""
         ids = [list(map(int, each)) for each in token_ids]
         self._nursery.tell({"do": "generate", "token_ids": ids, "max_tokens": max_tokens})
+        self.begun = True
 
     def result(self) -> Generated:
+        self.begun = False
         return Generated(**self._nursery.answer())
 
     def settle(self) -> None:

@@ -206,11 +206,29 @@ def test_a_model_that_is_named_is_looked_at_when_the_server_starts(folder: Path)
         ({**HERE, "weights": "ab" * 32}, "weights: give `model` with it"),
         ({**HERE, "block_tokens": -1}, "block_tokens: -1 < 0"),
         ({**HERE, "layout": 4}, "layout: 4: text"),
+        (
+            {**HERE, "offload_seconds": 300},
+            "offload_seconds: 300: LMCache locks an object for 300 s",
+        ),
+        ({**HERE, "load_seconds": 541}, "load_seconds: 541: .* give 540 at most"),
+        (
+            {**HERE, "l1_read_ttl_seconds": 60},
+            "offload_seconds: 120: .*longer --l1-read-ttl-seconds",
+        ),
     ],
 )
 def test_a_bad_setting_of_the_adapter_names_its_key(extra: dict[str, Any], said: str) -> None:
     with pytest.raises(ConfigurationError, match=f"adapter_params: {said}"):
         AdapterConfig.of(extra)
+
+
+def test_calls_take_no_longer_than_lmcache_locks_their_objects() -> None:
+    """Later another object may lie where one is read or written."""
+    longer = {"offload_seconds": 600, "load_seconds": 600}
+    made = AdapterConfig.of(
+        {**HERE, **longer, "l1_read_ttl_seconds": 700, "l1_write_ttl_seconds": 700}
+    )
+    assert made.offload_seconds == made.load_seconds == 600
 
 
 @pytest.mark.parametrize(

@@ -35,6 +35,7 @@ from tests.support.lmcache_fakes import (
     HEAD_DIM,
     HEADS,
     LAYERS,
+    LOCKS,
     OBJECTS,
     TOKENS,
     Key,
@@ -116,7 +117,7 @@ async def running(
 ) -> AsyncIterator[Rig]:
     transport = transport or Transport()
     patience = {f"{call}_seconds": PATIENCE_S for call in ("match", "load", "idle", "offload")}
-    made = AdapterConfig.of({"reload": "127.0.0.1:1", **patience, **settings})
+    made = AdapterConfig.of({"reload": "127.0.0.1:1", **patience, **LOCKS, **settings})
     metrics = Metrics()
     client = AsyncClient(transport=transport, timeouts=PATIENT, dictionaries_dir=tmp_path)
     async with client:

@@ -5,13 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Final
 
 from lexico_client.engines._checked import CheckedSettings
 from lexico_client.engines._settings import EngineSettings
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import salt_bytes
 from lexico_proto.errors import ConfigurationError
+
+_OF_A_LOCK: Final = 0.9
+"""Part of LMCache's locks that a call may take: they begin before it."""
 
 
 @dataclass(frozen=True)
@@ -37,10 +40,24 @@ class AdapterConfig(EngineSettings):
     name, as a folder or as a snapshot of a hub."""
     folder: str | None = None
     """Where the files of `model` are, if its name does not say it."""
+    l1_read_ttl_seconds: float = 300.0
+    l1_write_ttl_seconds: float = 600.0
+    """The server's options of these names. LMCache locks objects for so long while they are stored
+    and loaded; then it may put others in their place."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_model(self)
+        for call, lock in (("offload", "l1_read_ttl"), ("load", "l1_write_ttl")):
+            seconds, locked = getattr(self, f"{call}_seconds"), getattr(self, f"{lock}_seconds")
+            if not seconds <= _OF_A_LOCK * locked:
+                option = f"--{lock.replace('_', '-')}-seconds"
+                raise self._bad(
+                    f"{call}_seconds",
+                    f"{seconds:g}: LMCache locks an object for {locked:g} s, and then may put "
+                    f"another in its place; give {_OF_A_LOCK * locked:g} at most, or a longer "
+                    f"{option} to the server and {lock}_seconds here",
+                )
 
 
 @dataclass(frozen=True)
