@@ -6,25 +6,18 @@ import json
 import subprocess
 from pathlib import Path
 
-from tests.support.sglang_engine import (
-    CPU,
-    HOST_POOL,
-    PAGE_TOKENS,
-    PYTHON,
-    ROOT,
-    environment_on_cpu,
-)
+from tests.support.sglang_engine import PAGE_TOKENS, PYTHON, ROOT, environment_on_cpu
 from tests.support.vllm_service import EngineService
 
 
 def test_a_conversation_over_two_engines(service: EngineService, model: Path) -> None:
     settings = service.settings
     patient = {name: value for name, value in settings.items() if name.endswith("_seconds")}
-    options = {**CPU, **HOST_POOL, "max_total_tokens": 4096, "mem_fraction_static": 0.8}
+    options = (ROOT / "examples" / "sglang" / "cpu.json").read_text()
     command = [
         *(PYTHON, "-m", "examples.sglang", "--model", str(model)),
         *("--reload", settings["reload"], "--offload", settings["offload"]),
-        *("--settings", json.dumps(patient), "--options", json.dumps(options)),
+        *("--settings", json.dumps(patient), "--options", options),
     ]
     done = subprocess.run(
         command, cwd=ROOT, env=environment_on_cpu(), capture_output=True, text=True, check=False

@@ -27,23 +27,6 @@ THREADS: Final = 1
 POLICY: Final = "wait_complete"
 """Of prefetches: a request waits for all that is stored."""
 
-CPU: Final[dict[str, Any]] = {
-    "device": "cpu",
-    "dtype": "float32",
-    "attention_backend": "torch_native",
-    "sampling_backend": "pytorch",
-    "grammar_backend": "none",
-    "disable_cuda_graph": True,
-    "disable_overlap_schedule": True,
-}
-"""Options of an engine without a device. Float32, one step at a time."""
-HOST_POOL: Final[dict[str, Any]] = {
-    "hicache_ratio": 2.0,
-    "hicache_io_backend": "direct",
-    "hicache_mem_layout": "page_first_direct",
-}
-"""Options of its hierarchical cache."""
-
 _ENVIRONMENT: Final = {
     "SGLANG_USE_CPU_ENGINE": "1",
     "HF_HUB_OFFLINE": "1",
@@ -191,7 +174,7 @@ class Nursery:
 
     @contextlib.contextmanager
     def engine(self, extra: dict[str, Any] | None = None, **options: Any) -> Iterator[Engine]:
-        """An engine on the CPU, for the block.
+        """An engine, for the block. Float32 on the CPU, one step at a time.
 
         Args:
             extra: the extra config of ours; None for an engine without a storage backend.
@@ -199,7 +182,13 @@ class Nursery:
         """
         fields: dict[str, Any] = {
             "model_path": str(self._model),
-            **CPU,
+            "device": "cpu",
+            "dtype": "float32",
+            "attention_backend": "torch_native",
+            "sampling_backend": "pytorch",
+            "grammar_backend": "none",
+            "disable_cuda_graph": True,
+            "disable_overlap_schedule": True,
             "skip_server_warmup": True,
             "enable_cache_report": True,
             "enable_metrics": True,
@@ -216,8 +205,10 @@ class Nursery:
         }
         if extra is not None:
             fields |= {
-                **HOST_POOL,
                 "enable_hierarchical_cache": True,
+                "hicache_ratio": 2.0,
+                "hicache_io_backend": "direct",
+                "hicache_mem_layout": "page_first_direct",
                 "hicache_write_policy": "write_through",
                 "hicache_storage_backend": "dynamic",
                 "hicache_storage_prefetch_policy": POLICY,
