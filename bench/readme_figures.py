@@ -52,7 +52,7 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
     },
     **{
         f"engines_sglang.{name}": "{:.2f}".format
-        for name in ("reload_balanced", "reload_lossless", "store_ratio")
+        for name in ("reload_balanced", "reload_lossless", "own", "beside_own", "store_ratio")
     },
     **{f"engines_sglang.{name}": "{:.1%}".format for name in ("miss", "adapter")},
     **{

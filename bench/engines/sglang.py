@@ -15,6 +15,7 @@ N` prompts of agreement are the ones behind the first N, and are added to those 
 from __future__ import annotations
 
 import argparse
+import math
 import os
 import tempfile
 from collections.abc import Iterator
@@ -111,7 +112,8 @@ def figures(parts: dict[str, Any]) -> dict[str, float]:
     found: dict[str, float] = {}
     for codec, row in parts.get("first-token", {}).items():
         found[f"reload_{codec}"] = row["reload"]["median"]
-        for name in ("miss", "adapter", "store ratio"):
+        found["own"] = min(found.get("own", math.inf), row["own"]["median"])
+        for name in ("beside own", "miss", "adapter", "store ratio"):
             key = name.replace(" ", "_")
             found[key] = max(found.get(key, -1.0), row[name]["median"])
     for cache, row in parts.get("agreement", {}).items():

@@ -27,7 +27,7 @@ def test_calls_underneath_count_from_the_first_to_the_last(
 
 def test_figures_are_the_worst_of_codecs_and_shares_of_tokens() -> None:
     def row(scale: float) -> dict[str, dict[str, float]]:
-        names = ("reload", "miss", "adapter", "store ratio")
+        names = ("reload", "miss", "adapter", "store ratio", "beside own", "own")
         return {name: {"median": scale * (1 + at)} for at, name in enumerate(names)}
 
     found = sglang.figures(
@@ -42,6 +42,8 @@ def test_figures_are_the_worst_of_codecs_and_shares_of_tokens() -> None:
         "miss": 2.0,
         "adapter": 3.0,
         "store_ratio": 4.0,
+        "beside_own": 5.0,
+        "own": 3.0,
         "near_forced": 30 / 32,
         "near_free": 0.5,
     }
