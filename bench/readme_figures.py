@@ -24,6 +24,7 @@ DOCUMENTS: Final = (
     _ROOT / "README.md",
     _ROOT / "docs" / "figures.md",
     _ROOT / "docs" / "engines" / "lmcache.md",
+    _ROOT / "docs" / "engines" / "sglang.md",
     _ROOT / "docs" / "engines" / "vllm.md",
     _ROOT / "k8s" / "README.md",
 )
@@ -47,6 +48,16 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
     **{
         f"engines.{cache}_{way}": "{:.1%}".format
         for cache in ("own", "near")
+        for way in ("forced", "free")
+    },
+    **{
+        f"engines_sglang.{name}": "{:.2f}".format
+        for name in ("reload_balanced", "reload_lossless", "own", "beside_own", "store_ratio")
+    },
+    **{f"engines_sglang.{name}": "{:.1%}".format for name in ("miss", "adapter")},
+    **{
+        f"engines_sglang.{cache}_{way}": "{:.1%}".format
+        for cache in ("own", "lossless", "near")
         for way in ("forced", "free")
     },
     "engines_lmcache_serdes.over_frames": "{:.3%}".format,

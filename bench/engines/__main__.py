@@ -13,7 +13,6 @@ the file: long parts can be run in pieces.
 from __future__ import annotations
 
 import argparse
-import json
 import tempfile
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
@@ -23,10 +22,11 @@ from typing import Any, Final
 from transformers import AutoTokenizer
 
 from bench.engines import vllm_agreement, vllm_conversations, vllm_first_token
+from bench.engines.parts import added, earlier, flat, judged
 from bench.generate import texts
 from examples.two_nodes.service import Service
 from lexico_lab.models import SMOLLM2, model_folder
-from lexico_lab.record import RESULTS, finish, gate, machine, table
+from lexico_lab.record import finish, gate, machine, table
 from tests.support.vllm_engine import PYTHON, Nursery
 from tests.support.vllm_service import engine_service
 
@@ -68,7 +68,7 @@ def first_token(both: list[Nursery], model: Path, options: argparse.Namespace) -
             described = machine()
             own, prompts = prompts[: options.rounds + 1], prompts[options.rounds + 1 :]
             row = vllm_first_token.measure(both[0], addresses, codec, own, options.answer)
-            print(table([_flat(row)]), flush=True)
+            print(table([flat(row)]), flush=True)
             rows[codec] = {**row, "machine": described}
     return rows
 
@@ -111,48 +111,6 @@ def figures(parts: dict[str, Any]) -> dict[str, float]:
     return found
 
 
-def added(before: dict[str, Any], came: dict[str, Any], counts: tuple[str, ...]) -> dict[str, Any]:
-    """Rows with what was counted before and now.
-
-    Raises:
-        SystemExit: nothing was counted before.
-    """
-    if before.keys() != came.keys():
-        raise SystemExit("--after: engines.json has no piece before this one")
-    return {
-        name: {**row, **{count: before[name][count] + row[count] for count in counts}}
-        for name, row in came.items()
-    }
-
-
-def judged(found: dict[str, float]) -> list[dict[str, Any]]:
-    """A row for each figure."""
-    goals = {name: ("<=", goal) for name, goal in AT_MOST.items()}
-    goals |= {name: (">=", goal) for name, goal in AT_LEAST.items()}
-    return [
-        {
-            "figure": name,
-            "measured": found[name],
-            "goal": f"{sign} {goal:g}",
-            "met": found[name] <= goal if sign == "<=" else found[name] >= goal,
-        }
-        for name, (sign, goal) in goals.items()
-        if name in found
-    ]
-
-
-def earlier() -> dict[str, Any]:
-    """The parts of the file that lies there."""
-    file = RESULTS / "engines.json"
-    parts: dict[str, Any] = json.loads(file.read_text())["vllm"] if file.is_file() else {}
-    return parts
-
-
-def _flat(row: dict[str, Any]) -> dict[str, Any]:
-    """Of spreads the median."""
-    return {name: v["median"] if isinstance(v, dict) else v for name, v in row.items()}
-
-
 def main() -> None:
     """Runs the parts; writes bench/results/engines.json."""
     parser = argparse.ArgumentParser(
@@ -173,7 +131,7 @@ def main() -> None:
         raise SystemExit("LEXICO_TEST_VLLM is not set: the Python of an environment with vLLM")
     if not options.no_gate:
         gate(*TESTS)
-    model, parts = Path(model_folder(SMOLLM2)), earlier()
+    model, parts = Path(model_folder(SMOLLM2)), earlier("engines", "vllm")
     run = {"first-token": first_token, "conversations": conversations, "agreement": agreement}
     if options.after and "first-token" in options.only:
         raise SystemExit("--after: first-token has no pieces")
@@ -184,7 +142,7 @@ def main() -> None:
                 came = added(parts.get(part, {}), came, COUNTS[part])
             parts[part] = parts.get(part, {}) | came
             found = figures(parts)
-            rows = judged(found)
+            rows = judged(found, AT_MOST, AT_LEAST)
             print(table(rows))
             finish("engines", {**found, "goals": rows, "vllm": parts}, machine())
 

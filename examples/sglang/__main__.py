@@ -3,8 +3,9 @@
     lexico serve                                  # in another terminal: where it listens
     python -m examples.sglang --model MODEL       # by the Python that has SGLang and lexico-offload
 
-Each turn is answered by the other engine, in processes of its own. What it prints of a turn: tokens
-of its prompt, how many of them came from the service, and the seconds that the answer took.
+Each turn is answered by the other engine, in processes of its own, which then empties its own
+caches: what an engine has of the turns before comes from the service. What is printed of a turn:
+tokens of its prompt, how many of them came from the service, and the seconds that the answer took.
 """
 
 from __future__ import annotations
@@ -59,6 +60,7 @@ def _options() -> argparse.Namespace:
     parser.add_argument("--reload", default="127.0.0.1:7412", help="address of the reload server")
     parser.add_argument("--offload", default="127.0.0.1:7411", help="address of the ingress")
     parser.add_argument("--codec", default="lossless", help="preset or codec")
+    parser.add_argument("--settings", default="{}", help="more of the backend's settings, as JSON")
     parser.add_argument("--options", default="{}", help="more for sglang.Engine, as JSON")
     parser.add_argument("--engine", action="store_true", help=argparse.SUPPRESS)
     return parser.parse_args()
@@ -105,6 +107,7 @@ def _engine(options: argparse.Namespace) -> None:
         "reload": options.reload,
         "offload": options.offload,
         "codec": options.codec,
+        **json.loads(options.settings),
     }
     fields: dict[str, Any] = {
         "model_path": options.model,
@@ -135,6 +138,8 @@ def _engine(options: argparse.Namespace) -> None:
             "seconds": time.perf_counter() - began,
             "answer": said["text"],
         }
+        while not engine.flush_cache().success:  # it still stores
+            time.sleep(0.05)
         answers.write(json.dumps(found) + "\n")
         answers.flush()
     engine.shutdown()

@@ -54,8 +54,8 @@ class Prompts:
 
     @property
     def long(self) -> list[int]:
-        """Of 800 tokens; it begins as the first one."""
-        return self.apart[0] + self.apart[1][:200]
+        """Of 750 tokens; it begins as the first one."""
+        return self.apart[0] + self.apart[1][:150]
 
 
 @dataclass(frozen=True)

@@ -73,6 +73,7 @@ class Proxy:
         """Ends all of it."""
 
         async def end() -> None:
+            self._refuses = True
             self._server.close()
             await self._reset_all()
             for task in self._tasks:
@@ -102,28 +103,31 @@ class Proxy:
             _reset(writer)
 
     def _accepted(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        if self._refuses:
+            _reset(writer)
+            return
         task = self._loop.create_task(self._join(reader, writer))
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     async def _join(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        ends = {writer}
+        self._writers.add(writer)  # whatever it leads to, or does not yet
         try:
             there, back = await asyncio.open_connection("127.0.0.1", self.server_port)
-        except OSError:
-            _reset(writer)
-            return
-        if self._refuses:
-            _reset(writer)
-            _reset(back)
-            return
-        self.connections += 1
-        number, ends = self.connections, {writer, back}
-        self._writers |= ends
-        try:
+            ends.add(back)
+            self._writers.add(back)
+            if self._refuses:
+                raise ConnectionRefusedError
+            self.connections += 1
+            number = self.connections
             await asyncio.gather(
                 self._carry(reader, back, number, lambda: self.upload_delay_s),
                 self._carry(there, writer, number, lambda: self.delay_s),
             )
+        except OSError:
+            for end in ends:
+                _reset(end)
         finally:
             self._writers -= ends
             for end in ends:

@@ -159,12 +159,7 @@ class Nursery:
         self._log = log
         metrics = log.with_suffix(".metrics")
         metrics.mkdir()
-        environment = {
-            **os.environ,
-            **_ENVIRONMENT,
-            "PYTHONPATH": ":".join(map(str, _PATH)),
-            "PROMETHEUS_MULTIPROC_DIR": str(metrics),
-        }
+        environment = {**environment_on_cpu(), "PROMETHEUS_MULTIPROC_DIR": str(metrics)}
         with log.open("wb") as written:
             self._process = subprocess.Popen(
                 [PYTHON, "-m", "tests.support.sglang_nursery"],
@@ -276,6 +271,11 @@ class Nursery:
 
 class EngineFailed(Exception):
     """An engine ended with an error."""
+
+
+def environment_on_cpu() -> dict[str, str]:
+    """Of processes that run SGLang, and what is here, on the CPU."""
+    return {**os.environ, **_ENVIRONMENT, "PYTHONPATH": ":".join(map(str, _PATH))}
 
 
 def _config(extra: dict[str, Any]) -> str:

@@ -46,14 +46,12 @@ def main() -> None:
 
 
 def _prepare() -> None:
-    """Imports all that an engine needs, once."""
-    sglang_shim.before_import()
+    """Imports all that an engine needs, once; sglang_cpu/sitecustomize.py prepares it."""
     import sglang.srt.entrypoints.engine
     import sglang.srt.managers.detokenizer_manager
     import sglang.srt.managers.scheduler
     import sglang.srt.models.llama  # noqa: F401
 
-    sglang_shim.install()
     sglang_shim.fork_processes()
 
 

@@ -19,7 +19,10 @@ HOST_RESERVE_BYTES: Final = 1 << 30
 
 
 def before_import() -> None:
-    """The operators of torchvision that its Python names, where its library does not load."""
+    """The operators of torchvision that its Python names, where its library does not load. May be
+    called more than once."""
+    if _KEPT:
+        return
     library = torch.library.Library("torchvision", "DEF")
     for name in ("nms", "qnms"):
         library.define(f"{name}(Tensor dets, Tensor scores, float iou_threshold) -> Tensor")
