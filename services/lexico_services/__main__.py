@@ -22,9 +22,9 @@ def run() -> int:
         # An error is one line, ours: gRPC tells of handshakes that failed beside it.
         os.environ.setdefault("GRPC_VERBOSITY", "ERROR")
     if command in SUPERVISED:
-        # Ray forks this process to start each of its own. gRPC would halt its threads around every
-        # fork, for the sake of children that use it: these become other programs at once, and a
-        # thread that cannot be halted would hold the start up. It is read when gRPC is imported.
+        # Ray forks this process to start each of its own. gRPC would start a thread in each child,
+        # which ends it where Python closes its files first: docs/adr/0081. It is read when gRPC is
+        # imported.
         os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
     from lexico_services import supervisor
 
