@@ -232,5 +232,6 @@ def scratch() -> Iterator[Path]:
 
 
 def _title(process: psutil.Process) -> str:
-    line = process.cmdline()
-    return " ".join([process.name(), *line])[:80]
+    """Name and command line, of paths the last part."""
+    words = [word.rpartition("/")[2] or word for word in process.cmdline()[1:]]
+    return " ".join([process.name(), *words])[:80]
