@@ -12,7 +12,14 @@ from typing import Any
 import pytest
 import torch
 from torch import nn
-from transformers import LlamaForCausalLM, LlamaModel
+from transformers import (
+    AttentionInterface,
+    AttentionMaskInterface,
+    LlamaForCausalLM,
+    LlamaModel,
+)
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lexico_client import Client, InMemoryTransport, fingerprint_files
 from lexico_client.hf import HuggingFaceCache, weights_fingerprint
@@ -114,7 +121,19 @@ def rounded(model: Any) -> None:
     model.to(torch.bfloat16).to(torch.float32)
 
 
+def sharper(*given: Any, **named: Any) -> Any:
+    """Attention of a user's own."""
+    return ALL_ATTENTION_FUNCTIONS["sdpa"](*given, **{**named, "scaling": 1.0})
+
+
+def attention_of_ones_own(model: Any) -> None:
+    AttentionInterface.register("sharper", sharper)
+    AttentionMaskInterface.register("sharper", ALL_MASK_ATTENTION_FUNCTIONS["sdpa"])
+    model.set_attn_implementation("sharper")
+
+
 OTHER: dict[str, Callable[[Any], Any]] = {
+    "attention": attention_of_ones_own,
     "inv-freq": frequencies,
     "rotary-scaling": scaled_rotation,
     "a-weight": a_weight,

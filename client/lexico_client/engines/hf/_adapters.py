@@ -23,6 +23,7 @@ Modules: TypeAlias = Sequence[tuple[str, nn.Module]]
 
 OF_EVERY_MODULE: Final = frozenset(vars(nn.Module()))
 """Attributes that every module has."""
+_ACTIVE: Final = ("active_adapter", "_active_adapter")
 _SAYS_NOTHING: Final = frozenset(
     (
         "auto_mapping",
@@ -118,7 +119,8 @@ def _plain_items(items: Iterator[tuple[Any, Any]]) -> Iterator[tuple[str, Any]]:
     for name, value in sorted(items, key=lambda item: str(item[0])):
         plain = plain_value(value)
         if plain is not OTHER and name not in _SAYS_NOTHING:
-            yield str(name), plain
+            # PEFT has one name there after `set_adapter`, and a list of one before.
+            yield str(name), _names(plain) if name in _ACTIVE else plain
 
 
 OTHER: Final = object()

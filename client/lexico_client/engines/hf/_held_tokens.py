@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any, Final
 
@@ -17,7 +17,8 @@ from lexico_proto.errors import InvalidInput
 
 _ATTRIBUTE: Final = "_lexico_tokens"
 UNKNOWN: Final = (
-    "several sequences, no token ids, padding or a mask with holes, positions or inputs of your own"
+    "several sequences, no token ids, padding or a mask with holes, positions or inputs of your "
+    "own, other weights or another adapter than it was loaded for"
 )
 """What a cache grows by that is not known by token ids."""
 
@@ -45,6 +46,9 @@ class HeldTokens:
         """Whether a model was given the cache."""
         self.given = 0
         """Tokens of the whole prompt that `generate` was given; 0 where it was given the rest."""
+        self.look: Callable[[], object] | None = None
+        """Says whether the model may be another one, and what it said in `seen` first."""
+        self.seen: object = None
         self.intact = tokens
         """Of those that were loaded, how many no crop has taken away: others may stand behind."""
         self._chunks: list[tuple[Tensor, Flag]] = [(prompt[:tokens], True)]

@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import nn
 
-from lexico_client.engines.hf._adapters import active_adapters
+from lexico_client.engines.hf._adapters import active_adapters, foreign
 from lexico_client.engines.hf._marks import read_mark, write_mark
 from lexico_client.engines.hf._plain_models import base_model, refuse_other_inputs
 from lexico_client.engines.hf._weights import sample, weights_fingerprint
 from lexico_codec.inputs import PageDigests, checked_inputs
-from lexico_proto.errors import ConfigurationError, InvalidInput
+from lexico_proto.errors import ConfigurationError, InvalidInput, LexicoError
 
 _MARK: Final = "_lexico_identity"
 """Attribute of a cache that a load made, and of its layers; copies have it too."""
+_SWITCHES: Final = ("_disable_adapters", "_active_adapter", "merged_adapters", "scaling")
+"""Attributes by which the layers of adapters are switched."""
 
 
 @dataclass(frozen=True)
@@ -123,6 +126,37 @@ class ModelIdentity:
                 "this cache was loaded for other inputs beside its token ids than those given: "
                 "give the digests that it was loaded with"
             )
+
+
+def is_for(cache: Any, module: nn.Module) -> bool:
+    """Whether a loaded cache, hit or miss, meets the weights and adapters that it was loaded for.
+
+    Args:
+        cache: that the model is given.
+        module: the model, without wrappers.
+    """
+    try:
+        check_model(cache, module)
+    except LexicoError:
+        return False
+    return True
+
+
+def quick_look(module: nn.Module) -> Callable[[], object]:
+    """What tells within microseconds whether a model may be another one: how often its tensors were
+    written to, and which adapters work. It holds for the modules and tensors that there are now.
+    """
+    modules = list(module.named_modules())
+    tensors = [
+        t for t in itertools.chain(module.parameters(), module.buffers()) if not t.is_inference()
+    ]
+    kept = [vars(each) for _, each in foreign(module, modules)]
+
+    def look() -> object:
+        writes = sum(tensor._version for tensor in tensors)
+        return writes, [str([state.get(name) for name in _SWITCHES]) for state in kept]
+
+    return look
 
 
 def check_model(cache: Any, module: nn.Module) -> None:

@@ -16,11 +16,11 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor, nn
 
-from lexico_client.engines.hf._beside_ids import follow, others, plain, sees_all
+from lexico_client.engines.hf._beside_ids import Flag, follow, others, plain, sees_all
 from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._fed_tokens import grow_fed
 from lexico_client.engines.hf._held_tokens import UNKNOWN, HeldTokens, tokens_of
-from lexico_client.engines.hf._identity import check_model
+from lexico_client.engines.hf._identity import check_model, is_for, quick_look
 from lexico_client.engines.hf._plain_models import base_model
 from lexico_proto.errors import InvalidInput, ShapeMismatch, Unsupported
 
@@ -32,6 +32,8 @@ _REFUSED: Final = {
     "penalty_alpha": f"searches contrastively, with code from elsewhere: {_OWN_CACHES}",
 }
 """Arguments of `generate`, and why they do not go together with a reloaded cache."""
+_LOOKED_THROUGH: Final = 16
+"""Tokens of a pass, from which on the model's identity is asked for: milliseconds."""
 _ASSISTANTS: Final = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 _DEFAULTS: Final = (None, "hybrid")
 """Values that change nothing: the last is of configs that earlier transformers wrote."""
@@ -108,10 +110,26 @@ def before_forward(
             _check_beside(held, named, ids.shape[1], length)
             named = _with_positions(named, ids.shape[1])
         _widen(cache, ids.shape[0])
+    alone: Flag = ids is not None and held.whole and _same_model(held, cache, module, ids.shape[1])
     held.begun, held.prompt, held.used = True, None, True
-    alone = ids is not None and held.whole and plain(named, ids.shape[1], length, told=held.told)
+    if ids is not None and alone:
+        alone = plain(named, ids.shape[1], length, told=held.told)
     held.grow(length, ids, alone)
     return (), named
+
+
+def _same_model(held: HeldTokens, cache: Any, module: nn.Module, tokens: int) -> bool:
+    """Whether a pass computes with the weights and adapters that the cache was loaded for.
+
+    A pass of a few tokens behind others, as each of an answer is, is asked no more than whether
+    anything changed since the last time.
+    """
+    few = held.begun and tokens < _LOOKED_THROUGH
+    if few and held.look is not None and held.look() == held.seen:
+        return True
+    held.look = quick_look(module)
+    held.seen = held.look()
+    return is_for(cache, module)
 
 
 def _named(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:

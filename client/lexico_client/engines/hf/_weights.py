@@ -15,6 +15,7 @@ import xxhash
 from torch import Tensor, nn
 
 from lexico_client.engines.hf._adapters import Modules, added_state
+from lexico_client.engines.hf._attention_functions import own_attention
 from lexico_client.engines.hf._buffers import made_buffers
 from lexico_client.engines.hf._built import altered_modules, state_of
 from lexico_client.engines.hf._model_config import config_meaning, drops
@@ -44,9 +45,10 @@ def weights_fingerprint(model: nn.Module) -> bytes:
     are, every plain attribute is hashed too: which are active, merged, and how they are scaled.
     Other buffers, such as rotary frequencies, count as far as they are not what the config makes,
     and so do the classes of modules, the numbers, flags and words that they keep, their configs,
-    and functions put over their methods. A function that has no name to import it by is a model's
-    own: pages of it are shared within its process. Tensors that are neither parameters nor buffers,
-    hooks, and code that is patched in classes are not seen.
+    functions put over their methods, and attention functions that are not transformers' own. A
+    function that has no name to import it by is a model's own: pages of it are shared within its
+    process. Tensors that are neither parameters nor buffers, hooks, and code that is patched in
+    classes are not seen.
     A head that makes logits, `torch.compile`, parallel wrappers and adapters that are disabled
     change nothing. Nor does dropout, unless the model is in training.
 
@@ -80,6 +82,8 @@ def _fingerprint(network: Network) -> bytes:
     others = made_buffers(network.modules) + altered_modules(network.model, network.modules)
     if drops(network.model, network.config):
         others.append(["dropout"])
+    if attention := own_attention(network.modules):
+        others.append(["attention", *attention])
     if network.is_plain and not others:
         fingerprint = files_fingerprint(network, tensors, contents)
         if fingerprint is not None:
@@ -125,7 +129,8 @@ def _sample(model: nn.Module, modules: Modules) -> int:
     plain = plain_model(model)
     dropping = drops(plain, getattr(plain, "config", None))
     states = [(id(type(module)), state_of(module)) for _, module in modules]
-    found = xxhash.xxh3_128(json.dumps([added_state(model, modules), states, dropping]).encode())
+    said = [added_state(model, modules), states, dropping, own_attention(modules)]
+    found = xxhash.xxh3_128(json.dumps(said).encode())
     kinds: dict[tuple[torch.dtype, torch.device], list[Tensor]] = {}
     with torch.inference_mode():
         for tensor in _memory_of(modules):
