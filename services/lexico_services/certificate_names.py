@@ -29,7 +29,7 @@ class CertificateNames:
 
     NAME is a URI or a DNS name. In it, `*` and `{tenant}` stand for one part: what has no slash in
     a URI, what has no dot in a DNS name. Roles have commas between them. The file is read again
-    when it changes.
+    when it changes; one without a line is an error at the start, and names nobody later.
     """
 
     def __init__(self, path: Path, metrics: Metrics | None = None) -> None:
@@ -39,6 +39,8 @@ class CertificateNames:
         """
         self._path = path
         self._rules = WatchedFiles("tenants file", (path,), self._read, metrics)
+        if not self._rules.now():
+            raise ConfigurationError(f"tenants file {path} names no tenant")
         self._names = lru_cache(_CERTIFICATES_KEPT)(names_of)
 
     def caller(self, peer: Peer) -> Caller:
@@ -80,8 +82,6 @@ class CertificateNames:
                         "TENANT ROLES, with {tenant} in both or in neither"
                     )
                 rules.append(rule)
-        if not rules:
-            raise ConfigurationError(f"tenants file {self._path} names no tenant")
         return rules
 
 

@@ -21,7 +21,8 @@ class TokenFile:
 
     Empty lines and lines that begin with # count for nothing. A token may have colons: what is
     after the last one is roles only if every word of it names one. The file is read again when it
-    changes, and a token that is no longer there is unknown from the next call on.
+    changes, and a token that is no longer there is unknown from the next call on: the last one too,
+    though a file without any is an error at the start.
     """
 
     def __init__(self, path: Path, metrics: Metrics | None = None) -> None:
@@ -32,6 +33,8 @@ class TokenFile:
         """
         self._path = path
         self._callers = WatchedFiles("token file", (path,), self._read, metrics)
+        if not self._callers.now():
+            raise ConfigurationError(f"token file {path} names no tenant")
 
     def caller(self, token: str) -> Caller | None:
         """Whose token it is, if anybody's."""
@@ -62,8 +65,6 @@ class TokenFile:
                     "ASCII and named once"
                 )
             callers[digest] = Caller(tenant, roles)
-        if not callers:
-            raise ConfigurationError(f"token file {self._path} names no tenant")
         return callers
 
 

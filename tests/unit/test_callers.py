@@ -100,10 +100,45 @@ def test_tokens_come_and_go_with_the_file(tmp_path: Path) -> None:
     with pytest.raises(Unauthenticated):
         tenants.admit(Context(TOKEN), RELOAD)
     assert tenants.admit(Context(TOKEN[::-1]), RELOAD).tenant == "red"
-    for broken in ("", "red:short\n", "\udc80"):
+    for broken in ("red:short\n", "\udc80"):
         file.write_text(broken, errors="surrogateescape")
         look_again()
         assert tenants.admit(Context(TOKEN[::-1]), RELOAD).tenant == "red"
+
+
+@pytest.mark.parametrize("nobody", ["", "\n", "# none\n"])
+def test_the_last_token_can_be_taken_back(tmp_path: Path, nobody: str) -> None:
+    file = _written(tmp_path, f"red:{TOKEN}\n")
+    tenants = Tenants.of(ListenConfig(token_file=file))
+    assert tenants.admit(Context(TOKEN), RELOAD).tenant == "red"
+    file.write_text(nobody)
+    look_again()
+    for token in (TOKEN, "", None):
+        with pytest.raises(Unauthenticated):
+            tenants.admit(Context(token), RELOAD)
+    file.write_text(f"red:{TOKEN}\n")
+    look_again()
+    assert tenants.admit(Context(TOKEN), RELOAD).tenant == "red"
+
+
+@pytest.mark.parametrize("nobody", ["", "# none\n"])
+def test_the_last_certificate_can_be_taken_back(
+    tmp_path: Path, authority: Authority, nobody: str
+) -> None:
+    file = _written(tmp_path, RULES)
+    names = CertificateNames(file)
+    peer = _peer(authority, ("one.example",))
+    assert names.caller(peer).tenant == "one"
+    file.write_text(nobody)
+    look_again()
+    with pytest.raises(Unauthenticated):
+        names.caller(peer)
+
+
+def test_files_that_name_nobody_are_refused_at_the_start(tmp_path: Path) -> None:
+    for made in (TokenFile, CertificateNames):
+        with pytest.raises(ConfigurationError, match="names no tenant"):
+            made(_written(tmp_path, "# none\n"))
 
 
 def test_roles_do_not_include_each_other(tmp_path: Path) -> None:
