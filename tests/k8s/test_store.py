@@ -10,6 +10,7 @@ import sys
 from collections.abc import Mapping
 from contextlib import ExitStack
 from pathlib import Path
+from typing import Any
 from urllib.parse import urlsplit
 
 import pytest
@@ -91,6 +92,38 @@ def test_memory_fits_the_limit_of_the_pod(store_conf: Conf) -> None:
     assert bounds["maxmemory"] == "6gb"
     (container,) = pod_of(base_with(), "store").containers
     assert container["resources"]["limits"]["memory"] == "8Gi"
+    # A replica that is not empty takes a copy by a file.
+    for rendering in (base_with(), base_with("cluster")):
+        made = rendering.find("StatefulSet", "lexico-store")
+        assert made is not None
+        assert "8Gi" in str([*_volumes(made), *made["spec"].get("volumeClaimTemplates", ())])
+
+
+def _volumes(made: Mapping[str, Any]) -> list[Any]:
+    """Where `/data` may be."""
+    found = made["spec"]["template"]["spec"]["volumes"]
+    return [each for each in found if each["name"] == "data"]
+
+
+@pytest.mark.parametrize("kept", [False, True], ids=["empty", "with-pages"])
+def test_a_replica_leaves_no_file_that_pages_would_come_back_from(
+    store_conf: Conf, tmp_path: Path, kept: bool
+) -> None:
+    include = ("--include", "/etc/valkey/auth/replication.conf")
+    with ExitStack() as stack:
+        primary = stack.enter_context(valkey(tmp_path / "0", store_conf, STORE, *include))
+        replica = stack.enter_context(valkey(tmp_path / "1", store_conf, STORE, *include))
+        primary.operator.set("lx1:page", "theirs")
+        if kept:
+            replica.operator.set("lx1:page", "its own")
+        replica.operator.replicaof("127.0.0.1", primary.port)
+        wait_until(
+            lambda: replica.operator.info("replication").get("master_link_status") == "up",
+            "a copy",
+            lambda: (replica.folder / "log").read_text(),
+        )
+        assert replica.operator.get("lx1:page") == "theirs"
+        assert list(replica.folder.rglob("*.rdb")) == []
 
 
 @pytest.mark.timeout(2 * PATIENCE_S)
