@@ -40,8 +40,7 @@ PAGES = st.lists(st.lists(st.binary(min_size=1, max_size=9000), min_size=1, max_
 class StoreSuite(SequenceSuite):
     """Subclasses give `store` and `small_store`, and `expire` where the clock is not the wall's."""
 
-    EVICTS_IN_ORDER: bool = True
-    """Whether what expires first is evicted first, even of few keys."""
+    EVICTS_IN_ORDER = True  # what expires first is evicted first, even of few keys
 
     @pytest.fixture
     def store(self) -> Iterator[PageStore]:
@@ -338,16 +337,14 @@ class StoreSuite(SequenceSuite):
         dictionary = os.urandom(2 * CHUNK_BYTES + 1)
         small_store.put_dictionary(scope, b"d", dictionary)
         frames = [os.urandom(1 << 20) for _ in range(3)]
-        keys = crowd
-        for key in keys:
+        for key in crowd:
             small_store.commit(scope, key, frames, TTL_S)
-        present = small_store.present(scope, keys)
+        present = small_store.present(scope, crowd)
         assert present[-1]
         assert not all(present)
-        if self.EVICTS_IN_ORDER:
-            assert not present[0]
-        assert small_store.match(scope, b"n" * 32, keys).present == present
-        for key, there in zip(keys, present, strict=True):
+        assert not (self.EVICTS_IN_ORDER and present[0])
+        assert small_store.match(scope, b"n" * 32, crowd).present == present
+        for key, there in zip(crowd, present, strict=True):
             assert small_store.read_page(scope, key) == (frames if there else None)
         assert small_store.get_dictionary(scope, b"d") == dictionary
         assert small_store.list_dictionaries(scope) == [b"d"]
