@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 from lexico_proto.errors import InvalidInput
 from lexico_proto.limits import DIGEST_BYTES, MAX_FRAME_BYTES, MAX_GROUPS, MAX_SECONDS
+from lexico_store import keys as keyspace
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,6 +36,16 @@ def check_key(key: bytes) -> None:
     """A page key is 32 bytes."""
     if not isinstance(key, bytes) or len(key) != DIGEST_BYTES:
         raise InvalidInput(f"page key must be {DIGEST_BYTES} bytes: {_shape(key)}")
+
+
+def page_names(scope: bytes, keys: Iterable[bytes]) -> list[str]:
+    """Names of a tenant's pages."""
+    check_scope(scope)
+    names = []
+    for key in keys:
+        check_key(key)
+        names.append(keyspace.page(scope, key))
+    return names
 
 
 def check_digest(digest: bytes) -> None:

@@ -1,6 +1,6 @@
 """Names of everything the store keeps in Redis, built here and nowhere else.
 
-    lx1:p:{<page>}               hash    one page: fields g0..gn and m; expires, unless it is pinned
+    lx1:p:{<page>}               hash    one page: frames g0..gn, m: how many; expires or is pinned
     lx1:h:{<page>}               string  who encodes that page, and until when; expires much later
     lx1:x:{<page>}               string  when that page was forgotten; expires much later
     lx1:d:{<scope>}:<digest>     hash    one dictionary set: c0..cn, n and size; never expires
@@ -24,8 +24,8 @@ from hashlib import blake2b
 from typing import Final
 
 PREFIX: Final = "lx1"
-FORMER_META_FIELD: Final = "m"
-"""Field of a page's hash that earlier releases wrote, empty: it means nothing."""
+FRAME_COUNT_FIELD: Final = "m"
+"""Field of a page's hash: how many frames it has. Earlier releases left it empty, or out."""
 CHUNK_COUNT_FIELD: Final = "n"
 SIZE_FIELD: Final = "size"
 

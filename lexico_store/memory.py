@@ -225,6 +225,11 @@ class MemoryStore(PageStore):
             for name in names:
                 self._drop(name)
 
+    def _discard_broken(self, names: Sequence[str]) -> list[bool]:
+        with self._lock:
+            self._check_open()
+        return [False] * len(names)  # nobody else can reach them
+
     def _acquire(self, name: str, token: bytes, ttl_ms: int) -> bool:
         with self._lock:
             self._check_open()

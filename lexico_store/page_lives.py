@@ -7,7 +7,6 @@ from abc import ABC, abstractmethod
 from collections.abc import Sequence
 
 from lexico_store import checks
-from lexico_store import keys as keyspace
 
 
 class PageLives(ABC):
@@ -21,10 +20,7 @@ class PageLives(ABC):
             ConfigurationError: the store's user may not ask (PTTL of Redis, a right that is not
                 needed for anything else).
         """
-        checks.check_scope(scope)
-        for key in keys:
-            checks.check_key(key)
-        names = [keyspace.page(scope, key) for key in keys]
+        names = checks.page_names(scope, keys)
         return [_seconds(left_ms) for left_ms in self._lives(names)] if names else []
 
     @abstractmethod

@@ -69,6 +69,11 @@ def is_lost(error: Exception) -> bool:
     )
 
 
+def is_of_another_kind(reply: object) -> bool:
+    """Whether a reply says that something stands under the name that the command is not for."""
+    return isinstance(reply, redis_exceptions.ResponseError) and str(reply).startswith("WRONGTYPE")
+
+
 _CAUSES: Final[dict[str, type[redis_exceptions.ResponseError]]] = {
     "NOPERM": redis_exceptions.NoPermissionError,
     "OOM": redis_exceptions.OutOfMemoryError,

@@ -11,7 +11,7 @@ from redis import exceptions as redis_exceptions
 
 from lexico_store.deadline import remaining_s, within
 from lexico_store.redis_bulk import BulkReplies, bytearray_room
-from lexico_store.redis_errors import cause_of_abort, is_lost
+from lexico_store.redis_errors import cause_of_abort, is_lost, is_of_another_kind
 from lexico_store.redis_pool import LongValue
 from lexico_store.room import Runs
 
@@ -37,6 +37,9 @@ class Unit(NamedTuple):
     """Whether it is tried again while a part of its keys is on either side of a slot's move."""
     room: Callable[[int], Runs] | None = None
     """Of a single command whose reply is one long string: memory for it, by its length."""
+    of_others: Any = None
+    """Of a single command: its outcome where something of another kind stands under the name, if
+    that is no error."""
 
     @property
     def name(self) -> str | None:
@@ -56,6 +59,8 @@ class Unit(NamedTuple):
         """Of the replies to `wire`, the one that counts; of several errors the first."""
         if not self.atomic:
             name, reply = str(self.commands[0][0]), replies[-1]
+            if self.of_others is not None and is_of_another_kind(reply):
+                return self.of_others
             read = None if isinstance(reply, Exception) else _CALLBACKS.get(name)
             return reply if read is None else read(reply)
         done = replies[-1]

@@ -18,6 +18,7 @@ import redis
 from redis.exceptions import TryAgainError
 
 from lexico_proto.errors import Busy, StoreUnavailable
+from lexico_proto.limits import MAX_FRAME_BYTES, MAX_GROUPS
 from lexico_store import keys
 from lexico_store.checks import Parts
 from lexico_store.findings import Finding
@@ -68,6 +69,7 @@ class RedisStore(PageStore):
         self._release_script = self._script("release.lua")
         self._forget_script = self._script("forget.lua")
         self._pin_script = self._script("pin.lua")
+        self._broken_script = self._script("discard_broken.lua")
         self._fence = _lua("fence.lua")
 
     def _script(self, name: str) -> Script:
@@ -130,6 +132,7 @@ class RedisStore(PageStore):
         fields: list[Argument] = []
         for group, frame in enumerate(frames):
             fields += [keys.group_field(group), _value(frame)]
+        fields += [keys.FRAME_COUNT_FIELD, len(frames)]
         commands: list[Command] = [
             ("DEL", name),
             ("HSET", name, *fields),
@@ -186,20 +189,24 @@ class RedisStore(PageStore):
 
     def _frame_bytes(self, names: Sequence[str], groups: Sequence[int]) -> list[list[int]]:
         fields = [keys.group_field(group) for group in groups]
-        commands = [("HSTRLEN", name, field) for field in fields for name in names]
+        units = [
+            Unit((("HSTRLEN", name, field),), of_others=0) for field in fields for name in names
+        ]
         lengths: list[int] = []
-        for start in range(0, len(commands), LENGTHS_WINDOW):
-            window = commands[start : start + LENGTHS_WINDOW]
-            lengths += map(int, self._run("frame_bytes", window))
+        for start in range(0, len(units), LENGTHS_WINDOW):
+            with self._guard("frame_bytes"):
+                found = self._servers.run_units(units[start : start + LENGTHS_WINDOW])
+            lengths += map(int, found)
         pages = len(names)
         return [lengths[at : at + pages] for at in range(0, len(lengths), pages)]
 
     def _read_page(self, name: str) -> list[bytes] | None:
         found: dict[bytes, bytes] = self._run("read_page", [("HGETALL", name)])[0]
-        found.pop(keys.FORMER_META_FIELD.encode(), None)
-        frames = [found.get(keys.group_field(i).encode()) for i in range(len(found))]
-        whole = [frame for frame in frames if frame is not None]
-        return whole if whole and len(whole) == len(frames) else None
+        noted = found.pop(keys.FRAME_COUNT_FIELD.encode(), b"")
+        count = int(noted) if noted.isdigit() else len(found)
+        frames = [found.get(keys.group_field(i).encode()) for i in range(count)]
+        whole = [frame for frame in frames if frame]
+        return whole if whole and len(whole) == count else None
 
     def _touch(self, names: Sequence[str], lives: list[int]) -> list[bool]:
         # A pinned page and one that is not there answer XX alike.
@@ -262,6 +269,11 @@ class RedisStore(PageStore):
 
     def _discard(self, names: Sequence[str]) -> None:
         self._run("discard", [("UNLINK", name) for name in names])
+
+    def _discard_broken(self, names: Sequence[str]) -> list[bool]:
+        bounds: list[Argument] = [MAX_GROUPS, MAX_FRAME_BYTES]
+        with self._guard("discard_broken"):
+            return [bool(self._broken_script(keys=[name], args=bounds)) for name in names]
 
     def _acquire(self, name: str, token: bytes, ttl_ms: int) -> bool:
         with self._guard("lease"):

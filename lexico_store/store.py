@@ -24,6 +24,7 @@ from lexico_store.lifetimes import (
 )
 from lexico_store.page_lives import PageLives
 from lexico_store.records import Records
+from lexico_store.removals import Removals
 from lexico_store.room import Frame, Room
 from lexico_store.scopes import generation_scope
 
@@ -39,7 +40,7 @@ MAX_OWNER_BYTES: Final = 64
 _SEEN: Final = 4096  # generations that a handle remembers
 
 
-class PageStore(Records, PageLives):
+class PageStore(Records, PageLives, Removals):
     """Encoded pages, leases and dictionary sets of many tenants.
 
     Calls block and may come from many threads at once. `scope` is the digest of the *authenticated*
@@ -87,7 +88,7 @@ class PageStore(Records, PageLives):
         fields = [ALL_NAMESPACES, namespace] if namespace else []
         seen = self._seen.get((scope, namespace), 0)
         while True:
-            names = _page_names(generation_scope(scope, seen), keys)
+            names = checks.page_names(generation_scope(scope, seen), keys)
             lives = None if ttl_ms is None else prefix_lives_ms(ttl_ms, first, len(names))
             numbers, present = self._match(record, fields, names, lives)
             generation = newest(numbers)
@@ -120,8 +121,12 @@ class PageStore(Records, PageLives):
 
     def present(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
         """For each key, whether its page is there now. One round trip."""
-        names = _page_names(scope, keys)
+        names = checks.page_names(scope, keys)
         return self._present(names) if names else []
+
+    def remaining(self, digests: Sequence[bytes]) -> list[bool]:
+        """Whether the pages with these `keys.page_digest`s are there."""
+        return self._present([keyspace.page_of(digest) for digest in digests]) if digests else []
 
     def commit(
         self,
@@ -171,17 +176,18 @@ class PageStore(Records, PageLives):
         Two frames may be read on either side of a new commit: `read_page` is for one moment.
         """
         checks.check_groups(groups := [group for _, group in places])
-        names = _page_names(scope, [key for key, _ in places])
+        names = checks.page_names(scope, [key for key, _ in places])
         return self._read(names, groups, room) if names else []
 
     def frame_bytes(
         self, scope: bytes, keys: Sequence[bytes], groups: Sequence[int]
     ) -> list[list[int]]:
-        """Lengths of frames, `[group][page]` in the order asked; 0 for one that is not there.
-        It says beforehand what `read` takes, unless a page is committed anew in between.
+        """Lengths of frames, `[group][page]` in the order asked; 0 for one that is not there, or
+        whose page is none (`discard_broken`). It says beforehand what `read` takes, unless a page
+        is committed anew in between.
         """
         checks.check_groups(groups)
-        names = _page_names(scope, keys)
+        names = checks.page_names(scope, keys)
         return self._frame_bytes(names, groups) if names else [[] for _ in groups]
 
     def read_page(self, scope: bytes, key: bytes) -> list[bytes] | None:
@@ -201,12 +207,12 @@ class PageStore(Records, PageLives):
             first: index of the first of them in their sequence.
         """
         ttl_ms = checks.checked_ttl_ms(ttl_s)
-        names = _page_names(scope, keys)
+        names = checks.page_names(scope, keys)
         return self._touch(names, prefix_lives_ms(ttl_ms, first, len(names))) if names else []
 
     def persist(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
         """Lets pages neither expire nor be evicted; False for those not there."""
-        names = _page_names(scope, keys)
+        names = checks.page_names(scope, keys)
         return self._persist(names) if names else []
 
     def expire(
@@ -214,31 +220,8 @@ class PageStore(Records, PageLives):
     ) -> list[bool]:
         """As `touch`, for pinned pages too: they are no longer."""
         ttl_ms = checks.checked_ttl_ms(ttl_s)
-        names = _page_names(scope, keys)
+        names = checks.page_names(scope, keys)
         return self._expire(names, prefix_lives_ms(ttl_ms, first, len(names))) if names else []
-
-    def forget_pages(self, scope: bytes, keys: Sequence[bytes]) -> list[bool]:
-        """Removes pages, and refuses those that set out before now: `commit` with `began_us`.
-
-        Returns:
-            Which of them were there.
-        """
-        names = _page_names(scope, keys)
-        marks = [keyspace.mark(scope, key) for key in keys]
-        return self._forget_pages(names, marks, now_us()) if names else []
-
-    def forgotten_us(self, scope: bytes, key: bytes) -> int:
-        """When `forget_pages` removed this page last, in microseconds since 1970; 0 if nothing says
-        that it did."""
-        checks.check_scope(scope)
-        checks.check_key(key)
-        return self._marked_us(keyspace.mark(scope, key))
-
-    def discard(self, scope: bytes, keys: Sequence[bytes]) -> None:
-        """Removes pages; those not there are passed over."""
-        names = _page_names(scope, keys)
-        if names:
-            self._discard(names)
 
     def lease(
         self, scope: bytes, key: bytes, ttl_s: float, owner: bytes | None = None
@@ -278,15 +261,6 @@ class PageStore(Records, PageLives):
         """Digests of the tenant's dictionary sets, sorted."""
         checks.check_scope(scope)
         return sorted(self._list_dictionaries(keyspace.dictionary_listing(scope)))
-
-    def remaining(self, digests: Sequence[bytes]) -> list[bool]:
-        """Whether the pages with these `keys.page_digest`s are there."""
-        return self._present([keyspace.page_of(digest) for digest in digests]) if digests else []
-
-    def drop(self, digests: Sequence[bytes]) -> None:
-        """Removes pages by their `keys.page_digest`s."""
-        if digests:
-            self._discard([keyspace.page_of(digest) for digest in digests])
 
     @abstractmethod
     def ping(self) -> None:
@@ -365,17 +339,6 @@ class PageStore(Records, PageLives):
     def _expire(self, names: Sequence[str], lives: list[int]) -> list[bool]: ...
 
     @abstractmethod
-    def _forget_pages(
-        self, names: Sequence[str], marks: Sequence[str], when_us: int
-    ) -> list[bool]: ...
-
-    @abstractmethod
-    def _marked_us(self, mark: str) -> int: ...
-
-    @abstractmethod
-    def _discard(self, names: Sequence[str]) -> None: ...
-
-    @abstractmethod
     def _acquire(self, name: str, token: bytes, ttl_ms: int) -> bool: ...
 
     @abstractmethod
@@ -391,10 +354,3 @@ class PageStore(Records, PageLives):
 
     @abstractmethod
     def _list_dictionaries(self, listing: str) -> list[bytes]: ...
-
-
-def _page_names(scope: bytes, keys: Sequence[bytes]) -> list[str]:
-    checks.check_scope(scope)
-    for key in keys:
-        checks.check_key(key)
-    return [keyspace.page(scope, key) for key in keys]

@@ -13,9 +13,11 @@ import pytest
 import redis
 
 from lexico_proto.errors import Busy, InternalError, StoreUnavailable
+from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_store import PageStore, StoreSettings, keys, open_store
 from lexico_store.lifetimes import LINGER_MS
 from tests.contract.store_suite import TTL_S, StoreSuite, key_of
+from tests.support.broken_pages import BREAKS
 from tests.support.servers import PATIENT, answer_of, stopped, unread_bytes
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -79,7 +81,7 @@ class RedisSuite(StoreSuite):
         store.put_dictionary(scope, b"dd", b"data")
         page, lease = keys.page(scope, key_of(1)), keys.lease(scope, key_of(1))
         dictionary, listing = keys.dictionary(scope, b"dd"), keys.dictionary_listing(scope)
-        assert raw.hgetall(page) == {b"g0": b"f0", b"g1": b"f1"}
+        assert raw.hgetall(page) == {b"g0": b"f0", b"g1": b"f1", b"m": b"2"}
         assert 0 < raw.pttl(page) <= TTL_S * 1000
         assert raw.pttl(lease) > LINGER_MS - TTL_S * 1000, "a full server would let it go first"
         assert raw.ttl(dictionary) == raw.ttl(listing) == -1
@@ -109,12 +111,37 @@ class RedisSuite(StoreSuite):
         raw.hdel(keys.page(scope, key_of(1)), "g1")
         assert store.read_page(scope, key_of(1)) is None
 
-    def test_a_page_of_an_earlier_release_is_read(
+    @pytest.mark.parametrize("how", BREAKS)
+    def test_broken_pages_are_removed(
+        self, store: PageStore, raw: Any, scope: bytes, how: str
+    ) -> None:
+        pages = [key_of(n) for n in range(3)]
+        for key in pages:
+            store.commit(scope, key, [b"a", b"bb", b"ccc"], TTL_S)
+        BREAKS[how](raw, keys.page(scope, pages[1]))
+        lengths = store.frame_bytes(scope, pages, range(3))
+        assert [group[::2] for group in lengths] == [[1, 1], [2, 2], [3, 3]]
+        assert store.discard_broken(scope, pages) == [False, True, False]
+        assert store.present(scope, pages) == [True, False, True]
+        assert store.commit(scope, pages[1], [b"anew"], TTL_S)
+        assert store.discard_broken(scope, pages) == [False] * 3
+
+    def test_a_frame_that_is_too_long_is_broken(
         self, store: PageStore, raw: Any, scope: bytes
     ) -> None:
-        """A field `m` once stood beside the frames; nothing ever read it."""
-        fields = {"g0": b"f0", "g1": b"f11", "m": b""}
-        raw.hset(keys.page(scope, key_of(1)), mapping=fields)
+        name = keys.page(scope, key_of(1))
+        raw.hset(name, mapping={"g0": b"f0", "g1": bytes(MAX_FRAME_BYTES), "m": 2})
+        assert store.discard_broken(scope, [key_of(1)]) == [False]
+        raw.hset(name, "g1", bytes(MAX_FRAME_BYTES + 1))
+        assert store.discard_broken(scope, [key_of(1)]) == [True]
+
+    @pytest.mark.parametrize("noted", [{"m": b""}, {}])
+    def test_a_page_of_an_earlier_release_is_read(
+        self, store: PageStore, raw: Any, scope: bytes, noted: dict[str, bytes]
+    ) -> None:
+        """The number of frames once stood beside them empty, or not at all."""
+        raw.hset(keys.page(scope, key_of(1)), mapping={"g0": b"f0", "g1": b"f11", **noted})
+        assert store.discard_broken(scope, [key_of(1)]) == [False]
         assert store.present(scope, [key_of(1)]) == [True]
         assert store.read_page(scope, key_of(1)) == [b"f0", b"f11"]
         assert store.frame_bytes(scope, [key_of(1)], range(3)) == [[2], [3], [0]]

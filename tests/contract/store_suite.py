@@ -18,6 +18,7 @@ from lexico_store import PageStore
 from lexico_store.lease import Lease
 from lexico_store.room import Runs
 from lexico_store.store import CHUNK_BYTES
+from tests.contract.removals_suite import RemovalsSuite
 from tests.contract.sequence_suite import TTL_S, SequenceSuite, key_of
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -37,7 +38,7 @@ RANDOM = settings(
 PAGES = st.lists(st.lists(st.binary(min_size=1, max_size=9000), min_size=1, max_size=5), max_size=6)
 
 
-class StoreSuite(SequenceSuite):
+class StoreSuite(SequenceSuite, RemovalsSuite):
     """Subclasses give `store` and `small_store`, and `expire` where the clock is not the wall's."""
 
     EVICTS_IN_ORDER = True  # what expires first is evicted first, even of few keys
@@ -228,14 +229,6 @@ class StoreSuite(SequenceSuite):
         self.expire(lambda: store.present(scope, [key_of(1)]) == [False], 0.15)
         assert store.present(scope, [key_of(1), key_of(2)]) == [False, True]
         assert store.read_page(scope, key_of(1)) is None
-        assert store.read(scope, [key_of(1)], 1) == [None]
-
-    def test_discard_removes_pages_whole(self, store: PageStore, scope: bytes) -> None:
-        for i in (1, 2):
-            store.commit(scope, key_of(i), [b"a", b"b"], TTL_S)
-        store.discard(scope, [key_of(1), key_of(3)])
-        store.discard(scope, [])
-        assert store.present(scope, [key_of(1), key_of(2)]) == [False, True]
         assert store.read(scope, [key_of(1)], 1) == [None]
 
     def test_touch_renews_and_never_revives(self, store: PageStore, scope: bytes) -> None:

@@ -18,7 +18,7 @@ def test_names_are_pinned() -> None:
     assert keys.lease(scope, key) == "lx1:h:{a7bfdca2cd8c34b047ce921a4029f757fcd059f9}"
     assert keys.dictionary(scope, b"\xab") == "lx1:d:{d1c976cb54061123612ea06953d5ce960fecde26}:ab"
     assert keys.dictionary_listing(scope) == "lx1:s:{d1c976cb54061123612ea06953d5ce960fecde26}"
-    assert [keys.group_field(12), keys.chunk_field(3), keys.FORMER_META_FIELD] == ["g12", "c3", "m"]
+    assert [keys.group_field(12), keys.chunk_field(3), keys.FRAME_COUNT_FIELD] == ["g12", "c3", "m"]
 
 
 @given(scope=SCOPES, key=KEYS)

@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable, Mapping, Sequence
 from concurrent.futures import Executor
 from dataclasses import dataclass
 from functools import partial
+from itertools import compress
 from typing import Final
 
 import grpc
@@ -304,9 +305,9 @@ class _SoundFrames:
         return self._store.frame_bytes(self._scope, self._keys, groups)
 
     def read(self, places: Sequence[Place], room: FrameRoom) -> list[Found]:
-        """A page with a damaged frame is removed, so that it is sent anew; a newer one is left to
-        those that can read it. One that was committed anew since its length was asked for, and has
-        another, is a miss: its bytes are not counted.
+        """A page with a damaged frame, or that lacks one which it had, is removed, so that it is
+        sent anew; a newer one is left to those that can read it. One that was committed anew since
+        its length was asked for, and has another, is a miss: its bytes are not counted.
         """
         asked = [at for at, place in enumerate(places) if place.length]
         wanted = [(self._keys[places[at].page], places[at].group) for at in asked]
@@ -320,6 +321,13 @@ class _SoundFrames:
             if runs is not None:
                 key = self._keys[places[at].page]
                 found[at] = _flaw(runs, key) or room.messages(at)
+        self._store.discard(self._scope, self._keys_of(places, found, Absence.DAMAGED))
+        unfit = [at for at, place in enumerate(places) if not place.length]
+        broken = self._store.discard_broken(
+            self._scope, [self._keys[places[at].page] for at in unfit]
+        )
+        for at in compress(unfit, broken):
+            found[at] = Absence.DAMAGED
         for reason in Absence:
             self._note(
                 reason,
@@ -327,8 +335,14 @@ class _SoundFrames:
             )
         return found
 
+    def _keys_of(
+        self, places: Sequence[Place], found: Sequence[Found], reason: Absence
+    ) -> list[bytes]:
+        pages = {p.page for p, each in zip(places, found, strict=True) if each is reason}
+        return [self._keys[page] for page in sorted(pages)]
+
     def _note(self, reason: Absence, places: Sequence[Place]) -> None:
-        """Counts the pages that lack frames, each once, and removes those that are damaged."""
+        """Counts the pages that lack frames, each once."""
         pages = {place.page for place in places}
         self._misses[reason].add(len(pages))
         if not pages:
@@ -337,7 +351,6 @@ class _SoundFrames:
         if reason is Absence.DAMAGED:
             self._damaged.add(len(pages))
             _log.warning("damaged pages=%d group=%d: removed", len(pages), group)
-            self._store.discard(self._scope, [self._keys[page] for page in sorted(pages)])
         elif reason is Absence.NEWER:
             _log.warning("newer pages=%d group=%d: left alone, upgrade to read", len(pages), group)
 
