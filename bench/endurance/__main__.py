@@ -31,6 +31,7 @@ from bench.endurance.stack import START_S, Nodes, Stack, scratch
 from bench.endurance.uptime import Uptime
 from bench.endurance.watch import Watch
 from lexico_lab.record import finish, machine, table
+from tests.support.leases import held_leases
 
 NODES: Final = 8
 LEASE_S: Final = 20.0
@@ -155,7 +156,7 @@ def _leases_left(stack: Stack) -> int:
     deadline = time.monotonic() + 3 * LEASE_S
     while True:
         with suppress(redis.RedisError):
-            left = sum(1 for _ in stack.direct().scan_iter("lx1:l:*", count=1000))
+            left = held_leases(stack.direct())
             if not left or time.monotonic() > deadline:
                 return left
         time.sleep(0.5)

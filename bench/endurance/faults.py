@@ -104,17 +104,19 @@ def cut_network(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
 
 
 def damage_pages(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
-    """A byte of some frames turns, or a frame is cut, lost or put in another's place."""
+    """A byte of some frames turns, or a frame is cut, emptied, lost or put in another's place, or
+    something else stands under the page's name.
+    """
     with suppress(redis.RedisError):
         client = stack.direct()
-        names = list(client.scan_iter("lx1:p:*", count=1000))
+        names = list(client.scan_iter("lx1:p:*", count=1000, _type="hash"))
         for name in dice.sample(names, min(20, len(names))):
             frames: dict[bytes, bytes] = client.hgetall(name)  # type: ignore[assignment]
             field = dice.choice(sorted(frames) or [b""])
             frame = bytearray(frames.get(field, b""))
             if not frame:
                 continue
-            kind = dice.randrange(4)
+            kind = dice.randrange(6)
             if kind == 0:
                 frame[dice.randrange(len(frame))] ^= 1 << dice.randrange(8)
                 client.hset(name, field, bytes(frame))
@@ -122,6 +124,10 @@ def damage_pages(stack: Stack, nodes: Nodes, dice: random.Random) -> None:
                 client.hset(name, field, bytes(frame[: len(frame) // 2]))
             elif kind == 2:
                 client.hdel(name, field)
+            elif kind == 3:
+                client.hset(name, field, b"")
+            elif kind == 4:
+                client.set(name, b"x", ex=600)
             else:
                 other = client.hget(dice.choice(names), field)
                 if other:

@@ -13,6 +13,8 @@ SLACK_S: Final = 30.0
 GROWTH: Final = 0.05
 SETTLED_MINUTES: Final = 5.0
 LEAST_OF_A_KIND: Final = 2
+LEAST_COMPARED_A_MINUTE: Final = 100
+"""Pages: a run in which nodes hardly load any shows nothing. A busy machine compares 1,000."""
 ABORTED_WITHIN: Final = 0.05
 
 
@@ -59,8 +61,9 @@ def failures(result: Mapping[str, Any], kind: str) -> list[str]:
     found = [f"{name}: {result[name]}" for name in names if result[name]]
     found += [f"left behind: {name}" for name in result["left_behind"]]
     found += [f"hung: {name}" for name in result["nodes_hung"]]
-    if not result["pages_compared"]:
-        found.append("no page was compared")
+    least = round(LEAST_COMPARED_A_MINUTE * result["minutes"])
+    if result["pages_compared"] < least:
+        found.append(f"pages compared: {result['pages_compared']}, of at least {least}")
     found += [
         f"{share:.0%} of the calls {what} were given up"
         for what, share in result["given_up_share"].items()

@@ -18,6 +18,7 @@ from lexico_store import PageStore, StoreSettings, keys, open_store
 from lexico_store.lifetimes import LINGER_MS
 from tests.contract.store_suite import TTL_S, StoreSuite, key_of
 from tests.support.broken_pages import BREAKS
+from tests.support.leases import held_leases
 from tests.support.servers import PATIENT, answer_of, stopped, unread_bytes
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -146,6 +147,18 @@ class RedisSuite(StoreSuite):
         assert store.read_page(scope, key_of(1)) == [b"f0", b"f11"]
         assert store.frame_bytes(scope, [key_of(1)], range(3)) == [[2], [3], [0]]
         assert store.read(scope, [key_of(1)], 1) == [b"f11"]
+
+    def test_leases_that_are_held_are_counted(
+        self, store: PageStore, raw: Any, scope: bytes
+    ) -> None:
+        """By what the fault matrix and the long runs look for leases with."""
+        raw.flushall()
+        with store.lease(scope, key_of(1), TTL_S) or pytest.fail("it is free"):
+            store.lease(scope, key_of(2), TTL_S)
+            short = 0.05
+            store.lease(scope, key_of(3), short)
+            wait_until(lambda: held_leases(raw) == 2, "the end of the short lease")
+        assert held_leases(raw) == 1
 
     def test_release_after_the_server_forgot_the_script(
         self, store: PageStore, raw: Any, scope: bytes

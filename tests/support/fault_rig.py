@@ -27,6 +27,7 @@ from lexico_store.scopes import tenant_scope
 from lexico_worker.page_encoder import PageDone, PageEncoder, PageJob
 from tests.support.client_fixtures import PATIENT, Landing, first_pages, random_cache, small_spec
 from tests.support.client_fixtures import views_of as views
+from tests.support.leases import held_leases
 from tests.support.proxy import Proxy
 from tests.support.servers import RedisServer
 from tests.support.services import Services, error_of, running_services
@@ -184,7 +185,7 @@ class Rig:
     def held(self) -> dict[str, int]:
         """What calls have taken and not given back."""
         with client_of(self.redis) as raw:
-            leases = sum(1 for _ in raw.scan_iter("lx1:l:*"))
+            leases = held_leases(raw)
         return {"leases": leases, "bytes in flight": self.services.ingress.budget.used}
 
     async def all_given_back(self) -> None:
@@ -234,7 +235,8 @@ class Rig:
         """The name of a page of `KEPT` in Redis, and its frames as they lie there."""
         name = keys.page(tenant_scope("node"), KEPT.keys[page])
         with client_of(self.redis) as raw:
-            return name, raw.hgetall(name)
+            found = raw.hgetall(name)
+        return name, {field: frame for field, frame in found.items() if field.startswith(b"g")}
 
 
 def assert_right(landing: Landing, known: Known, pages: int) -> None:

@@ -312,7 +312,7 @@ ROWS: Final[dict[str, Row]] = {
     "newer codec of a frame": Row(
         _rewritten(lambda f: of_codec(f, 999)), WELL, (NewerFrame,), WELL, WELL, 1
     ),
-    "frame lost": Row(_rewritten(lambda f: None), WELL, (None, Unavailable), WELL, WELL, 1),
+    "frame lost": Row(_rewritten(lambda f: None), WELL, (DamagedFrame,), WELL, WELL, 1),
     "servers gone": every(_servers_gone, (Unavailable,)),
     "connections to servers reset": every(_servers_reset, (None, Unavailable)),
     "servers swallowed": every(_servers_swallowed, (DeadlineExpired, Unavailable), deadline=True),
