@@ -39,7 +39,7 @@ from lexico_proto.errors import DictionaryMismatch
 _TRANSFORM = "residual."
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class DictionarySet(ABC):
     """What every set has. Make one with `load`, `load_builtin` or a kind's `build`."""
 
@@ -51,6 +51,11 @@ class DictionarySet(ABC):
     digest: bytes
     """BLAKE2b-256 of the artefact, 32 bytes."""
     _artefact: bytes
+
+    def __repr__(self) -> str:
+        """A line: a set has megabytes, which errors and logs would print."""
+        kind, digest = type(self).__name__, self.digest.hex()[:16]
+        return f"<{kind} {digest} of {self.info.model}: {self.holds}, {self.layers} layers>"
 
     @classmethod
     def load(cls, source: str | os.PathLike[str] | bytes) -> Self:
@@ -115,7 +120,7 @@ class DictionarySet(ABC):
         write_atomically(Path(path), self._artefact)
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class AtomSet(DictionarySet):
     """Dictionaries of atoms of every layer, for codecs that code each vector by itself."""
 
@@ -253,7 +258,7 @@ class AtomSet(DictionarySet):
             refuse(f"no layers {first}+{layers} in a set of {self.layers} layers")
 
 
-@dataclass(frozen=True, slots=True, eq=False)
+@dataclass(frozen=True, slots=True, eq=False, repr=False)
 class TransformSet(DictionarySet):
     """A learned transform of a token's keys and values in runs of layers, for lexico-residual."""
 

@@ -81,6 +81,12 @@ def test_round_trip_keeps_everything(tmp_path: Path) -> None:
         assert torch.equal(read.atoms(i, "value"), value.half().float())
 
 
+def test_a_set_prints_as_a_line() -> None:
+    made = AtomSet.build(LAYERS, INFO)
+    assert made.digest.hex()[:16] in repr(made)
+    assert len(repr(made)) < 200
+
+
 def test_equal_content_gives_equal_bytes() -> None:
     assert AtomSet.build(LAYERS, INFO).to_bytes() == artefact()
     other = AtomSet.build(LAYERS, replace(INFO, command="other"))
