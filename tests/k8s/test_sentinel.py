@@ -12,7 +12,7 @@ import pytest
 
 from k8s.checks.rendering import COMPONENTS, base_with
 from tests.support.authorities import Authority
-from tests.support.sentinel_pods import sentinel_pods
+from tests.support.sentinel_pods import SentinelPod, SentinelPods, sentinel_pods
 from tests.support.waiting import PATIENCE_S, wait_until
 
 SCRIPTS: Final = COMPONENTS / "sentinel"
@@ -38,38 +38,41 @@ def test_sentinels_that_lost_their_state_find_the_primary(tmp_path: Path, tls: b
             each.start(TRIES="1")
         for each in pods.sentinels[1:]:
             each.start()
-        assert pods.whole() is pods.stores[0]
+        first = pods.whole()
+        assert [each.found() for each in pods.sentinels] == [[pods.stores[0].port]] * 3
 
-        pods.stores[0].end()
-        wait_until(
-            lambda: {each.primary() for each in pods.sentinels} < {s.port for s in pods.stores[1:]},
-            "a failover that all sentinels know of",
-            lambda: pods.logs,
-        )
-        pods.stores[0].start(TRIES="1")
+        first.end()
+        wait_for_a_failover(pods, first)
+        first.start(TRIES="1")
         second = pods.whole()
-        assert second is not pods.stores[0]
+        assert second is not first
 
         for each in pods.sentinels:
             each.end()
         for each in pods.sentinels:
             each.start()
-        assert pods.whole() is second
+        pods.whole()
+        assert [each.found()[1:] for each in pods.sentinels] == [[second.port]] * 3
 
-        for each in (*pods.sentinels, second):
+        third = pods.whole()
+        for each in (*pods.sentinels, third):
             each.end()
         for each in pods.sentinels:
             each.start()
-        wait_until(
-            lambda: (
-                {each.primary() for each in pods.sentinels}
-                < {each.port for each in pods.stores} - {second.port}
-            ),
-            "a failover from a primary that these sentinels never saw",
-            lambda: pods.logs,
-        )
-        second.start(TRIES="1")
-        assert pods.whole() is not second
+        wait_for_a_failover(pods, third)  # from a primary that these sentinels never saw
+        assert [each.found()[2:] for each in pods.sentinels] == [[third.port]] * 3
+        third.start(TRIES="1")
+        assert pods.whole() is not third
+
+
+def wait_for_a_failover(pods: SentinelPods, gone: SentinelPod) -> None:
+    """That all sentinels know of."""
+    others = {each.port for each in pods.stores} - {gone.port}
+    wait_until(
+        lambda: {each.primary() for each in pods.sentinels} < others,
+        "a failover",
+        lambda: pods.logs,
+    )
 
 
 STUBS: Final = {
