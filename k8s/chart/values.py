@@ -105,7 +105,12 @@ VALUES: Final = (
     ),
     _text("monitoring.runbooks", RUNBOOKS, "Where the pages of docs/runbooks are read, for alerts"),
     _flag("otlp.enabled", False, "Spans to the collector of otlp.endpoint"),
-    _text("otlp.endpoint", OTLP, "Where spans go by OTLP over gRPC", "^https?://"),
+    _text(
+        "otlp.endpoint",
+        OTLP,
+        "Where spans go by OTLP over gRPC; a policy lets them out to its namespace and port alone",
+        "^https?://.",
+    ),
     _number("ingress.nodes", 2, 1, "Workers with an ingress and an encoder each"),
     _flag("encoders.gpu", True, "One GPU for each encoder; else processors"),
     _number("encoders.more", 4, 0, "Most workers with an encoder alone, made and ended by load"),
@@ -171,6 +176,9 @@ _CLAIM: Final = (
     "StatefulSet/lexico-store:spec.volumeClaimTemplates.0.spec.resources.requests.storage"
 )
 
+_OTLP: Final = "NetworkPolicy/lexico-otlp:spec.egress.0"
+_COLLECTOR: Final = '.Values.otlp.endpoint | regexFind "//[^:/]+" | trimPrefix "//" | splitList "."'
+
 PLACES: Final[Mapping[str, Change]] = {
     **{
         f"{_GROUP}.0.{name}": _is(".Values.ingress.nodes")
@@ -196,6 +204,13 @@ PLACES: Final[Mapping[str, Change]] = {
     "ConfigMap/lexico-config:data.policy.toml": _is(".Values.policy | toJson"),
     "ConfigMap/lexico-store-config:data.valkey.conf": _within(
         ("maxmemory 6gb", "maxmemory {{ .Values.store.maxmemory }}")
+    ),
+    # Of SERVICE.NAMESPACE:PORT; what it leaves out is the default's.
+    f"{_OTLP}.to.0.namespaceSelector.matchLabels.kubernetes.io/metadata.name": _is(
+        f'index (append ({_COLLECTOR}) "monitoring") 1 | quote'
+    ),
+    f"{_OTLP}.ports.0.port": _is(
+        '.Values.otlp.endpoint | regexFind ":[0-9]+/?$" | trimAll ":/" | default "4317"'
     ),
     f"{_STORE}.requests.memory": _is(".Values.store.memory | quote"),
     f"{_STORE}.limits.memory": _is(".Values.store.memory | quote"),

@@ -227,6 +227,27 @@ def test_a_drain_takes_one_ingress_at_a_time(chart: Any, nodes: int, stay: int) 
     assert budget["spec"]["minAvailable"] == stay
 
 
+@pytest.mark.parametrize(
+    ("endpoint", "namespace", "port"),
+    [
+        ("http://otel-collector.monitoring:4317", "monitoring", 4317),
+        ("https://tempo.tracing.svc.cluster.local:14317/", "tracing", 14317),
+        ("http://collector2.spans", "spans", 4317),
+        ("http://collector", "monitoring", 4317),
+    ],
+)
+def test_spans_are_let_out_to_their_collector(
+    chart: Any, endpoint: str, namespace: str, port: int
+) -> None:
+    made = render(chart, {"otlp": {"enabled": True, "endpoint": endpoint}})
+    policy = made.find("NetworkPolicy", "lexico-otlp")
+    assert policy is not None
+    (rule,) = policy["spec"]["egress"]
+    labels = {"kubernetes.io/metadata.name": namespace}
+    assert rule["to"] == [{"namespaceSelector": {"matchLabels": labels}}]
+    assert rule["ports"] == [{"protocol": "TCP", "port": port}]
+
+
 def test_what_a_worker_needs_is_what_it_is_given() -> None:
     """Twice /dev/shm, dictionary sets and programs."""
     assert least_worker() == 2 * 1200 + 1024 + 2048
