@@ -19,8 +19,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         for name in different:
             sys.stderr.write(f"k8s/helm/{name} is not what the manifests give: make k8s-chart\n")
         return 1 if different else 0
+    made = files()
     shutil.rmtree(FOLDER, ignore_errors=True)
-    for name, text in files().items():
+    for name, text in made.items():
         path = FOLDER / name
         path.parent.mkdir(parents=True, exist_ok=True)
         path.write_text(text)

@@ -9,6 +9,7 @@ from typing import Any, Final
 
 import yaml
 
+from k8s.chart.guards import guards_template
 from k8s.chart.secret_templates import secret_templates
 from k8s.chart.template import MISSING, Expression, Templates
 from k8s.chart.values import COMPONENTS, VALUES, values_of, with_expressions
@@ -42,6 +43,7 @@ def files() -> dict[str, str]:
         text = templates.document(base.get(key, MISSING), others)
         made[f"templates/{kind.lower()}-{name}.yaml"] = GENERATED + text
     made["templates/secrets.yaml"] = GENERATED + secret_templates()
+    made["templates/guards.yaml"] = GENERATED + guards_template()
     made["templates/NOTES.txt"] = (Path(__file__).parent / "NOTES.txt").read_text()
     return made
 

@@ -84,6 +84,17 @@ class Templates:
             yield "{{- end }}"
 
     def _added(self, where: str, others: Mapping[str, Any], write: Write) -> Iterator[str]:
+        for value, names in self._alike(where, others):
+            yield f"{{{{- if {self._any(names)} }}}}"
+            yield from write(value, {})
+            yield "{{- end }}"
+
+    def _alike(self, where: str, others: Mapping[str, Any]) -> list[tuple[Any, list[str]]]:
+        """Each value once, and the components that have it.
+
+        Raises:
+            Conflict: there are several, of components that may be on together.
+        """
         alike: list[tuple[Any, list[str]]] = []
         for name, each in others.items():
             for value, names in alike:
@@ -94,10 +105,7 @@ class Templates:
                 alike.append((each, [name]))
         if len(alike) > 1 and not set(others) <= self.exclusive:
             raise Conflict(where, tuple(others))
-        for value, names in alike:
-            yield f"{{{{- if {self._any(names)} }}}}"
-            yield from write(value, {})
-            yield "{{- end }}"
+        return alike
 
     def _any(self, names: Sequence[str]) -> str:
         conditions = [self.conditions[name] for name in names]
@@ -134,11 +142,9 @@ class Templates:
             yield f"{space}{shown}:"
             yield from self._list(where, value, changed, indent)
         elif changed:
-            if len(changed) > 1 and not set(changed) <= self.exclusive:
-                raise Conflict(where, tuple(changed))
             word = "if"
-            for name, each in changed.items():
-                yield f"{{{{- {word} {self.conditions[name]} }}}}"
+            for each, names in self._alike(where, changed):
+                yield f"{{{{- {word} {self._any(names)} }}}}"
                 yield from self._entry(where, key, each, {}, indent)
                 word = "else if"
             yield "{{- else }}"

@@ -86,7 +86,12 @@ VALUES: Final = (
         "Bytes of pages of one server, as Valkey takes them",
         "^[1-9]\\d*[mg]b$",
     ),
-    _text("store.memory", "8Gi", "Memory of its pod: a third above maxmemory", _MEMORY),
+    _text(
+        "store.memory",
+        "8Gi",
+        "Memory of its pod, and size of its /data: a third above maxmemory",
+        _MEMORY,
+    ),
     _flag(
         "store.tls",
         False,
@@ -100,7 +105,12 @@ VALUES: Final = (
     ),
     _text("monitoring.runbooks", RUNBOOKS, "Where the pages of docs/runbooks are read, for alerts"),
     _flag("otlp.enabled", False, "Spans to the collector of otlp.endpoint"),
-    _text("otlp.endpoint", OTLP, "Where spans go by OTLP over gRPC", "^https?://"),
+    _text(
+        "otlp.endpoint",
+        OTLP,
+        "Where spans go by OTLP over gRPC; a policy lets them out to its namespace and port alone",
+        "^https?://.",
+    ),
     _number("ingress.nodes", 2, 1, "Workers with an ingress and an encoder each"),
     _flag("encoders.gpu", True, "One GPU for each encoder; else processors"),
     _number("encoders.more", 4, 0, "Most workers with an encoder alone, made and ended by load"),
@@ -118,7 +128,10 @@ VALUES: Final = (
     Value(
         "secrets.tenants",
         ["default"],
-        {"type": "array", "items": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]*$"}},
+        {
+            "type": "array",
+            "items": {"type": "string", "pattern": "^[A-Za-z0-9][A-Za-z0-9._-]{0,62}$"},
+        },
         "Tenants that are given a token when the Secrets are made",
     ),
     _flag("smokeTest.enabled", False, "A Job that puts a page and gets it back"),
@@ -158,6 +171,13 @@ def _within(*pairs: tuple[str, str]) -> Change:
 _GROUP: Final = "RayService/lexico:spec.rayClusterConfig.workerGroupSpecs"
 _WORKER: Final = "template.spec.containers.0.resources"
 _STORE: Final = "StatefulSet/lexico-store:spec.template.spec.containers.0.resources"
+_DATA: Final = "StatefulSet/lexico-store:spec.template.spec.volumes.data.emptyDir.sizeLimit"
+_CLAIM: Final = (
+    "StatefulSet/lexico-store:spec.volumeClaimTemplates.0.spec.resources.requests.storage"
+)
+
+_OTLP: Final = "NetworkPolicy/lexico-otlp:spec.egress.0"
+_COLLECTOR: Final = '.Values.otlp.endpoint | regexFind "//[^:/]+" | trimPrefix "//" | splitList "."'
 
 PLACES: Final[Mapping[str, Change]] = {
     **{
@@ -185,12 +205,25 @@ PLACES: Final[Mapping[str, Change]] = {
     "ConfigMap/lexico-store-config:data.valkey.conf": _within(
         ("maxmemory 6gb", "maxmemory {{ .Values.store.maxmemory }}")
     ),
+    # Of SERVICE.NAMESPACE:PORT; what it leaves out is the default's.
+    f"{_OTLP}.to.0.namespaceSelector.matchLabels.kubernetes.io/metadata.name": _is(
+        f'index (append ({_COLLECTOR}) "monitoring") 1 | quote'
+    ),
+    f"{_OTLP}.ports.0.port": _is(
+        '.Values.otlp.endpoint | regexFind ":[0-9]+/?$" | trimAll ":/" | default "4317"'
+    ),
     f"{_STORE}.requests.memory": _is(".Values.store.memory | quote"),
     f"{_STORE}.limits.memory": _is(".Values.store.memory | quote"),
+    # A replica that is not empty takes a copy by a file: `guards` has this above maxmemory.
+    _DATA: _is(".Values.store.memory | quote"),
+    _CLAIM: _is(".Values.store.memory | quote"),
+    # One at a time may be away: of one alone, itself, or its node could never be drained.
+    "PodDisruptionBudget/lexico-offload:spec.minAvailable": _is("sub .Values.ingress.nodes 1"),
     "HorizontalPodAutoscaler/lexico-reload:spec.minReplicas": _is(".Values.reload.minReplicas"),
     "HorizontalPodAutoscaler/lexico-reload:spec.maxReplicas": _is(".Values.reload.maxReplicas"),
 }
-"""`Kind/name:path` → what stands there in a template."""
+"""`Kind/name:path` → what stands there in a template. An item of a list is known by its number, or
+its name."""
 
 ALWAYS: Final = {
     value.default: Expression(f"{{{{ .Values.{value.name} | quote }}}}")
@@ -222,7 +255,7 @@ def _walk(value: Any, path: str, changes: Mapping[str, Change]) -> Any:
     if isinstance(value, dict):
         return {k: _walk(v, f"{path}.{k}".lstrip("."), changes) for k, v in value.items()}
     if isinstance(value, list):
-        return [_walk(v, f"{path}.{i}".lstrip("."), changes) for i, v in enumerate(value)]
+        return [_walk_item(i, v, path, changes) for i, v in enumerate(value)]
     if isinstance(value, str):
         if value in ALWAYS:
             return ALWAYS[value]
@@ -234,3 +267,10 @@ def _walk(value: Any, path: str, changes: Mapping[str, Change]) -> Any:
             text = value.replace(_NAMES_OF_HOSTS, ".{{ .Release.Namespace }}", 1)
             return Expression(json.dumps(text))
     return value
+
+
+def _walk_item(number: int, value: Any, path: str, changes: Mapping[str, Change]) -> Any:
+    name = value.get("name", "") if isinstance(value, dict) else ""
+    named = f"{path}.{name}"
+    by_name = bool(name) and any(each.startswith(f"{named}.") for each in changes)
+    return _walk(value, named if by_name else f"{path}.{number}", changes)

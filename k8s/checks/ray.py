@@ -15,6 +15,7 @@ import yaml
 
 from k8s.checks.pods import pods, quantity
 from k8s.checks.rendering import HERE, Object, Problem, Rendering, shown
+from k8s.checks.selectors import matches
 from k8s.checks.settings import CONFIG, settings_of
 from lexico_proto.errors import LexicoError
 
@@ -49,7 +50,7 @@ def _of_service(rendering: Rendering, service: Object) -> Iterator[str]:
     yield from _of_application(rendering, service)
     yield from _of_environment(service)
     for group in cluster["workerGroupSpecs"]:
-        for what in _of_group(group):
+        for what in (*_of_group(group), *_of_drains(rendering, group)):
             yield f"group {group['groupName']}: {what}"
 
 
@@ -72,6 +73,15 @@ def _of_group(group: Mapping[str, Any]) -> Iterator[str]:
         yield "object-store-memory is not within /dev/shm"
     elif sizes[0] > quantity(container["resources"]["limits"]["memory"]) / 2:
         yield "/dev/shm may take more than half of the memory"
+
+
+def _of_drains(rendering: Rendering, group: Mapping[str, Any]) -> Iterator[str]:
+    """Whether a drain of a node can end. Budgets of these pods count pods that must stay."""
+    labels = group["template"]["metadata"].get("labels", {})
+    for budget in rendering.of_kind("PodDisruptionBudget"):
+        stay = budget["spec"].get("minAvailable", 0)
+        if matches(budget["spec"]["selector"], labels) and stay >= group["minReplicas"]:
+            yield f"{shown(budget)} keeps {stay} of {group['minReplicas']}: no node can be drained"
 
 
 def _of_application(rendering: Rendering, service: Object) -> Iterator[str]:

@@ -10,6 +10,9 @@ from k8s.checks.rendering import Object, Problem, Rendering, shown
 
 CLIENTS: Final = {"lexico-offload/client": "true"}
 """Labels of pods that are not ours."""
+H2C: Final = "kubernetes.io/h2c"
+"""HTTP/2 in plaintext, to gateways and meshes."""
+HTTPS: Final = "https"
 
 
 def matches(selector: Mapping[str, Any], labels: Mapping[str, str]) -> bool:
@@ -49,10 +52,21 @@ def _service(service: Object, everyone: Sequence[Pod]) -> Iterator[str]:
         target = port.get("targetPort", port["port"])
         for pod in selected:
             number = pod.port(target)
+            spoken = HTTPS if _has_tls(pod) else H2C
+            if port.get("appProtocol", spoken) != spoken:
+                yield f"port {port['port']}: appProtocol is not {spoken}, which {pod.owner} speaks"
             if number is None:
                 yield f"{pod.owner} has no port {target}"
             elif service["spec"].get("clusterIP") == "None" and number != port["port"]:
                 yield f"is headless: port {port['port']} of it is port {number} of {pod.owner}"
+
+
+def _has_tls(pod: Pod) -> bool:
+    return any(
+        variable["name"] == "LEXICO_TLS__CERTIFICATE"
+        for container in pod.containers
+        for variable in container.get("env", ())
+    )
 
 
 def _budget(budget: Object, everyone: Sequence[Pod]) -> Iterator[str]:

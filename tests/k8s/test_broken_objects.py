@@ -181,6 +181,30 @@ CASES: list[Case] = [
     (
         "base",
         "PodDisruptionBudget/lexico-offload",
+        put("spec.minAvailable", 2),
+        "keeps 2 of 2: no node can be drained",
+    ),
+    (
+        "production",
+        "Service/lexico-offload",
+        put("spec.ports.0.appProtocol", "kubernetes.io/h2c"),
+        "port 7411: appProtocol is not https, which RayService/lexico ingress speaks",
+    ),
+    (
+        "production",
+        "Service/lexico-reload",
+        put("spec.ports.0.appProtocol", "kubernetes.io/h2c"),
+        "port 7412: appProtocol is not https, which Deployment/lexico-reload speaks",
+    ),
+    (
+        "base",
+        "Service/lexico-reload",
+        put("spec.ports.0.appProtocol", "https"),
+        "appProtocol is not kubernetes.io/h2c",
+    ),
+    (
+        "base",
+        "PodDisruptionBudget/lexico-offload",
         put(
             "spec",
             {"maxUnavailable": 1, "selector": {"matchLabels": {"lexico-offload/ray": "true"}}},

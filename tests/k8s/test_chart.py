@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import yaml
 
 from k8s.chart.generate import FOLDER, PRODUCTION, default_values, differences
+from k8s.chart.guards import least_worker
 from k8s.chart.template import MISSING, Conflict, Templates
 from k8s.chart.values import COMPONENTS, TURNS_ON, unused, values_of
 from k8s.checks.all_checks import problems
@@ -148,11 +150,107 @@ def test_values_are_in_their_places(chart: Any) -> None:
         {"ingress": {"nodes": 0}},
         {"encoders": {"memory": "16"}},
         {"images": {"cpu": "lexico"}},
+        {"secrets": {"tenants": ["a" * 64]}},
     ],
 )
 def test_values_that_are_none_are_refused(chart: Any, values: dict[str, Any]) -> None:
     with pytest.raises(helm.HelmError):
         chart.validate_schema(values)
+
+
+BAD: dict[str, dict[str, Any]] = {
+    "reload.minReplicas is 9 and reload.maxReplicas is 8: raise": {"reload": {"minReplicas": 9}},
+    "store.maxmemory is 255mb: give at least 256mb": {"store": {"maxmemory": "255mb"}},
+    "store.memory is 8Gi and store.maxmemory is 7gb: give the pod a third more than its pages, "
+    "9558Mi or above": {"store": {"maxmemory": "7gb"}},
+    "store.memory is 8191Mi and": {"store": {"memory": "8191Mi"}},
+    "encoders.memory is 2Gi: give a worker 5472Mi or above": {"encoders": {"memory": "2Gi"}},
+    "encoders.memory is 5471Mi": {"encoders": {"memory": "5471Mi"}},
+    "secrets.tenants is empty": {"secrets": {"tenants": []}},
+    "secrets.tenants names one tenant twice: a, b, a": {"secrets": {"tenants": ["a", "b", "a"]}},
+    "secrets.tenants has smoke-test": {"secrets": {"tenants": ["smoke-test"]}},
+    "policy is no TOML: ": {"policy": "[default\n"},
+    "policy has tenant: there are the tables": {"policy": "[tenant.a]\npage_ttl_s = 1\n"},
+    "policy: default has a value where a table": {"policy": "default = 3\n"},
+    "policy: page_ttl is none of page_ttl_s": {"policy": "[tenants.a]\npage_ttl = 1\n"},
+    "policy: page_ttl_s is 0: give a positive number": {"policy": "[default]\npage_ttl_s = 0\n"},
+    "policy: page_ttl_s is 1 day: give": {"policy": '[tenants.a]\npage_ttl_s = "1 day"\n'},
+}
+"""What is said → the values that it is said of."""
+
+
+@pytest.mark.parametrize("says", BAD)
+def test_values_that_cannot_work_are_refused_with_what_to_do(chart: Any, says: str) -> None:
+    with pytest.raises(helm.HelmError, match=re.escape(says)):
+        render(chart, BAD[says])
+
+
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"reload": {"minReplicas": 8}},
+        {"store": {"maxmemory": "256mb", "memory": "342Mi"}},
+        {"store": {"maxmemory": "7gb", "memory": "9558Mi"}},
+        {"store": {"kind": "external", "maxmemory": "99gb"}},
+        {"encoders": {"memory": "5472Mi"}},
+        {"secrets": {"create": False, "tenants": []}},
+        {"policy": ""},
+        {"policy": '[tenants.a]\npage_ttl_s = 0.5\nmax_stored_bytes = "20 GiB"\n'},
+        {"ingress": {"nodes": 1}, "encoders": {"more": 0}},
+    ],
+)
+def test_their_neighbours_are_taken(chart: Any, values: dict[str, Any]) -> None:
+    chart.validate_schema(values)
+    made = render(chart, values)
+    objects = (*made.objects, *base_with().of_kind("Namespace"))
+    assert [str(each) for each in problems(Rendering("chart", objects))] == []
+
+
+@pytest.mark.parametrize("kind", ["single", "sentinel", "cluster"])
+def test_data_has_room_for_what_the_store_holds(chart: Any, kind: str) -> None:
+    values = {"store": {"kind": kind, "maxmemory": "20gb", "memory": "27Gi"}}
+    store = render(chart, values).find("StatefulSet", "lexico-store")
+    assert store is not None
+    spec = store["spec"]
+    sizes = [
+        *(v["emptyDir"] for v in spec["template"]["spec"]["volumes"] if v["name"] == "data"),
+        *(c["spec"]["resources"]["requests"] for c in spec.get("volumeClaimTemplates", ())),
+    ]
+    assert sizes in ([{"sizeLimit": "27Gi"}], [{"storage": "27Gi"}])
+
+
+@pytest.mark.parametrize(("nodes", "stay"), [(1, 0), (2, 1), (5, 4)])
+def test_a_drain_takes_one_ingress_at_a_time(chart: Any, nodes: int, stay: int) -> None:
+    made = render(chart, {"ingress": {"nodes": nodes}})
+    budget = made.find("PodDisruptionBudget", "lexico-offload")
+    assert budget is not None
+    assert budget["spec"]["minAvailable"] == stay
+
+
+@pytest.mark.parametrize(
+    ("endpoint", "namespace", "port"),
+    [
+        ("http://otel-collector.monitoring:4317", "monitoring", 4317),
+        ("https://tempo.tracing.svc.cluster.local:14317/", "tracing", 14317),
+        ("http://collector2.spans", "spans", 4317),
+        ("http://collector", "monitoring", 4317),
+    ],
+)
+def test_spans_are_let_out_to_their_collector(
+    chart: Any, endpoint: str, namespace: str, port: int
+) -> None:
+    made = render(chart, {"otlp": {"enabled": True, "endpoint": endpoint}})
+    policy = made.find("NetworkPolicy", "lexico-otlp")
+    assert policy is not None
+    (rule,) = policy["spec"]["egress"]
+    labels = {"kubernetes.io/metadata.name": namespace}
+    assert rule["to"] == [{"namespaceSelector": {"matchLabels": labels}}]
+    assert rule["ports"] == [{"protocol": "TCP", "port": port}]
+
+
+def test_what_a_worker_needs_is_what_it_is_given() -> None:
+    """Twice /dev/shm, dictionary sets and programs."""
+    assert least_worker() == 2 * 1200 + 1024 + 2048
 
 
 def test_defaults_fit_the_schema() -> None:
@@ -182,5 +280,9 @@ def test_components_that_change_the_same_place_are_refused() -> None:
     assert made.splitlines() == [
         "{{- if A }}", "x: 2", "{{- else if B }}", "x: 3", "{{- else }}", "x: 1", "{{- end }}",
     ]  # fmt: skip
+    alike = Templates({"a": "A", "b": "B"}, frozenset()).document(
+        {"x": 1}, {"a": {"x": 2}, "b": {"x": 2}}
+    )
+    assert alike.splitlines()[:2] == ["{{- if or (A) (B) }}", "x: 2"]
     gone = Templates({"a": "A"}, frozenset()).document({"x": 1}, {"a": MISSING})
     assert gone.splitlines() == ["{{- if not (A) }}", "x: 1", "{{- end }}"]

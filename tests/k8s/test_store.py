@@ -23,6 +23,8 @@ from tests.support.store_pods import SECRETS, STORE, config_of, pod_of, sentinel
 from tests.support.waiting import PATIENCE_S, wait_until
 
 Conf = Mapping[str, str]
+MONITOR = "sentinel monitor lexico lexico-store-0.lexico-store 6379 2\n"
+"""As sentinel.sh writes it."""
 
 
 def over_tls(*shape: str) -> Rendering:
@@ -167,7 +169,7 @@ def test_sentinels_may_fail_over(
     store_conf: Conf, tls_conf: Conf, tmp_path: Path, tls: bool
 ) -> None:
     made = config_of(over_tls("sentinel") if tls else base_with("sentinel"), "lexico-sentinel")
-    lines, authority = made["sentinel.conf"] + STORE["sentinel.conf"], None
+    lines, authority = f"{made['sentinel.conf']}{STORE['sentinel.conf']}{MONITOR}", None
     if tls:  # as sentinel.sh puts them together
         lines, authority = f"{lines}{tls_conf['tls.conf']}tls-port 26379\n", Authority()
     conf = tls_conf if tls else store_conf
@@ -255,87 +257,3 @@ def test_the_job_makes_a_cluster_and_leaves_one_alone(
         with open_store(url) as store:
             assert [str(each) for each in store.look()] == []
             store.ping()
-
-
-STUBS = {
-    # Sentinels that name a primary, or are not there.
-    "valkey-cli": 'test "${TLS:-$1}" = "$1" || exit 1\ntest -n "$PRIMARY" || exit 1\n'
-    'echo "$PRIMARY"\necho 6379\n',
-    "valkey-server": 'echo "server $@"\n',
-    "valkey-sentinel": 'echo "sentinel $@"\n',
-}
-
-
-@pytest.fixture
-def stubs(tmp_path: Path) -> str:
-    """PATH with programs that say what they are given."""
-    for name, text in STUBS.items():
-        path = tmp_path / "bin" / name
-        path.parent.mkdir(exist_ok=True)
-        path.write_text(f"#!/bin/sh\n{text}")
-        path.chmod(0o755)
-    return f"{tmp_path / 'bin'}:{os.environ['PATH']}"
-
-
-def run(script: str, **environment: str) -> str:
-    done = subprocess.run(
-        ["sh", "-c", script], env=environment, capture_output=True, text=True, check=True
-    )
-    return done.stdout.strip()
-
-
-@pytest.mark.parametrize(
-    ("pod", "primary", "follows"),
-    [
-        ("lexico-store-0", "", ""),
-        ("lexico-store-1", "", "lexico-store-0.lexico-store"),
-        ("lexico-store-0", "lexico-store-2.lexico-store", "lexico-store-2.lexico-store"),
-        ("lexico-store-2", "lexico-store-2.lexico-store", ""),
-        ("lexico-store-1", "10.0.0.7", "lexico-store-0.lexico-store"),
-    ],
-)
-def test_a_server_follows_whom_the_sentinels_name(
-    pod: str, primary: str, follows: str, stubs: str
-) -> None:
-    script = (COMPONENTS / "sentinel" / "start.sh").read_text()
-    line = run(script, POD_NAME=pod, PRIMARY=primary, PATH=stubs)
-    assert line.startswith("server /etc/valkey/config/valkey.conf --include /etc/valkey/auth/")
-    assert f"--replica-announce-ip {pod}.lexico-store" in line
-    assert line.endswith(f"--replicaof {follows} 6379") if follows else "replicaof" not in line
-
-
-def test_scripts_ask_over_tls_where_servers_have_it(stubs: str, tmp_path: Path) -> None:
-    """The stub answers those alone that begin with what TLS says."""
-    (tmp_path / "tls.conf").write_text("# tls\n")
-    primary = "lexico-store-2.lexico-store"
-    given = {"POD_NAME": "lexico-store-1", "PRIMARY": primary, "PATH": stubs, "TLS": "--tls"}
-    start, ping = (
-        (COMPONENTS / "sentinel" / f"{each}.sh").read_text() for each in ("start", "ping")
-    )
-    for folder in ("config", "store"):
-        there = str(tmp_path / "tls.conf")
-        assert f"/etc/valkey/{folder}/tls.conf" in start + ping
-        start = start.replace(f"/etc/valkey/{folder}/tls.conf", there)
-        ping = ping.replace(f"/etc/valkey/{folder}/tls.conf", there)
-    assert run(start, **given).endswith(f"--replicaof {primary} 6379")
-    assert run(ping, **given).startswith(primary)
-
-
-@pytest.mark.parametrize("tls", ["", "# tls\ntls-port 26379\n"], ids=["plain", "tls"])
-def test_a_sentinel_keeps_what_it_found(stubs: str, tmp_path: Path, tls: str) -> None:
-    script = (COMPONENTS / "sentinel" / "sentinel.sh").read_text()
-    for name in ("config", "auth", "data"):
-        (tmp_path / name).mkdir()
-        (tmp_path / name / "sentinel.conf").write_text(f"# {name}\n" if name != "data" else "")
-        script = script.replace(f"/etc/valkey/{name}", str(tmp_path / name))
-    if tls:
-        (tmp_path / "tls.conf").write_text("# tls\n")
-    script = script.replace("/etc/valkey/store", str(tmp_path))
-    file = tmp_path / "data" / "sentinel.conf"
-    script = script.replace("/data/sentinel.conf", str(file))
-    assert run(script, POD_NAME="lexico-sentinel-1", PATH=stubs) == f"sentinel {file}"
-    made = "# config\n# auth\nsentinel announce-ip lexico-sentinel-1.lexico-sentinel\n"
-    assert file.read_text() == made + tls
-    file.write_text("# found\n")
-    run(script, POD_NAME="lexico-sentinel-1", PATH=stubs)
-    assert file.read_text() == "# found\n"

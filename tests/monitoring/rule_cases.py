@@ -6,26 +6,10 @@ is nothing for 20 minutes, `stale` is a series that ends.
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
 from typing import Final
 
-
-@dataclass(frozen=True)
-class Case:
-    """What is known at a time, and what the alert makes of it."""
-
-    alert: str
-    severity: str
-    what: str
-    at: str
-    """When it is looked at."""
-    series: str
-    """A line for each: selector and samples."""
-    fires: tuple[dict[str, str], ...] = field(default=())
-    """Labels of what fires, beside its name and severity; nothing for a silent alert."""
-    step: str = "1m"
-    """From one sample to the next, alike in all cases of an alert."""
-
+from tests.monitoring.pod_cases import PODS
+from tests.monitoring.rule_case import Case
 
 IN: Final = {"namespace": "a"}
 AT: Final = {"instance": "i", "job": "j"}
@@ -337,5 +321,5 @@ STORE: Final = (
     ),
 )  # fmt: skip
 
-CASES: Final = (*PROCESSES, *DOORS, *CALLS, *ENCODERS, *STORE)
+CASES: Final = (*PROCESSES, *DOORS, *CALLS, *ENCODERS, *STORE, *PODS)
 """All of them."""

@@ -5,17 +5,19 @@ from __future__ import annotations
 import re
 import shlex
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 import pytest
 
-from k8s.checks.pods import pods
-from k8s.checks.rendering import base_with, overlay
+from k8s.checks.pods import Pod, pods
+from k8s.checks.rendering import Rendering, base_with, overlay
 from k8s.monitoring.alerts import ALERTS, NAMES
+from lexico_proto import metrics as m
 from lexico_services.parsers.command_line import make_parser
 from lexico_services.parsers.lab import LAB
-from tests.monitoring.test_sources import faults_of
+from tests.monitoring.test_sources import OF_PROCESSES, faults_of
 from tests.support.promql import selectors
 from tests.support.runbooks import PAGES, Block, blocks
 
@@ -24,6 +26,8 @@ BLOCKS: Final = list(blocks())
 VERBS: Final = {"describe", "get", "logs", "port-forward"}
 """What changes nothing."""
 SHORT: Final = {"hpa": "horizontalpodautoscaler"}
+OF_FILES: Final = ("process_open_fds", "process_max_fds")
+"""That no panel has."""
 GIVEN: Final = {
     *("INGRESS", "RELOAD", "NODE", "PROMETHEUS"),
     *("SERVER", "CA", "LEXICO_STORE", "SETTINGS"),
@@ -55,8 +59,8 @@ def test_commands_are_of_a_kind_that_is_looked_at(block: Block) -> None:
 @pytest.mark.parametrize("path", sorted(PAGES.glob("*.md")), ids=lambda path: path.stem)
 def test_numbers_that_are_named_are_counted(path: Path) -> None:
     text = path.read_text()
-    whole = [query for query in re.findall(r"'([^']*lexico_[^']*)'", text) if "(" in query]
-    found = [fault for query in whole for each in selectors(query) for fault in faults_of(each)]
+    quoted = re.findall(r"'([^']*lexico_[^']*)'", text)
+    found = [fault for query in quoted for each in selectors(query) for fault in faults_of(each)]
     assert found == []
 
 
@@ -72,7 +76,6 @@ def test_kubectl_looks_at_what_the_manifests_have() -> None:
         for rendering in renderings
         for item in rendering.objects
     }
-    labels = {f"{k}={v}" for r in renderings for pod in pods(r) for k, v in pod.labels.items()}
     looked = lines_of("kubectl")
     assert looked
     for words in looked:
@@ -80,10 +83,110 @@ def test_kubectl_looks_at_what_the_manifests_have() -> None:
         assert verb in VERBS
         for word in rest:
             kind, slash, name = word.partition("/")
-            if slash and "=" not in word:
+            if slash and "=" not in word and " in " not in word:
                 assert f"{SHORT.get(kind, kind)}/{name}" in objects, words
             if word.startswith("app.kubernetes.io/"):
-                assert word in labels, words
+                assert unseen(word) == "", words
+
+
+def unseen(selector: str) -> str:
+    """What is wrong with a selector of labels: a value that no pod has; or none of its pods must be
+    there, such as encoders without an ingress, of which there are none until load brings them.
+    """
+    key, values = read_selector(selector)
+    steady: dict[str, bool] = {}
+    for rendering in (base_with("monitoring"), overlay("production")):
+        for pod in pods(rendering):
+            there = steady.get(pod.labels.get(key, ""), False)
+            steady[pod.labels.get(key, "")] = there or least(rendering, pod) > 0
+    for value in values:
+        if value not in steady:
+            return f"no pod has {key}={value}"
+    return "" if any(steady[value] for value in values) else f"{selector} may select no pod"
+
+
+def read_selector(selector: str) -> tuple[str, list[str]]:
+    """Label and values."""
+    key, within, values = selector.partition(" in ")
+    if within:
+        return key, values.removeprefix("(").removesuffix(")").split(",")
+    key, _, value = selector.partition("=")
+    return key, [value]
+
+
+def least(rendering: Rendering, pod: Pod) -> int:
+    """Pods of this template that there are without any load."""
+    kind, _, name = pod.owner.partition("/")
+    name, _, group = name.partition(" ")
+    owner = rendering.find(kind, name)
+    assert owner is not None
+    if kind != "RayService":
+        return int(owner["spec"].get("replicas", 1))
+    groups = owner["spec"]["rayClusterConfig"]["workerGroupSpecs"]
+    return next((g["minReplicas"] for g in groups if g["groupName"] == group), 1)
+
+
+@pytest.mark.parametrize(
+    "selector",
+    [
+        "app.kubernetes.io/component=encoder",
+        "app.kubernetes.io/component=encoders",
+        "app.kubernetes.io/component in (encoder,ingresses)",
+        "app.kubernetes.io/part=lexico-offload",
+    ],
+)
+def test_selectors_that_may_show_nothing_are_found(selector: str) -> None:
+    assert unseen(selector)
+
+
+def lines_shown() -> list[str]:
+    """A line of /metrics for each series that a process may show."""
+    lines = [f"{name} 1" for name in (*OF_PROCESSES, *OF_FILES)]
+    for family in m.FAMILIES:
+        ends = ("_bucket", "_count", "_sum") if family.buckets else ("",)
+        labels = ["x", *(["le"] if family.buckets else [])] if family.labels else []
+        shown = "{" + ",".join(f'{label}="1"' for label in labels) + "}" if labels else ""
+        lines += [f"{family.name}{end}{shown} 1" for end in ends]
+    return lines
+
+
+def alternatives(pattern: str) -> list[str]:
+    """A regular expression without brackets of its own for each thing that it looks for."""
+    inner = re.search(r"\(([^()]*)\)", pattern)
+    if inner is None:
+        return pattern.split("|")
+    return [
+        each
+        for choice in inner[1].split("|")
+        for each in alternatives(pattern[: inner.start()] + choice + pattern[inner.end() :])
+    ]
+
+
+def looked_for() -> Iterator[str]:
+    """Patterns of what is looked for in /metrics."""
+    for block in BLOCKS:
+        for line in block.text.splitlines():
+            first, pipe, rest = line.partition(" | ")
+            words = shlex.split(rest.partition("||")[0])
+            if pipe and '/metrics"' in first and words[:1] == ["grep"]:
+                yield words[-1]
+
+
+def test_lines_of_metrics_that_are_looked_for_are_shown() -> None:
+    patterns = sorted(set(looked_for()))
+    assert len(patterns) > 10
+    lines = lines_shown()
+    dead = [
+        f"{pattern}: {each}"
+        for pattern in patterns
+        for each in alternatives(pattern)
+        if not any(re.search(each.partition(".*")[0], line) for line in lines)
+    ]
+    assert dead == []
+
+
+def test_patterns_are_looked_at_in_each_of_their_parts() -> None:
+    assert set(alternatives("^a_(b|c_(d|e))")) == {"^a_b", "^a_c_d", "^a_c_e"}
 
 
 def test_our_own_commands_have_these_options() -> None:

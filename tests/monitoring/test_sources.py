@@ -15,11 +15,13 @@ from k8s.monitoring import files
 from k8s.monitoring.__main__ import main
 from k8s.monitoring.alerts import ALERTS, NAMES
 from k8s.monitoring.alerts.alert import RUNBOOKS, Alert
+from k8s.monitoring.alerts.pods import HEAD, SERVERS
 from k8s.monitoring.dashboards import DASHBOARDS
 from k8s.monitoring.files import FOLDER, differences
 from k8s.monitoring.grafana import COLUMNS, Dashboard
 from lexico_proto import metrics as m
 from tests.monitoring.rule_cases import CASES, Case
+from tests.support.foreign_metrics import FOREIGN, Labels, pods_made
 from tests.support.promql import Matcher, Selector, grouped_by, selectors
 
 ROOT: Final = Path(__file__).parents[2]
@@ -46,6 +48,14 @@ def family_of(name: str) -> m.Family | None:
     return found_histogram if found_histogram is not None and found_histogram.buckets else None
 
 
+def labels_of(name: str) -> Labels | None:
+    """What it is told apart by; None where nobody counts it."""
+    family = family_of(name)
+    if family is not None:
+        return {label.name: label.values for label in family.labels}
+    return FOREIGN.get(name)
+
+
 def key_of(case: Case) -> tuple[str, str]:
     return case.alert, case.severity
 
@@ -54,11 +64,10 @@ def faults_of(selector: Selector) -> Iterator[str]:
     """What of it nothing is counted under."""
     if selector.name in OF_PROCESSES:
         return
-    family = family_of(selector.name)
-    if family is None:
+    labels = labels_of(selector.name)
+    if labels is None:
         yield f"{selector.name} is not counted"
         return
-    labels = {label.name: label.values for label in family.labels}
     for matcher in selector.matchers:
         if matcher.label in labels:
             yield from (f"{selector.text}: {value}" for value in strange(matcher, labels))
@@ -66,7 +75,7 @@ def faults_of(selector: Selector) -> Iterator[str]:
             yield f"{selector.text} has no label {matcher.label}"
 
 
-def strange(matcher: Matcher, labels: dict[str, frozenset[str] | None]) -> Iterator[str]:
+def strange(matcher: Matcher, labels: Labels) -> Iterator[str]:
     """Values that its label never has."""
     values = labels[matcher.label]
     if values is not None and "$" not in matcher.value:
@@ -78,12 +87,7 @@ def strange(matcher: Matcher, labels: dict[str, frozenset[str] | None]) -> Itera
 def test_what_is_asked_for_is_counted(where: str, expr: str) -> None:
     found = selectors(expr)
     assert [fault for selector in found for fault in faults_of(selector)] == []
-    known = {
-        label.name
-        for selector in found
-        if (family := family_of(selector.name)) is not None
-        for label in family.labels
-    }
+    known = {label for selector in found for label in labels_of(selector.name) or ()}
     assert grouped_by(expr) <= known | GIVEN
 
 
@@ -95,10 +99,26 @@ def test_what_is_asked_for_is_counted(where: str, expr: str) -> None:
         'lexico_calls_total{tenant="a"}',
         'lexico_calls_total{outcome=~"busy|bussy"}',
         'lexico_leases_total{outcome="stolen"}',
+        'kube_statefulset_replicas{statefulset="lexico-stores"}',
+        'kube_pod_status_ready{condition="yes"}',
+        "kube_statefulset_ready",
+        'certmanager_certificate_expiration_timestamp_seconds{name="lexico-page-store"}',
     ],
 )
 def test_what_is_not_counted_is_found(expr: str) -> None:
     assert [fault for selector in selectors(expr) for fault in faults_of(selector)]
+
+
+@pytest.mark.parametrize(
+    ("pattern", "components"),
+    [(HEAD, {"ray-head"}), (SERVERS, {"ingress", "reload"})],
+    ids=["head", "servers"],
+)
+def test_names_of_pods_are_those_that_are_made(pattern: str, components: set[str]) -> None:
+    made = pods_made()
+    assert {"encoder", "ingress", "ray-head", "ray-state", "reload", "store"} <= made.keys()
+    found = {component for component, name in made.items() if re.fullmatch(pattern, name)}
+    assert found == components
 
 
 def test_everything_that_is_counted_is_on_a_dashboard() -> None:

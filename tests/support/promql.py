@@ -8,7 +8,7 @@ from typing import Final
 
 _STRING: Final = r'"(?:[^"\\]|\\.)*"'
 _SELECTOR: Final = re.compile(
-    rf"\b(?P<name>(?:lexico|process)_\w+)(?:\{{(?P<matchers>(?:{_STRING}|[^}}\"])*)\}})?"
+    rf"\b(?P<name>(?:certmanager|kube|lexico|process)_\w+)(?:\{{(?P<matchers>(?:{_STRING}|[^}}\"])*)\}})?"
 )
 _MATCHER: Final = re.compile(rf"(?P<label>\w+)\s*(?P<kind>=~|!~|!=|=)\s*(?P<value>{_STRING})")
 _GROUPS: Final = re.compile(r"\b(?:by|on|without|ignoring|group_left|group_right)\s*\(([^)]*)\)")
@@ -34,7 +34,7 @@ class Selector:
 
 
 def selectors(expr: str) -> list[Selector]:
-    """Of metrics whose name begins with lexico_ or process_."""
+    """Of metrics of ours, of processes, and of what watches pods."""
     found = []
     for match in _SELECTOR.finditer(expr):
         matchers = tuple(

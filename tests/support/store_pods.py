@@ -26,7 +26,7 @@ from tests.support.waiting import PATIENCE_S, wait_until
 SECRETS: Final = {each["metadata"]["name"]: each["stringData"] for each in secrets_of(["team-a"])}
 STORE: Final = SECRETS["lexico-store"]
 _MOUNTS: Final = ("/etc/valkey/auth", "/etc/valkey/config", "/etc/valkey/store", "/etc/valkey/tls")
-_NOT_OF_REDIS_7: Final = "tls-auto-reload-interval 300\n"
+NOT_OF_REDIS_7: Final = "tls-auto-reload-interval 300\n"
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def _here(text: str, folder: Path) -> str:
 def _lay(folder: Path, files: Mapping[str, str], authority: Authority | None) -> None:
     folder.mkdir(exist_ok=True)
     for name, text in files.items():
-        (folder / name).write_text(_here(text.replace(_NOT_OF_REDIS_7, ""), folder))
+        (folder / name).write_text(_here(text.replace(NOT_OF_REDIS_7, ""), folder))
     if authority is not None:
         issued = authority.issue()
         (folder / "tls.crt").write_bytes(issued.chain)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Final
 
-from k8s.monitoring.alerts import calls, doors, encoders, processes, store
+from k8s.monitoring.alerts import calls, doors, encoders, pods, processes, store
 from k8s.monitoring.alerts.alert import Alert
 
 GROUPS: Final[Mapping[str, Sequence[Alert]]] = {
@@ -14,6 +14,7 @@ GROUPS: Final[Mapping[str, Sequence[Alert]]] = {
     "lexico-calls": calls.ALERTS,
     "lexico-encoders": encoders.ALERTS,
     "lexico-store": store.ALERTS,
+    "lexico-pods": pods.ALERTS,
 }
 """Name of a group → its alerts."""
 ALERTS: Final = tuple(alert for group in GROUPS.values() for alert in group)
