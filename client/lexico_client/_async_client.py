@@ -52,9 +52,10 @@ class AsyncClient(SetCalls):
 
     Sequences may have any length: calls go out in parts, within one deadline.
 
-    Caller's memory is read and written in worker threads, and never after the call has ended, not
-    even where the call was cancelled. A thread that is stuck in it is waited for until a second
-    after the deadline, and then left behind; `Loaded.unfinished` says when it is out again.
+    Caller's memory is read and written in worker threads, and not after the call has ended. A
+    thread that is still in it at the deadline is left behind: the call ends, `Loaded.unfinished`
+    says when the thread is out again, and what it gives is used by nobody. A call that is cancelled
+    has no result to say so: it waits for its thread, up to a second beyond the deadline.
 
     Once closed, a load is a miss and other calls raise `Cancelled`, as do those that run then.
 
@@ -267,7 +268,7 @@ class AsyncClient(SetCalls):
             )
         budget = self._budget("offload", timeout, self._timeouts.offload)
         with self._told.offload(spec) as told:
-            with self._crew.shift(budget) as shift:
+            async with self._crew.shift(budget) as shift:
                 async with budget.bound():
                     keys = await keys_of(spec, ids, digests)
                     durability = _DURABILITY[wait]

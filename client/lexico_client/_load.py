@@ -61,6 +61,9 @@ Target = Callable[[int], PageView]
 
 _TRAILER_SECONDS: Final = 0.25
 """How long the end of a stream is waited for once all of its frames are there."""
+SETTLE_SECONDS: Final = 0.05
+"""What decoding a frame that came in time may take beyond the deadline. One layer group takes
+milliseconds: its page counts then, and no thread is left behind."""
 
 
 class PrefixLoader:
@@ -199,7 +202,7 @@ class PrefixLoader:
             return
         (frame, future), self._running = self._running, None
         try:
-            await self._shift.finished(future)
+            await self._shift.finished(future, SETTLE_SECONDS)
         finally:
             decoded = _late() if future.cancelled() or not future.done() else future.result()
             self.decode_seconds += decoded.seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 
 import numpy as np
 import numpy.typing as npt
@@ -68,9 +68,9 @@ class Loading:
         """
         budget, access, clock = self._budget, self._access, Clock()
         matched, dictionary = Match(0, 0, (), ()), None
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             try:
-                shift = stack.enter_context(self._crew.shift(budget, access))
+                shift = await stack.enter_async_context(self._crew.shift(budget, access))
                 async with budget.bound():
                     keys = await keys_of(spec, token_ids, inputs)
                     if pages is None:

@@ -284,7 +284,7 @@ class SetCalls(ABC):
         if not Path(model).is_dir():
             return False
         try:
-            with self._crew.shift(
+            async with self._crew.shift(
                 self._budget("files", None, self._timeouts.dictionaries)
             ) as shift:
                 return await shift.result(shift.start(fingerprint_files, model)) != weights
