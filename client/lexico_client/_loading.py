@@ -55,18 +55,20 @@ class Loading:
         token_ids: npt.NDArray[np.uint32],
         inputs: PageDigests,
         target: Target,
-        pages: range | None = None,
+        pages: range | None,
+        clock: Clock,
     ) -> Loaded:
         """Matches, asks the target for memory, and fills it.
 
         Args:
             spec, token_ids, inputs, target: see `AsyncClient.load`.
             pages: that a match has found; None to ask which there are.
+            clock: runs since the call began.
 
         Raises:
             Exception: whatever the target raised.
         """
-        budget, access, clock = self._budget, self._access, Clock()
+        budget, access = self._budget, self._access
         matched, dictionary = Match(0, 0, (), ()), None
         async with AsyncExitStack() as stack:
             try:
