@@ -73,7 +73,7 @@ class PrefixLoader:
     are decoded in a worker thread, one at a time, while the next is received. The first bad page
     ends the prefix; pages before it go on. Nothing here outlives `run`: when it returns or raises,
     no thread writes to the caller's memory any more, and none gives codes to a receiver. A thread
-    that is stuck past the deadline is the exception, see `Loaded.unfinished`.
+    that is at it past the deadline is the exception, see `Loaded.unfinished`.
     """
 
     def __init__(
