@@ -9,27 +9,28 @@ from typing import Final, Literal, Self
 
 from lexico_client._coding_counts import counts_of
 from lexico_client._crew import Access, Crew
-from lexico_client._deadline import Budget
+from lexico_client._deadline import Budget, Clock
 from lexico_client._describe import describe_servers
 from lexico_client._dictionaries import DictionaryShelf
 from lexico_client._endpoint import Endpoint
 from lexico_client._explain import Explanation
 from lexico_client._explaining import explain_prompt
 from lexico_client._grpc import GrpcTransport
+from lexico_client._ids import LATE, ids_of
 from lexico_client._load import Target
 from lexico_client._loading import Loading, checked_pages
 from lexico_client._match import match_pages
 from lexico_client._observer import Observer
 from lexico_client._offload import Offloading, PageOffer, PageSource
 from lexico_client._parts import keys_of
-from lexico_client._results import Described, Loaded, Match, PutReport
+from lexico_client._results import Described, Loaded, LoadSeconds, Match, PutReport
 from lexico_client._set_calls import SetCalls
 from lexico_client._settings import Timeouts, cache_folder, check_seconds
 from lexico_client._tls import Tls
 from lexico_client._told import Told
 from lexico_client._transport import Transport
 from lexico_codec.inputs import PageDigests, checked_inputs
-from lexico_codec.keys import TokenIds, token_array
+from lexico_codec.keys import TokenIds
 from lexico_codec.slices import check_assembly
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import Cancelled, ConfigurationError, InvalidInput, TokenCountMismatch
@@ -50,11 +51,13 @@ class AsyncClient(SetCalls):
     """Shares the caches of one node. Use it as an async context manager, on one event loop; once
     that is closed, another may take its place.
 
-    Sequences may have any length: calls go out in parts, within one deadline.
+    Sequences may have any length: calls go out in parts, within one deadline. It counts from when
+    the call begins: token ids are converted and hashed within it.
 
-    Caller's memory is read and written in worker threads, and never after the call has ended, not
-    even where the call was cancelled. A thread that is stuck in it is waited for until a second
-    after the deadline, and then left behind; `Loaded.unfinished` says when it is out again.
+    Caller's memory is read and written in worker threads, and not after the call has ended. A
+    thread that is still in it at the deadline is left behind: the call ends, `Loaded.unfinished`
+    says when the thread is out again, and what it gives is used by nobody. A call that is cancelled
+    has no result to say so: it waits for its thread, up to a second beyond the deadline.
 
     Once closed, a load is a miss and other calls raise `Cancelled`, as do those that run then.
 
@@ -174,10 +177,10 @@ class AsyncClient(SetCalls):
             InvalidInput: `inputs` holds what is no digest.
             LexicoError: the service could not answer.
         """
-        ids = token_array(token_ids)
-        digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         budget = self._budget("match", timeout, self._timeouts.match)
         self._check_open()
+        ids = await ids_of(token_ids, self._crew, budget)
+        digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         with request():
             async with budget.bound():
                 keys = await keys_of(spec, ids, digests, apart=apart)
@@ -205,10 +208,10 @@ class AsyncClient(SetCalls):
         Raises:
             TokenCountMismatch, InvalidInput, LexicoError: as `match`.
         """
-        ids = token_array(token_ids)
-        digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         budget = self._budget("explain", timeout, self._timeouts.match)
         self._check_open()
+        ids = await ids_of(token_ids, self._crew, budget)
+        digests = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         async with budget.bound():
             return await explain_prompt(self._transport, spec, ids, digests, against, budget)
 
@@ -257,7 +260,12 @@ class AsyncClient(SetCalls):
         """
         if wait not in _DURABILITY:
             raise InvalidInput(f"wait={wait!r}: {' or '.join(_DURABILITY)}")
-        ids = token_array(token_ids)
+        budget, clock = self._budget("offload", timeout, self._timeouts.offload), Clock()
+        try:
+            ids = await ids_of(token_ids, self._crew, budget)
+        except LATE:
+            with self._told.offload(spec):
+                raise
         check_assembly(spec, assembly)
         full = len(ids) // spec.page_tokens
         digests = checked_inputs(inputs, full, spec.page_tokens)
@@ -265,9 +273,8 @@ class AsyncClient(SetCalls):
             raise TokenCountMismatch(
                 f"pages={pages}: {len(ids)} token ids make {full} pages of {spec.page_tokens}"
             )
-        budget = self._budget("offload", timeout, self._timeouts.offload)
         with self._told.offload(spec) as told:
-            with self._crew.shift(budget) as shift:
+            async with self._crew.shift(budget) as shift:
                 async with budget.bound():
                     keys = await keys_of(spec, ids, digests)
                     durability = _DURABILITY[wait]
@@ -275,7 +282,7 @@ class AsyncClient(SetCalls):
                         spec, ids, keys[:pages], source, durability, digests, assembly
                     )
                     report = await Offloading(
-                        self._transport, shift, offer, budget, self._timeouts.match
+                        self._transport, shift, offer, budget, self._timeouts.match, clock
                     ).run()
             told(report)
         return report
@@ -333,15 +340,21 @@ class AsyncClient(SetCalls):
         access: Access,
     ) -> Loaded:
         """`load`, for a caller that may end the access before."""
+        budget, clock = self._budget("load", timeout, self._timeouts.load), Clock()
         spec.check_whole()
-        ids = token_array(token_ids)
+        try:
+            ids = await ids_of(token_ids, self._crew, budget)
+        except LATE as error:
+            with self._told.load(spec, 0) as told:
+                loaded = Loaded(0, 0, 0, error, 0, LoadSeconds(total=clock.total()), access.end())
+                told(loaded)
+            return loaded
         full = len(ids) // spec.page_tokens
         digests = checked_inputs(inputs, full, spec.page_tokens)
         asked = full if pages is None else len(checked_pages(pages, full))
-        budget = self._budget("load", timeout, self._timeouts.load)
         loading = Loading(self._transport, self._crew, self._shelf, self._timeouts, budget, access)
         with self._told.load(spec, asked * spec.page_tokens) as told:
-            loaded = await loading.run(spec, ids, digests, target, pages)
+            loaded = await loading.run(spec, ids, digests, target, pages, clock)
             told(loaded)
         return loaded
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, Future
-from contextlib import contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from queue import SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar
 from weakref import finalize
@@ -19,7 +19,8 @@ T = TypeVar("T")
 P = ParamSpec("P")
 
 GRACE_SECONDS: Final = 1.0
-"""What a thread is given to end what it is at, once its call's deadline has passed."""
+"""What a thread is given to end what it is at, where nobody can be told that it has not: after a
+call that was cancelled, and when a crew is closed. A call with a result ends at its deadline."""
 MAX_STUCK: Final = 8
 """Threads that were left behind and are still at it; with more there is no further work."""
 
@@ -88,6 +89,7 @@ def _work(jobs: SimpleQueue[_Job | None]) -> None:
                 future.set_exception(error)
             else:
                 future.set_result(result)
+                del result  # may be the caller's memory, and the next job may never come
         del job, future, work
 
 
@@ -152,19 +154,26 @@ class Shift:
         """Has the thread do it after what it was given before."""
         return asyncio.get_running_loop().run_in_executor(self._worker, work, *args)
 
-    async def finished(self, future: asyncio.Future[Any]) -> bool:
+    async def finished(self, future: asyncio.Future[Any], slack: float = 0.0) -> bool:
         """Waits for work, even while cancelled; what it raised is left alone.
 
-        A thread cannot be stopped, and this one reads or writes the caller's memory. It works on
-        one layer group, so the wait is short. Where it is not, past the deadline, the thread is
-        left behind: the crew gets another.
+        A thread cannot be stopped, and this one reads or writes the caller's memory, or is in a
+        function of the caller's. It works on one layer group, so the wait is short. At the deadline
+        it ends in any case: the thread is left behind, and the crew gets another. What it gives
+        later goes to nobody.
+
+        Args:
+            future: the work.
+            slack: seconds beyond the deadline, for work of milliseconds that is worth them.
 
         Returns:
             False: it was left behind.
         """
         loop = asyncio.get_running_loop()
         cancelled: asyncio.CancelledError | None = None
-        end = max(self._budget.end, loop.time()) + GRACE_SECONDS
+        end = self._budget.end
+        if slack:
+            end = max(end, loop.time()) + slack
         while not future.done():
             if loop.time() >= end:
                 future.cancel()  # nothing, where it has begun
@@ -239,13 +248,20 @@ class Crew:
             if chosen in self._calls:  # not replaced meanwhile
                 self._calls[chosen] -= 1
 
-    @contextmanager
-    def shift(self, budget: Budget, access: Access | None = None) -> Iterator[Shift]:
-        """One call's work, in the thread of `one`; at the end its access is over."""
+    @asynccontextmanager
+    async def shift(self, budget: Budget, access: Access | None = None) -> AsyncIterator[Shift]:
+        """One call's work, in the thread of `one`; at the end its access is over.
+
+        A cancelled call has no result that could name a thread that is still in the caller's
+        memory. So it waits for it, for a moment beyond its deadline.
+        """
         access = access or Access()
         with self.one() as worker:
             try:
                 yield Shift(self, worker, budget, access)
+            except asyncio.CancelledError:
+                await _left(access)
+                raise
             finally:
                 access.end()
 
@@ -273,4 +289,14 @@ class Crew:
         loop = asyncio.get_running_loop()
         end = loop.time() + GRACE_SECONDS
         while any(worker.alive for worker in self._calls) and loop.time() < end:
+            await asyncio.sleep(_LOOK_SECONDS)
+
+
+async def _left(access: Access) -> None:
+    """Ends the access, and waits until no thread is in the memory, but not for long."""
+    inside = access.end()
+    loop = asyncio.get_running_loop()
+    end = loop.time() + GRACE_SECONDS
+    while inside is not None and not inside.is_set() and loop.time() < end:
+        with suppress(asyncio.CancelledError):  # the one that led here is raised in any case
             await asyncio.sleep(_LOOK_SECONDS)

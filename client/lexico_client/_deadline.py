@@ -9,6 +9,7 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, TypeVar
 
+from lexico_client._settings import check_seconds
 from lexico_proto.errors import (
     CircuitOpen,
     DeadlineExpired,
@@ -64,6 +65,20 @@ class Budget:
 
     def _expired(self) -> DeadlineExpired:
         return DeadlineExpired(f"{self.what}: no answer within {self._seconds:g} s")
+
+
+def left_of(timeout: float | None, usual: float) -> Callable[[], float]:
+    """Says how many seconds are left of a call that begins now, more than 0. On any thread.
+
+    Args:
+        timeout: seconds; None for the usual ones.
+
+    Raises:
+        ConfigurationError: a timeout that is no time.
+    """
+    seconds = usual if timeout is None else check_seconds("timeout", timeout)
+    end = time.monotonic() + seconds
+    return lambda: max(0.001, end - time.monotonic())
 
 
 class Clock:

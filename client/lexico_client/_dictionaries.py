@@ -91,7 +91,7 @@ class DictionaryShelf:
     async def _find(self, digest: bytes) -> DictionarySet:
         path = self._folder / f"{digest.hex()}.safetensors"
         budget = Budget("fetch dictionary", self._seconds)
-        with self._crew.shift(budget) as shift:
+        async with self._crew.shift(budget) as shift:
             found = await shift.result(shift.start(_read, path, digest))
             if found is None:
                 async with budget.bound():

@@ -61,6 +61,9 @@ Target = Callable[[int], PageView]
 
 _TRAILER_SECONDS: Final = 0.25
 """How long the end of a stream is waited for once all of its frames are there."""
+SETTLE_SECONDS: Final = 0.05
+"""What decoding a frame that came in time may take beyond the deadline. One layer group takes
+milliseconds: its page counts then, and no thread is left behind."""
 
 
 class PrefixLoader:
@@ -70,7 +73,7 @@ class PrefixLoader:
     are decoded in a worker thread, one at a time, while the next is received. The first bad page
     ends the prefix; pages before it go on. Nothing here outlives `run`: when it returns or raises,
     no thread writes to the caller's memory any more, and none gives codes to a receiver. A thread
-    that is stuck past the deadline is the exception, see `Loaded.unfinished`.
+    that is at it past the deadline is the exception, see `Loaded.unfinished`.
     """
 
     def __init__(
@@ -199,7 +202,7 @@ class PrefixLoader:
             return
         (frame, future), self._running = self._running, None
         try:
-            await self._shift.finished(future)
+            await self._shift.finished(future, SETTLE_SECONDS)
         finally:
             decoded = _late() if future.cancelled() or not future.done() else future.result()
             self.decode_seconds += decoded.seconds

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import AsyncExitStack
 
 import numpy as np
 import numpy.typing as npt
@@ -55,22 +55,24 @@ class Loading:
         token_ids: npt.NDArray[np.uint32],
         inputs: PageDigests,
         target: Target,
-        pages: range | None = None,
+        pages: range | None,
+        clock: Clock,
     ) -> Loaded:
         """Matches, asks the target for memory, and fills it.
 
         Args:
             spec, token_ids, inputs, target: see `AsyncClient.load`.
             pages: that a match has found; None to ask which there are.
+            clock: runs since the call began.
 
         Raises:
             Exception: whatever the target raised.
         """
-        budget, access, clock = self._budget, self._access, Clock()
+        budget, access = self._budget, self._access
         matched, dictionary = Match(0, 0, (), ()), None
-        with ExitStack() as stack:
+        async with AsyncExitStack() as stack:
             try:
-                shift = stack.enter_context(self._crew.shift(budget, access))
+                shift = await stack.enter_async_context(self._crew.shift(budget, access))
                 async with budget.bound():
                     keys = await keys_of(spec, token_ids, inputs)
                     if pages is None:

@@ -89,6 +89,7 @@ class Offloading:
         offer: PageOffer,
         budget: Budget,
         match_most: float,
+        clock: Clock,
     ) -> None:
         """
         Args:
@@ -97,13 +98,14 @@ class Offloading:
             offer: the pages.
             budget: time for all of it.
             match_most: seconds for each question.
+            clock: runs since the call began.
         """
         self._transport = transport
         self._shift = shift
         self._offer = offer
         self._budget = budget
         self._match_most = match_most
-        self._clock = Clock()
+        self._clock = clock
         self._match_seconds = 0.0
         self._outcomes: list[PageOutcome] = []
         self._sent = self._stored = 0

@@ -104,9 +104,9 @@ class Loaded:
     """Bytes of frames that came over the wire."""
     seconds: LoadSeconds
     unfinished: threading.Event | None = None
-    """None but where a thread was stuck, past the deadline, in the memory of a page that was not
-    loaded. Until this is set, the memory that the target gave for pages from `pages` on must not be
-    used for anything else."""
+    """None but where a thread was still in the memory of a page that was not loaded, or in the
+    target, when the deadline came. Until this is set, the memory that the target gave for pages
+    from `pages` on must not be used for anything else."""
 
 
 @dataclass(frozen=True)

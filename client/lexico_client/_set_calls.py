@@ -14,6 +14,7 @@ from lexico_client._coding_counts import CodingCounts
 from lexico_client._crew import Crew
 from lexico_client._deadline import Budget, with_retry
 from lexico_client._dictionaries import DictionaryShelf, register_messages
+from lexico_client._ids import LATE, ids_of
 from lexico_client._match import match_pages
 from lexico_client._parts import keys_of
 from lexico_client._results import DictionaryEntry, entry_of
@@ -21,7 +22,7 @@ from lexico_client._settings import Timeouts
 from lexico_client._transport import Transport
 from lexico_client._weights_files import fingerprint_files
 from lexico_codec.inputs import PageDigests, checked_inputs
-from lexico_codec.keys import TokenIds, token_array
+from lexico_codec.keys import TokenIds
 from lexico_codec.sets.choose import check_model, geometry_for
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.models import model_names
@@ -138,9 +139,12 @@ class SetCalls(ABC):
         now, former = coding.spec(spec), coding.former(spec)
         if former is None:
             return ToLoad(now, timeout)
-        ids = token_array(token_ids)
-        inputs = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         budget = self._budget("load", timeout, self._timeouts.load)
+        try:
+            ids = await ids_of(token_ids, self._crew, budget)
+        except LATE:
+            return ToLoad(now, 0.001)
+        inputs = checked_inputs(inputs, len(ids) // spec.page_tokens, spec.page_tokens)
         best = now
         try:
             self._check_open()
@@ -284,7 +288,7 @@ class SetCalls(ABC):
         if not Path(model).is_dir():
             return False
         try:
-            with self._crew.shift(
+            async with self._crew.shift(
                 self._budget("files", None, self._timeouts.dictionaries)
             ) as shift:
                 return await shift.result(shift.start(fingerprint_files, model)) != weights

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from difflib import get_close_matches
 from typing import Final
 
 OFFLOAD: Final = "offload"
@@ -18,8 +19,17 @@ ROLES: Final = frozenset({OFFLOAD, RELOAD, ADMIN, OPERATOR})
 USUAL: Final = frozenset({OFFLOAD, RELOAD})
 """What a caller may do where nothing else is said. Match, Fetch and List take either of them."""
 
+_NEARLY: Final = 0.7
+"""Part of two words that is the same, from which on one is taken for a slip of the other."""
+
 
 def read_roles(words: Iterable[str]) -> frozenset[str] | None:
     """The roles that the words name; None where there is no word, or one that names none."""
     found = frozenset(words)
     return found if found and found <= ROLES else None
+
+
+def meant_as_roles(words: Iterable[str]) -> bool:
+    """Whether one of the words names a role, or nearly, or what one is easily called."""
+    likely = (*ROLES, "read", "write")
+    return any(get_close_matches(word.lower(), likely, 1, _NEARLY) for word in words)

@@ -157,6 +157,19 @@ async def test_a_prompt_is_inspected_page_by_page(lexico: Lexico, tmp_path: Path
     assert "pinned" in said
 
 
+@pytest.mark.parametrize("tokens", [0, PAGE_TOKENS - 1])
+async def test_a_prompt_that_fills_no_page(lexico: Lexico, tmp_path: Path, tokens: int) -> None:
+    """The life of a page is the tenant's, not 0; and the server has been asked for it."""
+    (tmp_path / "spec.json").write_text(spec_to_json(SPEC))
+    (tmp_path / "ids").write_text(str([7] * tokens))
+    model = ("--model", tmp_path / "spec.json", "--tokens", tmp_path / "ids")
+    quota = (await lexico("quota", "--json")).document
+    ended = await lexico("inspect", *model, "--json")
+    assert (ended.code, ended.document["pages"], ended.document["stored_pages"]) == (0, [], 0)
+    assert ended.document["page_ttl_s"] == quota["page_ttl_s"] > 0
+    assert "fills no page" in (await lexico("inspect", *model)).out
+
+
 async def test_pages_that_only_keys_name(lexico: Lexico, tmp_path: Path) -> None:
     """The codec is what the service has noted of the namespace."""
     file, prompt = saved(tmp_path), tmp_path / "prompt.json"

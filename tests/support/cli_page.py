@@ -52,8 +52,8 @@ first server that did not answer, and shows the others.
 
 ## Completion in shells
 
-The extra `cli` has `lexico completion`, which prints a script. No process starts when you press
-Tab.
+The extra `cli` has `lexico completion`, which prints a script for a shell, and so is the one
+command without `--json`. No process starts when you press Tab.
 
     lexico completion bash > ~/.local/share/bash-completion/completions/lexico
     lexico completion zsh > "${fpath[1]}/_lexico"

@@ -61,8 +61,11 @@ def _written(folder: Path, text: str) -> Path:
         # Tokens with colons are as old as the file.
         (f"red:{TOKEN}:and:more", f"{TOKEN}:and:more", USUAL),
         (f"red:{TOKEN}:more:admin", f"{TOKEN}:more", {ADMIN}),
-        (f"red:{TOKEN}:admin,more", f"{TOKEN}:admin,more", USUAL),
         (f"red:{TOKEN}:", f"{TOKEN}:", USUAL),
+        # Nearly a role, but nobody writes roles so.
+        (f"red:{TOKEN}:r3load", f"{TOKEN}:r3load", USUAL),
+        ("red:short:0123456789", "short:0123456789", USUAL),
+        ("red:sixteen:letters:reloads", "sixteen:letters:reloads", USUAL),
     ],
 )
 def test_lines_of_a_token_file(
@@ -71,6 +74,47 @@ def test_lines_of_a_token_file(
     tokens = TokenFile(_written(tmp_path, line))
     assert tokens.caller(token) == Caller("red", frozenset(roles))
     assert tokens.caller(token + "x") is None
+
+
+@pytest.mark.parametrize(
+    "roles",
+    [
+        "raed",
+        "read",
+        "Reload",
+        "relaod",
+        "reload,",
+        "admin,more",
+        "more,admin",
+        "reload;admin",
+        "reload admin",
+        "operators",
+        "offlaod,reload",
+    ],
+)
+def test_a_slip_in_roles_is_no_part_of_the_token(
+    tmp_path: Path, roles: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    with pytest.raises(ConfigurationError, match=r"line 2.*admin, offload, operator, reload") as it:
+        TokenFile(_written(tmp_path, f"# tokens\nred:{TOKEN}:{roles}\n"))
+    assert TOKEN not in it.value.message
+    file = _written(tmp_path, f"red:{TOKEN}:admin\n")
+    tenants = Tenants.of(ListenConfig(token_file=file))
+    file.write_text(f"red:{TOKEN}:{roles}\n")
+    look_again()
+    assert tenants.admit(Context(TOKEN), ADMIN).tenant == "red", "what it said before is in force"
+    (said,) = [record.getMessage() for record in caplog.records if "line 1" in record.getMessage()]
+    assert "stays in force" in said
+
+
+def test_words_that_are_taken_for_a_part_of_the_token(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    lines = f"red:{TOKEN}:and:more\nblue:{TOKEN}:9f3c\ngreen:{TOKEN}:auditing,billing\n"
+    assert TokenFile(_written(tmp_path, lines)).names() == {"red", "blue", "green"}
+    said = [record.getMessage() for record in caplog.records]
+    assert ["line 1" in said[0], "line 3" in said[1], len(said)] == [True, True, 2]
+    assert all(TOKEN not in each and "more" not in each for each in said)
 
 
 def test_a_mark_of_the_byte_order_is_no_part_of_a_tenant(tmp_path: Path) -> None:

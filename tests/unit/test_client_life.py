@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +25,7 @@ from tests.support.client_fixtures import (
     views_of,
 )
 from tests.support.forking import Programs, programs
+from tests.support.sticking import Sticking, in_time
 from tests.support.waiting import PATIENCE_S, wait_until
 
 SPEC = small_spec()
@@ -32,23 +33,6 @@ CACHE = random_cache(SPEC, 4)
 SOURCE = views_of(SPEC, CACHE)
 SHORT = 0.3
 """A deadline that passes."""
-
-
-class Sticking:
-    """Something that a worker thread comes to and does not get out of, until it is let go."""
-
-    def __init__(self) -> None:
-        self.inside = threading.Event()
-        self._release = threading.Event()
-        self.left = 0
-
-    def __call__(self, *arguments: object) -> None:
-        self.inside.set()
-        self._release.wait(PATIENCE_S)
-        self.left += 1
-
-    def let_go(self) -> None:
-        self._release.set()
 
 
 @pytest.fixture
@@ -64,23 +48,6 @@ def client(tmp_path: Path) -> Iterator[Client]:
     client.offload(SPEC, TOKENS, SOURCE)
     yield client
     client.close()
-
-
-def in_time(call: Callable[[], Any]) -> Any:
-    """What a call gives that must end by itself, though a thread of its client is stuck."""
-    outcome = list[Any]()
-
-    def run() -> None:
-        try:
-            outcome.append(call())
-        except errors.LexicoError as error:
-            outcome.append(error)
-
-    thread = threading.Thread(target=run, daemon=True)
-    thread.start()
-    thread.join(PATIENCE_S)
-    assert outcome, "the call waits beyond its deadline"
-    return outcome[0]
 
 
 def whole_load(client: Client) -> bool:
@@ -136,7 +103,6 @@ def test_threads_that_are_stuck_are_bounded(
     client: Client, stuck: Sticking, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(_crew, "MAX_STUCK", 2)
-    monkeypatch.setattr(_crew, "GRACE_SECONDS", 0.01)
     with monkeypatch.context() as patch:
         patch.setattr("lexico_client._load.decode_group", stuck)
         reasons = [

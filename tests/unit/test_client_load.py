@@ -240,7 +240,10 @@ class Halting(InMemoryTransport):
             yield message
 
 
-async def test_what_came_before_the_deadline_is_used(tmp_path: Path) -> None:
+async def test_what_came_before_the_deadline_is_used(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("lexico_client._load.SETTLE_SECONDS", PATIENCE_S)
     memory = Halting(messages=10)  # of 12: pages 0 and 1 are whole
     async with AsyncClient(transport=memory, dictionaries_dir=tmp_path, timeouts=PATIENT) as client:
         cache, landing = await offloaded(client), Landing(SPEC)

@@ -43,6 +43,9 @@ def inspect(options: argparse.Namespace, screen: Screen) -> Answer:
         )
         response = connection.admin("Inspect", request)
         states += response.pages
+    if not prompt.keys:  # a server is asked about pages, and else says how long they live in Usage
+        usage: pb.UsageResponse = connection.admin("Usage", pb.UsageRequest())
+        response = pb.InspectResponse(page_ttl_s=usage.page_ttl_s)
     if spec is None:
         spec = _told(response)
     document = _document(prompt, spec, states, response)
@@ -187,12 +190,15 @@ def _parts(document: dict[str, Any], spec: CacheSpec | None) -> tuple[Table | st
     )
     columns = ("page", "tokens", "", ">bytes", ">of raw", ">unused for", ">expires in")
     codec = document["codec"] or "not told"
+    about = f"namespace {document['namespace']}, codec {codec}"
+    if not rows:
+        return (f"{about}\nthe prompt fills no page: there is nothing of it to be stored",)
     said = (
-        f"namespace {document['namespace']}, codec {codec}\n{document['stored_pages']} of "
+        f"{about}\n{document['stored_pages']} of "
         f"{len(pages)} pages are stored, {size(document['bytes'])}; {document['leading_pages']} "
         "can be loaded"
     )
-    return (said, Table("", columns, rows)) if rows else (said,)
+    return said, Table("", columns, rows)
 
 
 def _tokens(spec: CacheSpec, page: int) -> str:

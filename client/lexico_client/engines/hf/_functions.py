@@ -1,24 +1,28 @@
 """Functions that lie on modules in place of their class's own, said so that equal words mean equal
 work.
 
-A function is said by its name, its code and what it holds. What cannot be said so, because it holds
-a tensor or another module, has a random name that lasts as long as the function does: pages of such
-a model are shared with nobody, rather than with whoever has another function.
+A function is said by its name, its code, what it holds, and what its code reads of its module's
+globals, which may be another number in the next call. What cannot be said so, because there is a
+tensor or another module among it, has a random name that lasts as long as the function does: pages
+of such a model are shared with nobody, rather than with whoever has another function.
 """
 
 from __future__ import annotations
 
+import dis
 import functools
 import hashlib
 import inspect
+import logging
 import secrets
 import sys
 from collections.abc import Callable
-from types import BuiltinFunctionType, CodeType, FunctionType, MethodType
+from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
 
 _OF_MODELS: Final = frozenset((*dir(PreTrainedModel), *dir(GenerationMixin))) - {
@@ -29,7 +33,10 @@ _OF_MODELS: Final = frozenset((*dir(PreTrainedModel), *dir(GenerationMixin))) - 
 over."""
 _LIBRARIES: Final = ("torch.", "transformers.")
 """Whose code counts by its name, as that of classes does."""
-_SIMPLE: Final = (type(None), bool, int, float, str, bytes)
+_SIMPLE: Final = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
+_READS: Final = ("LOAD_GLOBAL", "LOAD_NAME")
+_UNREAD: Final = (ModuleType, logging.Logger)
+"""Globals that count by their names, which are in the code."""
 
 _unsaid: WeakKeyDictionary[Any, str] = WeakKeyDictionary()
 
@@ -51,17 +58,22 @@ def function_on(module: nn.Module, key: str, value: Callable[..., Any]) -> str |
     return None if function is own else said_of(function, module)
 
 
-def said_of(function: Any, module: Any = None) -> str:
+def said_of(function: Any, module: Any = None, way: tuple[int, ...] = ()) -> str:
     """A function or class in words.
 
     Args:
         function: it.
         module: that it may be bound to, or hold.
+        way: ids of what is being said, and leads to it.
     """
+    if id(function) in way:
+        return "again"
+    way = (*way, id(function))
     if isinstance(function, functools.partial):
         held = [*function.args, *sorted(function.keywords.items())]
-        within = [_held(each, module) for each in held]
-        return unsaid(function) if None in within else said_of(function.func, module) + str(within)
+        within = [_held(each, module, way) for each in held]
+        inner = said_of(function.func, module, way)
+        return unsaid(function) if None in within else inner + str(within)
     name = f"{getattr(function, '__module__', '')}.{getattr(function, '__qualname__', '')}"
     imported = _imported(name, function)
     if imported and name.startswith(_LIBRARIES):
@@ -71,10 +83,13 @@ def said_of(function: Any, module: Any = None) -> str:
     held = [each.cell_contents for each in function.__closure__ or () if _filled(each)]
     held += function.__defaults__ or ()
     held += sorted((function.__kwdefaults__ or {}).items())
-    within = [_held(each, module) for each in held]
+    within = [_held(each, module, way) for each in held]
     if None in within and not imported:
         return unsaid(function)
-    return f"{name} {_code(function.__code__)} {within}"
+    read = _read(function, module, way, imported=imported)
+    if None in read.values():
+        return unsaid(function)
+    return f"{name} {_code(function.__code__)} {within}" + (f" {read}" if read else "")
 
 
 def unsaid(thing: Any) -> str:
@@ -111,18 +126,58 @@ def _imported(name: str, function: Any) -> bool:
     return found is function or getattr(found, "__func__", None) is function
 
 
-def _held(value: Any, module: Any) -> str | None:
-    """What a function holds; None where it cannot be said."""
+def _held(value: Any, module: Any, way: tuple[int, ...]) -> str | None:
+    """What a function holds or reads; None where it cannot be said."""
     if value is module or isinstance(value, PreTrainedConfig):
         return "its own"  # the config is said elsewhere
     if isinstance(value, _SIMPLE):
         return repr(value)
-    if isinstance(value, tuple):
-        within = [_held(each, module) for each in value]
-        return None if None in within else str(within)
+    if type(value) in (tuple, list, dict, set, frozenset):
+        if id(value) in way:
+            return "again"
+        each = value.items() if type(value) is dict else value
+        within = [_held(one, module, (*way, id(value))) for one in each]
+        if None in within:
+            return None
+        ordered = sorted(map(str, within)) if type(value) in (set, frozenset) else within
+        return str(ordered) if type(value) is tuple else f"{type(value).__name__}{ordered}"
     if isinstance(value, FunctionType | BuiltinFunctionType | type):
-        return said_of(value, module)
+        return said_of(value, module, way)
     return None
+
+
+def _read(
+    function: FunctionType, module: Any, way: tuple[int, ...], *, imported: bool
+) -> dict[str, str | None]:
+    """What a function's code reads of its globals, as they are now.
+
+    Args:
+        function: of anybody but torch and transformers.
+        module, way: as for `said_of`.
+        imported: its name leads to it: then an object among them counts by its type, as a kernel or
+            a registry of a package does.
+    """
+    said: dict[str, str | None] = {}
+    for name in _globals_in(function.__code__):
+        value = function.__globals__.get(name, _UNREAD)
+        if value is _UNREAD or isinstance(value, _UNREAD):
+            continue
+        said[name] = _held(value, module, way)
+        kind = type(value)
+        changes = isinstance(value, Tensor | nn.Module) or kind.__module__ == "builtins"
+        if said[name] is None and imported and not changes:
+            said[name] = f"{kind.__module__}.{kind.__qualname__}"
+    return said
+
+
+@functools.lru_cache(maxsize=1024)
+def _globals_in(code: CodeType) -> tuple[str, ...]:
+    """Names of globals that code reads, and what is defined within it."""
+    names = {each.argval for each in dis.get_instructions(code) if each.opname in _READS}
+    for within in code.co_consts:
+        if isinstance(within, CodeType):
+            names.update(_globals_in(within))
+    return tuple(sorted(names))
 
 
 def _code(code: CodeType) -> str:

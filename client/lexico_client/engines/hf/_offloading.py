@@ -113,7 +113,7 @@ def send(
     for sequence, prefix in zip(found, held, strict=True):
         error: LexicoError
         try:
-            report = shared._send(spec, sequence.ids, prefix, (), wait, None)
+            report = shared._send(spec, sequence.ids, (), prefix, wait, None)
         except LexicoError as refused:
             error = refused
         except Exception as defect:  # noqa: BLE001 - nobody is there to catch it

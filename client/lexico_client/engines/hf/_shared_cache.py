@@ -12,6 +12,7 @@ from transformers import DynamicCache, PreTrainedModel
 
 from lexico_client._async_client import Wait
 from lexico_client._coding import WithoutSet
+from lexico_client._deadline import left_of
 from lexico_client._load import Target
 from lexico_client._results import Loaded, PutReport
 from lexico_client._sync_client import Client
@@ -196,14 +197,15 @@ class HuggingFaceCache:
             InvalidInput: `inputs` is missing, or holds what is no digest.
             ConfigurationError, Unsupported: as of `spec`; `room_tokens` below 0.
         """
+        left = left_of(timeout, self._client._timeouts.load)
         refuse_slice(self._model, _WHOLE)
         ids, digests = flat_ids(input_ids), self._given(inputs)
         room, recent = checked_count("room_tokens", room_tokens), self._recent_tokens
-        spec, timeout = self._client.spec_to_load(
-            self.coding, self._of_now(), ids, recent_tokens=recent, inputs=digests, timeout=timeout
+        spec, _ = self._client.spec_to_load(
+            self.coding, self._of_now(), ids, recent_tokens=recent, inputs=digests, timeout=left()
         )
         memory = PrefixMemory(spec, self._model.device, len(ids) + room)
-        loaded, tokens = self._load(spec, ids, digests, memory.allocate, timeout)
+        loaded, tokens = self._load(spec, ids, digests, memory.allocate, left())
         cache = roomy_cache(self._model.config)
         # What a thread that is stuck may still write to is no room.
         memory.fill(cache, tokens, room=loaded.unfinished is None)
@@ -242,9 +244,9 @@ class HuggingFaceCache:
             ConfigurationError: the model runs another attention implementation, a number of tokens
                 that cannot be used, or as of `spec`.
         """
+        left = left_of(timeout, self._client._timeouts.load)
         refuse_slice(self._model, _WHOLE)
-        spec = self.spec
-        codec = spec.codec
+        codec = (spec := self.spec).codec
         if not isinstance(codec, LexicoCodec):
             why = ", and there is no set for another yet" if self.coding.waiting else ""
             raise Unsupported(
@@ -260,7 +262,7 @@ class HuggingFaceCache:
         recoding = Recoding(codec, buffer_tokens, window_tokens)
         codes = PrefixCodes(spec, self._model.device)
         ids, digests = flat_ids(input_ids), self._given(inputs)
-        loaded, tokens = self._load(spec, ids, digests, codes.allocate, timeout)
+        loaded, tokens = self._load(spec, ids, digests, codes.allocate, left())
         cache = CodedCache(codes.layers(tokens, recoding, self.coding.dictionary))
         self._identity.mark(cache, spec.weights, ids, digests, spec.page_tokens)
         watch(self._model)
@@ -281,7 +283,7 @@ class HuggingFaceCache:
         ids: list[int],
         inputs: PageDigests,
         target: Target,
-        timeout: float | None,
+        timeout: float,
     ) -> tuple[Loaded, int]:
         """Brings whole pages; how many of their tokens are to be used."""
         tokens = spec.reloadable_tokens(len(ids), self._recent_tokens)
@@ -325,18 +327,19 @@ class HuggingFaceCache:
             NonFiniteCache: NaN or infinity in it.
             LexicoError: the service refused, or could not take the pages.
         """
-        spec, ids, digests, prefix = self._checked(input_ids, past_key_values, inputs)
-        return self._send(spec, ids, prefix, digests, wait, timeout)
+        left = left_of(timeout, self._client._timeouts.offload)
+        return self._send(*self._checked(input_ids, past_key_values, inputs), wait, left())
 
     def _send(
         self,
         spec: CacheSpec,
         ids: list[int],
-        prefix: CachedPrefix,
         digests: PageDigests,
+        prefix: CachedPrefix,
         wait: Wait,
         timeout: float | None,
     ) -> PutReport:
+        left = left_of(timeout, self._client._timeouts.offload)
         pages = min(len(ids), prefix.tokens) // spec.page_tokens
         send = partial(
             self._client.offload,
@@ -345,16 +348,15 @@ class HuggingFaceCache:
             partial(prefix.read, spec),
             inputs=digests,
             wait=wait,
-            timeout=timeout,
         )
         try:
-            return send()
+            return send(timeout=left())
         except UnknownDictionary:
             dictionary = self.coding.dictionary
             if dictionary is None:
                 raise
-        self._client.register_dictionary(dictionary)
-        return send()
+        self._client.register_dictionary(dictionary, timeout=left())
+        return send(timeout=left())
 
     def saved(
         self,

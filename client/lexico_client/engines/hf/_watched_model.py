@@ -96,12 +96,14 @@ def before_forward(
     if held is None:
         noted = grow_fed(cache, named)
         return None if noted is None else ((), noted)
-    ids, length = named.get("input_ids"), int(cache.get_seq_length())
+    ids, length, same = named.get("input_ids"), int(cache.get_seq_length()), False
     if not isinstance(ids, Tensor):
         ids = None
     elif length:
         if not held.begun:
+            _look(held, module)
             check_model(cache, module)
+            same = True
             # Assisted generation feeds the whole prompt, however much of it the cache holds.
             if held.given and ids.shape[1] >= held.given:
                 ids = ids[:, length:]
@@ -111,7 +113,9 @@ def before_forward(
             _check_beside(held, named, ids.shape[1], length)
             named = _with_positions(named, ids.shape[1])
         _widen(cache, ids.shape[0])
-    alone: Flag = ids is not None and held.whole and _same_model(held, cache, module, ids.shape[1])
+    alone: Flag = ids is not None and held.whole
+    if alone and ids is not None and not same:
+        alone = _same_model(held, cache, module, ids.shape[1])
     held.begun, held.prompt, held.used = True, None, True
     if ids is not None and alone:
         alone = plain(named, ids.shape[1], length, told=held.told)
@@ -128,9 +132,15 @@ def _same_model(held: HeldTokens, cache: Any, module: nn.Module, tokens: int) ->
     few = held.begun and tokens < _LOOKED_THROUGH
     if few and held.look is not None and held.look() == held.seen:
         return True
+    _look(held, module)
+    return is_for(cache, module)
+
+
+def _look(held: HeldTokens, module: nn.Module) -> None:
+    """Notes what tells whether the model changes. Before its identity is asked for, so that no
+    change falls between the two."""
     held.look = quick_look(module)
     held.seen = held.look()
-    return is_for(cache, module)
 
 
 def _named(module: nn.Module, args: tuple[Any, ...]) -> dict[str, Any]:

@@ -45,10 +45,10 @@ def weights_fingerprint(model: nn.Module) -> bytes:
     are, every plain attribute is hashed too: which are active, merged, and how they are scaled.
     Other buffers, such as rotary frequencies, count as far as they are not what the config makes,
     and so do the classes of modules, the numbers, flags and words that they keep, their configs,
-    functions put over their methods, and attention functions that are not transformers' own. A
-    function that has no name to import it by is a model's own: pages of it are shared within its
-    process. Tensors that are neither parameters nor buffers, hooks, and code that is patched in
-    classes are not seen.
+    functions put over their methods, and attention functions that are not transformers' own, with
+    what they hold and the globals that they read. A function of which that cannot be said, since a
+    tensor is among it, is a model's own: pages of it are shared within its process. Tensors that
+    are neither parameters nor buffers, hooks, and code that is patched in classes are not seen.
     A head that makes logits, `torch.compile`, parallel wrappers and adapters that are disabled
     change nothing. Nor does dropout, unless the model is in training.
 
