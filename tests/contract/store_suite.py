@@ -247,9 +247,8 @@ class StoreSuite(SequenceSuite, RemovalsSuite):
 
     def test_one_holder_at_a_time(self, store: PageStore, scope: bytes) -> None:
         with ThreadPoolExecutor(8) as pool:
-            won = [
-                x for x in pool.map(lambda _: store.lease(scope, key_of(1), TTL_S), range(8)) if x
-            ]
+            asked = pool.map(lambda _: store.lease(scope, key_of(1), TTL_S), range(8))
+            won = [lease for lease in asked if lease]
         assert len(won) == 1
         assert store.lease(scope, key_of(2), TTL_S) is not None
         assert won[0].release() is True

@@ -20,7 +20,7 @@ from lexico_store.lifetimes import now_us
 from lexico_store.redis_exchange import Exchange, Unit
 from lexico_store.redis_servers import Servers
 from tests.contract.store_suite import TTL_S, key_of
-from tests.support.servers import PASSWORD, PATIENT, RedisServer
+from tests.support.servers import PASSWORD, PATIENT, RedisServer, stopped
 from tests.support.topologies import Cluster, client_of, cluster, watched_servers
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -122,10 +122,12 @@ def test_a_failover_that_lasts_longer_than_a_call(tmp_path: Path) -> None:
     quick = StoreSettings(timeout_s=0.5, connect_timeout_s=0.5)
     with watched_servers(tmp_path) as watched, open_store(watched.url, quick) as store:
         old = watched.primary()
-        old.process.kill()
-        old.process.wait()
-        with pytest.raises(StoreUnavailable):
-            store.commit(SCOPE, key_of(1), frames_of(1), TTL_S)
+        (replica,) = (each for each in watched.servers if each is not old)
+        with stopped(replica.pid):  # nobody can take over before the call has ended
+            old.process.kill()
+            old.process.wait()
+            with pytest.raises(StoreUnavailable):
+                store.commit(SCOPE, key_of(1), frames_of(1), TTL_S)
         wait_until(_succeeds(lambda: store.ping()), "a new primary")
 
 

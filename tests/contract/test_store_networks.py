@@ -16,7 +16,14 @@ from lexico_store.deadline import within
 from lexico_store.redis_pool import IDLE_S
 from tests.contract.store_suite import TTL_S, key_of
 from tests.support.proxy import Proxy
-from tests.support.servers import PASSWORD_IN_URL, PATIENT, RedisServer, redis_server, stopped
+from tests.support.servers import (
+    PASSWORD_IN_URL,
+    PATIENT,
+    RedisServer,
+    answer_of,
+    redis_server,
+    stopped,
+)
 from tests.support.topologies import client_of
 from tests.support.waiting import PATIENCE_S, wait_until
 
@@ -114,7 +121,7 @@ def test_a_slow_store_is_waited_for(proxy: Proxy) -> None:
 def test_a_hung_server_ends_the_call_within_its_time(server: RedisServer) -> None:
     quick = StoreSettings(timeout_s=0.5, connect_timeout_s=0.5)
     with open_store(server.url, quick) as store, open_store(server.url, PATIENT) as patient:
-        store.ping()
+        answer_of(store.ping)
         patient.ping()
         with stopped(server.pid):
             with pytest.raises(StoreUnavailable):

@@ -216,6 +216,18 @@ def test_one_line_and_exit_code_2(file: Path, capsys: pytest.CaptureFixture[str]
         )
 
 
+@pytest.mark.parametrize("text", ["1e9", "384 MiB", "", "9" * 5000])
+def test_a_size_that_is_none_is_named_with_its_option(
+    text: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        main(["serve", "--max-inflight-mib", text])
+    assert ended.value.code == 2
+    last = capsys.readouterr().err.splitlines()[-1]
+    assert "--max-inflight-mib" in last
+    assert last.endswith("is no whole number of MiB")
+
+
 @pytest.mark.parametrize("command", ["serve", "offload-server"])
 def test_a_token_file_is_read_before_anything_is_started(
     command: str,

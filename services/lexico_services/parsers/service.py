@@ -135,4 +135,7 @@ def _offload_options(parser: argparse.ArgumentParser) -> None:
 
 
 def _mebibytes(text: str) -> int:
-    return int(text) << 20
+    try:
+        return int(text) << 20
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text[:64]!r} is no whole number of MiB") from None

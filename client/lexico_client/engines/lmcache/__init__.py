@@ -13,8 +13,7 @@ The classes are imported when they are asked for, since they need LMCache; nothi
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `__getattr__` gives them
     from lexico_client.engines.lmcache.adapter import LexicoL2Adapter
@@ -22,10 +21,14 @@ if TYPE_CHECKING:  # `__getattr__` gives them
 
 __all__ = ["LMCacheAdapter", "LexicoL2Adapter"]
 
-_MODULES: Final = {"LexicoL2Adapter": "adapter", "LMCacheAdapter": "serde"}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name == "LexicoL2Adapter":
+        from lexico_client.engines.lmcache.adapter import LexicoL2Adapter
+
+        return LexicoL2Adapter
+    if name == "LMCacheAdapter":
+        from lexico_client.engines.lmcache.serde import LMCacheAdapter
+
+        return LMCacheAdapter
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

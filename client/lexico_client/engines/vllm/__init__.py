@@ -24,8 +24,7 @@ The classes are imported when they are asked for, since they need vLLM; nothing 
 
 from __future__ import annotations
 
-import importlib
-from typing import TYPE_CHECKING, Any, Final
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:  # `__getattr__` gives them
     from lexico_client.engines.vllm.connector import LexicoConnector
@@ -34,14 +33,18 @@ if TYPE_CHECKING:  # `__getattr__` gives them
 
 __all__ = ["LexicoConnector", "LexicoOffloadingConnector", "LexicoTier"]
 
-_MODULES: Final = {
-    "LexicoConnector": "connector",
-    "LexicoOffloadingConnector": "tier.connector",
-    "LexicoTier": "tier.manager",
-}
-
 
 def __getattr__(name: str) -> Any:
-    if name in _MODULES:
-        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    if name == "LexicoConnector":
+        from lexico_client.engines.vllm.connector import LexicoConnector
+
+        return LexicoConnector
+    if name == "LexicoOffloadingConnector":
+        from lexico_client.engines.vllm.tier.connector import LexicoOffloadingConnector
+
+        return LexicoOffloadingConnector
+    if name == "LexicoTier":
+        from lexico_client.engines.vllm.tier.manager import LexicoTier
+
+        return LexicoTier
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
