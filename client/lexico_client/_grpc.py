@@ -16,6 +16,7 @@ from lexico_client._circuit import HEALTH, Circuit
 from lexico_client._endpoint import Endpoint, endpoint_of
 from lexico_client._errors import translated
 from lexico_client._observer import Observer
+from lexico_client._reading import read_message
 from lexico_client._settings import Timeouts
 from lexico_client._tls import Tls
 from lexico_client._told import ToldCalls
@@ -232,7 +233,7 @@ class GrpcTransport:
             try:
                 while True:
                     with translated(name), circuit.listening(min(timeout, SILENT_S)):
-                        message = await call.read()
+                        message = await read_message(call)
                     if message is _EOF:
                         return
                     yield message
