@@ -11,6 +11,8 @@ from bench.endurance.node import ABORTED
 SLACK_S: Final = 30.0
 """A call that takes longer than its deadline by this much hung: a busy machine is late by less."""
 GROWTH: Final = 0.05
+FILLED: Final = 2
+"""Threads or descriptors more that are none of a leak: a pool that had not been full before."""
 SETTLED_MINUTES: Final = 5.0
 LEAST_OF_A_KIND: Final = 2
 LEAST_COMPARED_A_MINUTE: Final = 100
@@ -88,11 +90,17 @@ def _of_soak(result: Mapping[str, Any]) -> list[str]:
         f"{row['process'][:60]}: {name} grew by {row[f'{name} growth']:.1%}"
         for row in result["processes"]
         for name in ("rss", "descriptors", "threads")
-        if row[f"{name} growth"] > GROWTH
+        if row[f"{name} growth"] > GROWTH and (name == "rss" or _more(row, name) > FILLED)
     ]
     if result["restarts"]:
         found.append(f"the service ended {result['restarts']} times")
     return found
+
+
+def _more(row: Mapping[str, Any], name: str) -> float:
+    """How many more than at the beginning; the row has what there were at the end."""
+    last = float(row[name])
+    return last - last / (1 + float(row[f"{name} growth"]))
 
 
 def _given_up(calls: list[dict[str, Any]]) -> float:
