@@ -45,6 +45,7 @@ def prefill_and_offload(node: Node, exchange: Path) -> dict[str, Any]:
             "stored bytes": report.bytes_stored,
             "seconds": time.perf_counter() - started,
         }
+    say("ends: the store alone has its cache now")
     return {
         "answer": node.tokenizer.decode(answer),
         "prompt tokens": len(ids),
