@@ -65,9 +65,10 @@ class Case:
         return compiled.synthesise(self.arranged, packed, self.kept, wanted, columns)
 
 
-def check_near(made: Tensor, exact: Tensor) -> None:
+def check_near(made: Tensor, exact: Tensor, whole: Tensor | None = None) -> None:
     """Q is multiplied with in 16 bits, the bases in float32."""
-    torch.testing.assert_close(made, exact, rtol=0, atol=2e-3 * float(1 + exact.abs().max()))
+    most = float((exact if whole is None else whole).abs().max())
+    torch.testing.assert_close(made, exact, rtol=0, atol=2e-3 * (1 + most))
 
 
 SHAPES = [
@@ -113,7 +114,10 @@ def test_any_part_of_any_shape(
     first, start = data.draw(st.integers(0, tables - 1)), data.draw(st.integers(0, blocks * d - 1))
     wanted = range(first, data.draw(st.integers(first + 1, tables)))
     columns = range(start, data.draw(st.integers(start + 1, blocks * d)))
-    check_near(case.sparse(wanted, columns), case.dense(wanted, columns))
+    whole = case.dense(range(tables), range(blocks * d))
+    part = whole[wanted.start : wanted.stop, :, columns.start : columns.stop]
+    # What 16 bits lose goes by what is summed, which the part may hardly show.
+    check_near(case.sparse(wanted, columns), part, whole)
 
 
 @settings(max_examples=30, deadline=None)

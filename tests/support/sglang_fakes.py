@@ -33,6 +33,7 @@ def sglang_of(arguments: Any, version: str = "0.5.23") -> Iterator[type]:
     methods["register_mem_host_pool_v2"] = _registered_v2
     hicache = ModuleType("sglang.srt.mem_cache.hicache_storage")
     hicache.HiCacheStorage = type("HiCacheStorage", (), methods)  # type: ignore[attr-defined]
+    hicache.STORAGE_BATCH_SIZE = 4  # type: ignore[attr-defined]
     for name, fields in recorded["told"].items():
         setattr(hicache, name, make_dataclass(name, fields))
     context = ModuleType("sglang.srt.runtime_context")

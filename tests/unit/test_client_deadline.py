@@ -31,7 +31,7 @@ from tests.support.client_fixtures import (
     views_of,
 )
 from tests.support.sticking import Sticking, in_time
-from tests.support.waiting import PATIENCE_S, wait_until
+from tests.support.waiting import PATIENCE_S, until, wait_until
 
 SPEC = small_spec()
 SOURCE = views_of(SPEC, random_cache(SPEC, 4))
@@ -135,11 +135,10 @@ async def test_a_call_that_is_cancelled_waits_for_its_thread(
     load = asyncio.create_task(client.load(SPEC, TOKENS, Landing(SPEC), timeout=SHORT))
     await asyncio.to_thread(stuck.inside.wait, PATIENCE_S)
     load.cancel()
-    async with asyncio.timeout(PATIENCE_S):
-        while not client._crew._stuck:  # past the deadline
-            await asyncio.sleep(0.01)
+    await until(lambda: client._crew._stuck, "the end of the deadline")
     load.cancel()
-    await asyncio.sleep(0.05)
+    for _ in range(100):  # turns of the loop, in which it could end
+        await asyncio.sleep(0)
     assert not load.done()
     assert not stuck.left
     stuck.let_go()
@@ -237,7 +236,7 @@ async def test_the_budget_begins_with_the_call(
 
     async def late(*arguments: Any) -> Any:
         while asyncio.get_running_loop().time() < arguments[-1].end:
-            await asyncio.sleep(0.01)
+            await asyncio.sleep(0)
         return token_array(TOKENS * 10_000)
 
     monkeypatch.setattr("lexico_client._async_client.ids_of", late)

@@ -83,12 +83,26 @@ def computed(engine: HostPool, *pages: int) -> torch.Tensor:
     return cache
 
 
-def test_pages_go_through_the_pools_of_two_engines(make: Make) -> None:
+def test_pages_go_through_the_pools_of_two_engines(
+    make: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
     one, other = pool(), pool("layer_first")
     backend, second = make(one), make(other)
     cache = computed(one, 4, 0, 7)
     assert backend.batch_set_v1(KEYS, one.slots(4, 0, 7), None) == [True] * 3
     assert second.batch_exists([*KEYS, "ab" * 32]) == 3
+    asked: list[bool] = []
+
+    def noted(hashes: object, *, newest: bool) -> int:
+        asked.append(newest)
+        return 1
+
+    monkeypatch.setattr(second._side, "exists", noted)
+    for count in (1, 3, 4, 5):  # four are asked for at a time: fewer are a prompt's last
+        second.batch_exists((KEYS * 2)[:count])
+    assert second.exists(KEYS[0])
+    assert asked == [True, True, False, False, False]
+    monkeypatch.undo()
     assert [second.exists(key) for key in (KEYS[2], "ab" * 32)] == [True, False]
     assert second.batch_get_v1(KEYS, other.slots(1, 2, 3)) == [True] * 3
     assert torch.equal(torch.stack([other.computed(page) for page in (1, 2, 3)]), cache)

@@ -99,7 +99,13 @@ class Rig:
             self.coding,
             self.service,
             Counts(LOG, self.metrics),
-            **{**patience, "concurrent_pages": 3, "stores": True, **options},
+            **{
+                **patience,
+                "recent_tokens": 64,
+                "concurrent_pages": 3,
+                "stores": True,
+                **options,
+            },
         )
 
     def compute(self, *pages: int, seed: int = 0) -> Tensor:
@@ -308,6 +314,7 @@ def test_a_set_that_is_published_is_taken_over(transport: Transport, tmp_path: P
     assert torch.equal(rig.read(6, 7), computed[:2])
     lossy = rig.read(8)
     assert lossy.isfinite().all()
+    assert rig.side.exists(names, newest=True) == 2  # lossless pages are as good as computed ones
     assert not torch.equal(lossy, computed[2:])
     rig.service.close()
 
@@ -328,3 +335,33 @@ def test_concurrent_calls_of_several_threads(rig: Rig) -> None:
         thread.join()
     assert found == [[True] * 4] * 2
     assert torch.equal(rig.read(4, 5, 6, 7), computed)
+
+
+@pytest.mark.parametrize(
+    ("recent", "stored", "promised"),
+    [
+        (1, 6, 6),
+        (2, 6, 5),
+        (SIZE, 6, 5),
+        (SIZE + 1, 6, 5),
+        (SIZE + 2, 6, 4),
+        (99 * SIZE, 6, 0),
+        (SIZE, 5, 5),
+        (SIZE, 2, 2),
+        (2 * SIZE, 5, 4),
+    ],
+)
+def test_the_newest_tokens_of_a_prompt_are_computed(
+    transport: Transport, tmp_path: Path, recent: int, stored: int, promised: int
+) -> None:
+    """With a lossy codec: of six pages that are a prompt's last, some are not promised."""
+    rig = Rig(transport, tmp_path, coding={"codec": "lexico"}, recent_tokens=recent)
+    made = small_dictionary(layers=LAYERS, head_dim=DIM, kv_heads=HEADS)
+    client = rig.service.client
+    rig.service.wait(client.publish_dictionary(made, rig.base), PATIENCE_S)
+    rig.service.wait(client._look(rig.coding), PATIENCE_S)
+    names = hashes(6)
+    rig.compute(*range(6))
+    rig.side.store(rig.of(names[:stored], *range(stored)))
+    assert rig.side.exists(names) == stored
+    assert rig.side.exists(names, newest=True) == promised

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, ClassVar, Final, Self
 
 from lexico_client.engines._settings import EngineSettings
+from lexico_codec.spec import DEFAULT_RECENT_TOKENS
 
 SGLANGS: Final = frozenset(
     {
@@ -37,11 +38,14 @@ class StorageConfig(EngineSettings):
 
     model: str | None = None
     """Folder of the weights that were loaded, in place of the engine's `--model-path`."""
+    recent_tokens: int = DEFAULT_RECENT_TOKENS
+    """Newest tokens of a prompt that are computed in any case, where the codec is lossy."""
     concurrent_pages: int = 8
     """Pages of a call that are on their way at a time."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        self._check_range("recent_tokens", 1, None)
         self._check_range("concurrent_pages", 1, 256)
 
     @classmethod

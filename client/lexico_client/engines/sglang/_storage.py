@@ -6,6 +6,7 @@ calls of the service run on a loop of ours, and each ends within its deadline.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Coroutine, Sequence
 from dataclasses import dataclass
 from typing import Any, Final, TypeVar
@@ -54,6 +55,7 @@ class StorageSide:
         match_seconds: float,
         load_seconds: float,
         offload_seconds: float,
+        recent_tokens: int,
         concurrent_pages: int,
         stores: bool,
     ) -> None:
@@ -64,7 +66,7 @@ class StorageSide:
             service: for this alone.
             counts: of the engine.
             match_seconds, load_seconds, offload_seconds: of a call for all of its pages.
-            concurrent_pages: as `StorageConfig` has it.
+            recent_tokens, concurrent_pages: as `StorageConfig` has them.
             stores: whether there is an ingress.
         """
         self._page_tokens = base.page_tokens
@@ -73,6 +75,8 @@ class StorageSide:
         self._match_s = match_seconds
         self._load_s = load_seconds
         self._offload_s = offload_seconds
+        # What a prompt has behind its last page is one token at least, and nobody tells how many.
+        self._newest_pages = math.ceil((recent_tokens - 1) / base.page_tokens)
         self._at_a_time = concurrent_pages
         self._stores = stores
         self._pages = CodedPages(service.client, SCHEME, base, coding)
@@ -105,6 +109,7 @@ class StorageSide:
             match_seconds=settings.match_seconds,
             load_seconds=settings.load_seconds,
             offload_seconds=settings.offload_seconds,
+            recent_tokens=settings.recent_tokens,
             concurrent_pages=settings.concurrent_pages,
             stores=settings.offload is not None,
         )
@@ -119,8 +124,14 @@ class StorageSide:
         self._pages.forget()
         LOG.warning("nothing is found any more that was stored before, as was asked for")
 
-    def exists(self, hashes: Sequence[bytes]) -> int:
-        """Leading pages that are stored; 0 where the service does not say."""
+    def exists(self, hashes: Sequence[bytes], *, newest: bool = False) -> int:
+        """Leading pages that are stored; 0 where the service does not say.
+
+        Args:
+            hashes: of consecutive pages.
+            newest: they are a prompt's last. What a lossy codec has of its newest tokens is not
+                promised then: they decide the next ones, and are computed.
+        """
         if not hashes:
             return 0
         size = self._page_tokens
@@ -132,6 +143,10 @@ class StorageSide:
             self._counts.request("failed")
             return 0
         leading = [*(spec is not None for spec in found), False].index(False)
+        if newest:
+            kept = len(hashes) - self._newest_pages
+            while leading > max(kept, 0) and not _lossless(found[leading - 1]):
+                leading -= 1
         self._counts.tokens("promised", leading * size)
         self._counts.request("hit" if leading else "miss")
         return leading
@@ -246,3 +261,7 @@ def hash_of(key: str) -> bytes:
         return bytes.fromhex(key)
     except ValueError as error:
         raise InvalidInput(f"key {key[:80]!r}: a hash as hex is expected") from error
+
+
+def _lossless(spec: CacheSpec | None) -> bool:
+    return spec is not None and spec.codec.lossless

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import sglang
 from sglang.srt.mem_cache.hicache_storage import (
+    STORAGE_BATCH_SIZE,
     HiCacheStorage,
     HiCacheStorageConfig,
 )
@@ -154,17 +155,24 @@ class LexicoStorage(HiCacheStorage):  # type: ignore[misc]
     def batch_exists(
         self, keys: list[str], extra_info: HiCacheStorageExtraInfo | None = None
     ) -> int:
-        """Leading pages that are stored, whatever comes before them."""
+        """Leading pages that are stored, whatever comes before them.
+
+        SGLang asks for all pages of a prompt that it lacks, so many at a time: fewer than that are
+        the prompt's last. Of as many it is not known.
+        """
+        return self._exists(keys, newest=len(keys) < STORAGE_BATCH_SIZE)
+
+    def exists(self, key: str) -> bool:
+        return self._exists([key], newest=False) == 1
+
+    def _exists(self, keys: list[str], *, newest: bool) -> int:
         try:
-            return self._known.exists([hash_of(key) for key in keys])
+            return self._known.exists([hash_of(key) for key in keys], newest=newest)
         except LexicoError as error:
             self._counts.warn("match", error)
             return 0
         finally:
             self._show()
-
-    def exists(self, key: str) -> bool:
-        return self.batch_exists([key]) == 1
 
     def clear(self) -> None:
         """Finds nothing any more that was stored before, by anybody: SGLang is asked for this when
