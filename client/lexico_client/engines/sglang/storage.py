@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import sglang
 from sglang.srt.mem_cache.hicache_storage import (
-    STORAGE_BATCH_SIZE,
     HiCacheStorage,
     HiCacheStorageConfig,
 )
@@ -25,6 +25,11 @@ from lexico_client.engines.sglang._supported import check_interface, check_versi
 from lexico_codec.memory import CacheMemory
 from lexico_proto.errors import LexicoError, Unavailable, Unsupported
 from lexico_proto.metrics import PROCESS
+
+try:
+    from sglang.srt.mem_cache.hicache_storage import STORAGE_BATCH_SIZE
+except ImportError:  # then every question is taken for a prompt's last
+    STORAGE_BATCH_SIZE = sys.maxsize
 
 if TYPE_CHECKING:
     from sglang.srt.mem_cache.hicache_storage import HiCacheStorageExtraInfo
