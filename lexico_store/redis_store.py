@@ -203,10 +203,11 @@ class RedisStore(PageStore):
     def _read_page(self, name: str) -> list[bytes] | None:
         found: dict[bytes, bytes] = self._run("read_page", [("HGETALL", name)])[0]
         noted = found.pop(keys.FRAME_COUNT_FIELD.encode(), b"")
-        count = int(noted) if noted.isdigit() else len(found)
-        frames = [found.get(keys.group_field(i).encode()) for i in range(count)]
+        if noted not in (b"", str(len(found)).encode()):
+            return None
+        frames = [found.get(keys.group_field(i).encode()) for i in range(len(found))]
         whole = [frame for frame in frames if frame]
-        return whole if whole and len(whole) == count else None
+        return whole if whole and len(whole) == len(frames) else None
 
     def _touch(self, names: Sequence[str], lives: list[int]) -> list[bool]:
         # A pinned page and one that is not there answer XX alike.

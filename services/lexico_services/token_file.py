@@ -28,9 +28,9 @@ class TokenFile:
     Empty lines and lines that begin with # count for nothing. A token may have colons: what is
     after the last one is roles only if every word of it names one. Where one of them does, or
     nearly, and not all, it is a slip: the line cannot be used. Other words are a part of the token,
-    and the log says so. The file is read again when it
-    changes, and a token that is no longer there is unknown from the next call on: the last one too,
-    though a file without any is an error at the start.
+    and the log says so. The file is read again when it changes, and a token that is no longer there
+    is unknown from the next call on: the last one too, though a file without any is an error at the
+    start.
     """
 
     def __init__(self, path: Path, metrics: Metrics | None = None) -> None:

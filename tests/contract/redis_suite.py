@@ -112,6 +112,16 @@ class RedisSuite(StoreSuite):
         raw.hdel(keys.page(scope, key_of(1)), "g1")
         assert store.read_page(scope, key_of(1)) is None
 
+    @pytest.mark.parametrize("noted", [b"2", b"4", b"9" * 12, b"9" * 9000, b"\xff"])
+    def test_a_page_with_another_number_of_frames_is_missing(
+        self, store: PageStore, raw: Any, scope: bytes, noted: bytes
+    ) -> None:
+        """However large: it is no length of anything until it is the right one."""
+        store.commit(scope, key_of(1), [b"a", b"b", b"c"], TTL_S)
+        raw.hset(keys.page(scope, key_of(1)), "m", noted)
+        assert store.read_page(scope, key_of(1)) is None
+        assert store.read(scope, [key_of(1)], 2) == [b"c"]
+
     @pytest.mark.parametrize("how", BREAKS)
     def test_broken_pages_are_removed(
         self, store: PageStore, raw: Any, scope: bytes, how: str

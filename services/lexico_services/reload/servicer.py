@@ -321,7 +321,7 @@ class _SoundFrames:
             if runs is not None:
                 key = self._keys[places[at].page]
                 found[at] = _flaw(runs, key) or room.messages(at)
-        self._store.discard(self._scope, self._keys_of(places, found, Absence.DAMAGED))
+        damaged = self._keys_of(places, found, Absence.DAMAGED)
         unfit = [at for at, place in enumerate(places) if not place.length]
         broken = self._store.discard_broken(
             self._scope, [self._keys[places[at].page] for at in unfit]
@@ -333,6 +333,7 @@ class _SoundFrames:
                 reason,
                 [place for place, each in zip(places, found, strict=True) if each is reason],
             )
+        self._store.discard(self._scope, damaged)  # counted, even where the store refuses
         return found
 
     def _keys_of(
