@@ -21,7 +21,7 @@ from lexico_store.child import spawn_bound
 from lexico_store.embedded import find_server
 from tests.support.authorities import Authority
 from tests.support.servers import free_port
-from tests.support.store_pods import NOT_OF_REDIS_7, STORE, config_of, told
+from tests.support.store_pods import NOT_OF_REDIS_7, STORE, config_of, connected, told
 from tests.support.waiting import wait_until
 
 MEMBERS: Final = 3
@@ -47,17 +47,8 @@ class SentinelPod:
 
     def client(self, user: str | None = None, password: str | None = None) -> Any:
         """A connection of redis-py."""
-        secured: dict[str, Any] = {}
-        if self.tls:
-            secured = {"ssl": True, "ssl_ca_certs": str(self.folder / "tls" / "ca.crt")}
-        return redis.Redis(
-            "127.0.0.1",
-            self.port,
-            username=user,
-            password=password,
-            decode_responses=True,
-            **secured,
-        )
+        authority = self.folder / "tls" / "ca.crt" if self.tls else None
+        return connected(self.port, authority, user, password)
 
     def role(self) -> list[Any]:
         """What a server says of itself; empty while it is not there, or drops its callers."""

@@ -40,17 +40,7 @@ class Server:
 
     def client(self, user: str | None = None, password: str | None = None) -> Any:
         """A connection of redis-py."""
-        secured: dict[str, Any] = {}
-        if self.tls:
-            secured = {"ssl": True, "ssl_ca_certs": str(self.folder / "ca.crt")}
-        return redis.Redis(
-            "127.0.0.1",
-            self.port,
-            username=user,
-            password=password,
-            decode_responses=True,
-            **secured,
-        )
+        return connected(self.port, self.folder / "ca.crt" if self.tls else None, user, password)
 
     @property
     def operator(self) -> Any:
@@ -179,3 +169,13 @@ def _running(server: Server, argv: list[str]) -> Iterator[Server]:
     finally:
         process.kill()
         process.wait()
+
+
+def connected(port: int, authority: Path | None, user: str | None, password: str | None) -> Any:
+    """A client of redis-py; `authority`: certificate of who signed the server's, for TLS."""
+    secured: dict[str, Any] = {}
+    if authority is not None:
+        secured = {"ssl": True, "ssl_ca_certs": str(authority)}
+    return redis.Redis(
+        "127.0.0.1", port, username=user, password=password, decode_responses=True, **secured
+    )
