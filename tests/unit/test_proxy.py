@@ -34,9 +34,12 @@ def test_a_connection_that_is_being_made_ends_with_the_proxy(
 
 
 def test_a_connection_to_nobody_is_reset() -> None:
+    """While it is being made, or at its first byte: the proxy may be quicker than the caller."""
     with socket.socket() as bound:
         bound.bind(("127.0.0.1", 0))
-        with Proxy(bound.getsockname()[1]) as proxy:
-            caller = socket.create_connection(("127.0.0.1", proxy.port), PATIENCE_S)
-            with caller, pytest.raises(ConnectionResetError):
-                caller.recv(1)
+        with (
+            Proxy(bound.getsockname()[1]) as proxy,
+            pytest.raises(ConnectionResetError),
+            socket.create_connection(("127.0.0.1", proxy.port), PATIENCE_S) as caller,
+        ):
+            caller.recv(1)
