@@ -7,11 +7,21 @@ from typing import Any, Final
 
 CONTEXT_TOKENS: Final = 1600
 QUESTION_A: Final = "In one sentence: what does this service share between inference nodes?"
+# As long as people's are. Behind a shorter one, what a lossy codec leaves to the model begins in
+# the shared context (ADR 0031): then lossless is the faster one where bytes cost nothing.
 QUESTIONS_B: Final = (
-    "Which store holds the compressed pages?",
+    "We run twelve inference nodes on three machines, all with the same model, and most of our "
+    "prompts begin with the same manual. Before I order more memory I would like to know one "
+    "thing. Which store holds the compressed pages?",
+    "I am worried about a bad day. Suppose that a disk breaks, or that somebody writes into the "
+    "store by mistake, and a page of a prompt that we have stored is damaged from then on. "
     "What does a node do when a stored page is damaged?",
 )
-FOLLOW_UP: Final = "Thank you. And why is that useful?"
+FOLLOW_UP: Final = (
+    "Thank you. Our nodes stand in two buildings, and people complain that they wait long for the "
+    "first word of an answer when a conversation has become long. Would this help them? "
+    "And why is that useful?"
+)
 
 
 def shared_context() -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import sys
 import textwrap
 import time
@@ -85,7 +86,7 @@ def show(a: dict[str, Any], b: dict[str, Any]) -> None:
     console.print(_on_a_network(b["questions"], codecs), style="dim")
     console.print("\n[bold]Answers[/bold]")
     for number, asked in enumerate(b["questions"], 1):
-        console.print(f"{number}  {asked['question']}", markup=False)
+        console.print(f"{number}  {_last_sentence(asked['question'])}", markup=False)
         _answer(console, "prefilled", asked["answer"])
         for codec in codecs:
             answer = asked["reloads"][codec]["answer"]
@@ -115,6 +116,12 @@ def _table(*columns: str) -> Table:
 def _answer(console: Console, who: str, text: str) -> None:
     short = textwrap.shorten(text, _ANSWER, placeholder=" ...")
     console.print(f"   {who:<10} {short}", markup=False, no_wrap=True, crop=True)
+
+
+def _last_sentence(text: str) -> str:
+    """Of a question of several, the one that asks."""
+    *before, last = re.split(r"(?<=[.?!]) ", text)
+    return f"... {last}" if before else last
 
 
 def _bytes(count: int) -> str:

@@ -15,7 +15,7 @@ def _question(**received: int) -> dict[str, Any]:
         for codec, count in received.items()
     }
     return {
-        "question": "Is it?",
+        "question": "It was. I would like to know, because of 3.5 others: is it?",
         "tokens": 1600,
         "seconds": 4.0,
         "answer": "It is.",
@@ -39,5 +39,6 @@ def test_bytes_that_cost_nothing_on_loopback_are_told_as_what_a_network_would_ta
     )
     shown = capsys.readouterr().out
     assert "would add 1.00 s (lossless), 0.04 s (balanced)" in shown
+    assert "1  ... I would like to know, because of 3.5 others: is it?\n" in shown
     assert max(len(line) for line in shown.splitlines()) <= 100
     assert len(shown.splitlines()) <= 30
