@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from typing import Any, Final
@@ -63,6 +64,8 @@ def failures(result: Mapping[str, Any], kind: str) -> list[str]:
     found = [f"{name}: {result[name]}" for name in names if result[name]]
     found += [f"left behind: {name}" for name in result["left_behind"]]
     found += [f"hung: {name}" for name in result["nodes_hung"]]
+    meant = (-signal.SIGKILL,) if kind == "chaos" else ()
+    found += [f"a node ended: {code}" for code in result["nodes_ended"] if code not in meant]
     least = round(LEAST_COMPARED_A_MINUTE * result["minutes"])
     if result["pages_compared"] < least:
         found.append(f"pages compared: {result['pages_compared']}, of at least {least}")
@@ -92,6 +95,9 @@ def _of_soak(result: Mapping[str, Any]) -> list[str]:
         for name in ("rss", "descriptors", "threads")
         if row[f"{name} growth"] > GROWTH and (name == "rss" or _more(row, name) > FILLED)
     ]
+    found += [f"not there all the time: {line}" for line in result["passing"]]
+    if not result["processes"]:
+        found.append(f"no process was looked at from minute {SETTLED_MINUTES:g} on")
     if result["restarts"]:
         found.append(f"the service ended {result['restarts']} times")
     return found

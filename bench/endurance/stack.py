@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import signal
 import subprocess
 import sys
 import tempfile
@@ -162,11 +163,14 @@ class Nodes:
         self._stack = stack
         self._seed = seed
         self._started = 0
+        self.ended: list[int] = []
+        """Exit codes of those that ended before they were to."""
         self.living = [self._start() for _ in range(count)]
 
     def revive(self) -> None:
         """Starts those again that ended."""
-        self.living = [node if node.poll() is None else self._start() for node in self.living]
+        self.ended += [node.returncode for node in self.living if node.poll() is not None]
+        self.living = [node if node.returncode is None else self._start() for node in self.living]
 
     def end(self) -> list[str]:
         """Lets each end its call; those that did not."""
@@ -175,7 +179,8 @@ class Nodes:
         hung = []
         for node in self.living:
             try:
-                node.wait(120)
+                if (code := node.wait(120)) not in (0, -signal.SIGTERM):  # as it began
+                    self.ended.append(code)
             except subprocess.TimeoutExpired:
                 hung.append(f"node {node.pid}")
                 node.kill()

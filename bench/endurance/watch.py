@@ -46,6 +46,20 @@ class Watch:
         self._next = 0.0
         self.processes: dict[int, Growth] = {}
 
+    def passing(self, after: float) -> list[str]:
+        """Processes that were not there all the time from some minutes on: one that ends, and
+        another in its place, have no growth to be judged by. Those of one sample are left out: Ray
+        starts programs that end at once.
+        """
+        looks = [m for each in self.processes.values() for m in each.minutes if m >= after]
+        return [
+            f"{each.title}: minutes {each.minutes[0]:.1f} to {each.minutes[-1]:.1f}"
+            for each in self.processes.values()
+            if len(each.minutes) > 1
+            and each.minutes[-1] >= after
+            and (each.minutes[0] > min(looks) or each.minutes[-1] < max(looks))
+        ]
+
     def look(self, processes: dict[str, psutil.Process]) -> None:
         """Takes a sample where one is due."""
         now = time.monotonic() - self._started

@@ -13,6 +13,7 @@ import pytest
 from k8s.checks.rendering import COMPONENTS, base_with
 from tests.support.authorities import Authority
 from tests.support.sentinel_pods import SentinelPod, SentinelPods, sentinel_pods
+from tests.support.store_pods import STORE
 from tests.support.waiting import PATIENCE_S, wait_until
 
 SCRIPTS: Final = COMPONENTS / "sentinel"
@@ -65,6 +66,25 @@ def test_sentinels_that_lost_their_state_find_the_primary(tmp_path: Path, tls: b
         assert pods.whole() is not third
 
 
+@pytest.mark.timeout(2 * PATIENCE_S)
+def test_a_primary_that_is_back_at_once_takes_no_page_with_it(tmp_path: Path) -> None:
+    """Sooner than sentinels miss it: it is empty then, and its replicas would be."""
+    with sentinel_pods(tmp_path, base_with("sentinel")) as pods:
+        for each in (*pods.stores, *pods.sentinels):
+            each.start(TRIES="1")
+        first = pods.whole()
+        with first.client("operator", STORE["operator-password"]) as client:
+            client.set("page", "kept")
+            assert client.wait(2, 1000 * round(PATIENCE_S)) == 2
+        first.end()
+        first.start(TRIES="1")
+        second = pods.whole()
+        for each in pods.stores:
+            with each.client("operator", STORE["operator-password"]) as client:
+                assert client.get("page") == "kept", pods.logs
+        assert second is not first
+
+
 def wait_for_a_failover(pods: SentinelPods, gone: SentinelPod) -> None:
     """That all sentinels know of."""
     others = {each.port for each in pods.stores} - {gone.port}
@@ -77,10 +97,16 @@ def wait_for_a_failover(pods: SentinelPods, gone: SentinelPod) -> None:
 
 STUBS: Final = {
     # Says what the file of its host says; nothing to somebody without the TLS that a test asks for.
+    # Other questions than whom somebody follows have a file each, and leave a line.
     "valkey-cli": """
-host="" last=""
+host="" last="" of=""
 for word; do [ "$last" != -h ] || host=$word; last=$word; done
-test "${TLS:-$1}" = "$1" && cat "$ANSWERS/$host" 2>/dev/null
+case "$*" in
+  *" info keyspace") of=.keys ;;
+  *" sentinel master lexico") of=.state ;;
+  *" sentinel failover lexico") of=.failover; echo "$host" >> "$ANSWERS/asked" ;;
+esac
+test "${TLS:-$1}" = "$1" && cat "$ANSWERS/$host$of" 2>/dev/null
 """,
     "valkey-server": 'echo "server $@"\n',
     "valkey-sentinel": 'echo "sentinel $@"\n',
@@ -180,6 +206,49 @@ def test_a_server_follows_whom_others_name(
         assert "replicaof" not in line
     else:
         assert line.endswith(f"--replicaof {primary} 6379")
+
+
+TAKES_OVER: Final = "waiting: a replica that has the pages takes over\n"
+KEYS: Final = "# Keyspace\ndb0:keys=3,expires=2,avg_ttl=1\n"
+TWO_FOLLOW: Final = {W0: named(S0), W1: named(S0), S1: follows(S0), S2: follows(S0)}
+OF_PAGES: Final = {**TWO_FOLLOW, f"{S2}.keys": KEYS}
+
+
+@pytest.mark.parametrize(
+    ("answers", "primary", "asked", "waited"),
+    [
+        (TWO_FOLLOW, S0, [], ""),  # as empty as itself: all is new
+        ({**TWO_FOLLOW, f"{S1}.keys": "# Keyspace\n"}, S0, [], ""),
+        ({**OF_PAGES, f"{W0}.failover": "OK\n"}, S1, [W0], TAKES_OVER),
+        ({**OF_PAGES, f"{W1}.failover": "OK\n"}, S1, [W0, W1], TAKES_OVER),
+        ({**OF_PAGES, f"{W1}.state": "flags\nmaster,failover_in_progress\n"}, S1, [], TAKES_OVER),
+        ({**OF_PAGES, W0: "", W1: "", f"{W2}.failover": "OK\n"}, S1, SENTINELS, TAKES_OVER),
+        # A sentinel alone that was not there as another took over.
+        ({W0: named(S0), S1: PRIMARY, S2: follows(S1)}, S1, [], ""),
+    ],
+)
+def test_a_primary_that_comes_back_has_one_with_pages_take_over(
+    answers: dict[str, str], primary: str, asked: list[str], waited: str, tmp_path: Path
+) -> None:
+    line, said = Scripts(tmp_path).run("start.sh", "lexico-store-0", answers)
+    assert said == waited
+    assert line.endswith(f"--replicaof {primary} 6379") == (primary != S0)
+    assert "replicaof" in line or primary == S0
+    record = tmp_path / "answers" / "asked"
+    assert (record.read_text().split() if record.exists() else []) == asked
+
+
+@pytest.mark.parametrize("began", [{}, {f"{W0}.failover": "OK\n"}], ids=["refused", "begun"])
+def test_where_none_takes_over_the_primary_is_as_before(
+    began: dict[str, str], tmp_path: Path
+) -> None:
+    scripts = Scripts(tmp_path)
+    (tmp_path / "bin" / "sleep").write_text("#!/bin/sh\n")
+    line, said = scripts.run("start.sh", "lexico-store-0", {**OF_PAGES, **began})
+    assert "replicaof" not in line
+    assert said == TAKES_OVER
+    asked = (tmp_path / "answers" / "asked").read_text().split()
+    assert asked == ([W0] if began else SENTINELS * 5)
 
 
 def test_where_nobody_ever_answers_the_first_is_the_primary(tmp_path: Path) -> None:

@@ -11,13 +11,18 @@ ask() {
   timeout 3 valkey-cli $tls -e -h "${node%:*}" -p "${node##*:}" "$@" 2>/dev/null | tr '\n' ' '
 }
 
-# HOST:PORT of a server: whom it follows, itself where it is a primary. Sentinels' user may ask that.
+# HOST:PORT WORDS...: a server's answer to sentinels' user, who may ask `role` and `info`.
+as_sentinels() (
+  REDISCLI_AUTH=$(sed -n 's/^sentinel auth-pass lexico //p' /etc/valkey/auth/sentinel.conf)
+  export REDISCLI_AUTH
+  node=$1
+  shift
+  ask "$node" --user "$(sed -n 's/^sentinel auth-user lexico //p' /etc/valkey/auth/sentinel.conf)" "$@"
+)
+
+# HOST:PORT of a server: whom it follows, itself where it is a primary.
 follows() {
-  set -- "$1" $(
-    REDISCLI_AUTH=$(sed -n 's/^sentinel auth-pass lexico //p' /etc/valkey/auth/sentinel.conf)
-    export REDISCLI_AUTH
-    ask "$1" --user "$(sed -n 's/^sentinel auth-user lexico //p' /etc/valkey/auth/sentinel.conf)" role
-  )
+  set -- "$1" $(as_sentinels "$1" role)
   case "${2:-}" in
     master) echo "$1" ;;
     slave) echo "$3:$4" ;;

@@ -1,6 +1,6 @@
 # Starts a server of the page store: as the replica of whom the sentinels name, else of whom the other
 # servers know; where nobody answers, all begin, and the first is the primary.
-# A primary that comes back empty makes its replicas empty: pages are computed again then.
+# A primary that comes back is empty, and would make its replicas empty: one of them takes over first.
 set -eu
 self="$POD_NAME.lexico-store:6379"
 tls=""
@@ -32,6 +32,39 @@ until primary=$(named); do
   else
     wait_while "stores follow different primaries: $*"
   fi
+done
+
+# Whether a server that has pages follows this one.
+followed_with_pages() {
+  for each in $(echo "$answers" | awk -v self="$self" '$2 == self { print $1 }'); do
+    case "$(as_sentinels "$each" info keyspace)" in *db[0-9]*) return 0 ;; esac
+  done
+  return 1
+}
+
+# Has a replica take over: one sentinel alone begins that. It says which, if there is one.
+have_it_taken_over() {
+  for each in $sentinels; do
+    case "$(ask "$each" sentinel master lexico)" in *failover_in_progress*) echo "$each"; return ;; esac
+  done
+  for each in $sentinels; do
+    [ -z "$(ask "$each" sentinel failover lexico)" ] || { echo "$each"; return; }
+  done
+}
+
+tries=0
+begun=""
+while [ "$primary" = "$self" ]; do
+  answers=$(others)
+  another=$(echo "$answers" | awk '$1 == $2 { print $2; exit }')
+  if [ -n "$another" ]; then primary=$another; break; fi
+  [ -n "$begun" ] || followed_with_pages || break
+  tries=$((tries + 1))
+  if [ -n "$begun" ]; then most=20; else most=5; fi # sentinels may not answer, or take none of them
+  [ "$tries" -le "$most" ] || break
+  [ -n "$begun" ] || begun=$(have_it_taken_over)
+  wait_while "a replica that has the pages takes over"
+  primary=$(named) || primary=$self
 done
 echo "the primary is $primary"
 set -- --include /etc/valkey/auth/replication.conf --replica-announce-ip "${self%:*}"
