@@ -286,15 +286,13 @@ def test_a_call_leaves_nothing_behind_at_the_engines_memory(
     rig = Rig(transport, tmp_path, load_seconds=0.05, offload_seconds=0.05)
     rig.compute(3)
     stuck, answers = threading.Event(), list[list[bool]]()
+    page = rig.of(hashes(1), 3)
 
     async def stick() -> None:
         stuck.wait(PATIENCE_S)
 
-    def call() -> None:
-        answers.append(getattr(rig.side, what)(rig.of(hashes(1), 3)))
-
     rig.service.begin(stick())
-    caller = threading.Thread(target=call)
+    caller = threading.Thread(target=lambda: answers.append(getattr(rig.side, what)(page)))
     caller.start()
     try:
         wait_until(lambda: caplog.text.count("loop is stuck") > 1 or answers, "the call to wait on")
