@@ -58,14 +58,17 @@ class Call(Generic[T]):
             self._work.close()
 
     def result(self) -> T:
-        """Of a finished call.
+        """Of a call that has ended.
 
         Raises:
             Cancelled: the loop was shut down during the call.
+            InternalError: it ended under the call.
             BaseException: what the work raised.
         """
         if self._task is None:
             raise InternalError("the call has not begun")
+        if not self._task.done():
+            raise InternalError("the client's event loop ended under the call")
         try:
             return self._task.result()
         except asyncio.CancelledError as error:

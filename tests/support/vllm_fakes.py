@@ -14,7 +14,7 @@ from lexico_client.engines.vllm._coded import Found
 from lexico_codec.codecs.codec import Codec
 from lexico_codec.geometry import Geometry
 from lexico_codec.spec import CacheSpec, make_spec
-from lexico_proto.errors import LexicoError
+from lexico_proto.errors import InternalError, LexicoError
 
 PAGE_TOKENS, BLOCK_TOKENS = 8, 4
 GEOMETRY = Geometry(layers=2, kv_heads=2, head_dim=8, dtype="float32")
@@ -71,7 +71,9 @@ class FakeAnswer:
         self.ended.set()
 
     def result(self) -> Found:
-        assert self.finished, "the scheduler would have waited"
+        assert self.ended.is_set(), "the scheduler would have waited"
+        if not self.finished:
+            raise InternalError("the loop ended under the call")
         if self.error is not None:
             raise self.error
         assert self.found is not None
@@ -101,6 +103,7 @@ def step(
     running: dict[str, tuple[list[int], int, int]] | None = None,
     resumed: dict[str, tuple[list[int], int, int]] | None = None,
     finished: set[str] | None = None,
+    preempted: set[str] | None = None,
 ) -> SimpleNamespace:
     """A `SchedulerOutput`: name → (blocks, computed before, scheduled now). Blocks of new and
     resumed requests are all of theirs, of running ones those that were added."""
@@ -119,4 +122,5 @@ def step(
         ),
         num_scheduled_tokens={name: each[2] for name, each in {**new, **cached}.items()},
         finished_req_ids=finished or set(),
+        preempted_req_ids=preempted,
     )

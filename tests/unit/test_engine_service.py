@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import threading
 
 import pytest
 
@@ -55,6 +56,36 @@ def test_the_side_that_ends_first_leaves_the_other_its_calls() -> None:
         service.begin(work)
     work.close()
     service.close()  # once more: nothing
+
+
+def test_threads_that_use_memory_have_ended_before_the_client_is_closed() -> None:
+    """What is cancelled leaves its thread at the engine's memory."""
+    service, order = made(), list[str]()
+    cancelled, closed = threading.Event(), threading.Event()
+    close = service.client.close
+
+    def use() -> None:
+        assert cancelled.wait(PATIENCE_S)
+        closed.wait(0.2)  # for as long as it would take who does not wait for this
+        order.append("thread")
+
+    async def work() -> None:
+        try:
+            await asyncio.to_thread(use)
+        except asyncio.CancelledError:
+            cancelled.set()
+            raise
+
+    async def closing() -> None:
+        order.append("client")
+        closed.set()
+        await close()
+
+    service.client.close = closing  # type: ignore[method-assign]
+    service.begin(work())
+    service.wait(answered(), PATIENCE_S)
+    service.close()
+    assert order == ["thread", "client"]
 
 
 def test_an_engine_that_starts_again_gets_a_new_one() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -197,6 +198,27 @@ def test_a_model_that_is_named_is_looked_at_when_the_server_starts(folder: Path)
         Pages(AdapterConfig.of({**HERE, "model": "no/such-model"}))
 
 
+def test_a_model_whose_files_change_under_its_name_is_left_alone(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMCache tells the name alone: pages of the one would be stored as the other's."""
+    monkeypatch.setattr(_pages, "_LOOK_EVERY_S", 0.0)
+    folder, shape = save_tiny(tmp_path / "m"), keys_first(page_of()).shape
+    key, weights = key_of(str(folder)), folder / "model.safetensors"
+    pages = Pages(AdapterConfig.of(HERE))
+    before = pages.page(key, shape, torch.float32)
+    kept = weights.read_bytes()
+    weights.unlink()
+    assert identity(pages.page(key, shape, torch.float32)) == identity(before)
+    weights.write_bytes(kept[:-4] + bytes(4))
+    os.utime(weights, ns=(1, 1))
+    for _ in range(2):
+        with pytest.raises(Unsupported, match=r"files changed .* start the server again"):
+            pages.page(key, shape, torch.float32)
+    after = Pages(AdapterConfig.of(HERE)).page(key, shape, torch.float32)
+    assert identity(after) != identity(before)
+
+
 @pytest.mark.parametrize(
     ("extra", "said"),
     [
@@ -206,6 +228,14 @@ def test_a_model_that_is_named_is_looked_at_when_the_server_starts(folder: Path)
         ({**HERE, "weights": "ab" * 32}, "weights: give `model` with it"),
         ({**HERE, "block_tokens": -1}, "block_tokens: -1 < 0"),
         ({**HERE, "layout": 4}, "layout: 4: text"),
+        ({**HERE, "codec": "balancd"}, "codec: codec 'balancd': this build has presets"),
+        ({**HERE, "codec_config": {"sparsity": 8}}, "codec: "),
+        (
+            {**HERE, "codec": "lexico", "codec_config": {"sparsty": 8}},
+            "codec: codec lexico: its parameters are",
+        ),
+        ({**HERE, "load_seconds": 10**400}, "load_seconds: a positive"),
+        ({**HERE, "l1_read_ttl_seconds": 10**400}, "l1_read_ttl_seconds: a positive"),
         (
             {**HERE, "offload_seconds": 300},
             "offload_seconds: 300: LMCache locks an object for 300 s",

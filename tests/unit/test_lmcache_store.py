@@ -18,7 +18,7 @@ from lexico_client.engines.lmcache._config import AdapterConfig
 from lexico_client.engines.lmcache._log import LOG
 from lexico_client.engines.lmcache._pages import Pages
 from lexico_client.engines.lmcache._store import ObjectStore
-from lexico_proto.errors import Unavailable
+from lexico_proto.errors import ConfigurationError, Unavailable
 from lexico_proto.metrics import (
     ENGINE_PAGES,
     ENGINE_REQUESTS,
@@ -292,6 +292,32 @@ async def test_a_lossy_codec_takes_a_set_without_positions(folder: Path, tmp_pat
         for there, found in zip(given, into, strict=True):
             assert not torch.equal(there, found)
             assert (there - found).norm() < there.norm()
+
+
+@pytest.mark.parametrize("given", ["none.safetensors", "broken.safetensors"])
+async def test_a_set_that_cannot_be_read_is_named_at_the_start(
+    folder: Path, tmp_path: Path, given: str
+) -> None:
+    (tmp_path / "broken.safetensors").write_bytes(b"no set")
+    wrong: dict[str, Any] = {"codec": "lexico", "dictionary": str(tmp_path / given)}
+    with pytest.raises(ConfigurationError, match="adapter_params: dictionary: "):
+        async with running(folder, tmp_path, **wrong):
+            """It does not start."""
+
+
+async def test_without_a_set_objects_may_be_refused(
+    folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    transport, given = Transport(), objects()
+    refusing: dict[str, Any] = {"codec": "lexico", "without_set": "refuse"}
+    async with running(folder, tmp_path, transport, **refusing) as rig:
+        assert await rig.store.store([(rig.keys[0], given[0])]) == (False, 0)
+        assert await rig.find(given[0].shape) == [False] * COUNT
+        assert "match failed" in caplog.text
+        free = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM, kv_heads=HEADS)
+        page = rig.store._pages.page(rig.keys[0], given[0].shape, torch.float32)
+        await rig.store._client.publish_dictionary(free, page.spec)
+        assert (await rig.store.store([(rig.keys[0], given[0])]))[0]
 
 
 async def test_objects_are_lossless_until_a_set_is_published(folder: Path, tmp_path: Path) -> None:

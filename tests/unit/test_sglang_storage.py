@@ -16,6 +16,7 @@ from torch import Tensor
 from lexico_client import AsyncClient, InMemoryTransport
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
+from lexico_client.engines.sglang import _storage
 from lexico_client.engines.sglang._log import LOG
 from lexico_client.engines.sglang._pages import HostPages
 from lexico_client.engines.sglang._storage import Page, StorageSide
@@ -270,6 +271,37 @@ def test_a_load_ends_with_its_deadline(transport: Transport, tmp_path: Path) -> 
     assert rig.pool.computed(1).isnan().all()
     transport.open.set()
     rig.service.close()
+
+
+@pytest.mark.parametrize("what", ["load", "store"])
+def test_a_call_leaves_nothing_behind_at_the_engines_memory(
+    what: str,
+    transport: Transport,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """SGLang gives pages to others once it has the answer: they would be read as this one's."""
+    monkeypatch.setattr(_storage, "GRACE_S", 0.0)
+    rig = Rig(transport, tmp_path, load_seconds=0.05, offload_seconds=0.05)
+    rig.compute(3)
+    stuck, answers = threading.Event(), list[list[bool]]()
+    page = rig.of(hashes(1), 3)
+
+    async def stick() -> None:
+        stuck.wait(PATIENCE_S)
+
+    rig.service.begin(stick())
+    caller = threading.Thread(target=lambda: answers.append(getattr(rig.side, what)(page)))
+    caller.start()
+    try:
+        wait_until(lambda: caplog.text.count("loop is stuck") > 1 or answers, "the call to wait on")
+        assert not answers
+    finally:
+        stuck.set()
+        caller.join()
+        rig.service.close()
+    assert answers == [[False]] or what == "store"
 
 
 def test_a_node_without_an_ingress_stores_nothing(transport: Transport, tmp_path: Path) -> None:

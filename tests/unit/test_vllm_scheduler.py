@@ -307,13 +307,47 @@ def test_nothing_is_kept_of_requests_that_are_over() -> None:
         name = f"r{number}"
         lora = object() if number % 2 else None
         rig.side.matched(request(name, lora_request=lora), 0)
-        if number % 3:
-            rig.side.finished(name)
-        else:
-            rig.side.orders(step(finished={name}))
+        rig.side.finished(name)
+        rig.side.orders(step(finished={name}))
     assert not rig.side._prompts
     assert not rig.side._alone
     assert rig.side.orders(step(running={"r1": ([1], 8, 1)})).stores == []
+
+
+def test_a_request_of_a_name_that_another_had_is_stored() -> None:
+    """vLLM tells of the end of the other with the step after it, where the new one may begin."""
+    rig, a = Rig(0), request("a")
+    rig.side.matched(a, 0)
+    rig.side.finished("a")
+    rig.side.matched(a, 0)
+    rig.side.allocated(a, BLOCKS, 0)
+    orders = rig.side.orders(step(new={"a": (BLOCKS, 0, 35)}, finished={"a"}))
+    assert len(orders.stores) == 1
+    rig.side.lost({BLOCKS[0]})
+    assert rig.side._prompts["a"].failed
+
+
+def test_blocks_of_a_preempted_request_are_another_ones() -> None:
+    rig, a, b = Rig(3), request("a"), request("b")
+    rig.side.matched(a, 0)
+    rig.side.allocated(a, BLOCKS, 24)
+    rig.side.orders(step(new={"a": (BLOCKS, 24, 4)}))
+    rig.side.orders(step(preempted={"a"}))
+    rig.side.matched(b, 0)
+    rig.side.allocated(b, BLOCKS, 24)
+    rig.side.lost({BLOCKS[2]})
+    assert rig.side.matched(b, 0) == 0
+    assert rig.side.matched(a, 0) == 24
+
+
+def test_a_loop_that_ends_under_a_match_is_a_failure(caplog: pytest.LogCaptureFixture) -> None:
+    """Nobody will answer then: who asks again would ask for ever."""
+    rig, a = Rig(), request()
+    assert rig.side.matched(a, 0) is None
+    rig.finder.answers[0].ended.set()
+    assert rig.side.matched(a, 0) == 0
+    assert rig.outcomes() == {"failed": 1}
+    assert caplog.messages[0].startswith("match failed")
 
 
 # A set that is published while the engine runs

@@ -317,6 +317,7 @@ def test_once_closed_everything_is_a_miss(rig: Rig) -> None:
     assert rig.found(keys(1)) == [False]
     assert not rig.load(keys(1), 1).success
     assert not rig.store(keys(1), 0).success
+    assert rig.side._held == 0
 
 
 def test_a_close_ends_loads_and_gives_the_memory_back(

@@ -171,6 +171,12 @@ def test_settings_that_cannot_be_used(extra: dict[str, Any], said: str) -> None:
         TierConfig.of(extra)
 
 
+def test_tiers_are_a_list() -> None:
+    for wrong in ({"type": "LexicoTier"}, "LexicoTier", 5):
+        with pytest.raises(ConfigurationError, match="secondary_tiers: a list"):
+            tier_settings({"secondary_tiers": wrong})
+
+
 def test_only_tiers_of_ours_are_looked_at() -> None:
     entry = {"type": "LexicoTier", "module_path": "lexico_client.engines.vllm", "backpressure": {}}
     extra = {"secondary_tiers": [{"type": "fs", "root_dir": "/x"}, {**entry, **HERE}]}

@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import MISSING, dataclass, fields
 from typing import Any, ClassVar, Self
 
-from lexico_proto.errors import ConfigurationError, InvalidInput, LexicoError
+from lexico_proto.errors import ConfigurationError, InvalidInput, LexicoError, UnknownCodec
 from lexico_proto.limits import DIGEST_BYTES
 
 
@@ -32,6 +32,8 @@ class CheckedSettings:
         Raises:
             ConfigurationError: an unknown key, or a value that cannot be used.
         """
+        if not isinstance(extra, Mapping):
+            raise ConfigurationError(f"{cls.where}: an object with keys and values is needed")
         known = [field.name for field in fields(cls)]
         for key in extra:
             if key not in known:
@@ -84,7 +86,7 @@ class CheckedSettings:
         """What `check` gives; what it raises names the key."""
         try:
             return check(*args)
-        except (ConfigurationError, InvalidInput) as error:
+        except (InvalidInput, UnknownCodec) as error:
             raise cls._bad(key, error.message) from error
 
     @classmethod

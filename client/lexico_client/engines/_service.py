@@ -130,5 +130,6 @@ class Service:
         for task in others:
             task.cancel()
         await asyncio.gather(*others, return_exceptions=True)
+        await asyncio.get_running_loop().shutdown_default_executor()  # threads may use memory still
         await self.client.close()
         await asyncio.get_running_loop().shutdown_asyncgens()

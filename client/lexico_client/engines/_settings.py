@@ -19,6 +19,8 @@ from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import salt_bytes
 
 _MAX_TOKEN_BYTES: Final = 1 << 16
+_MAX_SECONDS: Final = 1e6
+"""Of a deadline: eleven days. Clocks of libraries below run over with numbers that mean never."""
 
 
 @dataclass(frozen=True)
@@ -84,12 +86,17 @@ class EngineSettings(CheckedSettings):
         ):
             self._check_range(key, 0 if key == "staging_bytes" else 1, most)
         for key in ("match", "load", "idle", "offload", "sets", "drain"):
-            if not 0 < getattr(self, f"{key}_seconds") < float("inf"):
-                raise self._bad(f"{key}_seconds", "a positive number of seconds is needed")
+            self._check_seconds(f"{key}_seconds")
         self._told("salt", salt_bytes, self.salt)
         self._told("without_set", checked_without_set, self.without_set)
         if self.weights is not None:
             self.weights_digest()
+
+    def _check_seconds(self, key: str) -> None:
+        if not 0 < getattr(self, key) <= _MAX_SECONDS:
+            raise self._bad(
+                key, f"a positive number of seconds is needed, {_MAX_SECONDS:.0f} at most"
+            )
 
     def weights_digest(self) -> bytes | None:
         """The fingerprint that was given."""

@@ -9,6 +9,7 @@ from typing import Any, ClassVar, Final
 
 from lexico_client.engines._checked import CheckedSettings
 from lexico_client.engines._settings import EngineSettings
+from lexico_codec.presets import codec_named
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import salt_bytes
 from lexico_proto.errors import ConfigurationError
@@ -48,6 +49,9 @@ class AdapterConfig(EngineSettings):
     def __post_init__(self) -> None:
         super().__post_init__()
         _check_model(self)
+        self._told("codec", codec_named, self.codec, self.codec_config)
+        for lock in ("l1_read_ttl_seconds", "l1_write_ttl_seconds"):
+            self._check_seconds(lock)
         for call, lock in (("offload", "l1_read_ttl"), ("load", "l1_write_ttl")):
             seconds, locked = getattr(self, f"{call}_seconds"), getattr(self, f"{lock}_seconds")
             if not seconds <= _OF_A_LOCK * locked:

@@ -12,7 +12,8 @@ import os
 import struct
 import sys
 import threading
-from collections.abc import Sequence
+import time
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Final, Protocol
@@ -36,6 +37,10 @@ from lexico_proto.limits import DIGEST_BYTES
 HASH_BYTES: Final = 32
 """Of blake3 and of sha256, which LMCache can be told to use. What it falls back to has 8, what is
 fast and no cryptographic hash has 16."""
+_LOOK_EVERY_S: Final = 5.0
+"""Between two looks at a model's files: an engine takes longer to start."""
+_FILES: Final = ("config.json", "*.safetensors", "*.safetensors.index.json", "*.gguf")
+"""Of a model's folder, those that say what its keys and values are."""
 _SCHEME: Final = "lmcache"
 _VLLM_HASHES: Final = "vllm.v1.core.kv_cache_utils"
 """Where LMCache has its hashes begin, unless they are blake3: at random without `_SEED`, in
@@ -85,6 +90,8 @@ class _Model:
     weights: bytes
     config: Any
     geometries: dict[torch.dtype, Geometry]
+    files: Mapping[str, tuple[int, ...]]
+    """What they were when they were read; none where a fingerprint was given."""
 
     def geometry(self, dtype: torch.dtype) -> Geometry:
         """Of the whole model, without rotary embedding."""
@@ -111,6 +118,8 @@ class Pages:
         self._reading = threading.Lock()
         self._lock = threading.Lock()
         self._models: dict[str, _Model | LexicoError] = {}
+        self._looked: dict[str, float] = {}
+        """When a model's files were last looked at."""
         self._specs: dict[tuple[Any, ...], CacheSpec] = {}
         if settings.model:
             self.model(settings.model)
@@ -143,8 +152,8 @@ class Pages:
         return Page(spec, token_ids, inputs, found, is_slice(key.kv_rank), model.folder)
 
     def knows(self, name: str) -> bool:
-        """Whether a model's files were looked at."""
-        return name in self._models
+        """Whether a model's files were looked at, and lately."""
+        return name in self._models and time.monotonic() - self._looked[name] < _LOOK_EVERY_S
 
     def model(self, name: str) -> _Model:
         """What is known of a model.
@@ -155,13 +164,18 @@ class Pages:
         Raises:
             LexicoError: it is not the one that was named, or cannot be used.
         """
-        if name not in self._models:  # who knows it does not wait for who reads another
+        if not self.knows(name):  # who knows it does not wait for who reads another
             with self._reading:
-                if name not in self._models:
+                if not self.knows(name):
                     try:
-                        self._models[name] = self._read(name)
+                        found = self._models.get(name)
+                        if found is None:
+                            self._models[name] = self._read(name)
+                        elif isinstance(found, _Model):
+                            self._check_same(name, found)
                     except LexicoError as error:
                         self._models[name] = error
+                    self._looked[name] = time.monotonic()
         known = self._models[name]
         if isinstance(known, LexicoError):
             raise type(known)(known.message)
@@ -178,8 +192,28 @@ class Pages:
             config = AutoConfig.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise ConfigurationError(f"{folder}: its config cannot be read ({error})") from error
-        weights = settings.weights_digest() or fingerprint_files(folder)
-        return _Model(str(folder), weights, config, {})
+        if (weights := settings.weights_digest()) is not None:
+            return _Model(str(folder), weights, config, {}, {})
+        files = _stamped(folder)  # before they are read
+        return _Model(str(folder), fingerprint_files(folder), config, {}, files)
+
+    def _check_same(self, name: str, model: _Model) -> None:
+        """
+        Raises:
+            Unsupported: the engines of that name have other weights by now, or will have.
+        """
+        try:
+            folder = _folder(self._settings.folder or name)
+            files = _stamped(folder)
+        except (OSError, ConfigurationError):
+            return
+        # No engine starts with files that are gone.
+        moved = str(folder) != model.folder or bool(files.items() - model.files.items())
+        if model.files and moved:
+            raise Unsupported(
+                f"model {name}: its files changed since this server read them, and LMCache has one "
+                "name for the caches of both: start the server again, with engines of one of them"
+            )
 
     def _spec(
         self, model: _Model, whole: Geometry, shape: ObjectShape, cache_salt: str
@@ -197,6 +231,16 @@ class Pages:
                     salt=_salt(self._settings.salt, cache_salt),
                 )
             return self._specs[key]
+
+
+def _stamped(folder: Path) -> dict[str, tuple[int, ...]]:
+    """What tells of a change of a model's files: the name of each, and what it is.
+
+    Raises:
+        OSError: one cannot be looked at.
+    """
+    found = ((file, file.stat()) for name in _FILES for file in folder.glob(name))
+    return {file.name: (at.st_dev, at.st_ino, at.st_size, at.st_mtime_ns) for file, at in found}
 
 
 def _check_hash(chunk_hash: bytes) -> None:

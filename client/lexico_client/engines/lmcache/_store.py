@@ -17,15 +17,23 @@ import torch
 from torch import Tensor
 
 from lexico_client._async_client import AsyncClient
-from lexico_client._coding import Coding
+from lexico_client._coding import Coding, checked_without_set
 from lexico_client._results import PageOutcome
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._turns import Left, in_turn, until
 from lexico_client.engines.lmcache._config import AdapterConfig
 from lexico_client.engines.lmcache._pages import ObjectKey, Page, Pages
 from lexico_codec.inputs import PageInputs
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
-from lexico_proto.errors import Cancelled, DeadlineExpired, UnknownDictionary, Unsupported
+from lexico_proto.errors import (
+    Cancelled,
+    ConfigurationError,
+    DeadlineExpired,
+    LexicoError,
+    UnknownDictionary,
+    Unsupported,
+)
 
 Layouts = Mapping[int, tuple[Sequence[int], torch.dtype]]
 """Object group → shape and type of its objects, as a look-up is told them."""
@@ -48,11 +56,15 @@ class ObjectStore:
             client: closed by its owner.
             settings: of the adapter.
             counts: of this.
+
+        Raises:
+            ConfigurationError: a dictionary set that cannot be read.
         """
         self._pages = pages
         self._client = client
         self._settings = settings
         self._counts = counts
+        self._given = _set_given(settings)
         self._codings: dict[CacheSpec, Coding] = {}
         self._learning = asyncio.Lock()
         self._loading = asyncio.Semaphore(settings.concurrent_loads)
@@ -150,23 +162,23 @@ class ObjectStore:
             async with in_turn(self._loading, left):
                 page = await self._page(key, into.shape, into.dtype)
                 tokens = page.shape.tokens
-                came = await self._filled(page, into, left())
+                came = await self._filled(page, into, left)
         except Exception as error:  # noqa: BLE001 - whatever it is, the engine computes
             self._counts.warn("load", error)
         self._counts.tokens("loaded" if came else "lost", tokens)
         return came
 
-    async def _filled(self, page: Page, into: Tensor, seconds: float) -> bool:
+    async def _filled(self, page: Page, into: Tensor, left: Left) -> bool:
         layout, shape, client = self._pages.layout, page.shape, self._client
         coding = await self._coding(page)
         # All of its tokens are wanted: what an engine computes anew is LMCache's to say.
-        spec, left = await client.spec_to_load(
+        spec, seconds = await client.spec_to_load(
             coding,
             page.spec,
             page.token_ids,
             recent_tokens=1,
             inputs=page.inputs,
-            timeout=seconds,
+            timeout=left(),
         )
         room = layout.room(into, shape)
         loaded = await client.load(
@@ -175,7 +187,7 @@ class ObjectStore:
             lambda pages: _view(spec, room),
             inputs=page.inputs,
             pages=range(1),
-            timeout=left,
+            timeout=seconds,
         )
         while loaded.unfinished is not None and not loaded.unfinished.is_set():
             await asyncio.sleep(_LOOK_S)  # a thread may still write into the object
@@ -258,7 +270,8 @@ class ObjectStore:
 
         Raises:
             Unsupported: a rank's part of a model, and a codec that has a set.
-            LexicoError: the codec, or the set that was given, does not serve.
+            LexicoError: the codec, or the set that was given, does not serve; or there is none,
+                and pages shall not be lossless.
         """
         settings, base = self._settings, replace(page.spec, salt=b"")
         async with self._learning:
@@ -272,10 +285,24 @@ class ObjectStore:
                     base,
                     settings.codec,
                     codec_config=settings.codec_config,
-                    dictionary=settings.dictionary_given(),
+                    dictionary=self._given,
+                    without_set=checked_without_set(settings.without_set),
                     model=page.folder,
                 )
             return self._codings[base]
+
+
+def _set_given(settings: AdapterConfig) -> DictionarySet | bytes | None:
+    """
+    Raises:
+        ConfigurationError: naming the setting.
+    """
+    try:
+        return settings.dictionary_given()
+    except ConfigurationError:
+        raise
+    except LexicoError as error:
+        raise ConfigurationError(f"{settings.where}: dictionary: {error.message}") from error
 
 
 def _layout_of(layouts: Layouts, key: ObjectKey) -> tuple[Sequence[int], torch.dtype]:

@@ -156,7 +156,7 @@ class StorageSide:
         anything."""
         size, came = self._page_tokens, 0
         try:
-            came = self._result(self._loaded(pages), self._load_s, writes=True)
+            came = self._result(self._loaded(pages), self._load_s, in_memory=True)
         except Exception as error:  # noqa: BLE001 - as above: they are computed
             self._counts.warn("load", error)
         self._counts.tokens("loaded", came * size)
@@ -170,7 +170,8 @@ class StorageSide:
         once = {page.hash: page for page in pages}
         ended: dict[bytes, PageOutcome] = {}
         try:
-            self._result(self._stored(list(once.values()), ended), self._offload_s)
+            work = self._stored(list(once.values()), ended)
+            self._result(work, self._offload_s, in_memory=True)
         except Exception as error:  # noqa: BLE001 - of the engine's requests none depends on it
             self._counts.warn("store", error)
         present = sum(outcome is PageOutcome.PRESENT for outcome in ended.values())
@@ -227,11 +228,14 @@ class StorageSide:
         if refused:
             raise refused[0]
 
-    def _result(self, work: Coroutine[Any, Any, T], seconds: float, *, writes: bool = False) -> T:
+    def _result(
+        self, work: Coroutine[Any, Any, T], seconds: float, *, in_memory: bool = False
+    ) -> T:
         """Of work on the loop, which ends within so many seconds, or soon after.
 
         Args:
-            writes: into memory that is the engine's again after the call: it is not left behind.
+            in_memory: whether it reads or writes memory that is the engine's again after the call,
+                and others' soon: it is not left behind.
 
         Raises:
             LexicoError: what the work raised; it did not end; or there is no loop any more.
@@ -243,7 +247,7 @@ class StorageSide:
             raise
         while not call.ended.wait(seconds + GRACE_S):
             LOG.error("no answer within %g s: the client's event loop is stuck", seconds)
-            if not writes:
+            if not in_memory:
                 raise DeadlineExpired(f"no answer within {seconds:g} s")
         if not call.finished:
             call.drop()

@@ -33,18 +33,14 @@ class Answer(Protocol):
     """A match under way."""
 
     @property
-    def finished(self) -> bool:
-        """Whether there is a result."""
-
-    @property
     def ended(self) -> threading.Event:
-        """Set when there is one, or will be none."""
+        """Set when there is a result, or will be none."""
 
     def result(self) -> Found:
-        """Of a finished one.
+        """Of one that has ended.
 
         Raises:
-            LexicoError: the service could not answer.
+            LexicoError: the service could not answer, or its loop has ended.
         """
 
 
@@ -65,7 +61,7 @@ class Step(Protocol):
     scheduled_new_reqs: Sequence[Any]
     scheduled_cached_reqs: Any
     num_scheduled_tokens: dict[str, int]
-    finished_req_ids: set[str]
+    preempted_req_ids: set[str] | None
 
 
 @dataclass
@@ -152,7 +148,7 @@ class SchedulerSide:
         if prompt is None:
             return 0
         if prompt.answer is not None and not prompt.learnt:
-            if not prompt.answer.finished:
+            if not prompt.answer.ended.is_set():
                 return None
             self._learn(prompt, prompt.answer)
         return self._promise(prompt, computed)
@@ -182,6 +178,9 @@ class SchedulerSide:
     def orders(self, step: Step) -> Orders:
         """What the workers are to do with this step: begin the loads, and store the prompts that
         are computed at its end."""
+        for name in step.preempted_req_ids or ():
+            if (prompt := self._prompts.get(name)) is not None:
+                prompt.blocks = []  # they are others' from now on
         for each in step.scheduled_new_reqs:
             if (prompt := self._prompts.get(each.req_id)) is not None:
                 prompt.blocks = list(each.block_ids[0])
@@ -196,8 +195,6 @@ class SchedulerSide:
             if more:
                 prompt.blocks += more[0]
             self._offer(name, prompt, cached.num_computed_tokens[place], step)
-        for name in step.finished_req_ids:
-            self.finished(name)
         orders, self._orders = self._orders, Orders()
         idle, before = not step.num_scheduled_tokens, self._idle
         # The step before may run still: an engine goes on before it has what a device computes.
@@ -234,7 +231,7 @@ class SchedulerSide:
         """Waits a moment for an answer, where one is awaited."""
         for prompt in self._prompts.values():
             answer = prompt.answer
-            if answer is not None and not (prompt.learnt or prompt.used or answer.finished):
+            if answer is not None and not (prompt.learnt or prompt.used or answer.ended.is_set()):
                 answer.ended.wait(REST_S)
                 return
 

@@ -7,6 +7,7 @@ from typing import Any, ClassVar, Final
 
 from lexico_client.engines._settings import EngineSettings
 from lexico_client.engines.vllm.tier._layout import LAYOUTS
+from lexico_proto.errors import ConfigurationError
 
 TIER: Final = "LexicoTier"
 VLLMS: Final = ("type", "module_path", "backpressure")
@@ -50,6 +51,8 @@ def tier_settings(extra: Any) -> list[TierConfig]:
         ConfigurationError: as `TierConfig`.
     """
     tiers = extra.get("secondary_tiers") or []
+    if not isinstance(tiers, list):
+        raise ConfigurationError("secondary_tiers: a list of tiers is needed")
     return [
         TierConfig.of({key: value for key, value in tier.items() if key not in VLLMS})
         for tier in tiers

@@ -15,7 +15,7 @@ from typing import Any, Final, NamedTuple, TypeVar
 from lexico_client._loop_thread import Call
 from lexico_client._results import PageOutcome
 from lexico_client.engines._coded_pages import CodedPages
-from lexico_client.engines._counts import Counts
+from lexico_client.engines._counts import WARN_EVERY_S, Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines._turns import for_each, in_turn, until
 from lexico_client.engines.vllm._log import LOG
@@ -31,7 +31,7 @@ HASH_BYTES: Final = 32
 _GROUP_BYTES: Final = 4
 """With which a key of vLLM's ends: the number of the chunk's group."""
 STUCK_S: Final = 5.0
-"""After which it is said that a job does not end."""
+"""After which it is said that a job does not end, and then once a minute."""
 _LOOK_S: Final = 0.001
 
 
@@ -122,6 +122,8 @@ class TierSide:
         else:
             self._hold(size)
             self._begin(job, self._stored, loads=False)
+            if self._running[job.number].call is None:
+                self._hold(-size)
 
     def ended(self) -> list[Ended]:
         """Jobs that have ended since the last time, in the order in which they began."""
@@ -284,8 +286,10 @@ class TierSide:
 
     def _wait_for_jobs(self) -> None:
         for running in list(self._running.values()):
-            while running.call is not None and not running.call.ended.wait(STUCK_S):
+            patience = STUCK_S
+            while running.call is not None and not running.call.ended.wait(patience):
                 LOG.error("a job does not end: number=%d", running.job.number)
+                patience = WARN_EVERY_S
 
     async def _drained(self, seconds: float) -> None:
         left = until(seconds)
