@@ -32,6 +32,8 @@ from tests.support.vllm_service import engine_service
 
 PARTS: Final = ("first-token", "conversations", "agreement")
 TESTS: Final = ("tests/unit/test_vllm_*.py", "tests/vllm/test_turns.py")
+ANSWER, LONG_ANSWER = 16, 32
+"""Tokens of an answer, and of one whose agreement is counted."""
 AT_MOST: Final = {
     "reload_balanced": 0.25,
     "reload_lossless": 0.25,
@@ -67,7 +69,7 @@ def first_token(both: list[Nursery], model: Path, options: argparse.Namespace) -
         for codec in options.codecs:
             described = machine()
             own, prompts = prompts[: options.rounds + 1], prompts[options.rounds + 1 :]
-            row = vllm_first_token.measure(both[0], addresses, codec, own, options.answer)
+            row = vllm_first_token.measure(both[0], addresses, codec, own, options.answer or ANSWER)
             print(table([flat(row)]), flush=True)
             rows[codec] = {**row, "machine": described}
     return rows
@@ -79,7 +81,7 @@ def conversations(both: list[Nursery], model: Path, options: argparse.Namespace)
     asked, described = texts(AutoTokenizer.from_pretrained(model), count, tokens), machine()
     asked = asked[options.after :]
     with engine_service() as service:
-        row = vllm_conversations.measure(both, service.settings, asked, options.answer)
+        row = vllm_conversations.measure(both, service.settings, asked, options.answer or ANSWER)
     print(table([row]), flush=True)
     return {"lossless": {**row, "machine": described}}
 
@@ -90,7 +92,9 @@ def agreement(both: list[Nursery], model: Path, options: argparse.Namespace) -> 
     prompts = texts(AutoTokenizer.from_pretrained(model), count, options.prompt_tokens)
     prompts, described = prompts[options.after :], machine()
     with engine_service() as service:
-        rows = vllm_agreement.measure(both[0], service.settings, ["near"], prompts, options.answer)
+        rows = vllm_agreement.measure(
+            both[0], service.settings, ["near"], prompts, options.answer or LONG_ANSWER
+        )
     print(table(rows), flush=True)
     return {row["cache"]: {**row, "machine": described} for row in rows}
 
@@ -124,7 +128,9 @@ def main() -> None:
     parser.add_argument("--prompts", type=int, default=20, help="of agreement")
     parser.add_argument("--prompt-tokens", type=int, default=600)
     parser.add_argument("--after", type=int, default=0, help="so many conversations or prompts")
-    parser.add_argument("--answer", type=int, default=16, help="tokens of each answer")
+    parser.add_argument(
+        "--answer", type=int, help=f"tokens of each answer: {ANSWER}, in agreement {LONG_ANSWER}"
+    )
     parser.add_argument("--no-gate", action="store_true")
     options = parser.parse_args()
     if not PYTHON:
