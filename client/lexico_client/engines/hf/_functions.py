@@ -146,7 +146,7 @@ def _held(value: Any, module: Any, way: tuple[int, ...]) -> str | None:
     if isinstance(value, Enum):
         return f"{type(value).__qualname__}.{value.name}"
     if isinstance(value, np.ndarray):
-        return _numbers(value)
+        return array_in_words(value)
     if isinstance(value, _COLLECTIONS):
         if id(value) in way:
             return "again"
@@ -163,7 +163,7 @@ def _held(value: Any, module: Any, way: tuple[int, ...]) -> str | None:
     return None
 
 
-def _numbers(array: npt.NDArray[Any]) -> str | None:
+def array_in_words(array: npt.NDArray[Any]) -> str | None:
     """An array in words; None for one of objects, and for one that is too large to be looked at in
     every call."""
     if array.dtype.hasobject or array.nbytes > _MOST_BYTES:
