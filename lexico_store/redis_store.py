@@ -158,8 +158,7 @@ class RedisStore(PageStore):
         """
 
         def forgotten() -> bool:
-            found = self._servers.run([("GET", mark)])[0]
-            return found is not None and int(found) >= began_us
+            return _time_us(self._servers.run([("GET", mark)])[0]) >= began_us
 
         if forgotten():
             return False
@@ -240,7 +239,7 @@ class RedisStore(PageStore):
         return [bool(n) for n in self._run("forget", [("UNLINK", name) for name in names])]
 
     def _marked_us(self, mark: str) -> int:
-        return int(self._run("forgotten", [("GET", mark)])[0] or 0)
+        return _time_us(self._run("forgotten", [("GET", mark)])[0])
 
     def read_record(self, name: str, fields: Sequence[bytes] | None = None) -> dict[bytes, bytes]:
         if fields is None:
@@ -337,6 +336,11 @@ class RedisStore(PageStore):
             raise as_lexico(error, doing) from error
         finally:
             self._slots.release()
+
+
+def _time_us(mark: bytes | None) -> int:
+    """Of a mark; 0 where there is none, or something else in its place."""
+    return int(mark) if mark is not None and mark.isdigit() and len(mark) < 20 else 0
 
 
 def _renewals(names: Sequence[str], lives: list[int]) -> list[Command]:

@@ -7,12 +7,13 @@
 -- returns  1 if the lease is the caller's now, 0 if another holds it
 local time = redis.call("TIME")
 local now = time[1] * 1000 + math.floor(time[2] / 1000)
-local held = redis.call("GET", KEYS[1])
-if held then
-  local colon = string.find(held, ":", 1, true)
-  if string.sub(held, colon + 1) ~= ARGV[1] and tonumber(string.sub(held, 1, colon - 1)) > now then
-    return 0
-  end
+-- What is no lease, or ends when none does, as somebody else may have written there, holds nothing.
+local most = now + math.max(ARGV[2], ARGV[3])
+local held = redis.pcall("GET", KEYS[1])
+local colon = type(held) == "string" and string.find(held, ":", 1, true)
+local ends = colon and tonumber(string.sub(held, 1, colon - 1))
+if ends and string.sub(held, colon + 1) ~= ARGV[1] and ends > now and ends <= most then
+  return 0
 end
 redis.call("SET", KEYS[1], string.format("%.0f:", now + ARGV[2]) .. ARGV[1], "PX", math.max(ARGV[2], ARGV[3]))
 return 1

@@ -3,8 +3,10 @@
 -- KEYS[2]  its mark: when it was forgotten, in microseconds since 1970
 -- ARGV[1]  when it set out
 -- returns  1 if the page stays
-local mark = redis.call("GET", KEYS[2])
-if mark and tonumber(mark) >= tonumber(ARGV[1]) then
+-- What is no time, as somebody else may have written there, is no mark.
+local mark = redis.pcall("GET", KEYS[2])
+local forgotten = type(mark) == "string" and #mark < 20 and tonumber(mark)
+if forgotten and forgotten >= tonumber(ARGV[1]) then
   redis.call("UNLINK", KEYS[1])
   return 0
 end

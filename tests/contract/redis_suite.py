@@ -15,7 +15,7 @@ import redis
 from lexico_proto.errors import Busy, InternalError, StoreUnavailable
 from lexico_proto.limits import MAX_FRAME_BYTES
 from lexico_store import PageStore, StoreSettings, keys, open_store
-from lexico_store.lifetimes import LINGER_MS
+from lexico_store.lifetimes import LINGER_MS, now_us
 from tests.contract.store_suite import TTL_S, StoreSuite, key_of
 from tests.support.broken_pages import BREAKS
 from tests.support.leases import held_leases
@@ -169,6 +169,24 @@ class RedisSuite(StoreSuite):
             store.lease(scope, key_of(3), short)
             wait_until(lambda: held_leases(raw) == 2, "the end of the short lease")
         assert held_leases(raw) == 1
+
+    @pytest.mark.parametrize(
+        "instead", [b"", b"x", b":", b"x:x", b"9" * 400, b"9" * 400 + b":x", None]
+    )
+    def test_what_is_no_lease_holds_nothing(
+        self, store: PageStore, raw: Any, scope: bytes, instead: bytes | None
+    ) -> None:
+        """Nor is what is no mark one: else the page could not be stored for a month, or ever."""
+        for name in (keys.lease(scope, key_of(1)), keys.mark(scope, key_of(1))):
+            raw.delete(name)
+            _ = raw.rpush(name, b"x") if instead is None else raw.set(name, instead)
+        lease = store.lease(scope, key_of(1), TTL_S)
+        assert lease is not None
+        assert store.lease(scope, key_of(1), TTL_S) is None
+        assert store.commit(scope, key_of(1), [b"a"], TTL_S, began_us=now_us())
+        assert lease.release()
+        store.forget_pages(scope, [key_of(1)])
+        assert not store.commit(scope, key_of(1), [b"a"], TTL_S, began_us=1)
 
     def test_release_after_the_server_forgot_the_script(
         self, store: PageStore, raw: Any, scope: bytes

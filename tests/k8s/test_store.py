@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -15,11 +17,22 @@ from urllib.parse import urlsplit
 
 import pytest
 import redis
+from redis.crc import key_slot
 
 from k8s.checks.rendering import COMPONENTS, Rendering, base_with
 from lexico_store import open_store
 from tests.support.authorities import Authority
-from tests.support.store_pods import SECRETS, STORE, config_of, pod_of, sentinel, told, valkey
+from tests.support.store_pods import (
+    OPTIONS_NOT_OF_REDIS_7,
+    SECRETS,
+    STORE,
+    Server,
+    config_of,
+    pod_of,
+    sentinel,
+    told,
+    valkey,
+)
 from tests.support.waiting import PATIENCE_S, wait_until
 
 Conf = Mapping[str, str]
@@ -210,40 +223,17 @@ def test_sentinels_may_fail_over(
 def test_the_job_makes_a_cluster_and_leaves_one_alone(
     store_conf: Conf, tls_conf: Conf, tmp_path: Path, tls: bool
 ) -> None:
-    rendering = base_with("cluster")
-    arguments = pod_of(rendering, "store").containers[0]["args"][1:]
-    arguments = [each.replace("$(POD_NAME).lexico-store", "localhost") for each in arguments]
-    tools = tmp_path / "bin"
-    tools.mkdir()
-    cli = shutil.which("redis-cli")
-    assert cli is not None, "redis-cli is not on PATH: run `make test`, or install redis-tools"
-    (tools / "valkey-cli").symlink_to(cli)
     conf, authority = (tls_conf, Authority()) if tls else (store_conf, None)
     with ExitStack() as stack:
         servers = [
             stack.enter_context(
-                valkey(tmp_path / f"{i}", conf, STORE, *arguments, authority=authority)
+                valkey(tmp_path / f"{i}", conf, STORE, *_options(tls), authority=authority)
             )
             for i in range(3)
         ]
-        script = servers[0].here((COMPONENTS / "cluster" / "cluster.sh").read_text())
-        environment = {
-            **os.environ,
-            "PATH": f"{tools}:{os.environ['PATH']}",
-            "NODES": " ".join(f"127.0.0.1:{server.port}" for server in servers),
-            "REDISCLI_AUTH": STORE["operator-password"],
-            "REPLICAS": "0",
-        }
         before: list[object] = []
         for _ in range(2):  # the second time there is one
-            done = subprocess.run(
-                ["sh", "-c", script],
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=PATIENCE_S,
-                check=False,
-            )
+            done = _job(tmp_path, servers, "0")
             assert done.returncode == 0, done.stdout + done.stderr
             assert "cluster_state:ok" in done.stdout
             slots = servers[0].operator.execute_command("CLUSTER SLOTS")
@@ -257,3 +247,75 @@ def test_the_job_makes_a_cluster_and_leaves_one_alone(
         with open_store(url) as store:
             assert [str(each) for each in store.look()] == []
             store.ping()
+
+
+def test_a_primary_of_a_cluster_that_ends_has_its_replica_take_over(
+    store_conf: Conf, tmp_path: Path
+) -> None:
+    """At once, and not after the timeout: who is back before that is empty, and so is its replica
+    then."""
+    options = _options(tls=False)
+    options[options.index("--cluster-node-timeout") + 1] = str(round(2000 * PATIENCE_S))
+    with ExitStack() as stack:
+        servers = [
+            stack.enter_context(valkey(tmp_path / f"{i}", store_conf, STORE, *options))
+            for i in range(6)
+        ]
+        done = _job(tmp_path, servers, "1")
+        assert done.returncode == 0, done.stdout + done.stderr
+        primary = next(each for each in servers if _role(each.operator) == "master")
+        raw = primary.operator
+        owned = {s[2][1]: range(s[0], s[1] + 1) for s in raw.execute_command("CLUSTER SLOTS")}
+        names = map(str, itertools.count())
+        name = next(each for each in names if key_slot(each.encode()) in owned[primary.port])
+        replica = wait_until(
+            lambda: next((each for each in servers if _follows(each.operator, primary)), None),
+            "a replica that copies",
+        )
+        assert replica is not None
+        raw.set(name, "kept")
+        assert raw.wait(1, round(1000 * PATIENCE_S)) == 1
+        os.kill(int(raw.info("server")["process_id"]), signal.SIGTERM)
+        wait_until(lambda: _role(replica.operator) == "master", "a replica that took over")
+        assert replica.operator.get(name) == "kept"
+
+
+def _options(tls: bool) -> list[str]:
+    """Of a server of the cluster; over TLS it is Redis 7."""
+    found = pod_of(base_with("cluster"), "store").containers[0]["args"][1:]
+    options = [each.replace("$(POD_NAME).lexico-store", "localhost") for each in found]
+    return [o for o in options if not tls or o not in OPTIONS_NOT_OF_REDIS_7]
+
+
+def _job(
+    folder: Path, servers: Sequence[Server], replicas: str
+) -> subprocess.CompletedProcess[str]:
+    """Runs the script that makes a cluster of servers."""
+    tools = folder / "bin"
+    tools.mkdir(exist_ok=True)
+    cli = shutil.which("redis-cli")
+    assert cli is not None, "redis-cli is not on PATH: run `make test`, or install redis-tools"
+    if not (tools / "valkey-cli").exists():
+        (tools / "valkey-cli").symlink_to(cli)
+    script = servers[0].here((COMPONENTS / "cluster" / "cluster.sh").read_text())
+    environment = {
+        **os.environ,
+        "PATH": f"{tools}:{os.environ['PATH']}",
+        "NODES": " ".join(f"127.0.0.1:{server.port}" for server in servers),
+        "REDISCLI_AUTH": STORE["operator-password"],
+        "REPLICAS": replicas,
+    }
+    return subprocess.run(
+        ["sh", "-c", script],
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=PATIENCE_S,
+        check=False,
+    )
+
+
+def _follows(raw: Any, primary: Server) -> bool:
+    """Whether a server copies another."""
+    role = raw.role()
+    return bool(role[0] == "slave" and role[2] == primary.port and role[3] == "connected")

@@ -27,6 +27,7 @@ SECRETS: Final = {each["metadata"]["name"]: each["stringData"] for each in secre
 STORE: Final = SECRETS["lexico-store"]
 _MOUNTS: Final = ("/etc/valkey/auth", "/etc/valkey/config", "/etc/valkey/store", "/etc/valkey/tls")
 NOT_OF_REDIS_7: Final = "tls-auto-reload-interval 300\n"
+OPTIONS_NOT_OF_REDIS_7: Final = ["--shutdown-on-sigterm", "failover"]
 
 
 @dataclass(frozen=True)

@@ -3,11 +3,19 @@ what they are is part of the model's identity, in every call anew."""
 
 from __future__ import annotations
 
+import copy
+import enum
+import threading
+from collections import OrderedDict, defaultdict, deque, namedtuple
 from collections.abc import Callable
+from decimal import Decimal
+from fractions import Fraction
+from functools import lru_cache, partial
 from pathlib import Path
 from types import MethodType
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -120,6 +128,64 @@ def test_a_program_of_its_own() -> None:
     endless: list[Any] = [1]
     endless.append(endless)
     assert said_of(made(SCALE=endless)) != said_of(made(SCALE=[1]))
+
+
+class Size(enum.Enum):
+    SMALL = 0.5
+    LARGE = 2.0
+
+
+Pair = namedtuple("Pair", "x y")
+
+TWO: Any = {
+    "numbers of numpy": (np.float32(0.5), np.float32(2.0)),
+    "flags of numpy": (np.bool_(False), np.bool_(True)),
+    "arrays": (np.array([1.0, 0.5]), np.array([1.0, 2.0])),
+    "arrays of other shapes": (np.zeros(4), np.zeros((2, 2))),
+    "decimals": (Decimal("0.5"), Decimal(2)),
+    "fractions": (Fraction(1, 2), Fraction(2)),
+    "members": (Size.SMALL, Size.LARGE),
+    "named tuples": (Pair(1, 0.5), Pair(1, 2.0)),
+    "ordered": (OrderedDict(a=0.5), OrderedDict(a=2.0)),
+    "with a default": (defaultdict(list, a=[0.5]), defaultdict(list, a=[2.0])),
+    "queues": (deque([0.5]), deque([2.0])),
+    "partial": (partial(torch.mul, 0.5), partial(torch.mul, 2.0)),
+    "cached": (lru_cache(even), lru_cache(odd)),
+    "functions of numpy": (np.tanh, np.sin),
+    "operators": (torch.ops.aten.relu, torch.ops.aten.tanh),
+}
+
+
+@pytest.mark.parametrize(("one", "other"), TWO.values(), ids=TWO.keys())
+def test_numbers_and_collections_of_any_kind(
+    one: Any, other: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Read by a function that others can import, which counts them by more than their type."""
+    said = []
+    for value in (one, copy.deepcopy(one), other):
+        monkeypatch.setitem(globals(), "SCALE", value)
+        said.append(said_of(scaled))
+    assert said[0] == said[1] != said[2]
+    monkeypatch.setitem(globals(), "SCALE", [other])
+    assert said_of(scaled) != said[2]
+
+
+def test_an_object_counts_by_its_type(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As docs/huggingface.md has it: what its attributes are is not seen."""
+    said = []
+    for value in (threading.Lock, Any, threading.Event(), threading.Event()):
+        monkeypatch.setitem(globals(), "SCALE", value)
+        said.append(said_of(scaled))
+    assert said[2] == said[3]
+    assert len(set(said)) == 3
+
+
+def test_an_array_that_is_large_cannot_be_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Rather than hashed in each call."""
+    monkeypatch.setitem(globals(), "SCALE", np.zeros(1 << 20))
+    assert "scaled" not in said_of(scaled)
+    monkeypatch.setitem(globals(), "SCALE", np.array([None, 1], dtype=object))
+    assert "scaled" not in said_of(scaled)
 
 
 def test_a_tensor_that_an_imported_function_reads(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 import copy
 import functools
+from collections import deque
 from collections.abc import Callable
+from fractions import Fraction
 from pathlib import Path
-from types import MethodType
+from types import MethodType, SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -219,3 +222,28 @@ def test_what_a_function_is_called() -> None:
     assert said_of(one) == said_of(one) != said_of(other), "what it holds cannot be said"
     half = functools.partial(torch.mul, other=0.5)
     assert said_of(half) == said_of(half) != said_of(functools.partial(torch.mul, other=0.25))
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (np.float32(0.25), np.float32(0.5)),
+        (np.float64(0.25), np.float64(0.5)),
+        (np.bool_(False), np.bool_(True)),
+        (Fraction(1, 4), Fraction(1, 2)),
+        (np.array([0.25]), np.array([0.5])),
+        ({"a": np.float32(0.25)}, {"a": np.float32(0.5)}),
+        (deque([0.25]), deque([0.5])),
+        (SimpleNamespace(scale=0.25), SimpleNamespace(scale=0.5)),
+    ],
+    ids=lambda value: f"{type(value).__name__}",
+)
+def test_numbers_of_any_kind_count(one: object, other: object) -> None:
+    """Scales are often computed by numpy."""
+    model = model_of()
+    said = [weights_fingerprint(model)]
+    for value in (one, copy.deepcopy(one), other):
+        everywhere("scaling", value)(model)
+        said.append(weights_fingerprint(model))
+    assert said[1] == said[2]
+    assert len(set(said)) == 3

@@ -60,7 +60,7 @@ while [ "$primary" = "$self" ]; do
   if [ -n "$another" ]; then primary=$another; break; fi
   [ -n "$begun" ] || followed_with_pages || break
   tries=$((tries + 1))
-  if [ -n "$begun" ]; then most=20; else most=5; fi # sentinels may not answer, or take none of them
+  if [ -n "$begun" ]; then most=12; else most=5; fi # before the kubelet loses patience
   [ "$tries" -le "$most" ] || break
   [ -n "$begun" ] || begun=$(have_it_taken_over)
   wait_while "a replica that has the pages takes over"

@@ -8,14 +8,20 @@ model's identity; no library of adapters is known by name.
 from __future__ import annotations
 
 import json
+from argparse import Namespace
+from collections import deque
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import fields, is_dataclass
 from enum import Enum
+from numbers import Number
+from types import SimpleNamespace
 from typing import Any, Final, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor, nn
 
+from lexico_client.engines.hf._functions import array_in_words
 from lexico_client.engines.hf._plain_models import base_model, plain_name
 
 Modules: TypeAlias = Sequence[tuple[str, nn.Module]]
@@ -129,18 +135,23 @@ _SIMPLE: Final = frozenset((type(None), bool, int, float, str))
 
 
 def plain_value(value: Any) -> Any:
-    """A value as JSON can say it; `OTHER` for tensors, modules, functions and other objects."""
+    """A value as JSON can say it; `OTHER` for tensors, large arrays, modules, functions and other
+    objects."""
     if type(value) in _SIMPLE:
         return value
     if isinstance(value, Tensor | nn.Module):
         return OTHER
-    if isinstance(value, Enum | torch.dtype | str | int | float):
+    if isinstance(value, Enum | torch.dtype | str | Number | np.generic):
         return str(value)
+    if isinstance(value, np.ndarray):
+        return array_in_words(value) or OTHER
+    if isinstance(value, SimpleNamespace | Namespace):
+        value = vars(value)
     if isinstance(value, Mapping):
         return dict(_plain_items(iter(value.items())))
     if is_dataclass(value) and not isinstance(value, type):
         return dict(_plain_items((f.name, getattr(value, f.name)) for f in fields(value)))
-    if isinstance(value, list | tuple):
+    if isinstance(value, list | tuple | deque):
         return [plain for one in value if (plain := plain_value(one)) is not OTHER]
     if isinstance(value, set | frozenset):
         said = (plain_value(one) for one in value)

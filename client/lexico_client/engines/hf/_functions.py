@@ -16,11 +16,16 @@ import inspect
 import logging
 import secrets
 import sys
+from collections import deque
 from collections.abc import Callable
+from enum import Enum
+from numbers import Number
 from types import BuiltinFunctionType, CodeType, FunctionType, MethodType, ModuleType
 from typing import Any, Final
 from weakref import WeakKeyDictionary
 
+import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
@@ -33,7 +38,11 @@ _OF_MODELS: Final = frozenset((*dir(PreTrainedModel), *dir(GenerationMixin))) - 
 over."""
 _LIBRARIES: Final = ("torch.", "transformers.")
 """Whose code counts by its name, as that of classes does."""
-_SIMPLE: Final = (type(None), bool, int, float, str, bytes, torch.dtype, torch.device)
+_SIMPLE: Final = (type(None), Number, str, bytes, torch.dtype, torch.device)
+_COLLECTIONS: Final = (tuple, list, dict, set, frozenset, deque)
+_CHANGING: Final = (Tensor, nn.Module, np.ndarray)
+_MOST_BYTES: Final = 65536
+"""Of an array that is hashed in every call: tens of microseconds."""
 _READS: Final = ("LOAD_GLOBAL", "LOAD_NAME")
 _UNREAD: Final = (ModuleType, logging.Logger)
 """Globals that count by their names, which are in the code."""
@@ -130,20 +139,37 @@ def _held(value: Any, module: Any, way: tuple[int, ...]) -> str | None:
     """What a function holds or reads; None where it cannot be said."""
     if value is module or isinstance(value, PreTrainedConfig):
         return "its own"  # the config is said elsewhere
+    if isinstance(value, np.generic):
+        return f"{value.dtype} {value.item()!r}"
     if isinstance(value, _SIMPLE):
         return repr(value)
-    if type(value) in (tuple, list, dict, set, frozenset):
+    if isinstance(value, Enum):
+        return f"{type(value).__qualname__}.{value.name}"
+    if isinstance(value, np.ndarray):
+        return array_in_words(value)
+    if isinstance(value, _COLLECTIONS):
         if id(value) in way:
             return "again"
-        each = value.items() if type(value) is dict else value
+        each = list(value.items() if isinstance(value, dict) else value)  # others may change it
         within = [_held(one, module, (*way, id(value))) for one in each]
         if None in within:
             return None
-        ordered = sorted(map(str, within)) if type(value) in (set, frozenset) else within
+        ordered = sorted(map(str, within)) if isinstance(value, set | frozenset) else within
         return str(ordered) if type(value) is tuple else f"{type(value).__name__}{ordered}"
-    if isinstance(value, FunctionType | BuiltinFunctionType | type):
+    if isinstance(value, functools._lru_cache_wrapper):
+        value = value.__wrapped__
+    if isinstance(value, FunctionType | BuiltinFunctionType | type | functools.partial):
         return said_of(value, module, way)
     return None
+
+
+def array_in_words(array: npt.NDArray[Any]) -> str | None:
+    """An array in words; None for one of objects, and for one that is too large to be looked at in
+    every call."""
+    if array.dtype.hasobject or array.nbytes > _MOST_BYTES:
+        return None
+    digest = hashlib.blake2b(array.tobytes(), digest_size=16).hexdigest()
+    return f"{array.dtype}{array.shape}{digest}"
 
 
 def _read(
@@ -154,8 +180,8 @@ def _read(
     Args:
         function: of anybody but torch and transformers.
         module, way: as for `said_of`.
-        imported: its name leads to it: then an object among them counts by its type, as a kernel or
-            a registry of a package does.
+        imported: its name leads to it: then an object among them counts by its type and name, as a
+            kernel or a registry of a package does.
     """
     said: dict[str, str | None] = {}
     for name in _globals_in(function.__code__):
@@ -164,9 +190,9 @@ def _read(
             continue
         said[name] = _held(value, module, way)
         kind = type(value)
-        changes = isinstance(value, Tensor | nn.Module) or kind.__module__ == "builtins"
+        changes = isinstance(value, _CHANGING) or kind.__module__ == "builtins"
         if said[name] is None and imported and not changes:
-            said[name] = f"{kind.__module__}.{kind.__qualname__}"
+            said[name] = f"{kind.__module__}.{kind.__qualname__} {getattr(value, '__name__', '')}"
     return said
 
 
