@@ -8,6 +8,7 @@ what is read of the objects that the engine gives to them.
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import json
 import re
 from collections.abc import Iterable
@@ -93,5 +94,6 @@ def check_told(told: Iterable[type]) -> None:
 def _parts_of(told: type) -> set[str]:
     """Fields, properties, and what a constructor sets."""
     fields = dataclasses.fields(told) if dataclasses.is_dataclass(told) else ()
-    set_there = getattr(getattr(told.__init__, "__code__", None), "co_names", ())
+    made = inspect.unwrap(vars(told).get("__init__", object.__init__))
+    set_there = getattr(getattr(made, "__code__", None), "co_names", ())
     return {*(field.name for field in fields), *dir(told), *set_there}
