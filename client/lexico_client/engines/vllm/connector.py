@@ -220,6 +220,7 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._of_worker.stage(self._orders)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        self._of_worker.over(finished_req_ids)
         if self._orders.idle:
             self._of_worker.rest()
         return None, self._of_worker.arrived() or None
