@@ -314,8 +314,13 @@ def test_a_load_that_waits_is_not_begun_for_a_request_that_is_over(
         rig.order(name=name)
     rig.worker.over({"b", "elsewhere"})
     transport.open.set()
-    arrived: set[str] = set()
-    wait_until(lambda: arrived.update(rig.worker.arrived()) or len(arrived) == 3, "all to end")
+    arrived: list[str] = []
+
+    def all_arrived() -> bool:
+        arrived.extend(rig.worker.arrived())
+        return len(arrived) == 3
+
+    wait_until(all_arrived, "all to end")
     assert rig.worker.bad_blocks() == set(THERE)
     assert transport.gets == 2
     assert not rig.worker._over
