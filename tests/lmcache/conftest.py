@@ -5,14 +5,13 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import pytest
 
 from lexico_lab.models import SMOLLM2, model_folder
-from tests.support.engine_prompts import Prompts, prompts_of
+from tests.support.engine_prompts import Plain, Prompts, prompts_of
 from tests.support.lmcache_fakes import LOCKS
 from tests.support.lmcache_pairs import Pair, Pairs
 from tests.support.lmcache_server import CHUNK_TOKENS, MODULE, PYTHON
@@ -31,16 +30,6 @@ MANY: Final = 100
 LAYOUT: Final = {"layout": "vllm-cpu", "block_tokens": BLOCK_TOKENS}
 SHORT: Final = {"match_seconds": 10.0, "idle_seconds": 10.0, "drain_seconds": PATIENCE_S}
 """Deadlines of which the first two pass."""
-
-
-@dataclass(frozen=True)
-class Plain:
-    """The tokens of an engine without us."""
-
-    apart: list[list[int]]
-    spare: list[list[int]]
-    branches: list[list[int]]
-    long: list[int]
 
 
 @pytest.fixture(scope="session")

@@ -14,8 +14,8 @@ from lexico_codec.geometry import Geometry
 from lexico_codec.pages import decode_group
 from lexico_codec.spec import make_spec
 from lexico_proto.metrics import ENGINE_REQUESTS, ENGINE_TOKENS
-from tests.lmcache.conftest import CHUNKS, LOADED, Plain
-from tests.support.engine_prompts import SHARED, Prompts
+from tests.lmcache.conftest import CHUNKS, LOADED
+from tests.support.engine_prompts import SHARED, Plain, Prompts
 from tests.support.lmcache_pairs import Pair
 from tests.support.lmcache_server import CHUNK_TOKENS, SENT
 from tests.support.vllm_service import EngineService

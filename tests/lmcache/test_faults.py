@@ -18,9 +18,9 @@ from lexico_proto.metrics import (
 )
 from lexico_services.auth import DEFAULT_TENANT
 from lexico_store.scopes import tenant_scope
-from tests.lmcache.conftest import CHUNKS, LOADED, Plain
+from tests.lmcache.conftest import CHUNKS, LOADED
 from tests.support.client_fixtures import flipped
-from tests.support.engine_prompts import SHARED, Prompts
+from tests.support.engine_prompts import SHARED, Plain, Prompts
 from tests.support.lmcache_pairs import Counted, Pair
 from tests.support.lmcache_server import CHUNK_TOKENS, SENT
 from tests.support.vllm_service import EngineService

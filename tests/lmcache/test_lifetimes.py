@@ -8,8 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_TOKENS
-from tests.lmcache.conftest import CHUNKS, LOADED, Plain
-from tests.support.engine_prompts import Prompts
+from tests.lmcache.conftest import CHUNKS, LOADED
+from tests.support.engine_prompts import Plain, Prompts
 from tests.support.lmcache_pairs import Counted, Pair
 from tests.support.restarting_service import RestartingService, restarting_service
 from tests.support.vllm_service import EngineService

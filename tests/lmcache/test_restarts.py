@@ -6,8 +6,8 @@ from pathlib import Path
 from typing import Any, Final
 
 from lexico_proto.metrics import RECEIVED_BYTES
-from tests.lmcache.conftest import CHUNKS, LOADED, SHORT, Plain, plugin
-from tests.support.engine_prompts import Prompts
+from tests.lmcache.conftest import CHUNKS, LOADED, SHORT, plugin
+from tests.support.engine_prompts import Plain, Prompts
 from tests.support.lmcache_pairs import Pairs
 from tests.support.lmcache_server import CHUNK_TOKENS, SENT
 from tests.support.vllm_service import EngineService

@@ -6,8 +6,8 @@ import os
 from pathlib import Path
 from typing import Any
 
-from tests.lmcache.conftest import CHUNKS, LAYOUT, LOADED, Plain
-from tests.support.engine_prompts import Prompts
+from tests.lmcache.conftest import CHUNKS, LAYOUT, LOADED
+from tests.support.engine_prompts import Plain, Prompts
 from tests.support.lmcache_pairs import Pairs
 from tests.support.lmcache_server import CHUNK_TOKENS, MODULE
 from tests.support.waiting import wait_until

@@ -8,8 +8,8 @@ from typing import Any, Final
 import pytest
 
 from lexico_proto.metrics import ENGINE_TOKENS
-from tests.lmcache.conftest import CHUNKS, LOADED, MANY, Plain, plugin
-from tests.support.engine_prompts import SHARED, Prompts
+from tests.lmcache.conftest import CHUNKS, LOADED, MANY, plugin
+from tests.support.engine_prompts import SHARED, Plain, Prompts
 from tests.support.lmcache_pairs import Counted, Pair, Pairs
 from tests.support.lmcache_server import SENT
 from tests.support.vllm_service import EngineService

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 import pytest
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from lexico_client import fingerprint_files
 from lexico_codec.hf_geometry import geometry_of
@@ -17,55 +17,19 @@ from lexico_codec.presets import codec_named
 from lexico_codec.spec import CacheSpec
 from lexico_lab.models import SMOLLM2, model_folder
 from lexico_proto.metrics import RECEIVED_BYTES
-from tests.support.sglang_engine import PAGE_TOKENS, ROOT, Engine, Engines, Nursery
+from tests.support.engine_prompts import Plain, Prompts, prompts_of
+from tests.support.sglang_engine import PAGE_TOKENS, Engine, Engines, Nursery
 from tests.support.vllm_service import EngineService, engine_service
 from tests.support.waiting import PATIENCE_S, wait_until
 
 collect_ignore_glob = [] if os.environ.get("LEXICO_TEST_SGLANG") else ["test_*.py"]
 
-TOKENS: Final = 600
 STORED: Final = 576
-"""Of them, in nine full pages."""
-SHARED: Final = 320
-"""Tokens, five pages, that branches have in common."""
+"""Tokens of a prompt of 600, in nine full pages."""
 MANY: Final = 70
 """Tokens that each branch is answered with."""
 SHORT: Final = {"match_seconds": 10.0, "idle_seconds": 10.0, "load_seconds": PATIENCE_S}
 """Deadlines of which the first two pass."""
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Token ids of a document."""
-
-    apart: list[list[int]]
-    """Two of 600 tokens each, without a common beginning."""
-    spare: list[list[int]]
-    """Others that no test stores before it needs them."""
-
-    def branch(self, tokens: int, other: int) -> list[int]:
-        """The beginning of the first prompt, and then another text."""
-        return self.apart[0][:tokens] + self.spare[other][: TOKENS - tokens]
-
-    @property
-    def branches(self) -> list[list[int]]:
-        """Four prompts with a common beginning."""
-        return [self.branch(SHARED, other)[: 400 + 40 * other] for other in range(4)]
-
-    @property
-    def long(self) -> list[int]:
-        """Of 750 tokens; it begins as the first one."""
-        return self.apart[0] + self.apart[1][:150]
-
-
-@dataclass(frozen=True)
-class Plain:
-    """The tokens of an engine without us."""
-
-    apart: list[list[int]]
-    spare: list[list[int]]
-    branches: list[list[int]]
-    long: list[int]
 
 
 @pytest.fixture(scope="session")
@@ -75,11 +39,7 @@ def model() -> Path:
 
 @pytest.fixture(scope="session")
 def prompts(model: Path) -> Prompts:
-    text = (ROOT / "docs" / "training.md").read_text() + (ROOT / "docs" / "stores.md").read_text()
-    ids = AutoTokenizer.from_pretrained(model)(text).input_ids
-    cut = [ids[i * TOKENS : (i + 1) * TOKENS] for i in range(8)]
-    assert all(len(each) == TOKENS for each in cut)
-    return Prompts(cut[:2], cut[2:])
+    return prompts_of(model, apart=2, behind=150)
 
 
 @pytest.fixture(scope="session")

@@ -11,8 +11,9 @@ from lexico_client import Client
 from lexico_client.engines._hashed import hashed_pages
 from lexico_client.engines.sglang._storage import SCHEME
 from lexico_codec.spec import CacheSpec
-from tests.sglang.conftest import STORED, Plain, Prompts
+from tests.sglang.conftest import STORED
 from tests.support.client_fixtures import PATIENT, Landing
+from tests.support.engine_prompts import Plain, Prompts
 from tests.support.sglang_engine import PAGE_TOKENS, Engine
 from tests.support.sglang_hashes import page_hashes
 from tests.support.vllm_service import EngineService

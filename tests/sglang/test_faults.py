@@ -14,7 +14,8 @@ from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_TOKENS, SENT_BYTES, STREAMS
 from lexico_services.auth import DEFAULT_TENANT
 from lexico_store.scopes import tenant_scope
-from tests.sglang.conftest import STORED, Plain, Prompts, hits_again
+from tests.sglang.conftest import STORED, hits_again
+from tests.support.engine_prompts import Plain, Prompts
 from tests.support.sglang_engine import PAGE_TOKENS, Engine, Nursery
 from tests.support.sglang_hashes import page_hashes
 from tests.support.vllm_service import EngineService

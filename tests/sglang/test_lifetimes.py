@@ -8,7 +8,8 @@ from collections.abc import Iterator
 import pytest
 
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_TOKENS
-from tests.sglang.conftest import STORED, Plain, Prompts, hits_again
+from tests.sglang.conftest import STORED, hits_again
+from tests.support.engine_prompts import Plain, Prompts
 from tests.support.restarting_service import RestartingService, restarting_service
 from tests.support.sglang_engine import Engine
 from tests.support.vllm_service import EngineService

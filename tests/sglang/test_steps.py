@@ -7,7 +7,8 @@ from typing import Any, Final
 import pytest
 
 from lexico_proto.metrics import ENGINE_TOKENS
-from tests.sglang.conftest import MANY, SHARED, STORED, Plain, Prompts
+from tests.sglang.conftest import MANY, STORED
+from tests.support.engine_prompts import SHARED, Plain, Prompts
 from tests.support.sglang_engine import Engine, Engines, Nursery
 from tests.support.vllm_service import EngineService
 

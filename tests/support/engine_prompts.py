@@ -24,6 +24,8 @@ class Prompts:
     """Of 600 tokens each, without a common beginning."""
     spare: list[list[int]]
     """Others that no test stores before it needs them."""
+    behind: int = 200
+    """Tokens of the second prompt that the long one ends with."""
 
     def branch(self, tokens: int, other: int) -> list[int]:
         """The beginning of the first prompt, and then another text."""
@@ -36,19 +38,30 @@ class Prompts:
 
     @property
     def long(self) -> list[int]:
-        """Of 800 tokens; it begins as the first one."""
-        return self.apart[0] + self.apart[1][:200]
+        """It begins as the first one."""
+        return self.apart[0] + self.apart[1][: self.behind]
 
 
-def prompts_of(model: Path, apart: int) -> Prompts:
+@dataclass(frozen=True)
+class Plain:
+    """The tokens of an engine without us, of prompts of these names."""
+
+    apart: list[list[int]]
+    spare: list[list[int]]
+    branches: list[list[int]]
+    long: list[int]
+
+
+def prompts_of(model: Path, apart: int, behind: int = 200) -> Prompts:
     """Eight prompts.
 
     Args:
         model: folder of the model, for its tokens.
         apart: how many are `apart`; the others are spare.
+        behind: as `Prompts` has it.
     """
     text = "".join((ROOT / "docs" / name).read_text() for name in ("training.md", "stores.md"))
     ids = AutoTokenizer.from_pretrained(model)(text).input_ids
     cut = [ids[i * TOKENS : (i + 1) * TOKENS] for i in range(_PIECES)]
     assert all(len(each) == TOKENS for each in cut)
-    return Prompts(cut[:apart], cut[apart:])
+    return Prompts(cut[:apart], cut[apart:], behind)

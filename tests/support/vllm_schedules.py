@@ -170,7 +170,7 @@ class Engine(Blocks):
         ]
         for each, _, count in scheduled:
             each.computed += count
-        done = self._computed(orders, scheduled)
+        done = self._computed(orders, scheduled, told.finished_req_ids)
         before, self.last = self.last, done
         if before is not None:
             before()
@@ -218,7 +218,7 @@ class Engine(Blocks):
         request.state = "waiting"
 
     def _computed(
-        self, orders: Orders, scheduled: list[tuple[Request, int, int]]
+        self, orders: Orders, scheduled: list[tuple[Request, int, int]], finished: set[str]
     ) -> Callable[[], None]:
         """The worker's part, and what is to be taken in of it."""
         for request, computed, count in scheduled:
@@ -228,6 +228,7 @@ class Engine(Blocks):
             self._of.setdefault(order.spec.namespace, self.weights)
         self.worker.begin(orders)
         self.worker.stage(orders)
+        self.worker.over(finished)
         self.service.run()
         arrived, bad = self.worker.arrived(), self.worker.bad_blocks()
 

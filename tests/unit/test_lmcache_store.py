@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -246,6 +247,27 @@ async def test_a_service_that_is_silent_costs_a_deadline(folder: Path, tmp_path:
         assert await rig.store.store(given) == (False, 0)
         rig.transport.holding = False
         assert rig.store.held_bytes == 0
+
+
+async def test_a_model_that_is_read_for_too_long_leaves_objects_alone(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """LMCache's locks end behind the deadline, and others' objects lie there."""
+    read = Pages.model
+
+    def late(self: Pages, name: str) -> Any:
+        time.sleep(0.06)
+        return read(self, name)
+
+    given = objects()[0]
+    short: dict[str, Any] = {"load_seconds": 0.05, "offload_seconds": 0.05}
+    async with running(folder, tmp_path, **short) as rig:
+        monkeypatch.setattr(Pages, "model", late)
+        monkeypatch.setattr(Pages, "knows", lambda self, name: False)
+        for _ in range(3):
+            assert await rig.store.store([(rig.keys[0], given)]) == (False, 0)
+            assert await rig.store.load([(rig.keys[0], given)]) == [False]
+        assert (rig.transport.matches, rig.transport.gets, rig.transport.puts) == (0, 0, 0)
 
 
 async def test_what_waits_to_be_stored_is_bounded(folder: Path, tmp_path: Path) -> None:

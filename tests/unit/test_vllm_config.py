@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
+from dataclasses import make_dataclass
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -322,6 +323,40 @@ def test_an_interface_that_moved_is_refused_by_the_name_of_the_method() -> None:
     newer.__abstractmethods__ |= {"prefetch"}  # type: ignore[attr-defined]
     with pytest.raises(Unsupported, match="prefetch is new"):
         _supported.check_interface(newer)
+
+
+def test_a_field_that_moved_is_refused_by_its_name() -> None:
+    """It would be missed in the middle of a step; or a request's picture would not be seen."""
+    recorded = json.loads(_supported.INTERFACE.read_text())["told"]
+    assert "mm_features" in recorded["Request"]
+
+    def told(**gone: str) -> list[type]:
+        made = []
+        for name, parts in recorded.items():
+            fields = [part for part in parts if part != gone.get(name)]
+            if name == "Request":  # no dataclass: its constructor sets them
+                lines = "".join(f"\n  self.{part} = None" for part in fields)
+                namespace: dict[str, Any] = {}
+                exec(f"class {name}:\n def __init__(self):{lines}", namespace)
+                made.append(namespace[name])
+            else:
+                made.append(make_dataclass(name, fields))
+        return made
+
+    _supported.check_told(told())
+    for name, part in (("SchedulerOutput", "preempted_req_ids"), ("Request", "prompt_embeds")):
+        with pytest.raises(Unsupported, match=rf"{name}\.{part} is gone"):
+            _supported.check_told(told(**{name: part}))
+    with pytest.raises(Unsupported, match="Request is gone"):
+        _supported.check_told(told()[:-1])
+
+
+def test_what_is_read_of_a_request_and_a_step_is_recorded() -> None:
+    recorded = json.loads(_supported.INTERFACE.read_text())["told"]
+    assert {name: tuple(parts) for name, parts in recorded.items()} == vllm_interface.TOLD
+    read = set(vllm_interface.read_of("request", "Request"))
+    assert read <= set(recorded["Request"])
+    assert set(vllm_interface.read_of("step", "Step")) <= set(recorded["SchedulerOutput"])
 
 
 def test_every_method_of_the_connector_that_vllm_has_is_recorded() -> None:

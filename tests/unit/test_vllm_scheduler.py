@@ -268,6 +268,16 @@ def test_requests_that_are_not_token_ids_alone_are_left_alone(
     assert (rig.finder.answers, rig.outcomes()) == ([], {why: 1})
 
 
+def test_a_request_that_got_a_picture_later_is_promised_nothing_more() -> None:
+    """A session's inputs grow: the ids of a picture's place say nothing of the picture."""
+    rig, a = Rig(4), request()
+    assert rig.side.matched(a, 0) == 32
+    rig.side.allocated(a, BLOCKS, 32)
+    grown(a, 8).mm_features = [object()]
+    assert rig.side.matched(a, 0) == 0
+    assert len(rig.finder.answers) == 1
+
+
 def test_cache_salts_are_namespaces_of_their_own() -> None:
     rig = Rig(0, spec=engine_spec(salt="site"))
     for name, salt in (("a", None), ("b", "x"), ("c", "y"), ("d", "x")):

@@ -126,6 +126,7 @@ def test_blocks_hold_what_the_engine_believes_and_nothing_is_kept(seed: int) -> 
         schedule.run()
         assert not engine.side._prompts
         assert not engine.side._alone
+        assert not engine.worker._over
         kept = engine.worker._loads, engine.worker._stores, engine.worker._staged
         assert kept == (0, 0, 0)
         assert sorted(engine.free) == list(range(len(engine.users)))

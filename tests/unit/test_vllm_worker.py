@@ -46,7 +46,7 @@ class Transport(InMemoryTransport):
         super().__init__()
         self.open = threading.Event()
         self.open.set()
-        self.puts = 0
+        self.puts = self.gets = 0
         self.failing: Exception | None = None
 
     async def put(
@@ -62,6 +62,7 @@ class Transport(InMemoryTransport):
     async def get(
         self, request: reload.GetRequest, timeout: float
     ) -> AsyncGenerator[reload.GetResponse, None]:
+        self.gets += 1
         await until(self.open.is_set, "the service to be let go on")
         if self.failing is not None:
             raise self.failing
@@ -297,6 +298,33 @@ def test_loads_beyond_the_bound_wait_and_then_are_lost(
     wait_until(both, "both to end")
     assert rig.worker.bad_blocks() == set(THERE)
     transport.open.set()
+    rig.worker.close()
+
+
+def test_a_load_that_waits_is_not_begun_for_a_request_that_is_over(
+    transport: Transport, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Its blocks are free as soon as its turn comes, and the next one's turn comes too."""
+    rig = Rig(transport, tmp_path, concurrent_loads=1)
+    rig.compute()
+    rig.store()
+    rig.stored()
+    transport.open.clear()
+    for name in ("a", "b", "c"):
+        rig.order(name=name)
+    rig.worker.over({"b", "elsewhere"})
+    transport.open.set()
+    arrived: list[str] = []
+
+    def all_arrived() -> bool:
+        arrived.extend(rig.worker.arrived())
+        return len(arrived) == 3
+
+    wait_until(all_arrived, "all to end")
+    assert rig.worker.bad_blocks() == set(THERE)
+    assert transport.gets == 2
+    assert not rig.worker._over
+    assert not caplog.messages
     rig.worker.close()
 
 

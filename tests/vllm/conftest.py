@@ -4,40 +4,25 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
 import pytest
-from transformers import AutoConfig, AutoTokenizer
+from transformers import AutoConfig
 
 from lexico_client import fingerprint_files
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.presets import codec_named
 from lexico_codec.spec import CacheSpec
 from lexico_lab.models import SMOLLM2, model_folder
-from tests.support.vllm_engine import ROOT, Nursery
+from tests.support.engine_prompts import Prompts, prompts_of
+from tests.support.vllm_engine import Nursery
 from tests.support.vllm_service import EngineService, engine_service
 
 collect_ignore_glob = [] if os.environ.get("LEXICO_TEST_VLLM") else ["test_*.py"]
 
-TOKENS: Final = 600
 LOADED: Final = 576
-"""Of them, in full pages."""
-
-
-@dataclass(frozen=True)
-class Prompts:
-    """Token ids of a document."""
-
-    apart: list[list[int]]
-    """Of 600 tokens each, without a common beginning."""
-    spare: list[list[int]]
-    """Others that no test stores before it needs them."""
-
-    def branch(self, tokens: int, other: int) -> list[int]:
-        """The beginning of the first prompt, and then another text."""
-        return self.apart[0][:tokens] + self.spare[other][: TOKENS - tokens]
+"""Tokens of a prompt in full pages."""
 
 
 @pytest.fixture(scope="session")
@@ -47,11 +32,7 @@ def model() -> Path:
 
 @pytest.fixture(scope="session")
 def prompts(model: Path) -> Prompts:
-    text = (ROOT / "docs" / "training.md").read_text() + (ROOT / "docs" / "stores.md").read_text()
-    ids = AutoTokenizer.from_pretrained(model)(text).input_ids
-    cut = [ids[i * TOKENS : (i + 1) * TOKENS] for i in range(8)]
-    assert all(len(each) == TOKENS for each in cut)
-    return Prompts(cut[:4], cut[4:])
+    return prompts_of(model, apart=4)
 
 
 @pytest.fixture(scope="session")

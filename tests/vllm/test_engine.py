@@ -14,10 +14,11 @@ from lexico_client.hf import HuggingFaceCache
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import CLIENT_MISSES, ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_TOKENS
 from tests.support.client_fixtures import PATIENT, Landing, first_pages
+from tests.support.engine_prompts import Prompts
 from tests.support.vllm_engine import Nursery, connector_fields
 from tests.support.vllm_service import EngineService
 from tests.support.waiting import PATIENCE_S, wait_until
-from tests.vllm.conftest import LOADED, Prompts
+from tests.vllm.conftest import LOADED
 
 LOSSLESS = {"codec": "lossless"}
 

@@ -17,10 +17,11 @@ from lexico_proto.metrics import (
     SENT_BYTES,
     STREAMS,
 )
+from tests.support.engine_prompts import Prompts
 from tests.support.vllm_engine import Engine, Nursery
 from tests.support.vllm_service import EngineService
 from tests.support.waiting import wait_until
-from tests.vllm.conftest import LOADED, Prompts
+from tests.vllm.conftest import LOADED
 
 SHORT: Final = {"match_seconds": 10.0, "load_seconds": 30.0, "idle_seconds": 10.0}
 """Deadlines that pass."""

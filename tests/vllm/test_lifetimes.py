@@ -9,10 +9,11 @@ from typing import Final
 import pytest
 
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_STAGED, ENGINE_TOKENS
+from tests.support.engine_prompts import Prompts
 from tests.support.restarting_service import RestartingService, restarting_service
 from tests.support.vllm_engine import Engine, Nursery
 from tests.support.waiting import PATIENCE_S, wait_until
-from tests.vllm.conftest import LOADED, Prompts
+from tests.vllm.conftest import LOADED
 
 DEADLINES: Final = {
     "match_seconds": 30.0,

@@ -15,10 +15,11 @@ from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.presets import codec_named
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import SLICED_PAGES
+from tests.support.engine_prompts import TOKENS
 from tests.support.vllm_engine import Engine, Nursery
 from tests.support.vllm_service import EngineService
 from tests.support.waiting import wait_until
-from tests.vllm.conftest import LOADED, TOKENS
+from tests.vllm.conftest import LOADED
 
 VOCABULARY: Final = 512
 PAGES: Final = 9

@@ -14,10 +14,11 @@ from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.presets import codec_named
 from lexico_codec.spec import CacheSpec
 from tests.support.client_fixtures import PATIENT, small_dictionary
+from tests.support.engine_prompts import Prompts
 from tests.support.vllm_engine import Nursery
 from tests.support.vllm_service import EngineService
 from tests.support.waiting import wait_until
-from tests.vllm.conftest import LOADED, Prompts
+from tests.vllm.conftest import LOADED
 
 LOSSY: Final = 512
 """Tokens that are loaded of a prompt of 600 where the newest 64 are not: whole blocks."""

@@ -24,6 +24,7 @@ from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_STAGED, ENGINE_TOKENS
 from tests.support.client_fixtures import PATIENT
+from tests.support.engine_prompts import Prompts
 from tests.support.saved_model import save_tiny
 from tests.support.vllm_engine import (
     BLOCK_TOKENS,
@@ -35,7 +36,7 @@ from tests.support.vllm_engine import (
     Nursery,
 )
 from tests.support.vllm_service import EngineService
-from tests.vllm.conftest import LOADED, Prompts
+from tests.vllm.conftest import LOADED
 
 CHUNK: Final = 64
 SCHEME: Final = "vllm-tier"

@@ -20,9 +20,10 @@ from lexico_codec.sets.info import AS_STORED, KEYS, SetInfo
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_STAGED, ENGINE_TOKENS
 from tests.support.client_fixtures import PATIENT
+from tests.support.engine_prompts import Prompts
 from tests.support.vllm_engine import Nursery
 from tests.support.vllm_service import EngineService
-from tests.vllm.conftest import LOADED, Prompts
+from tests.vllm.conftest import LOADED
 from tests.vllm.test_tier import CHUNK, SCHEME, chunk_hashes, settle, transfer
 
 ATOMS = 1024

@@ -8,9 +8,9 @@ from typing import Any, Final
 import pytest
 
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_TOKENS
+from tests.support.engine_prompts import Prompts
 from tests.support.vllm_engine import Engine, Nursery
 from tests.support.vllm_service import EngineService
-from tests.vllm.conftest import Prompts
 
 ANSWER: Final = 45
 """Tokens: no page and no block ends with any turn."""

@@ -12,14 +12,25 @@ from lexico_proto.errors import DeadlineExpired
 T = TypeVar("T")
 
 Left = Callable[[], float]
-"""Seconds that are left, more than 0."""
+"""Seconds that are left, more than 0; raises DeadlineExpired once none are. What uses an engine's
+memory asks before it begins: behind a deadline the memory may be another's."""
 
 
 def until(seconds: float) -> Left:
-    """Says how many of the seconds from now on are left, on the loop that runs; never none."""
+    """Says how many of the seconds from now on are left, on the loop that runs."""
     clock = asyncio.get_running_loop().time
     end = clock() + seconds
-    return lambda: max(0.001, end - clock())
+
+    def left() -> float:
+        """
+        Raises:
+            DeadlineExpired: none.
+        """
+        if (found := end - clock()) <= 0:
+            raise DeadlineExpired(f"not begun within {seconds:g} s")
+        return found
+
+    return left
 
 
 @asynccontextmanager

@@ -180,6 +180,7 @@ class ObjectStore:
             inputs=page.inputs,
             timeout=left(),
         )
+        left()
         room = layout.room(into, shape)
         loaded = await client.load(
             spec,
@@ -217,6 +218,7 @@ class ObjectStore:
     async def _sent(self, page: Page, tensor: Tensor, left: Left) -> int:
         layout, coding = self._pages.layout, await self._coding(page)
         spec = coding.spec(page.spec)
+        left()  # the model's files may have been read since
         if layout.in_place:
             memory = layout.pages(tensor, page.shape)
         else:

@@ -251,6 +251,9 @@ class SchedulerSide:
             salt = _salt(self._spec.salt, request.cache_salt, self._reset)
             prompt = _Prompt(self._base(salt), ids, len(ids) // self._spec.page_tokens)
             self._prompts[name] = prompt
+        elif left_alone(request) is not None:  # what it got since is more than token ids
+            prompt.failed = True
+            return prompt
         elif (len(prompt.token_ids) == request.num_tokens and not prompt.used) or prompt.failed:
             return prompt
         else:

@@ -1,13 +1,17 @@
 """Which vLLM this connector fits, found out at import: an interface that moved is no silent miss.
 
 What is relied upon is recorded in interface.json: for every method of the engine's base class that
-the connector has, the names of its parameters, and which of them the engine calls as abstract.
+the connector has, the names of its parameters, and which of them the engine calls as abstract; and
+what is read of the objects that the engine gives to them.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import inspect
 import json
 import re
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any, Final
 
@@ -59,3 +63,37 @@ def check_interface(base: type) -> None:
         raise Unsupported(
             f"this vllm's connectors have another interface than {TESTED[0]}.{TESTED[1]}: {what}"
         )
+
+
+def check_told(told: Iterable[type]) -> None:
+    """Refuses an engine that does not say of requests and steps what was recorded: it would be
+    missed in the middle of a step, or what makes a request's caches its own not be seen.
+
+    Args:
+        told: the engine's classes of what it gives a connector.
+
+    Raises:
+        Unsupported: naming the field.
+    """
+    recorded: dict[str, list[str]] = json.loads(INTERFACE.read_text())["told"]
+    found = {each.__name__: _parts_of(each) for each in told}
+    gone = [f"{name} is gone" for name in recorded if name not in found]
+    gone += [
+        f"{name}.{part} is gone"
+        for name, parts in recorded.items()
+        for part in parts
+        if name in found and part not in found[name]
+    ]
+    if gone:
+        raise Unsupported(
+            f"this vllm tells its connectors otherwise than {TESTED[0]}.{TESTED[1]}: "
+            + "; ".join(gone)
+        )
+
+
+def _parts_of(told: type) -> set[str]:
+    """Fields, properties, and what a constructor sets."""
+    fields = dataclasses.fields(told) if dataclasses.is_dataclass(told) else ()
+    made = inspect.unwrap(vars(told).get("__init__", object.__init__))
+    set_there = getattr(getattr(made, "__code__", None), "co_names", ())
+    return {*(field.name for field in fields), *dir(told), *set_there}

@@ -8,14 +8,14 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Final
 
 import torch
 from torch import Tensor
 
-from lexico_client._results import Loaded, PageOutcome, PutReport
+from lexico_client._results import Loaded, LoadSeconds, PageOutcome, PutReport
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
 from lexico_client.engines.vllm._log import LOG
@@ -100,6 +100,10 @@ class WorkerSide:
         self._staged = 0
         self._stores = 0
         self._loads = 0
+        self._loaded_for: set[str] = set()
+        """Requests whose loads are under way, or wait."""
+        self._over: set[str] = set()
+        """Of these, the ones that have ended."""
 
     def register(self, cache: PagedCache) -> None:
         """Gives the engine's memory."""
@@ -110,6 +114,7 @@ class WorkerSide:
         for order in orders.loads:
             with self._lock:
                 self._loads += 1
+                self._loaded_for.add(order.request_id)
             try:
                 self._service.begin(self._load(order, _reached(self._memory.device)))
             except LexicoError as error:
@@ -129,6 +134,12 @@ class WorkerSide:
                 self._service.begin(self._store(staged))
             except LexicoError as error:
                 self._freed(order, staged.pages - order.first_page, error)
+
+    def over(self, names: Iterable[str]) -> None:
+        """Requests that have ended: a load that waits for its turn is not begun for them, and one
+        that is under way goes on to its end."""
+        with self._lock:
+            self._over |= self._loaded_for.intersection(names)
 
     def arrived(self) -> set[str]:
         """Requests whose loads have ended since the last call, whatever came of them. The blocks of
@@ -199,6 +210,8 @@ class WorkerSide:
                 f"load: others were loaded for {self._load_s:g} s before it"
             ) from error
         try:
+            if order.request_id in self._over:
+                return Loaded(0, 0, 0, None, 0, LoadSeconds())
             await _until(reached)
             left = max(end - loop.time(), 0.001)
             await self._keep_dictionary()
@@ -216,6 +229,8 @@ class WorkerSide:
             self._bad |= lost
             self._arrived.add(order.request_id)
             self._loads -= 1
+            self._loaded_for.discard(order.request_id)
+            self._over.discard(order.request_id)
             self._ended.notify_all()
 
     def _copied(self, order: StoreOrder) -> _Staged | None:

@@ -18,6 +18,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorRole,
 )
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
+from vllm.v1.core.sched.output import CachedRequestData, NewRequestData, SchedulerOutput
+from vllm.v1.outputs import KVConnectorOutput
+from vllm.v1.request import Request
 
 from lexico_client.engines._coding import coding_of
 from lexico_client.engines._counts import Counts
@@ -30,7 +33,7 @@ from lexico_client.engines.vllm._orders import Orders
 from lexico_client.engines.vllm._paged import PagedCache, in_order
 from lexico_client.engines.vllm._ranks import Rank, rank_of
 from lexico_client.engines.vllm._scheduler import SchedulerSide
-from lexico_client.engines.vllm._supported import check_interface, check_version
+from lexico_client.engines.vllm._supported import check_interface, check_told, check_version
 from lexico_client.engines.vllm._worker import WorkerSide
 from lexico_client.engines.vllm._writing import writing
 from lexico_client.engines.vllm.stats import LexicoPromMetrics, LexicoStats
@@ -43,13 +46,11 @@ if TYPE_CHECKING:
     from vllm.forward_context import ForwardContext
     from vllm.v1.attention.backend import AttentionMetadata
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
-    from vllm.v1.core.sched.output import SchedulerOutput
     from vllm.v1.kv_cache_interface import KVCacheConfig
-    from vllm.v1.outputs import KVConnectorOutput
-    from vllm.v1.request import Request
 
 check_version(vllm.__version__)
 check_interface(KVConnectorBase_V1)
+check_told((SchedulerOutput, NewRequestData, CachedRequestData, KVConnectorOutput, Request))
 
 
 @dataclass
@@ -219,6 +220,7 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
         self._of_worker.stage(self._orders)
 
     def get_finished(self, finished_req_ids: set[str]) -> tuple[set[str] | None, set[str] | None]:
+        self._of_worker.over(finished_req_ids)
         if self._orders.idle:
             self._of_worker.rest()
         return None, self._of_worker.arrived() or None

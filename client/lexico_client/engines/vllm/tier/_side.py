@@ -292,8 +292,9 @@ class TierSide:
                 patience = WARN_EVERY_S
 
     async def _drained(self, seconds: float) -> None:
-        left = until(seconds)
-        while self.stores_under_way and left() > _LOOK_S:
+        clock = asyncio.get_running_loop().time
+        end = clock() + seconds
+        while self.stores_under_way and clock() < end:
             await asyncio.sleep(_LOOK_S)
         if self.stores_under_way:
             LOG.warning("ends before all is stored: jobs=%d", self.stores_under_way)
