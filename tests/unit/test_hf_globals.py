@@ -19,7 +19,7 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from transformers import AttentionInterface, DynamicCache
+from transformers import AttentionInterface, DynamicCache, LlamaConfig
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.models.llama.modeling_llama import LlamaMLP
 
@@ -152,6 +152,7 @@ TWO: Any = {
     "partial": (partial(torch.mul, 0.5), partial(torch.mul, 2.0)),
     "cached": (lru_cache(even), lru_cache(odd)),
     "functions of numpy": (np.tanh, np.sin),
+    "configs": (LlamaConfig(rms_norm_eps=1e-5), LlamaConfig(rms_norm_eps=1e-6)),
     "operators": (torch.ops.aten.relu, torch.ops.aten.tanh),
 }
 

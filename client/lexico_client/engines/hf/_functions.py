@@ -13,6 +13,7 @@ import dis
 import functools
 import hashlib
 import inspect
+import json
 import logging
 import secrets
 import sys
@@ -29,6 +30,8 @@ import numpy.typing as npt
 import torch
 from torch import Tensor, nn
 from transformers import GenerationMixin, PreTrainedConfig, PreTrainedModel
+
+from lexico_client._config_meaning import meaning
 
 _OF_MODELS: Final = frozenset((*dir(PreTrainedModel), *dir(GenerationMixin))) - {
     "forward",
@@ -137,8 +140,10 @@ def _imported(name: str, function: Any) -> bool:
 
 def _held(value: Any, module: Any, way: tuple[int, ...]) -> str | None:
     """What a function holds or reads; None where it cannot be said."""
-    if value is module or isinstance(value, PreTrainedConfig):
-        return "its own"  # the config is said elsewhere
+    if value is module:
+        return "its own"
+    if isinstance(value, PreTrainedConfig):  # may be another than the model's
+        return json.dumps(meaning(json.loads(value.to_json_string(use_diff=True))), sort_keys=True)
     if isinstance(value, np.generic):
         return f"{value.dtype} {value.item()!r}"
     if isinstance(value, _SIMPLE):
