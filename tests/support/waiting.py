@@ -66,11 +66,14 @@ async def settle() -> None:
         await asyncio.sleep(0)
 
 
-def skip_ahead(seconds: float = 2 * PATIENCE_S) -> None:
-    """Moves the clock of the running event loop, so that its timers are due: a limit in time is
-    reached at the state that a test wants, not after so many seconds. gRPC has a clock of its own.
+def skip_ahead(
+    seconds: float = 2 * PATIENCE_S, loop: asyncio.AbstractEventLoop | None = None
+) -> None:
+    """Moves the clock of an event loop, the running one by default, so that its timers are due: a
+    limit in time is reached at the state that a test wants, not after so many seconds. gRPC has a
+    clock of its own. A loop that sleeps is not woken.
     """
-    loop = asyncio.get_running_loop()
+    loop = loop or asyncio.get_running_loop()
     wall = type(loop).time
     ahead = loop.time() - wall(loop) + seconds
     loop.time = lambda: wall(loop) + ahead  # type: ignore[method-assign]

@@ -11,7 +11,7 @@ import pytest
 from lexico_client import AsyncClient, InMemoryTransport
 from lexico_client.engines._service import Service
 from lexico_proto.errors import Cancelled, LexicoError
-from tests.support.waiting import PATIENCE_S, wait_until
+from tests.support.waiting import PATIENCE_S, linger, wait_until
 
 LOG = logging.getLogger(__name__)
 
@@ -61,12 +61,12 @@ def test_the_side_that_ends_first_leaves_the_other_its_calls() -> None:
 def test_threads_that_use_memory_have_ended_before_the_client_is_closed() -> None:
     """What is cancelled leaves its thread at the engine's memory."""
     service, order = made(), list[str]()
-    cancelled, closed = threading.Event(), threading.Event()
+    cancelled = threading.Event()
     close = service.client.close
 
     def use() -> None:
         assert cancelled.wait(PATIENCE_S)
-        closed.wait(0.2)  # for as long as it would take who does not wait for this
+        linger()  # who does not wait for this closes the client meanwhile
         order.append("thread")
 
     async def work() -> None:
@@ -78,7 +78,6 @@ def test_threads_that_use_memory_have_ended_before_the_client_is_closed() -> Non
 
     async def closing() -> None:
         order.append("client")
-        closed.set()
         await close()
 
     service.client.close = closing  # type: ignore[method-assign]

@@ -8,13 +8,13 @@ import pytest
 
 from lexico_client.engines._turns import for_each, in_turn, until
 from lexico_proto.errors import DeadlineExpired
-from tests.support.waiting import PATIENCE_S
+from tests.support.waiting import PATIENCE_S, skip_ahead
 
 
 async def test_behind_a_deadline_nothing_begins() -> None:
     """A free turn is none then."""
     left, turns = until(0.001), asyncio.Semaphore(1)
-    await asyncio.sleep(0.002)
+    skip_ahead()
     with pytest.raises(DeadlineExpired, match=r"not begun within 0\.001 s"):
         left()
     with pytest.raises(DeadlineExpired):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import time
+import asyncio
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -46,7 +46,7 @@ from tests.support.lmcache_fakes import (
     side_by_side,
 )
 from tests.support.saved_model import save_tiny
-from tests.support.waiting import PATIENCE_S, until
+from tests.support.waiting import PATIENCE_S, skip_ahead, until
 
 COUNT = 5
 
@@ -255,8 +255,10 @@ async def test_a_model_that_is_read_for_too_long_leaves_objects_alone(
     """LMCache's locks end behind the deadline, and others' objects lie there."""
     read = Pages.model
 
+    loop = asyncio.get_running_loop()
+
     def late(self: Pages, name: str) -> Any:
-        time.sleep(0.06)
+        skip_ahead(loop=loop)
         return read(self, name)
 
     given = objects()[0]

@@ -18,15 +18,15 @@ memory asks before it begins: behind a deadline the memory may be another's."""
 
 def until(seconds: float) -> Left:
     """Says how many of the seconds from now on are left, on the loop that runs."""
-    clock = asyncio.get_running_loop().time
-    end = clock() + seconds
+    loop = asyncio.get_running_loop()
+    end = loop.time() + seconds
 
     def left() -> float:
         """
         Raises:
             DeadlineExpired: none.
         """
-        if (found := end - clock()) <= 0:
+        if (found := end - loop.time()) <= 0:
             raise DeadlineExpired(f"not begun within {seconds:g} s")
         return found
 
