@@ -5,7 +5,7 @@
 -- returns  1 if the page stays
 -- What is no time, as somebody else may have written there, is no mark.
 local mark = redis.pcall("GET", KEYS[2])
-local forgotten = type(mark) == "string" and #mark < 20 and tonumber(mark)
+local forgotten = type(mark) == "string" and string.find(mark, "^%d+$") and #mark < 20 and tonumber(mark)
 if forgotten and forgotten >= tonumber(ARGV[1]) then
   redis.call("UNLINK", KEYS[1])
   return 0

@@ -171,7 +171,7 @@ class RedisSuite(StoreSuite):
         assert held_leases(raw) == 1
 
     @pytest.mark.parametrize(
-        "instead", [b"", b"x", b":", b"x:x", b"9" * 400, b"9" * 400 + b":x", None]
+        "instead", [b"", b"x", b":", b"x:x", b"inf", b"inf:x", b"9" * 400, b"9" * 400 + b":x", None]
     )
     def test_what_is_no_lease_holds_nothing(
         self, store: PageStore, raw: Any, scope: bytes, instead: bytes | None
