@@ -76,7 +76,7 @@ def check_told(told: Iterable[type]) -> None:
         Unsupported: naming the field.
     """
     recorded: dict[str, list[str]] = json.loads(INTERFACE.read_text())["told"]
-    found = {each.__name__: _parts_of(each) for each in told}
+    found = {each.__name__: parts_told(each) for each in told}
     gone = [f"{name} is gone" for name in recorded if name not in found]
     gone += [
         f"{name}.{part} is gone"
@@ -91,9 +91,10 @@ def check_told(told: Iterable[type]) -> None:
         )
 
 
-def _parts_of(told: type) -> set[str]:
-    """Fields, properties, and what a constructor sets."""
+def parts_told(told: type) -> set[str]:
+    """Of a class: fields, properties, and what a constructor sets."""
     fields = dataclasses.fields(told) if dataclasses.is_dataclass(told) else ()
     made = inspect.unwrap(vars(told).get("__init__", object.__init__))
     set_there = getattr(getattr(made, "__code__", None), "co_names", ())
-    return {*(field.name for field in fields), *dir(told), *set_there}
+    names = {*(field.name for field in fields), *dir(told), *set_there}
+    return {name for name in names if not name.startswith("__")}

@@ -6,7 +6,7 @@ from __future__ import annotations
 
 from contextlib import suppress
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Final
 
 import torch
 import vllm
@@ -48,9 +48,12 @@ if TYPE_CHECKING:
     from vllm.v1.core.kv_cache_manager import KVCacheBlocks
     from vllm.v1.kv_cache_interface import KVCacheConfig
 
+TOLD: Final = (SchedulerOutput, NewRequestData, CachedRequestData, KVConnectorOutput, Request)
+"""vLLM's classes of what it tells a connector."""
+
 check_version(vllm.__version__)
 check_interface(KVConnectorBase_V1)
-check_told((SchedulerOutput, NewRequestData, CachedRequestData, KVConnectorOutput, Request))
+check_told(TOLD)
 
 
 @dataclass
