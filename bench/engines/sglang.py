@@ -26,11 +26,10 @@ from typing import Any, Final
 from transformers import AutoTokenizer
 
 from bench.engines import sglang_agreement, sglang_first_token
-from bench.engines.parts import added, earlier, flat, judged
-from bench.engines.sglang_calls import CALLS
+from bench.engines.calls import CALLS
+from bench.engines.parts import added, coded, described_set, earlier, flat, judged
 from bench.generate import texts
 from examples.two_nodes.service import Service
-from lexico_codec.sets.dictionary import TransformSet
 from lexico_lab.models import SMOLLM2, model_folder
 from lexico_lab.record import finish, gate, machine, table
 from tests.support.sglang_engine import PYTHON, Nursery
@@ -57,14 +56,6 @@ def nursery(model: Path, calls: Path) -> Iterator[Nursery]:
         yield made
     finally:
         made.close()
-
-
-def coded(stored_keys: Path | None, lossy: str) -> dict[str, dict[str, Any]]:
-    """Codec → what else is set for it; a lossy one if there is a set for it."""
-    found: dict[str, dict[str, Any]] = {"lossless": {}}
-    if stored_keys is not None:
-        found[lossy] = {"dictionary": str(stored_keys.resolve())}
-    return found
 
 
 def first_token(
@@ -120,20 +111,6 @@ def figures(parts: dict[str, Any]) -> dict[str, float]:
         for way in ("forced", "free"):
             found[f"{cache}_{way}"] = row[way] / row["answer tokens"]
     return found
-
-
-def described_set(more: dict[str, Any]) -> dict[str, str] | None:
-    """Which set a codec has, and what trained it.
-
-    Raises:
-        SystemExit: it is for pages at known positions.
-    """
-    if "dictionary" not in more:
-        return None
-    found = TransformSet.load(more["dictionary"])
-    if not found.info.keys_as_stored:
-        raise SystemExit(f"{more['dictionary']}: train it with --keys-as-stored")
-    return {"digest": found.digest.hex(), "command": found.info.command}
 
 
 def main() -> None:

@@ -24,7 +24,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any, Final
 
-from bench.engines.sglang_calls import Span, read, seconds, underneath
+from bench.engines.calls import Span, read, seconds, underneath
 from bench.fleet.rounds import spread
 from tests.support.sglang_engine import THREADS, Engine, Generated, Nursery
 from tests.support.waiting import wait_until

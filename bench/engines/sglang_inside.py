@@ -6,12 +6,12 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from bench.engines import sglang_calls
+from bench.engines import calls
 from lexico_client.engines.sglang.storage import LexicoStorage
 
 
 class TimedStorage(LexicoStorage):
-    """Writes `sglang_calls`."""
+    """Writes `calls`."""
 
     def __init__(self, storage_config: Any, kwargs: dict[str, Any]) -> None:
         super().__init__(storage_config, kwargs)
@@ -35,19 +35,19 @@ class TimedStorage(LexicoStorage):
         call = getattr(self._service.client, name)
 
         async def timed(*args: Any, **kwargs: Any) -> Any:
-            began = sglang_calls.now()
+            began = calls.now()
             try:
                 return await call(*args, **kwargs)
             finally:
                 # What is about to be stored is asked about as well.
-                sglang_calls.write("renew" if kwargs.get("renew") else name, began)
+                calls.write("renew" if kwargs.get("renew") else name, began)
 
         setattr(self._service.client, name, timed)
 
 
 def _timed(name: str, call: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
-    began = sglang_calls.now()
+    began = calls.now()
     try:
         return call(*args, **kwargs)
     finally:
-        sglang_calls.write(name, began)
+        calls.write(name, began)

@@ -2,19 +2,22 @@
 
 Run by the Python of the environment that has LMCache, with the checkout in PYTHONPATH:
 
-    python -m tests.support.lmcache_driver
+    python -m tests.support.lmcache_driver [BYTES]
 
-It reads a JSON document a line, and answers with one. `open` makes the L2 adapter of a
-specification as LMCache's server does, `store`, `find` and `load` are its tasks, of objects whose
-content is drawn by their number. Everything else that is printed goes to standard error.
+BYTES are of LMCache's memory. It reads a JSON document a line, and answers with one. `open` makes
+the L2 adapter of a specification as LMCache's server does, `store`, `find` and `load` are its
+tasks, of objects whose content is drawn by their number, or is one of those in a safetensors file.
+Everything else that is printed goes to standard error.
 """
 
 from __future__ import annotations
 
 import itertools
+import sys
 from typing import Any
 
 import torch
+from safetensors import safe_open
 
 from tests.support.lmcache_memory import (
     Document,
@@ -31,8 +34,8 @@ from tests.support.lmcache_memory import (
 class Driver:
     """One L1 memory, and the adapter that is open."""
 
-    def __init__(self) -> None:
-        self._memory = l1_memory(64 << 20)
+    def __init__(self, size: int) -> None:
+        self._memory = l1_memory(size)
         self._adapter: Any = None
         self._numbers = itertools.count()
 
@@ -127,6 +130,10 @@ def _layout(line: Document) -> Any:
 
 
 def _content(line: Document, chunk: int) -> torch.Tensor:
+    if "contents" in line:
+        with safe_open(line["contents"], framework="pt") as file:
+            names = sorted(file.keys(), key=int)
+            return file.get_tensor(names[chunk % len(names)])
     generator = torch.Generator().manual_seed(chunk)
     dtype = getattr(torch, line["dtype"])
     return torch.randn(line["shape"], generator=generator).to(dtype)
@@ -134,7 +141,7 @@ def _content(line: Document, chunk: int) -> torch.Tensor:
 
 def main() -> None:
     written = answers()
-    driver = Driver()
+    driver = Driver(int(sys.argv[1]) if sys.argv[1:] else 64 << 20)
     written.write("{}\n")
     written.flush()
     names = ("open", "close", "store", "find", "load", "status")

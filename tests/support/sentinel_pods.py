@@ -67,8 +67,8 @@ class SentinelPod:
         """Port of whom a sentinel watches; 0 while it does not answer."""
         with self.client() as client:
             try:
-                return int(client.sentinel_get_master_addr_by_name("lexico")[1])
-            except (redis.RedisError, TypeError):
+                return int(client.sentinel_masters()["lexico"]["port"])
+            except (redis.RedisError, KeyError):
                 return 0
 
     def start(self, **environment: str) -> None:

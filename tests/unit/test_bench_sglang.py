@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from bench.engines import parts, sglang, sglang_calls
+from bench.engines import calls, parts, sglang
 from lexico_codec.sets import builtin
 
 
@@ -14,15 +14,15 @@ def test_calls_underneath_count_from_the_first_to_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "calls"
-    monkeypatch.setenv(sglang_calls.CALLS, str(file))
+    monkeypatch.setenv(calls.CALLS, str(file))
     clock = iter((3.0, 4.0, 5.0, 9.0))
-    monkeypatch.setattr(sglang_calls, "now", lambda: next(clock))
+    monkeypatch.setattr(calls, "now", lambda: next(clock))
     for name, began in (("load", 2.0), ("load", 2.5), ("get", 1.5), ("load", 8.0)):
-        sglang_calls.write(name, began)
-    found = sglang_calls.read(file)
+        calls.write(name, began)
+    found = calls.read(file)
     assert found == {"load": [(2.0, 3.0), (2.5, 4.0), (8.0, 9.0)], "get": [(1.5, 5.0)]}
-    assert sglang_calls.seconds(found["get"]) == 3.5
-    assert sglang_calls.underneath(found["get"], found["load"]) == 2.0
+    assert calls.seconds(found["get"]) == 3.5
+    assert calls.underneath(found["get"], found["load"]) == 2.0
 
 
 def test_figures_are_the_worst_of_codecs_and_shares_of_tokens() -> None:
@@ -65,6 +65,6 @@ def test_pieces_add_up() -> None:
 
 def test_a_set_for_known_positions_is_refused() -> None:
     ours = Path(builtin.__file__).with_name("smollm2-135m-residual.safetensors")
-    assert sglang.described_set({}) is None
+    assert parts.described_set({}) is None
     with pytest.raises(SystemExit, match="keys-as-stored"):
-        sglang.described_set({"dictionary": str(ours)})
+        parts.described_set({"dictionary": str(ours)})

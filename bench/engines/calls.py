@@ -1,4 +1,4 @@
-"""Calls of a storage backend in SGLang's process, a line of a file each."""
+"""Calls of an adapter in an engine's process, a line of a file each."""
 
 from __future__ import annotations
 
