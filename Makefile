@@ -153,7 +153,7 @@ test-newest test-oldest: test-%: .venv-lock/uv-$(UV) ## all tests on the newest,
 	.venv-lock/bin/python -m requirements.lock $(LOCK) --out .venv-$*/locks
 	$(MAKE) tests VENV=.venv-$* LOCKS=.venv-$*/locks
 
-compatibility: $(VENV)/dev redis .venv-lock/uv-$(UV) ## docs/compatibility.md: other versions, one at a time; ONLY="Ray torch" picks
+compatibility: $(VENV)/k8s redis .venv-lock/uv-$(UV) ## docs/compatibility.md: other versions, one at a time; ONLY="Ray torch" picks
 	$(BIN)/python -m tests.compatibility $(ONLY)
 
 redis: | $(VENV)/python

@@ -30,7 +30,7 @@ DECODED_VALUES_PER_CORE: Final = 34e6
 """The same for decoding at the node."""
 RELOADED_BYTES: Final = 380e6
 """Bytes of frames a second from one reload server, with the store and the node on the same two
-cores (wire.json)."""
+cores, of the slowest machine that measured it: that of wire.json may serve more."""
 STORE_OVERHEAD: Final = 1.25
 """Memory of the store / bytes of pages: names, lists, fragments, and room to evict in."""
 
