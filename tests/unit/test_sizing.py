@@ -66,7 +66,7 @@ def test_rates_are_those_measured() -> None:
     assert pytest.approx(encoded, rel=0.1) == sizing.ENCODED_VALUES_PER_CORE
     assert pytest.approx(decoded, rel=0.1) == sizing.DECODED_VALUES_PER_CORE
     reloaded = result("wire")["reloads"]["reload MB/s"] * 1e6
-    assert sizing.RELOADED_BYTES <= 1.3 * reloaded, "more than the machine of wire.json serves"
+    assert 1.3 * reloaded >= sizing.RELOADED_BYTES, "more than the machine of wire.json serves"
 
 
 def test_bytes_of_a_reload_are_about_those_that_came() -> None:
