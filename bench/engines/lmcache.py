@@ -78,20 +78,19 @@ def lmcache(calls: Path) -> Iterator[Any]:
             cwd=calls.parent,
         ) as process,
     ):
-        assert process.stdin is not None
-        assert process.stdout is not None
+        questions, answers = process.stdin, process.stdout
+        assert questions is not None
+        assert answers is not None
 
         def answer() -> Row:
-            assert process.stdout is not None
-            said = json.loads(process.stdout.readline() or '{"error": "it ended"}')
+            said = json.loads(answers.readline() or '{"error": "it ended"}')
             if "error" in said:
                 raise SystemExit(f"LMCache: {said['error']}\n{log.read_text()[-4000:]}")
             return dict(said)
 
         def ask(do: str, **more: Any) -> Row:
-            assert process.stdin is not None
-            process.stdin.write(json.dumps({"do": do, **more}) + "\n")
-            process.stdin.flush()
+            questions.write(json.dumps({"do": do, **more}) + "\n")
+            questions.flush()
             return answer()
 
         answer()
@@ -99,11 +98,13 @@ def lmcache(calls: Path) -> Iterator[Any]:
             yield ask
         except Unexpected as error:
             raise SystemExit(f"{error}\n{log.read_text()[-4000:]}") from error
-        process.stdin.close()
+        questions.close()
 
 
 def contents(folder: Path) -> tuple[Path, list[int]]:
-    """Objects of one prompt's cache, a tensor each by its number; and their shape."""
+    """A file with the objects of one prompt's cache by their numbers, and the shape of each:
+    `[2, layers, tokens, kv_heads * head_dim]`, LMCache's layout keys-first.
+    """
     loaded = load_model("smollm2")
     (ids,) = texts(loaded.tokenizer, 1, OBJECTS * OBJECT_TOKENS)
     cache = DynamicCache(config=loaded.model.config)
@@ -120,6 +121,13 @@ def contents(folder: Path) -> tuple[Path, list[int]]:
 
 def measure(ask: Any, calls: Path, settings: Row, objects: Row, rounds: int) -> Row:
     """One codec's row; the first round warms up.
+
+    Args:
+        ask: LMCache's process.
+        calls: the file that `lmcache_inside` writes.
+        settings: of the adapter.
+        objects: what every question says of them.
+        rounds: each of other objects.
 
     Raises:
         Unexpected: an object was not stored, or did not come back.
@@ -185,6 +193,8 @@ def main() -> None:
     options = parser.parse_args()
     if not PYTHON:
         raise SystemExit("LEXICO_TEST_LMCACHE is not set: the Python of an environment with it")
+    codecs = coded(options.stored_keys, "balanced")
+    sets = {codec: described_set(more) for codec, more in codecs.items()}
     if not options.no_gate:
         gate(*TESTS)
     described, rows = machine(), {}
@@ -195,12 +205,12 @@ def main() -> None:
         objects = {"model": model, "contents": str(file), "shape": shape, "dtype": "float32"}
         waits = {f"{call}_seconds": SECONDS for call in ("match", "load", "offload")}
         addresses = {"reload": service.reload, "offload": service.offload, "model": model}
-        for codec, more in coded(options.stored_keys, "balanced").items():
+        for codec, more in codecs.items():
             settings = {**addresses, **waits, "codec": codec, **more}
             with lmcache(calls) as ask:
                 row = measure(ask, calls, settings, objects, options.rounds)
             print(table([flat(row)]), flush=True)
-            rows[codec] = {**row, "set": described_set(more)}
+            rows[codec] = {**row, "set": sets[codec]}
     figures = {name: max(row[name]["median"] for row in rows.values()) for name in AT_MOST}
     goals = judged(figures, AT_MOST, {})
     print(table(goals))

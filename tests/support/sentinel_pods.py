@@ -66,7 +66,7 @@ class SentinelPod:
     def primary(self) -> int:
         """Port of whom a sentinel watches; 0 while it does not answer."""
         with self.client() as client:
-            try:
+            try:  # redis-py 7.0 cannot read the answer to `get-master-addr-by-name`
                 return int(client.sentinel_masters()["lexico"]["port"])
             except (redis.RedisError, KeyError):
                 return 0
