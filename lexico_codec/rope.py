@@ -48,7 +48,7 @@ def _inv_freq(numbers: tuple[float, ...]) -> Tensor:
 def turned(keys: Tensor, turn: Turn) -> Tensor:
     """`[tokens, heads, head_dim]` turned: a new tensor; arithmetic in the wider of the dtypes."""
     made = keys.to(torch.promote_types(keys.dtype, turn.cos.dtype)).clone()
-    first, second = _pairs(made, turn)
+    first, second = pairs_of(made, turn.pairing, turn.cos.shape[1])
     cos, sin = turn.cos[:, None], turn.sin[:, None]
     a, b = first * cos - second * sin, second * cos + first * sin
     first.copy_(a)
@@ -79,9 +79,8 @@ def _wide(keys: Tensor) -> torch.dtype:
     return torch.promote_types(keys.dtype, torch.float32)
 
 
-def _pairs(keys: Tensor, turn: Turn) -> tuple[Tensor, Tensor]:
-    """Views of the first and second components of every pair, `[tokens, heads, pairs]`."""
-    pairs = turn.cos.shape[1]
-    if turn.pairing == "half":
+def pairs_of(keys: Tensor, pairing: Pairing, pairs: int) -> tuple[Tensor, Tensor]:
+    """Views of the first and second components of pairs, `[..., pairs]` of `[..., head_dim]`."""
+    if pairing == "half":
         return keys[..., :pairs], keys[..., pairs : 2 * pairs]
     return keys[..., 0 : 2 * pairs : 2], keys[..., 1 : 2 * pairs : 2]

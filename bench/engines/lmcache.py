@@ -1,11 +1,11 @@
 """What LMCache's adapter adds to the calls of the service underneath.
 
-    LEXICO_TEST_LMCACHE=PYTHON python -m bench.engines.lmcache [--stored-keys SET] [--rounds 5]
+    LEXICO_TEST_LMCACHE=PYTHON python -m bench.engines.lmcache [--rounds 5]
 
-PYTHON is that of the environment that has LMCache: `make test-lmcache` makes it. SET is a set of
-keys as they are stored (`lexico train --keys-as-stored`), for preset balanced beside lossless.
-LMCache makes the adapter, as its server would, and has it look up, store, look up again and load
-objects of 256 tokens of SmolLM2's cache, float32, out of LMCache's own memory and back into it.
+PYTHON is that of the environment that has LMCache: `make test-lmcache` makes it. Codecs are
+lossless, and preset balanced over the built-in set. LMCache makes the adapter, as its server would,
+and has it look up, store, look up again and load objects of 256 tokens of SmolLM2's cache, float32,
+out of LMCache's own memory and back into it.
 
 - `adapter`: seconds of a look-up that finds and of a load, from when LMCache asks until it is told,
   over those of the client's calls underneath, less 1; of calls at the same time, from the first to
@@ -30,7 +30,7 @@ from safetensors.torch import save_file
 from transformers import DynamicCache
 
 from bench.engines.calls import CALLS, Span, read, seconds, underneath
-from bench.engines.parts import coded, described_set, flat, judged
+from bench.engines.parts import flat, judged
 from bench.fleet.rounds import spread
 from bench.generate import texts
 from examples.two_nodes.service import Service
@@ -187,14 +187,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         prog="python -m bench.engines.lmcache", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--stored-keys", type=Path, metavar="SET")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--no-gate", action="store_true")
     options = parser.parse_args()
     if not PYTHON:
         raise SystemExit("LEXICO_TEST_LMCACHE is not set: the Python of an environment with it")
-    codecs = coded(options.stored_keys, "balanced")
-    sets = {codec: described_set(more) for codec, more in codecs.items()}
     if not options.no_gate:
         gate(*TESTS)
     described, rows = machine(), {}
@@ -205,12 +202,12 @@ def main() -> None:
         objects = {"model": model, "contents": str(file), "shape": shape, "dtype": "float32"}
         waits = {f"{call}_seconds": SECONDS for call in ("match", "load", "offload")}
         addresses = {"reload": service.reload, "offload": service.offload, "model": model}
-        for codec, more in codecs.items():
-            settings = {**addresses, **waits, "codec": codec, **more}
+        for codec in ("lossless", "balanced"):
+            settings = {**addresses, **waits, "codec": codec}
             with lmcache(calls) as ask:
                 row = measure(ask, calls, settings, objects, options.rounds)
             print(table([flat(row)]), flush=True)
-            rows[codec] = {**row, "set": sets[codec]}
+            rows[codec] = row
     figures = {name: max(row[name]["median"] for row in rows.values()) for name in AT_MOST}
     goals = judged(figures, AT_MOST, {})
     print(table(goals))

@@ -1,10 +1,10 @@
 """Bytes and predictions of LMCache's serdes, ours and its TurboQuant, on the cache of SmolLM2.
 
-    LEXICO_TEST_LMCACHE=PYTHON python -m bench.engines.lmcache_serdes --stored FILE [--texts 4]
+    LEXICO_TEST_LMCACHE=PYTHON python -m bench.engines.lmcache_serdes [--texts 4]
 
-PYTHON is that of the environment that has LMCache: `make test-lmcache` makes it. FILE is a set of
-keys as they are stored (`lexico train --keys-as-stored`): LMCache tells no positions. Texts are of
-sets that nothing was trained on. All but the newest 32 tokens of each prefix are stored, as
+PYTHON is that of the environment that has LMCache: `make test-lmcache` makes it. Ours has the
+built-in set, and finds the position of each object, which LMCache does not tell. Texts are of sets
+that nothing was trained on. All but the newest 32 tokens of each prefix are stored, as
 float16, in objects of LMCache's default, 256 tokens; they go through the serdes in LMCache's own
 processors, and Hugging Face's model predicts on what comes back. TurboQuant runs with all of its
 presets, as LMCache has them, which keeps two layers at either end exact, and with every layer
@@ -34,7 +34,10 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lexico_codec.codecs import ResidualCodec
 from lexico_codec.geometry import Geometry
+from lexico_codec.sets.builtin import load_builtin
+from lexico_codec.sets.choose import at_hand
 from lexico_codec.sets.dictionary import TransformSet
 from lexico_lab.evaluation.fidelity import compare, predicted
 from lexico_lab.evaluation.prefixes import ExactText, cut, exact_text
@@ -42,7 +45,7 @@ from lexico_lab.evaluation.settings import Split
 from lexico_lab.machine import threads
 from lexico_lab.models import SMOLLM2, load_model, model_folder, quiet
 from lexico_lab.record import finish, gate, machine, table
-from lexico_lab.studies.ours import stored_geometry
+from lexico_lab.studies.ours import RESIDUAL_SET, stored_geometry
 from lexico_lab.studies.texts import DATA, text_of
 from tests.support.lmcache_server import ENVIRONMENT, PYTHON
 from tests.support.vllm_engine import ROOT
@@ -66,22 +69,19 @@ _COMPARED: Final = _STATE / "kernels.json"
 Row = dict[str, Any]
 
 
-def measure(file: Path, count: int) -> dict[str, Any]:
+def measure(count: int) -> dict[str, Any]:
     """What the benchmark shows of LMCache's serdes.
 
     Args:
-        file: a set of keys as they are stored.
         count: texts of each text set.
 
     Raises:
         SystemExit: it cannot be measured, and why.
     """
-    found = TransformSet.load(file)
-    if not found.info.keys_as_stored:
-        raise SystemExit(f"{file}: not of keys as they are stored; train with --keys-as-stored")
+    found = at_hand(ResidualCodec(), load_builtin(RESIDUAL_SET), TransformSet)
     loaded = load_model("smollm2")
     geometry = stored_geometry(loaded.model)
-    serdes = dict(every_serde(file, found))
+    serdes = dict(every_serde(found))
     split, texts = replace(SPLIT, texts=count), dict[str, list[Row]]()
     with tempfile.TemporaryDirectory() as folder, _process(Path(folder)) as coder:
         for name in TEXTS:
@@ -97,7 +97,7 @@ def measure(file: Path, count: int) -> dict[str, Any]:
         "stored tokens": SPLIT.coded,
         "predicted": SPLIT.continuation,
         "object tokens": SPLIT.page_tokens,
-        "set": {"digest": found.digest.hex(), "command": found.info.command},
+        "set": found.digest.hex(),
         "kernels compared": json.loads(_COMPARED.read_text()),
         "rows": whole,
         "text sets": every,
@@ -106,7 +106,7 @@ def measure(file: Path, count: int) -> dict[str, Any]:
     }
 
 
-def every_serde(file: Path, found: TransformSet) -> Iterator[tuple[str, Row]]:
+def every_serde(found: TransformSet) -> Iterator[tuple[str, Row]]:
     """Name and settings of all that is compared, as LMCache is given them."""
     ours = {
         "type": "lexico",
@@ -120,12 +120,7 @@ def every_serde(file: Path, found: TransformSet) -> Iterator[tuple[str, Row]]:
         config = {"step": step}
         yield (
             f"lexico-residual step={step:.4g}",
-            {
-                **ours,
-                "codec": "lexico-residual",
-                "codec_config": config,
-                "dictionary": str(file.resolve()),
-            },
+            {**ours, "codec": "lexico-residual", "codec_config": config},
         )
     for preset in PRESETS:
         theirs = {"type": "turboquant", "preset": preset, "head_dim": 64}
@@ -314,7 +309,6 @@ def _fraction(row: Row) -> float:
 def main() -> None:
     """Runs the benchmark; writes bench/results/engines_lmcache_serdes.json."""
     parser = argparse.ArgumentParser(description=(__doc__ or "").splitlines()[0])
-    parser.add_argument("--stored", type=Path, required=True, help="a set of keys as stored")
     parser.add_argument("--texts", type=int, default=4, help="of each text set")
     parser.add_argument("--no-gate", action="store_true")
     options = parser.parse_args()
@@ -325,7 +319,7 @@ def main() -> None:
     described = machine()
     torch.set_num_threads(threads())
     quiet()
-    found = measure(options.stored, options.texts)
+    found = measure(options.texts)
     print(table(found["against"]))
     shown = figures(found)
     goals = [

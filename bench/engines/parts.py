@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from pathlib import Path
 from typing import Any
 
-from lexico_codec.sets.dictionary import TransformSet
 from lexico_lab.record import RESULTS
 
 Rows = dict[str, Any]
@@ -56,25 +54,3 @@ def judged(
 def flat(row: Mapping[str, Any]) -> dict[str, Any]:
     """Of spreads the median."""
     return {name: v["median"] if isinstance(v, dict) else v for name, v in row.items()}
-
-
-def coded(stored_keys: Path | None, lossy: str) -> dict[str, dict[str, Any]]:
-    """Codec → what else is set for it; a lossy one if there is a set for it."""
-    found: dict[str, dict[str, Any]] = {"lossless": {}}
-    if stored_keys is not None:
-        found[lossy] = {"dictionary": str(stored_keys.resolve())}
-    return found
-
-
-def described_set(more: dict[str, Any]) -> dict[str, str] | None:
-    """Which set a codec has, and what trained it.
-
-    Raises:
-        SystemExit: it is for pages at known positions.
-    """
-    if "dictionary" not in more:
-        return None
-    found = TransformSet.load(more["dictionary"])
-    if not found.info.keys_as_stored:
-        raise SystemExit(f"{more['dictionary']}: train it with --keys-as-stored")
-    return {"digest": found.digest.hex(), "command": found.info.command}

@@ -1,13 +1,11 @@
 """What sharing costs and saves in SGLang on this machine's CPU, figures beside their goals.
 
     LEXICO_TEST_SGLANG=PYTHON python -m bench.engines.sglang [--only first-token agreement]
-        [--stored-keys SET]
     python -m bench.engines.sglang --only agreement --after 5 --prompts 5
 
 PYTHON is that of the environment that has SGLang: `make test-sglang` makes it. The model is SmolLM2
-in float32. SET is one for pages of unknown position: `lexico train --codec lexico-residual
---keys-as-stored --model smollm2`. Without it all pages are lossless, and the parts measure that
-alone. sglang_first_token.py and sglang_agreement.py of this folder say what the parts measure.
+in float32, each codec over the built-in set. sglang_first_token.py and sglang_agreement.py of this
+folder say what the parts measure.
 What `--only` leaves out keeps what engines_sglang.json has of it, with its machine. With `--after
 N` prompts of agreement are the ones behind the first N, and are added to those in the file.
 """
@@ -27,7 +25,7 @@ from transformers import AutoTokenizer
 
 from bench.engines import sglang_agreement, sglang_first_token
 from bench.engines.calls import CALLS
-from bench.engines.parts import added, coded, described_set, earlier, flat, judged
+from bench.engines.parts import added, earlier, flat, judged
 from bench.generate import texts
 from examples.two_nodes.service import Service
 from lexico_lab.models import SMOLLM2, model_folder
@@ -62,17 +60,17 @@ def first_token(
     made: Nursery, calls: Path, model: Path, options: argparse.Namespace
 ) -> dict[str, Any]:
     """Codec → its row."""
-    codecs, rows = coded(options.stored_keys, "balanced"), {}
+    codecs, rows = ("lossless", "balanced"), {}
     count = options.rounds + 1
     prompts = texts(AutoTokenizer.from_pretrained(model), len(codecs) * count, options.tokens)
     with Service() as service:
         addresses = {"reload": service.reload, "offload": service.offload}
-        for number, (codec, more) in enumerate(codecs.items()):
+        for number, codec in enumerate(codecs):
             own = prompts[number * count : (number + 1) * count]
-            settings, described = {**addresses, "codec": codec, **more}, machine()
+            settings, described = {**addresses, "codec": codec}, machine()
             row = sglang_first_token.measure(made, calls, settings, own, options.answer)
             print(table([flat(row)]), flush=True)
-            rows[codec] = {**row, "set": described_set(more), "machine": described}
+            rows[codec] = {**row, "machine": described}
     return rows
 
 
@@ -82,20 +80,13 @@ def agreement(
     """Codec, or the engine's own cache → its row."""
     count = options.after + options.prompts
     prompts = texts(AutoTokenizer.from_pretrained(model), count, options.prompt_tokens)
-    codecs, described = coded(options.stored_keys, "near"), machine()
+    codecs, described = ("lossless", "near"), machine()
     with engine_service() as service:
         rows = sglang_agreement.measure(
             made, service.settings, codecs, prompts[options.after :], options.answer
         )
     print(table(rows), flush=True)
-    return {
-        row["cache"]: {
-            **row,
-            "set": described_set(codecs.get(row["cache"], {})),
-            "machine": described,
-        }
-        for row in rows
-    }
+    return {row["cache"]: {**row, "machine": described} for row in rows}
 
 
 def figures(parts: dict[str, Any]) -> dict[str, float]:
@@ -119,7 +110,6 @@ def main() -> None:
         prog="python -m bench.engines.sglang", description=(__doc__ or "").splitlines()[0]
     )
     parser.add_argument("--only", nargs="+", choices=PARTS, default=list(PARTS), metavar="PART")
-    parser.add_argument("--stored-keys", type=Path, metavar="SET")
     parser.add_argument("--tokens", type=int, default=1500, help="of a prompt of first-token")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--prompts", type=int, default=20, help="of agreement")
@@ -132,7 +122,6 @@ def main() -> None:
         raise SystemExit("LEXICO_TEST_SGLANG is not set: the Python of an environment with SGLang")
     if options.after and "first-token" in options.only:
         raise SystemExit("--after: first-token has no pieces")
-    described_set(coded(options.stored_keys, "near").get("near", {}))
     if not options.no_gate:
         gate(*TESTS)
     model, parts = Path(model_folder(SMOLLM2)), earlier(FILE, "sglang")

@@ -11,6 +11,7 @@ SGLang does not say where a prompt ends: of a prompt's full pages all come from 
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Final
 
 from tests.support.sglang_engine import PAGE_TOKENS, Engine, Generated, Nursery
@@ -23,7 +24,7 @@ COUNTS: Final = ("prompts", "answer tokens", "free", "forced", "whole answers")
 def measure(
     nursery: Nursery,
     settings: dict[str, Any],
-    codecs: dict[str, dict[str, Any]],
+    codecs: Sequence[str],
     prompts: list[list[int]],
     answer: int,
 ) -> list[dict[str, Any]]:
@@ -32,7 +33,7 @@ def measure(
     Args:
         nursery: of the engines, which run one after another.
         settings: of the backend.
-        codecs: name → what else is set for it.
+        codecs: presets.
         prompts: token ids.
         answer: tokens of an answer.
 
@@ -43,8 +44,8 @@ def measure(
     with nursery.engine(max_total_tokens=(pages + 8) * PAGE_TOKENS) as plain:
         expected = [_answer(plain, ids, answer).tokens[0] for ids in prompts]
         rows = [_row(OWN, plain, prompts, expected)]
-    for codec, more in codecs.items():
-        with nursery.engine({**settings, "codec": codec, **more}) as engine:
+    for codec in codecs:
+        with nursery.engine({**settings, "codec": codec}) as engine:
             for ids in prompts:
                 _answer(engine, ids, 1)
                 engine.flush()

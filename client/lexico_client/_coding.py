@@ -14,7 +14,7 @@ from lexico_client._coding_counts import CodingCounts
 from lexico_codec.codecs.codec import Codec
 from lexico_codec.forks import renew_in_children
 from lexico_codec.presets import codec_named, spoken
-from lexico_codec.sets.choose import choose, is_built_in, training_options
+from lexico_codec.sets.choose import choose, is_built_in, set_of
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.models import model_names
 from lexico_codec.spec import CacheSpec
@@ -87,6 +87,7 @@ class Coding:
         codec_config: Mapping[str, Any] | None,
         dictionary: DictionarySet | bytes | None,
         *,
+        known_positions: bool = True,
         model: str,
         every: float,
         counts: CodingCounts,
@@ -96,7 +97,8 @@ class Coding:
         """
         Args:
             base: what pages are of while there is no set, which needs none.
-            codec, codec_config, dictionary, model: as `AsyncClient.coding` has them.
+            codec, codec_config, dictionary, known_positions, model: as `AsyncClient.coding` has
+                them.
             every: seconds between two looks for a set.
             counts: where it is counted as what it is.
             kick: has `look` called soon; must not wait.
@@ -110,6 +112,8 @@ class Coding:
                 f"spec: codec {base.codec.name}: pages without a set need one that is lossless"
             )
         asked, geometry = codec_named(codec, codec_config), base.whole_geometry
+        if not known_positions:
+            asked = asked.without_positions()
         self._asked = asked
         self._spoken = spoken(codec)
         self._base = base
@@ -211,13 +215,13 @@ class Coding:
             unasked = f" (published ones could not be asked for, {self._unasked}{old})"
         _log.warning(
             "no set for %s with %s%s: running lossless%s; train one by: lexico train --model %s "
-            "--text TEXT --out SET.safetensors %s --register%s",
+            "--text TEXT --out SET.safetensors --codec %s --register%s",
             self._model or "the model",
             self._spoken,
             unasked,
             f", up to {times} times the bytes" if times > 1 else "",
             shlex.quote(self._model) if self._model else "MODEL",
-            training_options(self._asked, geometry),
+            set_of(self._asked),
             " --any-weights" if elsewhere else "",
         )
 

@@ -172,7 +172,6 @@ class InMemoryTransport:
                 layers=kept.layers,
                 kv_heads=kept.info.kv_heads,
                 head_dim=kept.head_dim,
-                keys_as_stored=kept.info.keys_as_stored,
             )
             for digest, kept in self.dictionaries.items()
         ]

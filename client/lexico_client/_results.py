@@ -122,8 +122,6 @@ class DictionaryEntry:
     head_dim: int
     shared: bool
     """Registered by the operator for every tenant."""
-    keys_as_stored: bool = False
-    """It is of keys as they are stored: for pages whose position is not known, and no others."""
 
 
 @dataclass(frozen=True)
@@ -164,5 +162,4 @@ def entry_of(info: dictionaries.DictionaryInfo) -> DictionaryEntry:
         kv_heads=info.kv_heads,
         head_dim=info.head_dim,
         shared=info.shared,
-        keys_as_stored=info.keys_as_stored,
     )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import asyncio
 from abc import ABC, abstractmethod
 from collections.abc import Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,7 +22,7 @@ from lexico_client._transport import Transport
 from lexico_client._weights_files import fingerprint_files
 from lexico_codec.inputs import PageDigests, checked_inputs
 from lexico_codec.keys import TokenIds
-from lexico_codec.sets.choose import check_model, geometry_for
+from lexico_codec.sets.choose import check_model
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.sets.models import model_names
 from lexico_codec.spec import DEFAULT_RECENT_TOKENS, CacheSpec
@@ -63,6 +62,7 @@ class SetCalls(ABC):
         codec_config: Mapping[str, Any] | None = None,
         dictionary: DictionarySet | bytes | None = None,
         without_set: WithoutSet = "lossless",
+        known_positions: bool = True,
         model: str = "",
     ) -> Coding:
         """What a model's pages are coded with, and will be once there is a set for it.
@@ -78,12 +78,15 @@ class SetCalls(ABC):
             codec_config: a codec's parameters; a preset takes none.
             dictionary: the set, or the digest of one that is registered.
             without_set: "refuse" for an error where there is no set now, published or not.
+            known_positions: whether pages are those of sequences that begin at position 0. False
+                for pages that each are a sequence of their own, wherever they lie in a prompt.
             model: what `lexico train --model` is to be given, for messages.
 
         Raises:
             UnknownCodec: no preset and no codec of that name.
             ConfigurationError: a parameter that cannot be used, or several built-in sets that serve
-                equally; and no set, where that is to be refused.
+                equally; a lossy codec that cannot do without positions; and no set, where that is
+                to be refused.
             DictionaryMismatch: the set given is for another model or another codec.
             ShapeMismatch: the codec cannot code such a cache.
         """
@@ -94,6 +97,7 @@ class SetCalls(ABC):
             codec,
             codec_config,
             dictionary,
+            known_positions=known_positions,
             model=model,
             every=self._timeouts.sets,
             counts=self._counts,
@@ -188,9 +192,7 @@ class SetCalls(ABC):
 
         Args:
             dictionary: the set.
-            spec: any of the model's: what counts are weights, shape and rotary embedding. A set of
-                keys as they are stored is published for the model's pages of unknown position,
-                whose spec has no rotary embedding.
+            spec: any of the model's: what counts are weights, shape and rotary embedding.
             any_weights: also for models of the same shape and rotary embedding for whose weights
                 none is published: these ones with an adapter, say, or cast while loading. Codec
                 lexico-residual refuses pages of weights that are nothing like those that its set
@@ -207,7 +209,6 @@ class SetCalls(ABC):
             Unsupported: a server of an earlier release.
             LexicoError: the service refused, or could not answer.
         """
-        spec = replace(spec, geometry=geometry_for(dictionary, spec.geometry))
         check_model(dictionary, spec.whole_geometry)
         budget = self._budget("publish", timeout, self._timeouts.dictionaries)
         await self.register_dictionary(dictionary, timeout=budget.left())
@@ -223,8 +224,7 @@ class SetCalls(ABC):
     ) -> tuple[str, ...]:
         """Undoes `publish_dictionary`, for nodes that start from now on; the set stays registered.
 
-        Arguments and errors are those of `publish_dictionary`. What is published for pages of
-        unknown position is taken back by a spec without rotary embedding.
+        Arguments and errors are those of `publish_dictionary`.
 
         Returns:
             The codecs that a set was published for.

@@ -169,6 +169,7 @@ class Client:
         codec_config: Mapping[str, Any] | None = None,
         dictionary: DictionarySet | bytes | None = None,
         without_set: WithoutSet = "lossless",
+        known_positions: bool = True,
         model: str = "",
     ) -> Coding:
         """As `AsyncClient.coding`."""
@@ -178,6 +179,7 @@ class Client:
             codec_config=codec_config,
             dictionary=dictionary,
             without_set=without_set,
+            known_positions=known_positions,
             model=model,
         )
         made = self._run(work, self._timeouts.match + self._timeouts.dictionaries)

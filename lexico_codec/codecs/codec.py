@@ -12,6 +12,7 @@ from lexico_codec.canonical import canonical_json
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.memory import CacheMemory, source_of, target_of
 from lexico_codec.sets.dictionary import DictionarySet
+from lexico_proto.errors import ConfigurationError
 
 SINK_TOKENS: Final = 4
 """Leading tokens of a sequence that stay exact in every lossy codec: attention sinks (arXiv
@@ -76,6 +77,20 @@ class Codec(ABC):
         Raises:
             DictionaryMismatch: the codec is configured for another set.
         """
+        return self
+
+    def without_positions(self) -> Self:
+        """The codec for pages whose position in a sequence is not known: itself, where it makes no
+        use of that.
+
+        Raises:
+            ConfigurationError: it cannot do without.
+        """
+        if self.needs_dictionary:
+            raise ConfigurationError(
+                f"codec {self.name}: needs the position of each page, which is not known here; "
+                "codec lexico-residual and its presets find it, lossless needs none"
+            )
         return self
 
     def group_layers(self, geometry: Geometry) -> int | None:

@@ -5,17 +5,12 @@ the model it was made from. Another rotary embedding is refused for sets of keys
 well: there it is no matter of positions, but it means other weights, and what the set weighs by,
 how much the model's predictions feel an error, was measured under the first one.
 
-A geometry without rotary embedding is of pages whose position is not known, or of a model that has
-none. Pages of unknown position have keys that nothing takes RoPE off: sets for them are trained on
-keys as they are stored, and serve no other pages.
-
 Codecs are known here by what `SetUser` says of them alone: they stand above the sets.
 """
 
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from typing import ClassVar, Protocol, Self, TypeVar
 
 from lexico_codec.geometry import Geometry
@@ -74,8 +69,8 @@ def choose(
         return codec, dictionary
     if not dictionary.serves(codec.name):
         raise DictionaryMismatch(
-            f"{_needs(codec, asked, geometry)}; the set of {dictionary.info.model} that was given "
-            "is for another codec"
+            f"{_needs(codec, asked)}; the set of {dictionary.info.model} that was given is for "
+            "another codec"
         )
     return codec.for_set(dictionary, geometry), dictionary
 
@@ -91,11 +86,10 @@ def find(codec: SetUser, geometry: Geometry, asked: str) -> DictionarySet:
     """
     fitting, serving = _built_in(codec, geometry)
     if len(serving) != 1:
-        needs = _needs(codec, asked, geometry)
         why = "that serve equally" if serving else "that fit it, for other codecs"
         models = ", ".join(found.info.model for found in serving or fitting) or "none"
         raise ConfigurationError(
-            f"{needs} ({geometry.layers} layers, {geometry.kv_heads} KV heads, "
+            f"{_needs(codec, asked)} ({geometry.layers} layers, {geometry.kv_heads} KV heads, "
             f"head_dim {geometry.head_dim}): give it as `dictionary`. Built-in sets {why}: {models}"
         )
     _log.info(
@@ -114,11 +108,6 @@ def set_of(codec: SetUser) -> str:
     return codec.set_of or codec.name
 
 
-def training_options(codec: SetUser, geometry: Geometry) -> str:
-    """Options of `lexico train` that make a set for a codec and pages of a geometry."""
-    return f"--codec {set_of(codec)}" + " --keys-as-stored" * (geometry.rope is None)
-
-
 def fitting_builtin(geometry: Geometry) -> list[tuple[str, DictionarySet]]:
     """Name and set of every built-in set that fits a model, whatever codec it is for.
 
@@ -132,15 +121,8 @@ def fitting_builtin(geometry: Geometry) -> list[tuple[str, DictionarySet]]:
     ]
 
 
-def geometry_for(dictionary: DictionarySet, geometry: Geometry) -> Geometry:
-    """Geometry of the pages of a model that a set of it is for: without rotary embedding where the
-    set is of keys as they are stored."""
-    return replace(geometry, rope=None) if dictionary.info.keys_as_stored else geometry
-
-
 def check_model(dictionary: DictionarySet, geometry: Geometry, called: str = "") -> None:
-    """Refuses a set that was made from another model than the one that it is to code, or from keys
-    in another form.
+    """Refuses a set that was made from another model than the one that it is to code.
 
     A set that does not say its rotary embedding is taken as it is.
 
@@ -153,19 +135,12 @@ def check_model(dictionary: DictionarySet, geometry: Geometry, called: str = "")
         DictionaryMismatch: naming what differs.
         InvalidInput: a set whose rotary embedding is none.
     """
-    name = f"dictionary set {f'{called}, ' if called else ''}of {dictionary.info.model}"
     found = _differences(dictionary, geometry)
     if found:
-        way = ""
-        if geometry.rope is None and dictionary.rope is not None:
-            way = "; for pages whose position is not known: `lexico train --keys-as-stored`"
+        name = f"{called}, " if called else ""
         raise DictionaryMismatch(
-            f"{name}: made for another model, which has {'; '.join(found)}{way}"
-        )
-    if dictionary.info.keys_as_stored and geometry.rope is not None:
-        raise DictionaryMismatch(
-            f"{name}: made for pages whose position is not known, of keys as they are stored; the "
-            "position of these is known: train one without --keys-as-stored"
+            f"dictionary set {name}of {dictionary.info.model}: made for another model, which has "
+            f"{'; '.join(found)}"
         )
 
 
@@ -215,6 +190,5 @@ def _built_in(
     return fitting, [found for found in fitting if found.serves(codec.name)]
 
 
-def _needs(codec: SetUser, asked: str, geometry: Geometry) -> str:
-    options = training_options(codec, geometry)
-    return f"{asked} needs a set trained with `lexico train {options}` for this model"
+def _needs(codec: SetUser, asked: str) -> str:
+    return f"{asked} needs a set trained with `lexico train --codec {set_of(codec)}` for this model"

@@ -5,18 +5,13 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import dataclass, fields
-from typing import Any, Final
+from typing import Any
 
 from lexico_codec.geometry import Rope
 from lexico_codec.limits import MAX_KV_HEADS, MAX_LAYERS, MAX_METADATA_BYTES, MAX_SPARSITY
 from lexico_codec.sets import FORMATS
 from lexico_codec.sets.tensors import refuse
 from lexico_proto.errors import InvalidInput
-
-KEYS: Final = "keys"
-"""Entry of `SetInfo.training` that sets of keys as they are stored have."""
-AS_STORED: Final = "as stored"
-"""Its value."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,8 +24,8 @@ class SetInfo:
     """Heads whose vectors share one dictionary."""
     rope: dict[str, Any]
     """Rotary embedding of the model (frequencies, pairing, scale). Keys are coded after it, or
-    before it where the set has means or a transform. Empty for a model without one, in a set that
-    does not say, and in one of keys as they are stored."""
+    before it where the set has means or a transform. Empty for a model without one, and in a set
+    that does not say."""
     sparsity: int
     """Atoms a vector that the set was trained for; with a transform, atoms a token, or 0."""
     training: dict[str, Any]
@@ -41,12 +36,6 @@ class SetInfo:
     """Per layer `{"key": e, "value": e}`: mean relative error on held-out vectors."""
     command: str
     """The command that made the set."""
-
-    @property
-    def keys_as_stored(self) -> bool:
-        """Whether keys are coded as a cache has them, wherever in a sequence: for pages whose
-        position is not known."""
-        return self.training.get(KEYS) == AS_STORED
 
     def rotary_embedding(self) -> Rope | None:
         """`rope` as the geometry has it; None where it is empty.

@@ -184,8 +184,7 @@ def _codec_of_kept(
     """The codec that codes kept tokens, over the first set that serves it, or why there is none."""
     try:
         asked = replace(settings, codecs=(_CODED,))
-        usual = [one for one in sets if not one.content.info.keys_as_stored]
-        _, first, *_ = choose_ways(asked, geometry, weights, usual).ways  # the control comes first
+        _, first, *_ = choose_ways(asked, geometry, weights, sets).ways  # the control comes first
     except LexicoError as error:
         return None, error.message
     return first, ""

@@ -138,7 +138,6 @@ def _plan(settings: EvalSettings, loaded: LoadedModel, peers: Sequence[Published
                 "bytes": len(one.content.to_bytes()),
                 "model": one.content.info.model,
                 "corpus": one.content.info.corpus_digest,
-                "keys_as_stored": one.content.info.keys_as_stored,
             }
             for one in sets
         ],

@@ -76,7 +76,7 @@ class FrameShelf(Shelf):
                 part = states[layers.start : layers.stop, :, :, tokens].transpose(2, 3)
                 source = part.to(spec.geometry.torch_dtype).contiguous()
                 started = time.perf_counter()
-                frame = encode_group(spec, key, self._place(page), group, source, dictionary)
+                frame = encode_group(spec, key, page, group, source, dictionary)
                 self.encode_s += time.perf_counter() - started
                 frames.append(bytes(frame))
             self._frames[key] = frames
@@ -107,11 +107,6 @@ class FrameShelf(Shelf):
             for group, frame in enumerate(frames):
                 layers = spec.group_range(group)
                 out = made[layers.start : layers.stop, :, :, tokens].transpose(2, 3)
-                place, dictionary = self._place(page), self._way.dictionary
-                decode_group(spec, key, place, group, frame, out, dictionary)
+                decode_group(spec, key, page, group, frame, out, self._way.dictionary)
         self.decode_s += time.perf_counter() - started
         return made.to(dtype)
-
-    def _place(self, page: int) -> int:
-        """Which page of its sequence a page of the conversation is."""
-        return 0 if self._way.alone else page

@@ -12,7 +12,7 @@ from lexico_codec.codecs import CODECS, Codec, codec_from_config
 from lexico_codec.geometry import Geometry
 from lexico_codec.presets import PRESETS, codec_named
 from lexico_codec.sets.builtin import builtin_sets, load_builtin
-from lexico_codec.sets.choose import check_model, fitting_builtin, geometry_for
+from lexico_codec.sets.choose import check_model, fitting_builtin
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_lab.evaluation.settings import EvalSettings
@@ -40,11 +40,6 @@ class Way:
     set_name: str = ""
     """As it was given; empty for a codec without one."""
 
-    @property
-    def alone(self) -> bool:
-        """Whether each page is a sequence of its own, as pages of unknown position are."""
-        return self.dictionary is not None and self.dictionary.info.keys_as_stored
-
 
 def way_of(
     name: str,
@@ -63,8 +58,7 @@ def way_of(
         config: its parameters.
         geometry: of the cache.
         page_tokens: tokens a page.
-        dictionary: the set that it codes over. With one of keys as they are stored no page knows
-            its position.
+        dictionary: the set that it codes over.
         weights: digest of the model, 32 bytes, where pages are to be told from another's.
 
     Raises:
@@ -72,7 +66,7 @@ def way_of(
     """
     spec = make_spec(
         weights=weights,
-        geometry=geometry if dictionary is None else geometry_for(dictionary, geometry),
+        geometry=geometry,
         codec=codec,
         codec_config=json.dumps(config),
         dictionary=dictionary.digest if dictionary else b"",
@@ -110,7 +104,7 @@ def load_sets(names: Sequence[str], geometry: Geometry) -> list[NamedSet]:
     found: list[NamedSet] = []
     for name in names:
         content = load_builtin(name) if name in builtin_sets() else DictionarySet.load(name)
-        check_model(content, geometry_for(content, geometry), name)
+        check_model(content, geometry, name)
         short = name if name in builtin_sets() else Path(name).stem
         if any(one.name == short for one in found):
             short = f"{short} {content.digest.hex()[:8]}"

@@ -1,17 +1,17 @@
 """What it costs to code pages whose position is not known: bytes at equal KL, beside the usual.
 
-    python -m lexico_lab.studies.unknown_positions --usual FILE --stored FILE [--data FOLDER]
-        [--texts 6] [--sets gsm8k wikitext2] [--state FOLDER]
+    python -m lexico_lab.studies.unknown_positions [--data FOLDER] [--texts 6]
+        [--sets gsm8k wikitext2] [--state FOLDER]
 
-SmolLM2-135M, codec lexico-residual. The sets are of one `lexico train` command, without and with
-`--keys-as-stored`: the usual codes keys before RoPE, of pages at their positions; the other keys as
-they are stored, each page a sequence of its own. All but the newest 32 of 544 tokens are stored in
-pages of 64, and 128 are predicted. `far` takes the text to begin at position 5000: its keys are
-turned so much further before they are coded, and back afterwards. `first exact` stores the first
-four tokens of every page as they are, as codecs do with those of a sequence otherwise, in place of
-those that look like attention sinks; `sinks found` does the latter to the usual. Steps are those of
-the set's qualities and one between; bytes are interpolated. What is measured is kept in the state
-folder, text by text: a stopped run goes on.
+SmolLM2-135M, codec lexico-residual and the built-in set, which codes keys before RoPE. `given` is
+the usual: pages at their positions. `found` are the same pages, each a sequence of its own, whose
+position the codec finds from their keys. All but the newest 32 of 544 tokens are stored in pages of
+64, and 128 are predicted. `far` takes the text to begin at position 5000: its keys are turned so
+much further before they are coded, and back afterwards. Where positions are found, no page knows
+whether it has the first tokens, so that those are stored exactly that look like attention sinks;
+`given, sinks found` does that to the usual. Steps are those of the set's qualities and one between;
+bytes are interpolated. What is measured is kept in the state folder, text by text: a stopped run
+goes on.
 """
 
 from __future__ import annotations
@@ -28,7 +28,11 @@ from typing import Any, Final
 import torch
 from torch import Tensor
 
+from lexico_codec.codecs import ResidualCodec
 from lexico_codec.geometry import Geometry
+from lexico_codec.rope import rotate
+from lexico_codec.sets.builtin import load_builtin
+from lexico_codec.sets.choose import at_hand
 from lexico_codec.sets.dictionary import TransformSet
 from lexico_lab.evaluation.curves import curve, fraction_at
 from lexico_lab.evaluation.fidelity import compare, predicted, through_frames
@@ -38,16 +42,15 @@ from lexico_lab.evaluation.ways import Way, way_of
 from lexico_lab.machine import threads
 from lexico_lab.models import load_model, quiet
 from lexico_lab.record import finish, gate, machine, table
-from lexico_lab.studies.ours import stored_geometry
+from lexico_lab.studies.ours import RESIDUAL_SET, stored_geometry
 from lexico_lab.studies.texts import DATA, text_of
-from lexico_lab.training.stored_keys import moved
 
 SPLIT: Final = Split(prefix=544, recent_tokens=32, continuation=128, turns=0)
 FAR: Final = 5000
 KLS: Final = (0.02, 0.035, 0.05)
 CODEC: Final = "lexico-residual"
-USUAL: Final = "usual"
-_BUDGET: Final = ("corpus", "tokens", "joint", "atoms", "vectors", "calibrated")
+GIVEN: Final = "given"
+FOUND: Final = {"positions": "found", "sinks": 0}
 
 Figures = dict[str, float]
 
@@ -71,13 +74,12 @@ class Curve:
             yield way_of(name, CODEC, config, geometry, SPLIT.page_tokens, self.dictionary)
 
 
-def curves(usual: TransformSet, stored: TransformSet) -> Iterator[Curve]:
+def curves(dictionary: TransformSet) -> Iterator[Curve]:
     """All that is compared."""
-    yield Curve(USUAL, usual, {})
-    yield Curve("stored", stored, {"sinks": 0})
-    yield Curve("stored, far", stored, {"sinks": 0}, FAR)
-    yield Curve("stored, first exact", stored, {})
-    yield Curve("usual, sinks found", usual, {"sinks": 0})
+    yield Curve(GIVEN, dictionary, {})
+    yield Curve("found", dictionary, FOUND)
+    yield Curve("found, far", dictionary, FOUND, FAR)
+    yield Curve("given, sinks found", dictionary, {"sinks": 0})
 
 
 @torch.inference_mode()
@@ -94,7 +96,7 @@ def measure(model: Any, ids: Sequence[int], every: Sequence[Curve]) -> dict[str,
             judged = compare(exact, predicted(model, exact, made), shelf.size)
             found[way.name] = {"bytes": judged["bytes"], "kl": judged["kl"]}
     for name, by in (("lossless", 0), ("lossless, far", FAR)):
-        way = way_of(name, "lossless", {}, replace(geometry, rope=None), SPLIT.page_tokens)
+        way = way_of(name, "lossless", {}, geometry, SPLIT.page_tokens)
         turned = replace(exact, states=_moved(exact.states, by, geometry).half().float())
         made, shelf = through_frames(turned, way, SPLIT.coded)
         if not torch.equal(made, turned.states):
@@ -104,7 +106,7 @@ def measure(model: Any, ids: Sequence[int], every: Sequence[Curve]) -> dict[str,
 
 
 def summary(texts: Sequence[dict[str, Figures]], every: Sequence[Curve], token_bytes: int) -> Any:
-    """Points, bytes at equal KL, and these over the usual's."""
+    """Points, bytes at equal KL, and these over those of given positions."""
     points: list[dict[str, Any]] = []
     at: dict[str, dict[str, float | None]] = {}
     for one in every:
@@ -120,11 +122,11 @@ def summary(texts: Sequence[dict[str, Figures]], every: Sequence[Curve], token_b
         at[one.name] = {str(kl): fraction_at(curve(mine), kl) for kl in KLS}
     price = {
         name: {
-            kl: None if mine is None or usual is None else mine / usual
-            for (kl, mine), usual in zip(found.items(), at[USUAL].values(), strict=True)
+            kl: None if mine is None or given is None else mine / given
+            for (kl, mine), given in zip(found.items(), at[GIVEN].values(), strict=True)
         }
         for name, found in at.items()
-        if name != USUAL
+        if name != GIVEN
     }
     whole = SPLIT.coded * token_bytes
     lossless = {
@@ -137,8 +139,6 @@ def summary(texts: Sequence[dict[str, Figures]], every: Sequence[Curve], token_b
 def main() -> None:
     """Runs the study and writes the result."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--usual", type=Path, required=True)
-    parser.add_argument("--stored", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=DATA)
     parser.add_argument("--texts", type=int, default=6)
     parser.add_argument("--sets", nargs="+", default=["gsm8k", "wikitext2"])
@@ -146,16 +146,12 @@ def main() -> None:
     parser.add_argument("--no-gate", action="store_true")
     options = parser.parse_args()
     if not options.no_gate:
-        gate("tests/unit/test_keys_as_stored.py", "tests/unit/test_choose.py")
+        gate("tests/unit/test_found_positions.py")
     described = machine()
     torch.set_num_threads(threads())
     quiet()
-    usual, stored = (TransformSet.load(path) for path in (options.usual, options.stored))
-    if usual.info.keys_as_stored or not stored.info.keys_as_stored:
-        raise SystemExit("--stored is the set of keys as they are stored, --usual the other")
-    if any(usual.info.training[key] != stored.info.training[key] for key in _BUDGET):
-        raise SystemExit("the sets were not trained alike")
-    every = tuple(curves(usual, stored))
+    dictionary = at_hand(ResidualCodec(), load_builtin(RESIDUAL_SET), TransformSet)
+    every = tuple(curves(dictionary))
     loaded = load_model("smollm2")
     options.state.mkdir(parents=True, exist_ok=True)
     result: dict[str, Any] = {}
@@ -169,7 +165,7 @@ def main() -> None:
         ).texts
         texts = []
         for ids in windows:
-            what = repr((ids, usual.digest, stored.digest)).encode()
+            what = repr((ids, dictionary.digest)).encode()
             named = hashlib.blake2b(what, digest_size=16).hexdigest()
             kept = options.state / f"{named}.json"
             if not kept.exists():
@@ -184,16 +180,7 @@ def main() -> None:
         {
             "texts": options.texts,
             "far": FAR,
-            "sets": {
-                kind: {
-                    "digest": one.digest.hex(),
-                    "command": one.info.command,
-                    "training": {
-                        key: one.info.training.get(key) for key in ("tokens", "keys", "positions")
-                    },
-                }
-                for kind, one in (("usual", usual), ("stored", stored))
-            },
+            "set": dictionary.digest.hex(),
             "text_sets": result,
         },
         described,
@@ -201,11 +188,14 @@ def main() -> None:
 
 
 def _moved(states: Tensor, by: int, geometry: Geometry) -> Tensor:
-    """`[layers, 2, kv_heads, tokens, head_dim]` as it would be `by` positions further back."""
+    """`[layers, 2, kv_heads, tokens, head_dim]` as it would be `by` positions further back, or
+    nearer where it is negative: RoPE is relative, so the attention over it would be the same.
+    """
     if not by or geometry.rope is None:
         return states
-    keys = states[:, 0]
-    turned = moved(keys.reshape(-1, 1, keys.shape[-1]), by, geometry.rope).view_as(keys)
+    keys, rope = states[:, 0], replace(geometry.rope, scale=1.0)
+    rows = keys.reshape(-1, 1, keys.shape[-1])
+    turned = rotate(rows, torch.full((len(rows),), by), rope).view_as(keys)
     return torch.stack([turned, states[:, 1]], 1)
 
 

@@ -22,7 +22,6 @@ from lexico_codec.geometry import Geometry
 from lexico_codec.sets.dictionary import TransformSet
 from lexico_lab.caches import cache_of, divergence, forward, states_of
 from lexico_lab.training.observe import EXACT_TOKENS, PROMPT_TOKENS
-from lexico_lab.training.stored_keys import first_position, moved
 from lexico_proto.errors import InvalidInput
 
 if TYPE_CHECKING:
@@ -42,24 +41,10 @@ class Ruler:
     """Measures the KL of a step on windows whose uncompressed predictions it keeps."""
 
     def __init__(
-        self,
-        model: PreTrainedModel,
-        geometry: Geometry,
-        windows: Sequence[Sequence[int]],
-        positions: int = 0,
+        self, model: PreTrainedModel, geometry: Geometry, windows: Sequence[Sequence[int]]
     ) -> None:
-        """
-        Args:
-            model: the model.
-            geometry: of its cache.
-            windows: token ids.
-            positions: at how many positions keys are coded as they are stored, with a set of such;
-                0 for keys before RoPE.
-        """
         self._model, self._geometry = model, geometry
         self._windows = windows
-        self._stored = positions > 0
-        self._first = [first_position(ids, positions) if positions else 0 for ids in windows]
         self._caches: list[Tensor] = []
         self._exact: list[Tensor] = []
         for ids in self._windows:
@@ -70,12 +55,10 @@ class Ruler:
     def bound(self, dictionary: TransformSet, step: float) -> float:
         """What the mean KL of a dozen continuations is mostly below, in nats: see `promised`."""
         layers = dictionary.transform.run_layers
-        codec = ResidualCodec(step=step, run_layers=layers).for_set(dictionary, self._geometry)
+        codec = ResidualCodec(step=step, run_layers=layers)
         found = []
-        every = zip(self._windows, self._caches, self._first, self._exact, strict=True)
-        for ids, states, first, exact in every:
-            coded = self._coded(self._turned(states, first), codec, dictionary, layers)
-            made = self._predict(ids, self._turned(coded, -first))
+        for ids, states, exact in zip(self._windows, self._caches, self._exact, strict=True):
+            made = self._predict(ids, self._coded(states, codec, dictionary, layers))
             found.append(divergence(exact, made))
         return promised(found)
 
@@ -89,23 +72,12 @@ class Ruler:
             for layer in range(0, len(states), layers):
                 part = states[layer : layer + layers, :, first:last].contiguous()
                 place = Place(layer, first, self._geometry.rope)
-                if self._stored:
-                    place = Place(layer, 0)
                 body = codec.encode(part, place, dictionary)
                 out = torch.empty_like(part)
                 codec.decode(memoryview(body), place, dictionary, out)
                 made[layer : layer + layers, :, first:last] = out
-        sinks = codec.sink_tokens(0, SINK_TOKENS)
-        made[:, :, :sinks] = states[:, :, :sinks]
+        made[:, :, :SINK_TOKENS] = states[:, :, :SINK_TOKENS]
         return made
-
-    def _turned(self, states: Tensor, by: int) -> Tensor:
-        """`[layers, 2, tokens, heads, dim]` as it would be `by` positions further back."""
-        rope = self._geometry.rope
-        if rope is None or not by:
-            return states
-        keys = torch.stack([moved(layer, by, rope) for layer in states[:, 0]])
-        return torch.stack([keys, states[:, 1]], 1)
 
     def _prefill(self, ids: Sequence[int]) -> Tensor:
         from transformers import DynamicCache

@@ -7,12 +7,14 @@ tables, weighted so, tell the codec how to share out atoms.
 from __future__ import annotations
 
 import hashlib
+import json
 from dataclasses import asdict, replace
 from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from lexico_codec.canonical import canonical_json
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.sets.atom_tensors import PARTS
@@ -27,7 +29,6 @@ from lexico_lab.training.progress import Bars
 from lexico_lab.training.sample import Samples, cut_windows, sample
 from lexico_lab.training.settings import LEXICO, PACKED, TrainSettings
 from lexico_lab.training.state import DictionaryState, Task, work_through
-from lexico_lab.training.stored_keys import told_keys, told_rope
 from lexico_proto.errors import InvalidInput
 
 _VECTORS_PER_ATOM: Final = 8
@@ -43,15 +44,13 @@ def samples_of(settings: TrainSettings, loaded: LoadedModel) -> Samples:
     """
     geometry = geometry_of(loaded.model.config, "float32")
     text = settings.read_text()
-    positions = settings.positions_of(loaded.model.config, geometry)
     samples = Samples(
         folder=settings.state / "samples",
         windows=cut_windows(text, loaded.tokenizer, settings.tokens, settings.window_lengths),
         layers=geometry.layers,
         kv_heads=geometry.kv_heads,
         head_dim=geometry.head_dim,
-        rope=geometry.rope if settings.codec == PACKED or positions else None,
-        positions=positions,
+        rope=geometry.rope if settings.codec == PACKED else None,
     )
     _check_enough(samples, settings.learn.atoms)
     return samples
@@ -91,7 +90,7 @@ def train_dictionaries(
     info = SetInfo(
         model=settings.model,
         kv_heads=geometry.kv_heads,
-        rope={} if samples.positions else told_rope(geometry),
+        rope=json.loads(canonical_json(asdict(geometry.rope))) if geometry.rope else {},
         sparsity=settings.learn.sparsity,
         training=decides,
         corpus_digest=samples.corpus_digest,
@@ -103,12 +102,7 @@ def train_dictionaries(
     if importance is None:
         unseen = samples.windows[_first_held_out(samples) :][:MEASURED_WINDOWS]
         importance = importance_of_tables(
-            loaded.model,
-            unseen,
-            _assemble(results, info),
-            None if samples.positions else samples.rope,
-            state.folder,
-            progress,
+            loaded.model, unseen, _assemble(results, info), samples.rope, state.folder, progress
         )
     told = {**decides, "importance": _digest(importance)}
     return _assemble(results, replace(info, training=told), importance)
@@ -205,7 +199,6 @@ def _what_decides(settings: TrainSettings, geometry: Geometry, samples: Samples)
         "kv_heads": geometry.kv_heads,
         "head_dim": geometry.head_dim,
         **_codec_if_packed(settings),
-        **told_keys(samples.positions),
         **asdict(settings.learn),
     }
 

@@ -2,9 +2,8 @@
 
 Each window is a prompt and a continuation. The prompt fills a cache; the continuation is predicted
 from it, a token is drawn from each prediction, and the gradient of the drawn tokens' log-likelihood
-is taken with respect to every key (before RoPE, or as stored) and value of the prompt. The mean of
-g gᵀ is the Fisher information of the cache: an error e costs the predictions a KL of about
-½ eᵀ E[g gᵀ] e.
+is taken with respect to every key (before RoPE) and value of the prompt. The mean of g gᵀ is the
+Fisher information of the cache: an error e costs the predictions a KL of about ½ eᵀ E[g gᵀ] e.
 
 Both go to files, window by window, so that memory does not grow with the text and a run that was
 cut short goes on where it stopped.
@@ -29,9 +28,9 @@ from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.hf_inputs import cache_inputs
+from lexico_codec.rope import unrotate
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training.pool import Pool
-from lexico_lab.training.stored_keys import first_position, learned_from
 from lexico_proto.errors import ConfigurationError, InvalidInput
 
 if TYPE_CHECKING:
@@ -55,8 +54,6 @@ class Observations:
     windows: tuple[tuple[int, ...], ...]
     """Token ids, `WINDOW_TOKENS` each."""
     geometry: Geometry
-    positions: int = 0
-    """At how many positions keys are taken as they are stored; 0 for keys before RoPE."""
 
     @property
     def row(self) -> int:
@@ -64,7 +61,7 @@ class Observations:
         return 2 * self.geometry.layers * self.geometry.kv_heads * self.geometry.head_dim
 
     def states(self, window: int) -> Tensor:
-        """`[tokens, row]` float16: the window's cache without sinks."""
+        """`[tokens, row]` float16: the window's cache without sinks, keys before RoPE."""
         flat = self._read("states.f16", np.float16, window, _STATE_TOKENS * self.row)
         return flat.view(_STATE_TOKENS, self.row)
 
@@ -119,8 +116,6 @@ class Observer:
     model: PreTrainedModel
     geometry: Geometry
     seed: int
-    positions: int = 0
-    """As of `Observations`."""
 
     def __call__(self, window: tuple[int, Sequence[int]]) -> Observed:
         """
@@ -129,8 +124,7 @@ class Observer:
         """
         index, ids = window
         generator = torch.Generator().manual_seed(self.seed * 1_000_003 + index)
-        by = first_position(ids, self.positions) if self.positions else None
-        states, gradients = _window(self.model, self.geometry, ids, generator, by)
+        states, gradients = _window(self.model, self.geometry, ids, generator)
         scale = float(gradients.abs().max())
         if not bool(states.isfinite().all()) or not 0 < scale < float("inf"):
             raise InvalidInput(f"window {index}: NaN, infinity, beyond fp16, or no gradient at all")
@@ -148,12 +142,10 @@ class Observing:
     geometry: Geometry
     seed: int
     threads: int
-    positions: int = 0
 
     def begin(self, device: str) -> Observer:
         """Loads the model."""
-        model = _frozen(load_model(self.model, device).model)
-        return Observer(model, self.geometry, self.seed, self.positions)
+        return Observer(_frozen(load_model(self.model, device).model), self.geometry, self.seed)
 
 
 def observe(
@@ -177,18 +169,10 @@ def observe(
     left = enumerate(observations.windows[done:], start=done)
     made: Generator[Observed, None, None]
     if pool is None:
-        observer = Observer(
-            _frozen(loaded.model), observations.geometry, seed, observations.positions
-        )
+        observer = Observer(_frozen(loaded.model), observations.geometry, seed)
         made = (observer(window) for window in left)
     else:
-        work = Observing(
-            loaded.name,
-            observations.geometry,
-            seed,
-            torch.get_num_threads(),
-            observations.positions,
-        )
+        work = Observing(loaded.name, observations.geometry, seed, torch.get_num_threads())
         made = pool.map(work, left)
     with closing(made):
         for index, found in enumerate(made, start=done):
@@ -208,14 +192,9 @@ def _frozen(model: PreTrainedModel) -> PreTrainedModel:
 
 
 def _window(
-    model: PreTrainedModel,
-    geometry: Geometry,
-    window: Sequence[int],
-    generator: torch.Generator,
-    by: int | None = None,
+    model: PreTrainedModel, geometry: Geometry, window: Sequence[int], generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
-    """States `[tokens, row]` float16 and gradients `[tokens, row]` float32 of a window's token ids;
-    `by` as of `learned_from`.
+    """States `[tokens, row]` float16 and gradients `[tokens, row]` float32 of a window's token ids.
 
     The generator is of the CPU, wherever the model runs: tokens drawn are then alike.
     """
@@ -240,12 +219,9 @@ def _window(
     states, gradients = [], []
     whole: Any = cache.layers
     for layer, made in enumerate(whole):
+        states += [_rows(made.keys, rope, WINDOW_TOKENS), _rows(made.values, None, WINDOW_TOKENS)]
         keys, values = found[2 * layer], found[2 * layer + 1]
-        if by is None:
-            keys = _squared(keys, rope)
-        states.append(_rows(made.keys, rope, WINDOW_TOKENS, by))
-        states.append(_rows(made.values, None, WINDOW_TOKENS))
-        gradients += [_rows(keys, rope, last, by), _rows(values, None, last)]
+        gradients += [_rows(_squared(keys, rope), rope, last), _rows(values, None, last)]
     return torch.cat(states, 1).half().cpu(), torch.cat(gradients, 1).cpu()
 
 
@@ -260,11 +236,13 @@ def _squared(gradients: Tensor, rope: Rope | None) -> Tensor:
     return gradients * square
 
 
-def _rows(states: Tensor, rope: Rope | None, last: int, by: int | None = None) -> Tensor:
-    """`[tokens, heads * dim]` of `[1, heads, tokens, dim]`, sinks left out, as they are learned
-    from."""
+def _rows(states: Tensor, rope: Rope | None, last: int) -> Tensor:
+    """`[tokens, heads * dim]` of `[1, heads, tokens, dim]`, sinks left out, RoPE taken off."""
     rows = states[0, :, SINK_TOKENS:last].detach().transpose(0, 1)
-    return learned_from(rows, SINK_TOKENS, rope, by).reshape(len(rows), -1)
+    if rope is not None:
+        positions = torch.arange(SINK_TOKENS, last, device=rows.device)
+        rows = unrotate(rows, positions, rope)
+    return rows.reshape(len(rows), -1)
 
 
 def _append(path: Path, window: int, data: npt.NDArray[Any]) -> None:

@@ -92,17 +92,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         help=f"{PACKED}: a set for {RESIDUAL} of the model, which says where errors cost most "
         "(default: measured on the model)",
     )
-    parser.add_argument(
-        "--keys-as-stored",
-        action="store_true",
-        help="for pages whose position is not known: RoPE is not taken off their keys",
-    )
-    parser.add_argument(
-        "--positions",
-        type=int,
-        default=0,
-        help="with --keys-as-stored: positions of such pages (the model's, at most 32768)",
-    )
     parser.add_argument("--state", type=Path, help="folder for resuming (OUT.state)")
     parser.add_argument("--device", help="cpu, cuda or cuda:N (cuda where there is any)")
     parser.add_argument(
@@ -178,8 +167,6 @@ def settings_of(args: argparse.Namespace, elsewhere: bool = False) -> list[Train
         tokens=_tokens(args, codecs),
         workers=_workers(args, device),
         device=device,
-        keys_as_stored=args.keys_as_stored,
-        positions=args.positions,
     )
     if args.importance is not None and PACKED not in codecs:
         raise ConfigurationError(f"importance: is for {PACKED}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor
 
+from lexico_codec.canonical import canonical_json
 from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
@@ -27,7 +29,6 @@ from lexico_lab.training.fit_settings import FitSettings, Held
 from lexico_lab.training.observe import WINDOW_TOKENS, Observations, observe
 from lexico_lab.training.pool import Pool
 from lexico_lab.training.sample import cut_windows, digest_of
-from lexico_lab.training.stored_keys import told_keys, told_rope
 from lexico_proto.errors import ConfigurationError, InvalidInput
 from lexico_proto.limits import MAX_DICTIONARY_BYTES
 
@@ -52,8 +53,6 @@ class ResidualSettings:
     """For the artefact."""
     calibrated: int = 24
     """Most windows that steps are measured on."""
-    positions: int = 0
-    """At how many positions keys are taken as they are stored; 0 for keys before RoPE."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -125,9 +124,7 @@ def train_residual(
     windows = windows_of(settings, text, loaded)
     geometry = geometry_of(loaded.model.config, "float32")
     fit = _resolved(settings.fit, geometry)
-    seen = Observations(
-        settings.state / "observations", windows.observed, geometry, settings.positions
-    )
+    seen = Observations(settings.state / "observations", windows.observed, geometry)
     decides = _what_decides(settings, geometry, windows)
     state = RunState.claim(settings.state, decides)
 
@@ -149,7 +146,7 @@ def train_residual(
     info = SetInfo(
         model=settings.model,
         kv_heads=geometry.kv_heads,
-        rope={} if settings.positions else told_rope(geometry),
+        rope=json.loads(canonical_json(asdict(geometry.rope))) if geometry.rope else {},
         sparsity=rest["coefficients"].shape[1],
         training={**decides, IMPORTANCE: costs["importance"].tolist()},
         corpus_digest=digest_of(windows.observed),
@@ -161,7 +158,7 @@ def train_residual(
         return TransformSet.build({**tensors, "steps": steps}, info)
 
     def calibrate() -> dict[str, Tensor]:
-        ruler = Ruler(loaded.model, geometry, windows.calibrating, settings.positions)
+        ruler = Ruler(loaded.model, geometry, windows.calibrating)
         return {"steps": _steps(ruler, build, guess, progress)}
 
     return build(_stage(state, "steps", calibrate)["steps"])
@@ -202,7 +199,6 @@ def _what_decides(
         "kv_heads": geometry.kv_heads,
         "head_dim": geometry.head_dim,
         **asdict(_resolved(settings.fit, geometry)),
-        **told_keys(settings.positions),
     }
 
 

@@ -17,7 +17,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.sets.atom_tensors import PARTS
 from lexico_codec.sets.dictionary import DictionarySet, TransformSet
 from lexico_codec.sets.info import SetInfo
@@ -89,7 +88,7 @@ def train(
     loaded = loaded or load_model(settings.model, settings.device)
     made: DictionarySet
     if settings.codec == RESIDUAL:
-        made = train_residual(_residual(settings, loaded), text, loaded, bars, pool)
+        made = train_residual(_residual(settings), text, loaded, bars, pool)
     else:
         if importance is None and settings.importance is not None:
             importance = read_importance(settings.importance)
@@ -165,15 +164,9 @@ def _details(made: DictionarySet) -> str:
     return error_table(made.info)
 
 
-def _residual(settings: TrainSettings, loaded: LoadedModel) -> ResidualSettings:
-    config = loaded.model.config
+def _residual(settings: TrainSettings) -> ResidualSettings:
     return ResidualSettings(
-        settings.model,
-        settings.state,
-        settings.tokens,
-        settings.fit,
-        settings.command,
-        positions=settings.positions_of(config, geometry_of(config, "float32")),
+        settings.model, settings.state, settings.tokens, settings.fit, settings.command
     )
 
 
@@ -189,7 +182,7 @@ def _told(settings: TrainSettings, earlier: Sequence[TrainSettings]) -> Tensor |
 
 def _check(settings: TrainSettings, loaded: LoadedModel, importance: Tensor | None) -> None:
     if settings.codec == RESIDUAL:
-        check_residual(_residual(settings, loaded), settings.read_text(), loaded)
+        check_residual(_residual(settings), settings.read_text(), loaded)
     else:
         check_dictionaries(settings, loaded, importance)
 

@@ -2,9 +2,8 @@
 
 The text is cut into windows of several lengths, so that keys of early and late positions are both
 seen. Each window is one forward pass from an empty cache; what lands in the cache is appended, as
-fp16, to one file a dictionary: keys after their rotation, at the window's positions or at many, or
-as they were before it. The first tokens of a window are left out: as attention sinks they are
-stored exact.
+fp16, to one file a dictionary: keys after their rotation, or as they were before it. The first
+tokens of a window are left out: as attention sinks they are stored exact.
 """
 
 from __future__ import annotations
@@ -27,11 +26,11 @@ from lexico_codec.codecs.codec import SINK_TOKENS
 from lexico_codec.files import write_atomically
 from lexico_codec.geometry import Rope
 from lexico_codec.hf_inputs import cache_inputs
+from lexico_codec.rope import unrotate
 from lexico_codec.sets.atom_tensors import PARTS, Part
 from lexico_lab.models import LoadedModel, load_model
 from lexico_lab.training.importance import recorded_importance
 from lexico_lab.training.pool import Pool
-from lexico_lab.training.stored_keys import first_position, learned_from
 from lexico_proto.errors import ConfigurationError, InvalidInput, Unsupported
 
 if TYPE_CHECKING:
@@ -55,8 +54,6 @@ class Samples:
     head_dim: int
     rope: Rope | None = None
     """Rotation that is taken off the keys, or None to keep them as they lie in the cache."""
-    positions: int = 0
-    """With `rope`, at how many positions keys are taken as they are stored, instead."""
 
     @property
     def rows(self) -> int:
@@ -142,7 +139,6 @@ class Sampler:
     model: PreTrainedModel
     layers: int
     rope: Rope | None
-    positions: int = 0
 
     def __call__(self, window: Sequence[int]) -> Sampled:
         """
@@ -156,13 +152,13 @@ class Sampler:
         with torch.inference_mode(), recorded_importance(self.model) as energy:
             ids = torch.tensor([list(window)], device=self.model.device)
             self.model(ids, **cache_inputs(self.model, cache), use_cache=True, logits_to_keep=1)
-        by = first_position(window, self.positions) if self.positions else None
         states: list[npt.NDArray[Any]] = []
         for layer, part in itertools.product(range(self.layers), PARTS):
             found = cache.layers[layer].keys if part == "key" else cache.layers[layer].values
             taken = found[0, :, SINK_TOKENS:].transpose(0, 1)  # [T, G, m]
-            if part == "key":
-                taken = learned_from(taken, SINK_TOKENS, self.rope, by)
+            if part == "key" and self.rope is not None:
+                positions = torch.arange(SINK_TOKENS, len(window), device=taken.device)
+                taken = unrotate(taken, positions, self.rope)
             block = taken.half().cpu().contiguous()
             if not bool(block.isfinite().all()):
                 raise InvalidInput(f"layer {layer} {part}: NaN, infinity or beyond fp16")
@@ -182,12 +178,10 @@ class Sampling:
     layers: int
     rope: Rope | None
     threads: int
-    positions: int = 0
 
     def begin(self, device: str) -> Sampler:
         """Loads the model."""
-        model = load_model(self.model, device).model
-        return Sampler(model, self.layers, self.rope, self.positions)
+        return Sampler(load_model(self.model, device).model, self.layers, self.rope)
 
 
 def sample(loaded: LoadedModel, samples: Samples, pool: Pool | None = None) -> Iterator[int]:
@@ -210,12 +204,10 @@ def sample(loaded: LoadedModel, samples: Samples, pool: Pool | None = None) -> I
     left = samples.windows[done:]
     made: Generator[Sampled, None, None]
     if pool is None:
-        sampler = Sampler(loaded.model, samples.layers, samples.rope, samples.positions)
+        sampler = Sampler(loaded.model, samples.layers, samples.rope)
         made = (sampler(window) for window in left)
     else:
-        work = Sampling(
-            loaded.name, samples.layers, samples.rope, torch.get_num_threads(), samples.positions
-        )
+        work = Sampling(loaded.name, samples.layers, samples.rope, torch.get_num_threads())
         made = pool.map(work, left)
     with closing(made):
         for index, found in enumerate(made, start=done):

@@ -5,13 +5,11 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
-from lexico_codec.geometry import Geometry
 from lexico_lab.training.fit_settings import FitSettings
 from lexico_lab.training.learn import LearnSettings
 from lexico_lab.training.sample import WINDOW_LENGTHS
-from lexico_lab.training.stored_keys import positions_of
 from lexico_proto.errors import ConfigurationError
 
 LEXICO: Final = "lexico"
@@ -52,10 +50,6 @@ class TrainSettings:
     measure it."""
     device: str = "cpu"
     """Where dictionaries are learned. The model runs where it was loaded."""
-    keys_as_stored: bool = False
-    """Whether the set is for pages whose position is not known."""
-    positions: int = 0
-    """With `keys_as_stored`, how many positions such pages have; 0 for those of the model."""
 
     def __post_init__(self) -> None:
         if self.codec not in TRAINED:
@@ -64,15 +58,8 @@ class TrainSettings:
             )
         if self.importance is not None and self.codec != PACKED:
             raise ConfigurationError(f"importance: codec {self.codec} makes no use of it")
-        if self.positions < 0 or (self.positions and not self.keys_as_stored):
-            raise ConfigurationError("positions: a positive number, with keys-as-stored")
         if self.workers < 1:
             raise ConfigurationError("workers: must be positive")
-
-    def positions_of(self, config: Any, geometry: Geometry) -> int:
-        """At how many positions keys of a model with this config are taken as they are stored; 0
-        for the codec's usual form of keys."""
-        return positions_of(config, geometry, self.positions) if self.keys_as_stored else 0
 
     def read_text(self) -> str:
         """As much of the text as `tokens` can take, so that memory does not grow with the rest.
@@ -108,10 +95,6 @@ class TrainSettings:
             further = f" --joint {fit.joint} --run-layers {fit.run_layers} --blocks {fit.blocks}"
         if self.importance is not None:
             further = f" --importance {self.importance.name}"
-        if self.keys_as_stored:
-            further += " --keys-as-stored"
-        if self.positions:
-            further += f" --positions {self.positions}"
         return (
             f"lexico train{codec} --model {self.model} --text {self.text.name} "
             f"--out {self.out.name} --atoms {how.atoms} --sparsity {how.sparsity} "

@@ -14,7 +14,7 @@ import pytest
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_lab.training.options import Trained
 from tests.support.cli_shapes import SHAPES, misfits
-from tests.support.dictionaries import as_stored, random_set
+from tests.support.dictionaries import random_set
 from tests.support.lexico_command import Lexico
 from tests.support.saved_model import letters, save_tiny
 from tests.support.services import running_services
@@ -45,7 +45,7 @@ async def test_a_set_is_trained_and_published_in_one_command(
 
     def trained(options: argparse.Namespace, pool: object) -> Trained:
         made = random_set(2, 8, kv_heads=2)
-        (as_stored(made) if options.keys_as_stored else made).save(options.out)
+        made.save(options.out)
         return Trained("trained", [])
 
     monkeypatch.setattr("lexico_lab.training.options.run", trained)
@@ -86,18 +86,8 @@ async def test_a_set_is_trained_and_published_in_one_command(
     assert registered["codecs"] == ["lexico", "lexico-adaptive"]
     assert (await lexico(*explain, "--json")).document["waits_for_set"] is False
 
-    # A set for pages of unknown position is published beside it, and taken back by itself.
-    done = await lexico(*train, "--register", "--keys-as-stored")
-    assert (done.code, "lexico-adaptive, pages of unknown position" in done.out) == (0, True)
-    assert "keys as stored" in (await lexico("dictionaries", "list")).out
     listed = (await lexico("dictionaries", "list", "--json")).document
     assert misfits(listed, SHAPES["dictionaries list"]) == []
-    sets = listed["dictionaries"]
-    stored = {each["digest"] for each in sets if each["keys_as_stored"]}
-    assert stored == {DictionarySet.load(out).digest.hex()}
-    taken = await lexico("dictionaries", "take-back", model, "--keys-as-stored")
-    assert (taken.code, "lexico" in taken.out) == (0, True)
-    assert (await lexico(*explain, "--json")).document["waits_for_set"] is False
 
     status = await lexico("status", "--interval", "0")
     assert "for the set of their model while none was published" in " ".join(status.out.split())

@@ -227,7 +227,6 @@ SHAPES: Final[dict[str, Any]] = {
                 "kv_heads": "integer",
                 "head_dim": "integer",
                 "shared": "boolean: every tenant has it",
-                "keys_as_stored": "boolean: for pages whose position is not known, and no others",
             }
         ]
     },

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from lexico_codec.sets.artefact import artefact_bytes, read_artefact
 from lexico_codec.sets.dictionary import AtomSet, DictionarySet
-from lexico_codec.sets.info import AS_STORED, KEYS, SetInfo
+from lexico_codec.sets.info import SetInfo
 
 
 def set_info(kv_heads: int = 1, sparsity: int = 1) -> SetInfo:
@@ -34,11 +34,6 @@ def told(made: DictionarySet, **changes: Any) -> DictionarySet:
     data, info = made.to_bytes(), replace(made.info, **changes)
     version = read_artefact(data).format
     return DictionarySet.load(artefact_bytes(load(data), version, made.layers, info))
-
-
-def as_stored(made: DictionarySet) -> DictionarySet:
-    """The same set, as one of keys as they are stored."""
-    return told(made, rope={}, training={KEYS: AS_STORED, "positions": 2048})
 
 
 def unit_rows(atoms: int, dim: int, seed: int) -> Tensor:

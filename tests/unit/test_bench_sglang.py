@@ -7,7 +7,6 @@ from pathlib import Path
 import pytest
 
 from bench.engines import calls, parts, sglang
-from lexico_codec.sets import builtin
 
 
 def test_calls_underneath_count_from_the_first_to_the_last(
@@ -61,10 +60,3 @@ def test_pieces_add_up() -> None:
     assert whole == {"near": {"prompts": 8, "free": 110, "loaded": 512}}
     with pytest.raises(SystemExit, match="no piece"):
         parts.added({}, came, ("prompts",))
-
-
-def test_a_set_for_known_positions_is_refused() -> None:
-    ours = Path(builtin.__file__).with_name("smollm2-135m-residual.safetensors")
-    assert parts.described_set({}) is None
-    with pytest.raises(SystemExit, match="keys-as-stored"):
-        parts.described_set({"dictionary": str(ours)})

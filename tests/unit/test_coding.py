@@ -53,7 +53,7 @@ async def test_lossless_until_a_set_is_published(
     (line,) = said(caplog)
     assert line.startswith("no set for my models/tiny with preset paper: running lossless")
     assert "lexico train --model 'my models/tiny' --text TEXT --out SET.safetensors" in line
-    assert line.endswith("--codec lexico --keys-as-stored --register")  # no rotary embedding
+    assert line.endswith("--codec lexico --register")
     for _ in range(3):
         coding.spec(BASE)
     assert await client.publish_dictionary(SET, BASE) == ("lexico", "lexico-adaptive")
@@ -102,9 +102,7 @@ async def test_the_line_says_what_it_costs(
         await client.coding(large, codec)
     times = [int(text.split("up to ")[1].split(" times")[0]) for text in said(caplog)]
     assert 10 < times[0] < times[1] < times[2] < 200
-    assert all(
-        "--codec lexico-residual --keys-as-stored --register" in text for text in said(caplog)
-    )
+    assert all("--codec lexico-residual --register" in text for text in said(caplog))
 
 
 async def test_exact_weights_come_before_the_shape(client: AsyncClient) -> None:

@@ -143,9 +143,7 @@ async def test_failures_make_looks_rare_but_never_end_them() -> None:
 
 
 async def test_who_wants_no_lossless_pages_gets_the_error(client: AsyncClient) -> None:
-    says = (
-        "preset paper needs a set trained with `lexico train --codec lexico --keys-as-stored` for"
-    )
+    says = "preset paper needs a set trained with `lexico train --codec lexico` for this model"
     with pytest.raises(errors.ConfigurationError, match=says):
         await client.coding(BASE, "paper", without_set="refuse")
     with pytest.raises(errors.ConfigurationError, match="without_set='strict': lossless or refuse"):

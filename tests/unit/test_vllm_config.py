@@ -94,7 +94,7 @@ def test_a_dictionary_set_is_a_file_or_a_digest(folder: Path, tmp_path: Path) ->
         settings = ConnectorConfig.of({**HERE, "codec": "lexico", "dictionary": given})
         spec = spec_of(config(folder), caches(), settings)
         with closing(Service(settings.client(InMemoryTransport()), "vllm", LOG)) as service:
-            coding = coding_of(service, settings, spec, str(folder))
+            coding = coding_of(service, settings, spec, str(folder), known_positions=True)
         assert coding.spec(spec).dictionary == made.digest
         found = set_at_hand(settings, spec)
         assert isinstance(found, AtomSet) is (given == str(file))
@@ -167,7 +167,7 @@ def test_a_codec_that_cannot_serve_the_model_is_named(
         closing(Service(settings.client(InMemoryTransport()), "vllm", LOG)) as service,
         pytest.raises(ConfigurationError, match=said),
     ):
-        coding_of(service, settings, spec, str(folder))
+        coding_of(service, settings, spec, str(folder), known_positions=True)
     if settings.without_set == "lossless":  # else there is a set to be asked for
         with pytest.raises(ConfigurationError, match=said):
             set_at_hand(settings, spec)

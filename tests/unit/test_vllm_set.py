@@ -52,7 +52,7 @@ class Node:
             for part in ("scheduler", "worker")
         )
         self.asking, self.moving = (Service(front, "vllm", LOG) for front in fronts)
-        self.coding = coding_of(self.asking, config, BASE, "my models/tiny")
+        self.coding = coding_of(self.asking, config, BASE, "my models/tiny", known_positions=True)
         self.scheduler = SchedulerSide(
             BASE,
             Finder(self.asking, self.coding, config.recent_tokens, PATIENCE_S),

@@ -15,8 +15,8 @@ from lexico_client import AsyncClient
 from lexico_client.engines._apart import PagesApart
 from lexico_codec.memory import CacheMemory
 from lexico_codec.presets import codec_named
-from lexico_codec.sets.dictionary import AtomSet
-from lexico_codec.sets.info import AS_STORED, KEYS, SetInfo
+from lexico_codec.sets.choose import choose
+from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_STAGED, ENGINE_TOKENS
 from tests.support.client_fixtures import PATIENT
@@ -26,8 +26,7 @@ from tests.support.vllm_service import EngineService
 from tests.vllm.conftest import LOADED
 from tests.vllm.test_tier import CHUNK, SCHEME, chunk_hashes, settle, transfer
 
-ATOMS = 1024
-PRESET = "paper"
+PRESET = "near"
 
 
 @pytest.fixture(scope="module")
@@ -42,29 +41,6 @@ def computed(model: Path, prompts: Prompts) -> Tensor:
     )
 
 
-@pytest.fixture(scope="module")
-def made(computed: Tensor) -> AtomSet:
-    """A set of keys as they are stored: vectors of a prompt of the model's, drawn at random."""
-    generator = torch.Generator().manual_seed(1)
-
-    def atoms(of: Tensor) -> Tensor:
-        vectors = of.reshape(-1, of.shape[-1])
-        drawn = vectors[torch.randperm(len(vectors), generator=generator)[:ATOMS]]
-        return torch.nn.functional.normalize(drawn, dim=-1)
-
-    info = SetInfo(
-        model="smollm2",
-        kv_heads=computed.shape[3],
-        rope={},
-        sparsity=16,
-        training={KEYS: AS_STORED},
-        corpus_digest="00" * 32,
-        held_out=[],
-        command="none",
-    )
-    return AtomSet.build([(atoms(keys), atoms(values)) for keys, values in computed], info)
-
-
 def test_chunks_are_coded_and_another_process_loads_them(
     nursery: Nursery,
     fresh: EngineService,
@@ -72,11 +48,9 @@ def test_chunks_are_coded_and_another_process_loads_them(
     prompts: Prompts,
     plain: list[list[int]],
     computed: Tensor,
-    made: AtomSet,
-    tmp_path: Path,
 ) -> None:
-    made.save(file := tmp_path / "stored.safetensors")
-    coding = {"codec": PRESET, "dictionary": str(file), "without_set": "refuse"}
+    """The built-in set is that of pages at known positions: the codec finds where a chunk lies."""
+    coding = {"codec": PRESET, "without_set": "refuse"}
     config = transfer(fresh)
     config["kv_connector_extra_config"]["secondary_tiers"][0].update(coding)
     ids = prompts.apart[0]
@@ -85,7 +59,7 @@ def test_chunks_are_coded_and_another_process_loads_them(
         settle(engine)
         assert engine.counted(ENGINE_PAGES.name)["sent"] == LOADED // CHUNK
         assert engine.counted(ENGINE_STAGED.name) == {"": 0}
-    assert _error_of_what_is_stored(fresh, spec, ids, computed, made) < 0.5
+    assert _error_of_what_is_stored(fresh, spec, ids, computed) < 0.2
 
     found = []
     for _ in range(2):
@@ -101,17 +75,13 @@ def test_chunks_are_coded_and_another_process_loads_them(
 
 
 def _error_of_what_is_stored(
-    service: EngineService, spec: CacheSpec, ids: list[int], computed: Tensor, made: AtomSet
+    service: EngineService, spec: CacheSpec, ids: list[int], computed: Tensor
 ) -> float:
     """Mean relative error of the chunks in the store; those of the codec are not 0."""
-    base = replace(
-        spec,
-        geometry=replace(spec.geometry, rope=None),
-        page_tokens=CHUNK,
-        codec=codec_named(PRESET),
-        group_layers=0,  # the default of the codec
-        dictionary=made.digest,
-    )
+    asked = codec_named(PRESET).without_positions()
+    codec, made = choose(asked, None, spec.whole_geometry)
+    assert isinstance(made, DictionarySet)
+    base = replace(spec, page_tokens=CHUNK, codec=codec, group_layers=0, dictionary=made.digest)
     geometry, errors = base.geometry, []
     room = torch.empty(geometry.layers, 2, CHUNK, geometry.kv_heads, geometry.head_dim)
 
@@ -121,7 +91,6 @@ def _error_of_what_is_stored(
             offload=service.settings["offload"],
             timeouts=PATIENT,
         ) as client:
-            await client.register_dictionary(made)
             memory = CacheMemory.over(room)
             found = await PagesApart(client, SCHEME).load(base, page_hash, memory, 60.0)
             assert found.pages == 1, found.reason

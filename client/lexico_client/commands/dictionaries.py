@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import argparse
-from dataclasses import replace
 from typing import Final
 
 from lexico_client.commands.connection import Connection
 from lexico_client.commands.output import Answer, Screen, Table, size
 from lexico_client.commands.prompts import digest_of, lossless_spec
 from lexico_codec.files import write_atomically
-from lexico_codec.sets.choose import check_model, geometry_for
+from lexico_codec.sets.choose import check_model
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_proto.errors import ConfigurationError
 
@@ -39,7 +38,6 @@ def _list(options: argparse.Namespace) -> Answer:
                 "kv_heads": each.kv_heads,
                 "head_dim": each.head_dim,
                 "shared": each.shared,
-                "keys_as_stored": each.keys_as_stored,
             }
             for each in entries
         ]
@@ -50,7 +48,7 @@ def _list(options: argparse.Namespace) -> Answer:
             size(each.artefact_bytes),
             f"{each.layers} x {each.kv_heads} x {each.head_dim}",
             "every tenant" if each.shared else "this tenant",
-            each.model + ", keys as stored" * each.keys_as_stored,
+            each.model,
         )
         for each in entries
     )
@@ -80,7 +78,7 @@ def _register(options: argparse.Namespace) -> Answer:
         codecs: tuple[str, ...] = ()
     else:
         spec = lossless_spec(options.for_model, options)
-        check_model(given, geometry_for(given, spec.whole_geometry))
+        check_model(given, spec.whole_geometry)
         with connection.client() as client:
             added = client.register_dictionary(given)
             codecs = client.publish_dictionary(
@@ -90,18 +88,15 @@ def _register(options: argparse.Namespace) -> Answer:
     said = f"{given.digest.hex()} {'is registered' if added else 'was there'}"
     if codecs:
         whose = "every tenant" if options.shared else "this tenant"
-        pages = ", pages of unknown position" if given.info.keys_as_stored else ""
         said += (
             f"\nnodes of {whose} with {options.for_model} code with it, within a minute or two: "
-            f"{', '.join(codecs)}{pages}"
+            f"{', '.join(codecs)}"
         )
     return Answer(document, (said,))
 
 
 def _take_back(options: argparse.Namespace) -> Answer:
     spec = lossless_spec(options.model, options)
-    if options.keys_as_stored:
-        spec = replace(spec, geometry=replace(spec.geometry, rope=None))
     connection = Connection.of(options)
     with connection.client() as client:
         codecs = client.take_back_dictionary(

@@ -38,7 +38,7 @@ class CodedPages:
         Args:
             client: of the adapter.
             scheme: of the engine's hashes, see `hashed_pages`.
-            base: what pages belong to while they are lossless, without rotary embedding.
+            base: what pages belong to while they are lossless.
             coding: what they are coded with.
         """
         self._client = client

@@ -10,7 +10,14 @@ from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import ConfigurationError, LexicoError
 
 
-def coding_of(service: Service, settings: EngineSettings, base: CacheSpec, model: str) -> Coding:
+def coding_of(
+    service: Service,
+    settings: EngineSettings,
+    base: CacheSpec,
+    model: str,
+    *,
+    known_positions: bool,
+) -> Coding:
     """What pages are coded with from an engine's start on. Where there is no set at hand the
     service is asked, and the caller held up meanwhile, for `match_seconds` and a call's deadline at
     most; where it has none either, that is logged.
@@ -20,6 +27,7 @@ def coding_of(service: Service, settings: EngineSettings, base: CacheSpec, model
         settings: of the adapter.
         base: what pages belong to while they are lossless, without a set.
         model: its folder or its name, for messages.
+        known_positions: whether the engine tells where in a prompt a page lies.
 
     Raises:
         ConfigurationError: a codec or set that cannot code the model's pages, naming the setting.
@@ -32,6 +40,7 @@ def coding_of(service: Service, settings: EngineSettings, base: CacheSpec, model
             codec_config=settings.codec_config,
             dictionary=settings.dictionary_given(),
             without_set=checked_without_set(settings.without_set),
+            known_positions=known_positions,
             model=model,
         )
 

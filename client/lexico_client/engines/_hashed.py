@@ -30,9 +30,8 @@ def hashed_pages(
 
     Both go to `match`, `offload` and `load` as those of a prompt do. The pages are chained, as
     those of a prompt are: the hashes are of consecutive pages, from the first of the sequence on.
-    Where an engine tells a page's hash and not the ones before, each page is a sequence of its own,
-    at position 0, and its spec is one without rotary embedding: nothing may be un-rotated by a
-    position that is not known.
+    Where an engine tells a page's hash and not the ones before, each page is a sequence of its own.
+    Its codec must be one that asks for no position, `Codec.without_positions`.
 
     Args:
         scheme: how the engine makes its hashes, with whatever goes into them beside the tokens.

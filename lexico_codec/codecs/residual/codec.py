@@ -27,6 +27,7 @@ from lexico_codec.codecs.codec import SINK_TOKENS, Codec, Place, leading_sinks, 
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.codecs.residual import energies
 from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
+from lexico_codec.codecs.residual.positions import POSITIONS, find_position
 from lexico_codec.codecs.residual.sinks import sinks_among
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.entropy import coder as entropy
@@ -57,6 +58,8 @@ from lexico_proto.errors import (
 )
 from lexico_proto.metrics import EXACT_TOKENS, PROCESS
 
+_GIVEN, _FOUND = "given", "found"
+_POSITION: Final = struct.Struct("<I")
 _TYPICAL_BITS: Final = {"near": 0.9, "balanced": 0.4, "small": 0.25}  # a value, for estimates
 _LARGEST: Final = 2.0**29  # of a level: further out it stays there
 _OUTLYING: Final = 16.0  # times what is expected
@@ -66,12 +69,13 @@ _FEW, _FRACTION = 4, 0.25  # tokens of a page that may be either
 
 @dataclass(frozen=True)
 class ResidualCodec(Codec):
-    """Body: a header (`residual.header`), exact tokens without loss, entropy coded levels."""
+    """Body: where positions are found, that of the first token, u32; then a header
+    (`residual.header`), exact tokens without loss, entropy coded levels."""
 
     name: ClassVar[str] = "lexico-residual"
     codec_id: ClassVar[int] = 7
     needs_dictionary: ClassVar[bool] = True
-    later: ClassVar[frozenset[str]] = frozenset({"sinks"})
+    later: ClassVar[frozenset[str]] = frozenset({"sinks", "positions"})
 
     quality: str = "balanced"
     """near, balanced or small: the step that was calibrated for a KL of about 0.005, 0.02, 0.05."""
@@ -80,9 +84,11 @@ class ResidualCodec(Codec):
     run_layers: int = 0
     """Layers that are coded together, as the set has it; 0 for all of the model or shard."""
     sinks: int = SINK_TOKENS
-    """First tokens of the sequence that are stored exactly: 4, or 0 with a set of keys as they are
-    stored. No page then knows whether it has the first tokens: those that look like attention
-    sinks are stored exactly (`residual.sinks`)."""
+    """First tokens of the sequence that are stored exactly: 4, or 0 to store tokens exactly that
+    look like attention sinks (`residual.sinks`)."""
+    positions: str = "given"
+    """`given`: of each page's place. `found`: where no page knows its place, from its keys
+    (`residual.positions`); then `sinks` is 0, since none knows whether it has the first tokens."""
 
     def __post_init__(self) -> None:
         if self.quality not in QUALITIES:
@@ -97,6 +103,16 @@ class ResidualCodec(Codec):
             raise ConfigurationError(f"{self.name}: run_layers={self.run_layers!r} is no count")
         if self.sinks not in (0, SINK_TOKENS) or isinstance(self.sinks, bool | float):
             raise ConfigurationError(f"{self.name}: sinks={self.sinks!r} is not 0 or {SINK_TOKENS}")
+        if self.positions not in (_GIVEN, _FOUND):
+            raise ConfigurationError(
+                f"{self.name}: positions={self.positions!r} is not {_GIVEN} or {_FOUND}"
+            )
+        if self.positions == _FOUND and self.sinks:
+            raise ConfigurationError(f"{self.name}: positions={_FOUND} goes with sinks=0")
+
+    def without_positions(self) -> Self:
+        """Finds the position of each page."""
+        return replace(self, positions=_FOUND, sinks=0)
 
     def check_geometry(self, geometry: Geometry) -> None:
         """The layers must divide into runs."""
@@ -106,11 +122,8 @@ class ResidualCodec(Codec):
             )
 
     def for_set(self, dictionary: DictionarySet, geometry: Geometry) -> Self:
-        """How many layers are coded together is the set's to say, where the user has not; and no
-        page has first tokens where the set is of keys as they are stored."""
+        """How many layers are coded together is the set's to say, where the user has not."""
         transform, codec = at_hand(self, dictionary, TransformSet).transform, self
-        if dictionary.info.keys_as_stored:
-            codec = replace(codec, sinks=0)
         if self.run_layers == 0 and transform.run_layers != geometry.layers:
             codec = replace(codec, run_layers=transform.run_layers)
         layers = codec.run_layers or geometry.layers
@@ -143,9 +156,12 @@ class ResidualCodec(Codec):
         tokens -= sinks
         if not tokens:
             return _exact(source.read(), place)
-        step = self._step(transform)
+        step, means, position = self._step(transform), transform.means_of(run, on), b""
+        if self.positions == _FOUND:
+            place = self._found(source, place, means)
+            position = _POSITION.pack(place.first_token)
         turn = _turn(place, sinks, tokens, on, inverse=True)
-        rows = layout.gather(source.tables.behind(sinks), transform.means_of(run, on), turn)
+        rows = layout.gather(source.tables.behind(sinks), means, turn)
         components = transform.components(run, rows.mT)
         gains = transform.gains_of(run, components)
         header, classes, unfit = _measured(transform, run, step, components, gains)
@@ -179,7 +195,8 @@ class ResidualCodec(Codec):
         exact = b""
         if bool(stored.any()):
             exact = _exact(source.read()[:, :, stored.to(on)], place)
-        return b"".join([replace(header, indices=indices).pack(transform), exact, body])
+        head = replace(header, indices=indices).pack(transform)
+        return b"".join([position, head, exact, body])
 
     def _decode(
         self,
@@ -202,6 +219,8 @@ class ResidualCodec(Codec):
             if len(_read_exact(body, place, target, shape)):
                 raise DamagedFrame("residual body: more than its sinks")
             return
+        if self.positions == _FOUND:
+            place, body = _told(place, body)
         step = self._step(transform)
         bands = bands_of(transform, run, step)
         start = header_bytes(transform, bands, tokens)
@@ -250,6 +269,11 @@ class ResidualCodec(Codec):
                 f"one for these weights with `lexico train --codec {self.name}`"
             )
 
+    def _found(self, source: CacheMemory, place: Place, means: Tensor) -> Place:
+        """The place with the position that the page's keys tell."""
+        position = 0 if place.rope is None else find_position(source.tables, means, place.rope)
+        return replace(place, first_token=position)
+
     def _step(self, transform: Transform) -> float:
         return transform.steps[self.quality] if self.step is None else float(self.step)
 
@@ -271,6 +295,16 @@ class ResidualCodec(Codec):
             return check_run(transform, first, layers, heads, dim)
         except ShapeMismatch as error:
             raise DictionaryMismatch(f"codec {self.name}: {error.message}") from error
+
+
+def _told(place: Place, body: memoryview) -> tuple[Place, memoryview]:
+    """The place that a body tells, and what follows."""
+    if len(body) < _POSITION.size:
+        raise DamagedFrame(f"residual body of {len(body)} bytes: its position alone takes more")
+    position = _POSITION.unpack_from(body)[0]
+    if position >= POSITIONS:
+        raise DamagedFrame(f"residual body: position {position}, of {POSITIONS} that are looked at")
+    return replace(place, first_token=position), body[_POSITION.size :]
 
 
 def _measured(

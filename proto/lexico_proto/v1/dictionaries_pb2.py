@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"lexico_proto/v1/dictionaries.proto\x12\x0flexico_proto.v1\"\\\n\x0fRegisterRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.lexico_proto.v1.RegisterHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"8\n\x0eRegisterHeader\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x16\n\x0e\x61rtefact_bytes\x18\x02 \x01(\x04\"!\n\x10RegisterResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x08\"\x1e\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"5\n\rFetchResponse\x12\x16\n\x0e\x61rtefact_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\r\n\x0bListRequest\"E\n\x0cListResponse\x12\x35\n\x0c\x64ictionaries\x18\x01 \x03(\x0b\x32\x1f.lexico_proto.v1.DictionaryInfo\"\xa3\x01\n\x0e\x44ictionaryInfo\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x16\n\x0e\x61rtefact_bytes\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06layers\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x10\n\x08head_dim\x18\x06 \x01(\r\x12\x0e\n\x06shared\x18\x07 \x01(\x08\x12\x16\n\x0ekeys_as_stored\x18\x08 \x01(\x08\"@\n\x0ePublishRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06models\x18\x02 \x03(\x0c\x12\x0e\n\x06shared\x18\x03 \x01(\x08\"!\n\x0fPublishResponse\x12\x0e\n\x06\x63odecs\x18\x01 \x03(\t\",\n\x0b\x46indRequest\x12\x0e\n\x06models\x18\x01 \x03(\x0c\x12\r\n\x05\x63odec\x18\x02 \x01(\t\"Q\n\x0c\x46indResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\r\n\x05\x61ge_s\x18\x02 \x01(\x01\x12\x0e\n\x06shared\x18\x03 \x01(\x08\x12\x12\n\npage_ttl_s\x18\x04 \x01(\x01\x32\x83\x03\n\x0c\x44ictionaries\x12Q\n\x08Register\x12 .lexico_proto.v1.RegisterRequest\x1a!.lexico_proto.v1.RegisterResponse(\x01\x12H\n\x05\x46\x65tch\x12\x1d.lexico_proto.v1.FetchRequest\x1a\x1e.lexico_proto.v1.FetchResponse0\x01\x12\x43\n\x04List\x12\x1c.lexico_proto.v1.ListRequest\x1a\x1d.lexico_proto.v1.ListResponse\x12L\n\x07Publish\x12\x1f.lexico_proto.v1.PublishRequest\x1a .lexico_proto.v1.PublishResponse\x12\x43\n\x04\x46ind\x12\x1c.lexico_proto.v1.FindRequest\x1a\x1d.lexico_proto.v1.FindResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\"lexico_proto/v1/dictionaries.proto\x12\x0flexico_proto.v1\"\\\n\x0fRegisterRequest\x12\x31\n\x06header\x18\x01 \x01(\x0b\x32\x1f.lexico_proto.v1.RegisterHeaderH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x06\n\x04part\"8\n\x0eRegisterHeader\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x16\n\x0e\x61rtefact_bytes\x18\x02 \x01(\x04\"!\n\x10RegisterResponse\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x01 \x01(\x08\"\x1e\n\x0c\x46\x65tchRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\"5\n\rFetchResponse\x12\x16\n\x0e\x61rtefact_bytes\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\r\n\x0bListRequest\"E\n\x0cListResponse\x12\x35\n\x0c\x64ictionaries\x18\x01 \x03(\x0b\x32\x1f.lexico_proto.v1.DictionaryInfo\"\x8b\x01\n\x0e\x44ictionaryInfo\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x16\n\x0e\x61rtefact_bytes\x18\x02 \x01(\x04\x12\r\n\x05model\x18\x03 \x01(\t\x12\x0e\n\x06layers\x18\x04 \x01(\r\x12\x10\n\x08kv_heads\x18\x05 \x01(\r\x12\x10\n\x08head_dim\x18\x06 \x01(\r\x12\x0e\n\x06shared\x18\x07 \x01(\x08\"@\n\x0ePublishRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\x0e\n\x06models\x18\x02 \x03(\x0c\x12\x0e\n\x06shared\x18\x03 \x01(\x08\"!\n\x0fPublishResponse\x12\x0e\n\x06\x63odecs\x18\x01 \x03(\t\",\n\x0b\x46indRequest\x12\x0e\n\x06models\x18\x01 \x03(\x0c\x12\r\n\x05\x63odec\x18\x02 \x01(\t\"Q\n\x0c\x46indResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\x0c\x12\r\n\x05\x61ge_s\x18\x02 \x01(\x01\x12\x0e\n\x06shared\x18\x03 \x01(\x08\x12\x12\n\npage_ttl_s\x18\x04 \x01(\x01\x32\x83\x03\n\x0c\x44ictionaries\x12Q\n\x08Register\x12 .lexico_proto.v1.RegisterRequest\x1a!.lexico_proto.v1.RegisterResponse(\x01\x12H\n\x05\x46\x65tch\x12\x1d.lexico_proto.v1.FetchRequest\x1a\x1e.lexico_proto.v1.FetchResponse0\x01\x12\x43\n\x04List\x12\x1c.lexico_proto.v1.ListRequest\x1a\x1d.lexico_proto.v1.ListResponse\x12L\n\x07Publish\x12\x1f.lexico_proto.v1.PublishRequest\x1a .lexico_proto.v1.PublishResponse\x12\x43\n\x04\x46ind\x12\x1c.lexico_proto.v1.FindRequest\x1a\x1d.lexico_proto.v1.FindResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -46,15 +46,15 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_LISTRESPONSE']._serialized_start=344
   _globals['_LISTRESPONSE']._serialized_end=413
   _globals['_DICTIONARYINFO']._serialized_start=416
-  _globals['_DICTIONARYINFO']._serialized_end=579
-  _globals['_PUBLISHREQUEST']._serialized_start=581
-  _globals['_PUBLISHREQUEST']._serialized_end=645
-  _globals['_PUBLISHRESPONSE']._serialized_start=647
-  _globals['_PUBLISHRESPONSE']._serialized_end=680
-  _globals['_FINDREQUEST']._serialized_start=682
-  _globals['_FINDREQUEST']._serialized_end=726
-  _globals['_FINDRESPONSE']._serialized_start=728
-  _globals['_FINDRESPONSE']._serialized_end=809
-  _globals['_DICTIONARIES']._serialized_start=812
-  _globals['_DICTIONARIES']._serialized_end=1199
+  _globals['_DICTIONARYINFO']._serialized_end=555
+  _globals['_PUBLISHREQUEST']._serialized_start=557
+  _globals['_PUBLISHREQUEST']._serialized_end=621
+  _globals['_PUBLISHRESPONSE']._serialized_start=623
+  _globals['_PUBLISHRESPONSE']._serialized_end=656
+  _globals['_FINDREQUEST']._serialized_start=658
+  _globals['_FINDREQUEST']._serialized_end=702
+  _globals['_FINDRESPONSE']._serialized_start=704
+  _globals['_FINDRESPONSE']._serialized_end=785
+  _globals['_DICTIONARIES']._serialized_start=788
+  _globals['_DICTIONARIES']._serialized_end=1175
 # @@protoc_insertion_point(module_scope)

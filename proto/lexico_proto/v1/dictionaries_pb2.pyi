@@ -53,7 +53,7 @@ class ListResponse(_message.Message):
     def __init__(self, dictionaries: _Optional[_Iterable[_Union[DictionaryInfo, _Mapping]]] = ...) -> None: ...
 
 class DictionaryInfo(_message.Message):
-    __slots__ = ("digest", "artefact_bytes", "model", "layers", "kv_heads", "head_dim", "shared", "keys_as_stored")
+    __slots__ = ("digest", "artefact_bytes", "model", "layers", "kv_heads", "head_dim", "shared")
     DIGEST_FIELD_NUMBER: _ClassVar[int]
     ARTEFACT_BYTES_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -61,7 +61,6 @@ class DictionaryInfo(_message.Message):
     KV_HEADS_FIELD_NUMBER: _ClassVar[int]
     HEAD_DIM_FIELD_NUMBER: _ClassVar[int]
     SHARED_FIELD_NUMBER: _ClassVar[int]
-    KEYS_AS_STORED_FIELD_NUMBER: _ClassVar[int]
     digest: bytes
     artefact_bytes: int
     model: str
@@ -69,8 +68,7 @@ class DictionaryInfo(_message.Message):
     kv_heads: int
     head_dim: int
     shared: bool
-    keys_as_stored: bool
-    def __init__(self, digest: _Optional[bytes] = ..., artefact_bytes: _Optional[int] = ..., model: _Optional[str] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., shared: bool = ..., keys_as_stored: bool = ...) -> None: ...
+    def __init__(self, digest: _Optional[bytes] = ..., artefact_bytes: _Optional[int] = ..., model: _Optional[str] = ..., layers: _Optional[int] = ..., kv_heads: _Optional[int] = ..., head_dim: _Optional[int] = ..., shared: bool = ...) -> None: ...
 
 class PublishRequest(_message.Message):
     __slots__ = ("digest", "models", "shared")

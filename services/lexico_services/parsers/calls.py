@@ -95,11 +95,6 @@ def _dictionaries(commands: Any) -> None:
         actions, "take-back", "publish none for a model any more", name="dictionaries", wait=LONG_S
     )
     back.add_argument("model", type=Path, metavar="MODEL", help="model folder, or spec as JSON")
-    back.add_argument(
-        "--keys-as-stored",
-        action="store_true",
-        help="what is published for its pages of unknown position",
-    )
     for each in (register, back):
         each.add_argument(
             "--any-weights",

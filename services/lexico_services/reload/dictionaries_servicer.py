@@ -351,5 +351,4 @@ def _info(digest: bytes, data: bytes, shared: bool) -> pb.DictionaryInfo:
         kv_heads=dictionary.info.kv_heads,
         head_dim=dictionary.head_dim,
         shared=shared,
-        keys_as_stored=dictionary.info.keys_as_stored,
     )

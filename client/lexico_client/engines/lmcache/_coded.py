@@ -60,7 +60,7 @@ class ObjectCoding:
         """
         self._settings = settings
         self._pages = Pages(settings)
-        self._asked = codec_named(settings.codec, settings.codec_config)
+        self._asked = codec_named(settings.codec, settings.codec_config).without_positions()
         self._given = settings.dictionary_file()
         self._lock = threading.Lock()
         self._specs: dict[CacheSpec, tuple[CacheSpec, DictionarySet | None]] = {}

@@ -94,12 +94,11 @@ class _Model:
     """What they were when they were read; none where a fingerprint was given."""
 
     def geometry(self, dtype: torch.dtype) -> Geometry:
-        """Of the whole model, without rotary embedding."""
+        """Of the whole model."""
         if dtype not in self.geometries:
             from lexico_codec.hf_geometry import geometry_of  # transformers takes seconds
 
-            made = geometry_of(self.config, _NAMES[dtype])
-            self.geometries[dtype] = replace(made, rope=None)
+            self.geometries[dtype] = geometry_of(self.config, _NAMES[dtype])
         return self.geometries[dtype]
 
 

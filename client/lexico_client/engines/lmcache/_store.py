@@ -289,6 +289,7 @@ class ObjectStore:
                     codec_config=settings.codec_config,
                     dictionary=self._given,
                     without_set=checked_without_set(settings.without_set),
+                    known_positions=False,
                     model=page.folder,
                 )
             return self._codings[base]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
@@ -91,8 +91,7 @@ def check_engine(args: EngineArgs, told: Any) -> None:
 
 
 def base_spec(args: EngineArgs, pool: Any, settings: StorageConfig) -> CacheSpec:
-    """What pages belong to while they are lossless: without rotary embedding, since the positions
-    of pages are not known.
+    """What pages belong to while they are lossless.
 
     Args:
         args: of the engine.
@@ -151,7 +150,7 @@ def _geometry(args: EngineArgs, pool: Any, settings: StorageConfig) -> Geometry:
             f"{config.model_type}: a model that takes more than text: callers of SGLang may name "
             "pictures and sound themselves, and its hashes of pages trust them"
         )
-    geometry = replace(geometry_of(config, name), rope=None)
+    geometry = geometry_of(config, name)
     found = (pool.layer_num, pool.head_num, pool.head_dim)
     wanted = (geometry.layers, geometry.kv_heads, geometry.head_dim)
     if found != wanted:

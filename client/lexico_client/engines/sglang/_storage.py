@@ -100,7 +100,7 @@ class StorageSide:
         Raises:
             ConfigurationError: a codec or set that cannot code the model's pages.
         """
-        coding = coding_of(service, settings, base, model)
+        coding = coding_of(service, settings, base, model, known_positions=False)
         return cls(
             base,
             coding,

@@ -102,7 +102,8 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def _scheduler_side(self, settings: ConnectorConfig, vllm_config: VllmConfig) -> SchedulerSide:
         spec, transfer = self._spec, vllm_config.kv_transfer_config
-        coding = coding_of(self._service, settings, spec, vllm_config.model_config.model)
+        model = vllm_config.model_config.model
+        coding = coding_of(self._service, settings, spec, model, known_positions=True)
         LOG.info(
             "shares prompt caches: namespace=%s codec=%s page_tokens=%d reload=%s offload=%s",
             coding.spec(spec).namespace.hex(),

@@ -8,7 +8,7 @@ and values other than the model's files say, or a chunk hold other than whole pa
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any, Final
 
 from lexico_client.engines.vllm._model import check_engine, weights_of
@@ -69,7 +69,7 @@ def model_of(told: Any, engine: Any, settings: TierConfig) -> TierModel:
         raise Unsupported(
             f"kv_cache_dtype={told.model.dtype}: only caches of {', '.join(DTYPES)} are covered"
         )
-    geometry = replace(geometry_of(config, told.model.dtype), rope=None)
+    geometry = geometry_of(config, told.model.dtype)
     device = "" if engine is None else str(engine.device_config.device_type)
     layout = expected(settings.layout, told.kv_cache_layout, device)
     shape = _shape(told, geometry, layout)

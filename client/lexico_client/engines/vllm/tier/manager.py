@@ -109,7 +109,7 @@ class LexicoTier(SecondaryTierManager):  # type: ignore[misc]
         counts = Counts(LOG, PROCESS)
         service = Service(found.client(), "vllm-tier", LOG)
         try:
-            coding = coding_of(service, found, model.base, model.folder)
+            coding = coding_of(service, found, model.base, model.folder, known_positions=False)
         except BaseException:
             service.close()
             raise
