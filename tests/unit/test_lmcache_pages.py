@@ -11,6 +11,7 @@ from typing import Any
 
 import pytest
 import torch
+from transformers import AutoConfig
 
 from lexico_client import fingerprint_files
 from lexico_client.engines.lmcache import _pages, _supported
@@ -18,6 +19,7 @@ from lexico_client.engines.lmcache._config import AdapterConfig, SerdeConfig
 from lexico_client.engines.lmcache._layout import layout_of
 from lexico_client.engines.lmcache._pages import Page, Pages
 from lexico_client.engines.lmcache._tasks import Tasks
+from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.keys import page_keys
 from lexico_proto.errors import ConfigurationError, LexicoError, Unsupported
 from tests.support import lmcache_interface
@@ -95,12 +97,12 @@ def test_an_object_of_another_layout_is_refused_and_not_read() -> None:
         layout_of("vllm-cpu", 0)
 
 
-def test_a_page_is_of_the_models_files_and_of_no_position(folder: Path, pages: Pages) -> None:
+def test_a_page_is_of_the_models_files_(folder: Path, pages: Pages) -> None:
     page = pages.page(key_of(str(folder)), keys_first(page_of()).shape, torch.float32)
     spec = page.spec
     assert spec.weights == fingerprint_files(folder)
-    assert (spec.geometry.layers, spec.geometry.kv_heads, spec.geometry.head_dim) == (2, 2, 8)
-    assert (spec.geometry.rope, spec.codec.name, spec.page_tokens) == (None, "lossless", 24)
+    assert spec.geometry == geometry_of(AutoConfig.from_pretrained(folder), "float32")
+    assert (spec.codec.name, spec.page_tokens) == ("lossless", 24)
     assert len(page.token_ids) == 24
     assert not page.token_ids.any()
 

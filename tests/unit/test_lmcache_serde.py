@@ -23,7 +23,6 @@ from lexico_proto.errors import (
     NonFiniteCache,
     Unsupported,
 )
-from tests.support.client_fixtures import small_dictionary
 from tests.support.lmcache_fakes import (
     BLOCK_TOKENS,
     HEAD_DIM,
@@ -36,6 +35,7 @@ from tests.support.lmcache_fakes import (
     keys_first,
     page_of,
 )
+from tests.support.residual_sets import residual_set
 from tests.support.saved_model import save_tiny
 
 
@@ -178,11 +178,11 @@ def test_bytes_of_another_object_are_refused(coding: ObjectCoding, key: Key, fol
         decoded(coded_with(codec="raw"), key, data, tensor)
 
 
-def test_a_lossy_codec_takes_a_set_without_positions(key: Key, tmp_path: Path) -> None:
-    free = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM, kv_heads=HEADS)
+def test_a_lossy_codec_finds_positions(key: Key, tmp_path: Path) -> None:
+    free = residual_set(LAYERS, HEADS, HEAD_DIM)
     file = tmp_path / "free.safetensors"
     free.save(file)
-    coding = coded_with(codec="lexico", codec_config={"sparsity": 4}, dictionary=str(file))
+    coding = coded_with(codec="near", dictionary=str(file))
     tensor = keys_first(page_of(tokens=64))
     data = encoded(coding, key, tensor)
     assert len(data) < 0.6 * len(encoded(coded_with(), key, tensor))

@@ -30,7 +30,7 @@ from lexico_proto.metrics import (
 )
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
-from tests.support.client_fixtures import PATIENT, flipped, small_dictionary
+from tests.support.client_fixtures import PATIENT, flipped
 from tests.support.lmcache_fakes import (
     BLOCK_TOKENS,
     HEAD_DIM,
@@ -45,6 +45,7 @@ from tests.support.lmcache_fakes import (
     page_of,
     side_by_side,
 )
+from tests.support.residual_sets import residual_set
 from tests.support.saved_model import save_tiny
 from tests.support.waiting import PATIENCE_S, skip_ahead, until
 
@@ -297,15 +298,13 @@ async def test_ranks_store_their_parts_without_loss_alone(
         assert "give codec lossless" in caplog.text
 
 
-async def test_a_lossy_codec_takes_a_set_without_positions(folder: Path, tmp_path: Path) -> None:
-    """Sets of a model with rotary embedding do not fit; without a set pages are lossless."""
-    free = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM, kv_heads=HEADS)
+async def test_a_lossy_codec_finds_positions(folder: Path, tmp_path: Path) -> None:
+    free = residual_set(LAYERS, HEADS, HEAD_DIM)
     file = tmp_path / "free.safetensors"
     free.save(file)
     given = objects()
     settings: dict[str, Any] = {
-        "codec": "lexico",
-        "codec_config": {"sparsity": 8},
+        "codec": "near",
         "dictionary": str(file),
     }
     async with running(folder, tmp_path, **settings) as rig:
@@ -323,7 +322,7 @@ async def test_a_set_that_cannot_be_read_is_named_at_the_start(
     folder: Path, tmp_path: Path, given: str
 ) -> None:
     (tmp_path / "broken.safetensors").write_bytes(b"no set")
-    wrong: dict[str, Any] = {"codec": "lexico", "dictionary": str(tmp_path / given)}
+    wrong: dict[str, Any] = {"codec": "near", "dictionary": str(tmp_path / given)}
     with pytest.raises(ConfigurationError, match="adapter_params: dictionary: "):
         async with running(folder, tmp_path, **wrong):
             """It does not start."""
@@ -333,12 +332,12 @@ async def test_without_a_set_objects_may_be_refused(
     folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     transport, given = Transport(), objects()
-    refusing: dict[str, Any] = {"codec": "lexico", "without_set": "refuse"}
+    refusing: dict[str, Any] = {"codec": "near", "without_set": "refuse"}
     async with running(folder, tmp_path, transport, **refusing) as rig:
         assert await rig.store.store([(rig.keys[0], given[0])]) == (False, 0)
         assert await rig.find(given[0].shape) == [False] * COUNT
         assert "match failed" in caplog.text
-        free = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM, kv_heads=HEADS)
+        free = residual_set(LAYERS, HEADS, HEAD_DIM)
         page = rig.store._pages.page(rig.keys[0], given[0].shape, torch.float32)
         await rig.store._client.publish_dictionary(free, page.spec)
         assert (await rig.store.store([(rig.keys[0], given[0])]))[0]
@@ -346,13 +345,13 @@ async def test_without_a_set_objects_may_be_refused(
 
 async def test_objects_are_lossless_until_a_set_is_published(folder: Path, tmp_path: Path) -> None:
     transport, given = Transport(), objects()
-    free = small_dictionary(layers=LAYERS, head_dim=HEAD_DIM, kv_heads=HEADS)
-    async with running(folder, tmp_path, transport, codec="lexico") as rig:
+    free = residual_set(LAYERS, HEADS, HEAD_DIM)
+    async with running(folder, tmp_path, transport, codec="near") as rig:
         await rig.store.store(list(zip(rig.keys[:2], given, strict=False)))
         lossless = len(transport.pages)
         page = rig.store._pages.page(rig.keys[0], given[0].shape, torch.float32)
         await rig.store._client.publish_dictionary(free, page.spec)
-    async with running(folder, tmp_path, transport, codec="lexico") as rig:
+    async with running(folder, tmp_path, transport, codec="near") as rig:
         await rig.store.store([(rig.keys[2], given[2])])
         assert len(transport.pages) == lossless + 1
         # What was stored before the set came is found beside what came after.

@@ -11,9 +11,9 @@ import pytest
 from lexico_client import AsyncClient, InMemoryTransport
 from lexico_client.engines._apart import PagesApart
 from lexico_client.engines._hashed import hashed_pages
-from lexico_codec.geometry import Rope
+from lexico_codec.codecs import Codec, LexicoCodec, ResidualCodec
 from lexico_codec.keys import page_keys
-from lexico_proto.errors import InvalidInput
+from lexico_proto.errors import LexicoError
 from lexico_proto.v1 import reload_pb2 as pb
 from tests.support.client_fixtures import small_spec
 from tests.support.waiting import PATIENCE_S
@@ -47,9 +47,21 @@ async def test_one_question_names_each_page_by_itself(tmp_path: Path, renew: boo
     ]
 
 
-async def test_keys_are_turned_by_no_position(tmp_path: Path) -> None:
-    spec = small_spec()
-    turned = replace(spec, geometry=replace(spec.geometry, rope=Rope((1.0,))))
+@pytest.mark.parametrize(
+    ("codec", "error"),
+    [
+        (ResidualCodec(), "give `codec.without_positions"),
+        (ResidualCodec(sinks=0), "give `codec.without_positions"),
+        (LexicoCodec(), "needs the position of each page"),
+    ],
+)
+async def test_codecs_that_ask_for_positions_are_refused(
+    tmp_path: Path, codec: Codec, error: str
+) -> None:
+    spec = replace(small_spec(), codec=codec, dictionary=bytes(32), group_layers=0)
     async with AsyncClient(transport=Asked(), dictionaries_dir=tmp_path) as client:
-        with pytest.raises(InvalidInput, match="positions are not known"):
-            await PagesApart(client, "engine").stored(turned, HASHES, PATIENCE_S)
+        apart = PagesApart(client, "engine")
+        with pytest.raises(LexicoError, match=error):
+            await apart.stored(spec, HASHES, PATIENCE_S)
+        found = replace(spec, codec=ResidualCodec().without_positions())
+        assert await apart.stored(found, HASHES, PATIENCE_S) == [False] * 3

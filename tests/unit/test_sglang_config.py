@@ -55,13 +55,10 @@ def pool(**changes: Any) -> HostPool:
     return HostPool(**{"layer_num": 2, "head_num": 2, "head_dim": 8, **changes})
 
 
-def test_the_identity_is_of_the_folder_and_of_no_positions(folder: Path) -> None:
+def test_the_identity_is_of_the_folder(folder: Path) -> None:
     spec = base_spec(arguments(folder), pool(), StorageConfig.of(HERE))
     assert spec.weights == fingerprint_files(folder)
-    whole = geometry_of(AutoConfig.from_pretrained(folder), "float32")
-    assert whole.rope is not None
-    assert spec.geometry.rope is None
-    assert (spec.geometry.layers, spec.geometry.kv_heads) == (whole.layers, whole.kv_heads)
+    assert spec.geometry == geometry_of(AutoConfig.from_pretrained(folder), "float32")
     assert (spec.codec.name, spec.page_tokens) == ("lossless", 16)
     salted = StorageConfig.of({**HERE, "salt": "x"})
     assert base_spec(arguments(folder), pool(), salted).namespace != spec.namespace

@@ -26,7 +26,8 @@ from lexico_proto.errors import Busy, Unavailable
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_TOKENS, Metrics
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
-from tests.support.client_fixtures import PATIENT, flipped, small_dictionary
+from tests.support.client_fixtures import PATIENT, flipped
+from tests.support.residual_sets import residual_set
 from tests.support.sglang_pools import DIM, HEADS, LAYERS, HostPool
 from tests.support.waiting import PATIENCE_S, until, wait_until
 
@@ -93,7 +94,9 @@ class Rig:
         client = AsyncClient(transport=transport, timeouts=PATIENT, dictionaries_dir=folder)
         self.service = Service(client, "sglang", LOG)
         asked = {"codec": "lossless", **options.pop("coding", {})}
-        self.coding = self.service.wait(client.coding(self.base, **asked), PATIENCE_S)
+        self.coding = self.service.wait(
+            client.coding(self.base, known_positions=False, **asked), PATIENCE_S
+        )
         patience = dict.fromkeys(("match_seconds", "load_seconds", "offload_seconds"), PATIENCE_S)
         self.side = StorageSide(
             self.base,
@@ -329,12 +332,12 @@ def test_hashes_that_are_too_short_are_a_miss(rig: Rig) -> None:
 
 def test_a_set_that_is_published_is_taken_over(transport: Transport, tmp_path: Path) -> None:
     """Pages stored before are found until they expire, beside those that are stored since."""
-    asked = {"codec": "lexico"}
+    asked = {"codec": "near"}
     rig = Rig(transport, tmp_path, coding=asked)
     assert rig.coding.waiting
     computed, names = rig.compute(0, 1, 2), hashes(3)
     rig.side.store(rig.of(names[:2], 0, 1))
-    made = small_dictionary(layers=LAYERS, head_dim=DIM, kv_heads=HEADS)
+    made = residual_set(LAYERS, HEADS, DIM)
     client = rig.service.client
     rig.service.wait(client.publish_dictionary(made, rig.base), PATIENCE_S)
     rig.service.wait(client._look(rig.coding), PATIENCE_S)
@@ -387,8 +390,8 @@ def test_the_newest_tokens_of_a_prompt_are_computed(
     transport: Transport, tmp_path: Path, recent: int, stored: int, promised: int
 ) -> None:
     """With a lossy codec: of six pages that are a prompt's last, some are not promised."""
-    rig = Rig(transport, tmp_path, coding={"codec": "lexico"}, recent_tokens=recent)
-    made = small_dictionary(layers=LAYERS, head_dim=DIM, kv_heads=HEADS)
+    rig = Rig(transport, tmp_path, coding={"codec": "near"}, recent_tokens=recent)
+    made = residual_set(LAYERS, HEADS, DIM)
     client = rig.service.client
     rig.service.wait(client.publish_dictionary(made, rig.base), PATIENCE_S)
     rig.service.wait(client._look(rig.coding), PATIENCE_S)

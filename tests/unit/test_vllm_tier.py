@@ -25,7 +25,8 @@ from lexico_codec.geometry import Geometry
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_proto.errors import InternalError, Unavailable
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_TOKENS, Metrics
-from tests.support.client_fixtures import PATIENT, flipped, small_dictionary
+from tests.support.client_fixtures import PATIENT, flipped
+from tests.support.residual_sets import residual_set
 from tests.support.vllm_tiers import PrimaryTier, chunk_shape
 from tests.support.waiting import PATIENCE_S, wait_until
 from tests.unit.test_sglang_storage import Transport
@@ -58,7 +59,9 @@ class Rig:
         client = AsyncClient(transport=transport, timeouts=PATIENT, dictionaries_dir=folder)
         self.service = Service(client, "vllm-tier", LOG)
         asked = {"codec": "lossless", **options.pop("coding", {})}
-        self.coding = self.service.wait(client.coding(self.base, **asked), PATIENCE_S)
+        self.coding = self.service.wait(
+            client.coding(self.base, known_positions=False, **asked), PATIENCE_S
+        )
         patience = dict.fromkeys(("match_seconds", "load_seconds", "offload_seconds"), PATIENCE_S)
         given = {"reload": "h:1", "offload": "h:2", **patience, **options}
         self.side = TierSide(
@@ -347,10 +350,10 @@ def test_memory_that_is_in_use_is_not_given_back(rig: Rig) -> None:
 
 def test_a_set_that_is_published_is_taken_over(make: Callable[..., Rig]) -> None:
     """Chunks stored before are found until they expire, beside those that are stored since."""
-    rig = make(coding={"codec": "lexico"})
+    rig = make(coding={"codec": "near"})
     computed, names = rig.compute(0, 1, 2), keys(3)
     rig.store(names[:2], 0, 1)
-    made = small_dictionary(layers=3, head_dim=8, kv_heads=2)
+    made = residual_set(3, 2, 8)
     client = rig.service.client
     rig.service.wait(client.publish_dictionary(made, rig.base), PATIENCE_S)
     rig.service.wait(client._look(rig.coding), PATIENCE_S)

@@ -16,6 +16,7 @@ from lexico_client.engines.vllm.tier import _supported
 from lexico_client.engines.vllm.tier._config import TierConfig, tier_settings
 from lexico_client.engines.vllm.tier._model import TierModel, model_of
 from lexico_codec.geometry import Geometry
+from lexico_codec.hf_geometry import geometry_of
 from lexico_proto.errors import ConfigurationError, LexicoError, Unsupported
 from tests.support import vllm_tier_interface
 from tests.support.saved_model import save_tiny
@@ -42,10 +43,10 @@ def made(folder: Path, engine: dict[str, Any] | None = None, **changes: Any) -> 
     )
 
 
-def test_chunks_belong_to_the_files_and_have_no_positions(folder: Path) -> None:
+def test_chunks_belong_to_the_files(folder: Path) -> None:
     model = made(folder)
     assert model.base.weights == fingerprint_files(folder)
-    assert model.base.geometry == TINY
+    assert model.base.geometry == geometry_of(AutoConfig.from_pretrained(folder), "float32")
     assert (model.base.page_tokens, model.base.codec.name) == (32, "lossless")
     assert (model.shape.layout, model.shape.places) == ("heads-first", (0, 1))
     assert made(folder, settings={"salt": "x"}).base.namespace != model.base.namespace

@@ -38,13 +38,14 @@ class PagesApart:
         """Which of the pages are stored.
 
         Args:
-            spec: what they belong to: without rotary embedding.
+            spec: what they belong to; its codec one of `Codec.without_positions`.
             hashes: one a page.
             timeout: seconds.
             renew: the missing ones will be sent, so those that are there must not expire before.
 
         Raises:
-            InvalidInput: a spec that would turn keys by a position, or a hash that is too short.
+            InvalidInput: a codec that asks for a page's position, or a hash that is too short.
+            ConfigurationError: a codec that cannot do without.
             LexicoError: the service could not answer.
         """
         ids, inputs = self._pages(spec, hashes)
@@ -100,6 +101,9 @@ class PagesApart:
     def _pages(
         self, spec: CacheSpec, hashes: Sequence[bytes]
     ) -> tuple[npt.NDArray[np.uint32], PageInputs]:
-        if spec.geometry.rope is not None:
-            raise InvalidInput("pages apart: their positions are not known, so keys stay turned")
+        if spec.codec != spec.codec.without_positions():
+            raise InvalidInput(
+                f"pages apart: codec {spec.codec.name} asks for their positions, which are not "
+                "known: give `codec.without_positions()`"
+            )
         return hashed_pages(self._scheme, hashes, spec.page_tokens)
