@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -45,10 +44,9 @@ def prompts(model: Path) -> Prompts:
 @pytest.fixture(scope="session")
 def spec(model: Path) -> CacheSpec:
     """What pages of an engine with codec lossless belong to."""
-    geometry = geometry_of(AutoConfig.from_pretrained(model), "float32")
     return CacheSpec(
         weights=fingerprint_files(model),
-        geometry=replace(geometry, rope=None),
+        geometry=geometry_of(AutoConfig.from_pretrained(model), "float32"),
         codec=codec_named("lossless"),
         page_tokens=PAGE_TOKENS,
     )

@@ -87,7 +87,7 @@ def chunk_hashes(token_ids: Sequence[int]) -> list[bytes]:
 @pytest.fixture(scope="module")
 def base(spec: CacheSpec) -> CacheSpec:
     """What chunks belong to."""
-    return replace(spec, geometry=replace(spec.geometry, rope=None), page_tokens=CHUNK)
+    return replace(spec, page_tokens=CHUNK)
 
 
 @pytest.fixture(scope="module")

@@ -59,7 +59,7 @@ def test_chunks_are_coded_and_another_process_loads_them(
         settle(engine)
         assert engine.counted(ENGINE_PAGES.name)["sent"] == LOADED // CHUNK
         assert engine.counted(ENGINE_STAGED.name) == {"": 0}
-    assert _error_of_what_is_stored(fresh, spec, ids, computed) < 0.2
+    assert _error_of_what_is_stored(fresh, spec, ids, computed) < 0.5
 
     found = []
     for _ in range(2):
