@@ -70,6 +70,7 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
             *(f"fewer_{bits}" for bits in ("k8v4", "4bit_nc", "k3v4_nc", "3bit_nc")),
         )
     },
+    **{f"engine_suites.{name}_passed": "{:.0f}".format for name in ("vllm", "sglang", "lmcache")},
     "encode.vs_twin": "{:.1f}".format,
     "encode.vs_twin_vnni": "{:.1f}".format,
     "encode.vs_twin_avx2": "{:.1f}".format,

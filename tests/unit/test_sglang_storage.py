@@ -93,10 +93,8 @@ class Rig:
         )
         client = AsyncClient(transport=transport, timeouts=PATIENT, dictionaries_dir=folder)
         self.service = Service(client, "sglang", LOG)
-        asked = {"codec": "lossless", **options.pop("coding", {})}
-        self.coding = self.service.wait(
-            client.coding(self.base, known_positions=False, **asked), PATIENCE_S
-        )
+        asked = {"codec": "lossless", "known_positions": False, **options.pop("coding", {})}
+        self.coding = self.service.wait(client.coding(self.base, **asked), PATIENCE_S)
         patience = dict.fromkeys(("match_seconds", "load_seconds", "offload_seconds"), PATIENCE_S)
         self.side = StorageSide(
             self.base,

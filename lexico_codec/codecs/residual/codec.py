@@ -27,7 +27,7 @@ from lexico_codec.codecs.codec import SINK_TOKENS, Codec, Place, leading_sinks, 
 from lexico_codec.codecs.lossless import LosslessCodec
 from lexico_codec.codecs.residual import energies
 from lexico_codec.codecs.residual.header import Header, bands_of, header_bytes
-from lexico_codec.codecs.residual.positions import POSITIONS, find_position
+from lexico_codec.codecs.residual.positions import find_position, position_bytes, read_position
 from lexico_codec.codecs.residual.sinks import sinks_among
 from lexico_codec.geometry import Geometry
 from lexico_codec.kernels.entropy import coder as entropy
@@ -59,7 +59,6 @@ from lexico_proto.errors import (
 from lexico_proto.metrics import EXACT_TOKENS, PROCESS
 
 _GIVEN, _FOUND = "given", "found"
-_POSITION: Final = struct.Struct("<I")
 _TYPICAL_BITS: Final = {"near": 0.9, "balanced": 0.4, "small": 0.25}  # a value, for estimates
 _LARGEST: Final = 2.0**29  # of a level: further out it stays there
 _OUTLYING: Final = 16.0  # times what is expected
@@ -159,7 +158,7 @@ class ResidualCodec(Codec):
         step, means, position = self._step(transform), transform.means_of(run, on), b""
         if self.positions == _FOUND:
             place = self._found(source, place, means)
-            position = _POSITION.pack(place.first_token)
+            position = position_bytes(place.first_token)
         turn = _turn(place, sinks, tokens, on, inverse=True)
         rows = layout.gather(source.tables.behind(sinks), means, turn)
         components = transform.components(run, rows.mT)
@@ -220,7 +219,8 @@ class ResidualCodec(Codec):
                 raise DamagedFrame("residual body: more than its sinks")
             return
         if self.positions == _FOUND:
-            place, body = _told(place, body)
+            first, body = read_position(body)
+            place = replace(place, first_token=first)
         step = self._step(transform)
         bands = bands_of(transform, run, step)
         start = header_bytes(transform, bands, tokens)
@@ -295,16 +295,6 @@ class ResidualCodec(Codec):
             return check_run(transform, first, layers, heads, dim)
         except ShapeMismatch as error:
             raise DictionaryMismatch(f"codec {self.name}: {error.message}") from error
-
-
-def _told(place: Place, body: memoryview) -> tuple[Place, memoryview]:
-    """The place that a body tells, and what follows."""
-    if len(body) < _POSITION.size:
-        raise DamagedFrame(f"residual body of {len(body)} bytes: its position alone takes more")
-    position = _POSITION.unpack_from(body)[0]
-    if position >= POSITIONS:
-        raise DamagedFrame(f"residual body: position {position}, of {POSITIONS} that are looked at")
-    return replace(place, first_token=position), body[_POSITION.size :]
 
 
 def _measured(

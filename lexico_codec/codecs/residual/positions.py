@@ -13,6 +13,7 @@ same angles. A position that is wrong by a few would cost bytes, and gives no ot
 
 from __future__ import annotations
 
+import struct
 from functools import lru_cache
 from typing import Final
 
@@ -23,9 +24,11 @@ from lexico_codec.geometry import Rope
 from lexico_codec.kernels.layout import rows as layout
 from lexico_codec.kernels.memory import TableMemory
 from lexico_codec.rope import pairs_of, turn_at
+from lexico_proto.errors import DamagedFrame
 
 POSITIONS: Final = 1 << 20
 """Positions that are tried."""
+_STORED: Final = struct.Struct("<I")
 _BLOCK: Final = 1 << 10
 _LEAST_SPREAD: Final = 1e-4
 """Of a pair's mean square, its variance at least: pairs that hardly vary do not decide alone."""
@@ -49,6 +52,25 @@ def find_position(memory: TableMemory, means: Tensor, rope: Rope) -> int:
     spread = (square - mean.abs().square()) + _LEAST_SPREAD * square
     weighed = torch.where(spread > 0, usual.conj() * mean / spread, 0)
     return _likeliest(torch.nan_to_num(weighed).sum((0, 1)).cpu(), rope)
+
+
+def position_bytes(position: int) -> bytes:
+    """A position as a body begins with it."""
+    return _STORED.pack(position)
+
+
+def read_position(body: memoryview) -> tuple[int, memoryview]:
+    """The position that a body begins with, and what follows.
+
+    Raises:
+        DamagedFrame: it is too short, or none that `find_position` gives.
+    """
+    if len(body) < _STORED.size:
+        raise DamagedFrame(f"residual body of {len(body)} bytes: its position alone takes more")
+    position: int = _STORED.unpack_from(body)[0]
+    if position >= POSITIONS:
+        raise DamagedFrame(f"residual body: position {position}, of {POSITIONS} that are tried")
+    return position, body[_STORED.size :]
 
 
 def _likeliest(pairs: Tensor, rope: Rope) -> int:
