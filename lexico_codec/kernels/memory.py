@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.kernels.aliasing import check_strides, check_tables
+from lexico_codec.tensors import FLOAT8
 from lexico_proto.errors import InvalidInput, ShapeMismatch
 
 
@@ -295,9 +296,9 @@ def _four(strides: list[tuple[int, ...]], blocks: bool) -> npt.NDArray[np.int64]
 def _check_kind(tensor: Tensor, rank: int, name: str) -> None:
     if tensor.layout != torch.strided or tensor.ndim != rank:
         raise ShapeMismatch(f"{name}: must have {rank} dimensions, not {list(tensor.shape)}")
-    if not tensor.dtype.is_floating_point or tensor.itemsize < 2:
+    if tensor.dtype not in FLOAT8 and (not tensor.is_floating_point() or tensor.itemsize < 2):
         raise ShapeMismatch(
-            f"{name}: must be floating point of 2 bytes or more, not {tensor.dtype}"
+            f"{name}: must be floating point of 2 bytes or more, e4m3fn or e5m2, not {tensor.dtype}"
         )
 
 

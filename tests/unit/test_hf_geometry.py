@@ -149,7 +149,7 @@ def test_equal_configs_give_equal_digests() -> None:
     assert geometry_of(make(), torch.float16).digest() == geometry_of(make(), "float16").digest()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, "float8_e4m3fn", "half"], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, "float8_e4m3fnuz", "half"], ids=str)
 def test_cache_of_another_dtype(dtype: torch.dtype | str) -> None:
     with pytest.raises(Unsupported, match="float32, float16, bfloat16"):
         geometry_of(T.LlamaConfig(**GROUPED), dtype)

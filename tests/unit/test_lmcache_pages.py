@@ -150,7 +150,7 @@ def test_the_parts_of_a_model_that_ranks_hold_are_kept_apart(folder: Path, pages
         ({"chunk_hash": b"x" * 16}, None, None, "of 16 bytes .* --hash-algorithm blake3"),
         ({"chunk_hash": b""}, None, None, "of 0 bytes"),
         ({}, None, torch.uint8, "an object of torch.uint8: only float32"),
-        ({}, None, torch.float8_e4m3fn, "float8"),
+        ({}, None, torch.float8_e4m3fnuz, "float8"),
         ({}, (2, 3, 24, 16), None, "an object of 3 layers"),
         ({}, (2, 2, 24, 24), None, "3 KV heads"),
         ({}, (2, 2, 5000, 16), None, "at most 4096 tokens"),

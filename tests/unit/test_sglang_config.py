@@ -171,8 +171,8 @@ def test_arguments_that_are_gone_are_named() -> None:
 
 
 def test_a_pool_of_another_type_is_refused(folder: Path) -> None:
-    with pytest.raises(Unsupported, match="a cache of float8_e4m3fn"):
-        base_spec(arguments(folder), pool(dtype=torch.float8_e4m3fn), StorageConfig.of(HERE))
+    with pytest.raises(Unsupported, match="a cache of float8_e4m3fnuz"):
+        base_spec(arguments(folder), pool(dtype=torch.float8_e4m3fnuz), StorageConfig.of(HERE))
 
 
 def test_a_model_that_takes_pictures_is_refused(tmp_path: Path) -> None:
