@@ -224,8 +224,10 @@ class TableMemory:
             return dense.reshape(shape)
         at = self._slots()
         if not isinstance(self.held, tuple):
-            return self.held[(..., *at, slice(None), slice(None))].reshape(shape)
-        return torch.stack([part[at] for part in self.held])
+            found = _indexable(self.held)[(..., *at, slice(None), slice(None))].reshape(shape)
+        else:
+            found = torch.stack([_indexable(part)[at] for part in self.held])
+        return found.view(self.dtype)
 
     def write(self, vectors: Tensor) -> None:
         """Copies `[tables, tokens, heads, m]`, or the same with the tables in two dimensions, into
@@ -247,14 +249,14 @@ class TableMemory:
         self._put(self._at_slots(tokens.to(self.device) + self.first_slot), vectors)
 
     def _put(self, at: tuple[slice] | tuple[Tensor, ...], vectors: Tensor) -> None:
-        vectors = vectors.to(self.device, self.dtype)
+        vectors = _indexable(vectors.to(self.device, self.dtype))
         with torch.no_grad():
             if isinstance(self.held, tuple):
                 for part, source in zip(self.held, vectors.flatten(0, -4), strict=True):
-                    part[at] = source
+                    _indexable(part)[at] = source
                 return
             lead = self.held.shape[: -3 if self.block_table is None else -4]
-            self.held[(..., *at, slice(None), slice(None))] = vectors.reshape(
+            _indexable(self.held)[(..., *at, slice(None), slice(None))] = vectors.reshape(
                 *lead, *vectors.shape[-3:]
             )
 
@@ -283,6 +285,11 @@ class TableMemory:
     def _first(self) -> Tensor:
         """A tensor whose last dimensions are those of a table."""
         return self.held[0] if isinstance(self.held, tuple) else self.held
+
+
+def _indexable(tensor: Tensor) -> Tensor:
+    """The tensor, that of 8 bits as integers: no release or device has to index it as it is."""
+    return tensor.view(torch.uint8) if tensor.dtype in FLOAT8 else tensor
 
 
 def _copied(block_table: Tensor | None) -> Tensor | None:

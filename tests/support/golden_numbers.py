@@ -1,4 +1,4 @@
-"""Numbers of golden inputs: integer arithmetic, so that no library's random ones are part of them."""
+"""Numbers of golden inputs: integer arithmetic, no library's random ones."""
 
 from __future__ import annotations
 
