@@ -19,7 +19,6 @@ from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import CLIENT_MISSES, ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_TOKENS
 from tests.support.client_fixtures import PATIENT, Landing, first_pages
 from tests.support.engine_prompts import Prompts
-from tests.support.groups import bits
 from tests.support.vllm_engine import Nursery
 from tests.support.vllm_service import EngineService
 from tests.vllm.conftest import LOADED
@@ -76,17 +75,17 @@ def test_another_process_loads_what_one_stored(
 def test_pages_in_the_store_are_the_models_keys_and_values_rounded(
     service: EngineService, prompts: Prompts, model: Path, stored: Stored
 ) -> None:
-    """The first layer's, which no attention came before, to one unit in the last place."""
-    ids, dtype = prompts.apart[0], stored.spec.geometry.torch_dtype
+    """The first layer's, which no attention came before, to one unit in the last place: vLLM's CPU
+    kernel cuts off, others round to the nearest."""
+    ids = prompts.apart[0]
+    unit = torch.finfo(stored.spec.geometry.torch_dtype).eps
     with torch.inference_mode():
         network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
         layer = network(torch.tensor([ids]), use_cache=True).past_key_values.layers[0]
     found = loaded(service, stored.spec, ids)[0]
     for part, whole in zip(found, (layer.keys, layer.values), strict=True):
         exact = whole[0, :, :LOADED].transpose(0, 1)
-        assert float((bits(part) == bits(exact.to(dtype))).float().mean()) > 0.999
-        close = torch.finfo(dtype).eps
-        torch.testing.assert_close(part.float(), exact, rtol=close, atol=close / 64)
+        torch.testing.assert_close(part.float(), exact, rtol=unit, atol=unit / 64)
 
 
 def test_engines_with_other_caches_find_nothing(
