@@ -22,6 +22,7 @@ from tests.support.engine_prompts import Prompts
 from tests.support.vllm_engine import Nursery
 from tests.support.vllm_service import EngineService
 from tests.vllm.conftest import LOADED
+from tests.vllm.test_tier import settle, transfer
 
 pytestmark = pytest.mark.skipif(
     not torch.cpu._is_avx512_supported(), reason="vLLM's CPU attention has FP8 with AVX-512 alone"
@@ -120,6 +121,21 @@ def test_the_models_set_serves(
         for a, b in zip(near, exact, strict=True)
     ]
     assert 0 < float(torch.stack(off).max()) < 0.7
+
+
+def test_the_tier_shares_too(
+    nursery: Nursery, fresh: EngineService, prompts: Prompts, stored: Stored
+) -> None:
+    """vLLM's own offloading, whose chunks are bytes."""
+    options = {"kv_transfer_config": transfer(fresh), "kv_cache_dtype": stored.kind}
+    with nursery.engine(**options) as engine:
+        assert [engine.generate(ids).tokens[0] for ids in prompts.apart] == stored.tokens
+        settle(engine)
+        assert engine.counted(ENGINE_PAGES.name)["sent"] == 9 * len(prompts.apart)
+    with nursery.engine(**options) as engine:
+        found = [engine.generate(ids) for ids in prompts.apart]
+        assert [each.tokens[0] for each in found] == stored.tokens
+        assert [each.cached[0] for each in found] == [LOADED] * len(found)
 
 
 def loaded(service: EngineService, spec: CacheSpec, ids: list[int]) -> list[Tensor]:
