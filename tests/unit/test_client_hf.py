@@ -106,14 +106,6 @@ def generated(model: Any, ids: torch.Tensor, cache: DynamicCache | None = None) 
     )
 
 
-def test_a_model_in_eight_bits_is_refused(client: Client) -> None:
-    """Its cache is not: transformers computes in 16."""
-    with pytest.raises(
-        errors.Unsupported, match=r"in torch\.float8_e4m3fn: its cache is of another"
-    ):
-        raw(client, llama().to(torch.float8_e4m3fn), weights=bytes(32))  # type: ignore[arg-type]
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("tokens", [33, 32, 39])
 def test_raw_is_bit_identical_and_logits_go_on(
