@@ -161,7 +161,7 @@ def test_a_model_in_eight_bits_is_refused() -> None:
     model = T.LlamaForCausalLM(T.LlamaConfig(**GROUPED))
     assert own_geometry(model).dtype == "float32"
     with pytest.raises(Unsupported, match=r"in torch\.float8_e4m3fn: its cache is of another"):
-        own_geometry(model.to(torch.float8_e4m3fn))
+        own_geometry(model.to(torch.float8_e4m3fn))  # type: ignore[arg-type]
 
 
 def test_config_without_a_modeling_module() -> None:
