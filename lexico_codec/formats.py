@@ -8,7 +8,7 @@ from importlib import metadata
 from typing import Final
 
 from lexico_codec.codecs import CODECS
-from lexico_codec.frame import VERSION
+from lexico_codec.frame import VERSION, VERSIONS
 from lexico_codec.sets import FORMATS
 from lexico_proto.v1 import versions_pb2 as pb
 
@@ -25,15 +25,22 @@ class Formats:
     release: str
     """Of the package; empty where it runs from a tree that is not installed."""
     frames: tuple[int, ...]
-    """Versions of frames that are read. The highest is written."""
+    """Versions of frames that are read, of caches in 16 and 32 bits. The highest is written."""
     codecs: tuple[str, ...]
     """Names of the codecs that are read and written."""
     sets: tuple[int, ...]
     """Formats of dictionary sets that are read."""
+    dtypes: tuple[str, ...] = ()
+    """Element types of caches that are read and written, by name. Empty where a process does not
+    say: it knows those of 16 and 32 bits."""
 
     def writes(self, codec: str) -> bool:
         """Whether pages of a codec can be encoded here."""
         return codec in self.codecs
+
+    def takes(self, dtype: str) -> bool:
+        """Whether pages of caches of an element type are read and written here."""
+        return dtype in (self.dtypes or [name for name, at in VERSIONS.items() if at == VERSION])
 
     def reads(self, writer: Formats) -> bool:
         """Whether frames of another process are read here."""
@@ -47,7 +54,7 @@ def own_formats() -> Formats:
         release = metadata.version(DISTRIBUTION)
     except metadata.PackageNotFoundError:
         release = ""
-    return Formats(release, (VERSION,), tuple(sorted(CODECS)), FORMATS)
+    return Formats(release, (VERSION,), tuple(sorted(CODECS)), FORMATS, tuple(VERSIONS))
 
 
 def formats_to_wire(formats: Formats) -> pb.Formats:
@@ -57,6 +64,7 @@ def formats_to_wire(formats: Formats) -> pb.Formats:
         frames=formats.frames,
         codecs=formats.codecs,
         sets=formats.sets,
+        dtypes=formats.dtypes,
     )
 
 
@@ -67,4 +75,5 @@ def formats_from_wire(message: pb.Formats) -> Formats:
         frames=tuple(message.frames[:MAX_NAMED]),
         codecs=tuple(name[:MAX_NAMED] for name in message.codecs[:MAX_NAMED]),
         sets=tuple(message.sets[:MAX_NAMED]),
+        dtypes=tuple(name[:MAX_NAMED] for name in message.dtypes[:MAX_NAMED]),
     )

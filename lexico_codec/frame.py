@@ -17,13 +17,26 @@ from lexico_proto.errors import DamagedFrame, FrameMismatch, NewerFrame
 
 MAGIC: Final = b"LXKV"
 VERSION: Final = 1
-"""Longest frame that is read."""
+"""Of frames of the element types that every release knows."""
+FLOAT8_VERSION: Final = 2
+"""Of those of 8 bits: a reader that does not know these leaves a newer version alone, and would
+take a type that it does not know for damage."""
 
 _FIELDS: Final = struct.Struct("<4sHHHBBHHHHIIIQ32s32s16s")
 _CHECKSUM: Final = struct.Struct("<Q")
 HEADER_BYTES: Final = _FIELDS.size + _CHECKSUM.size
 
-DTYPE_CODES: Final[dict[str, int]] = {"float32": 0, "float16": 1, "bfloat16": 2}
+DTYPE_CODES: Final[dict[str, int]] = {
+    "float32": 0,
+    "float16": 1,
+    "bfloat16": 2,
+    "float8_e4m3fn": 3,
+    "float8_e5m2": 4,
+}
+VERSIONS: Final[dict[str, int]] = {
+    name: FLOAT8_VERSION if name.startswith("float8") else VERSION for name in DTYPE_CODES
+}
+"""Element type → the version that its frames are written with, and read in alone."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +64,7 @@ class FrameHeader:
     def _pack(self, body_bytes: int) -> bytes:
         return _FIELDS.pack(
             MAGIC,
-            VERSION,
+            VERSIONS[self.dtype],
             HEADER_BYTES,
             self.codec_id,
             DTYPE_CODES[self.dtype],
@@ -139,24 +152,24 @@ def parse_runs(runs: Sequence[memoryview]) -> FrameHeader:
     ) = _FIELDS.unpack_from(runs[0])
     if magic != MAGIC:
         raise DamagedFrame("not a frame: the magic bytes are missing")
-    if version == VERSION and body_bytes != size - HEADER_BYTES:
+    if version in VERSIONS.values() and body_bytes != size - HEADER_BYTES:
         raise DamagedFrame(f"frame declares {body_bytes} body bytes, has {size - HEADER_BYTES}")
     checked = (runs[0][: _FIELDS.size], runs[0][HEADER_BYTES:], *runs[1:])
     if _CHECKSUM.unpack_from(runs[0], _FIELDS.size)[0] != _checksum(*checked):
         raise DamagedFrame("frame checksum does not hold")
-    if version > VERSION:
+    if version > FLOAT8_VERSION:
         raise NewerFrame(
-            f"frame version {version}: this build reads version {VERSION}; upgrade it to use this "
-            "page"
+            f"frame version {version}: this build reads versions {VERSION} and {FLOAT8_VERSION}; "
+            "upgrade it to use this page"
         )
-    if version != VERSION or header_bytes != HEADER_BYTES or reserved != 0:
+    if version not in VERSIONS.values() or header_bytes != HEADER_BYTES or reserved != 0:
         raise DamagedFrame(
             f"frame version {version}, {header_bytes} header bytes, reserved field {reserved}: "
             "no writer makes it"
         )
     dtype = next((name for name, code in DTYPE_CODES.items() if code == dtype_code), None)
-    if dtype is None:
-        raise DamagedFrame(f"frame dtype code {dtype_code} is unknown")
+    if dtype is None or VERSIONS[dtype] != version:
+        raise DamagedFrame(f"frame dtype code {dtype_code} is unknown in version {version}")
     return FrameHeader(
         codec_id=codec_id,
         dtype=dtype,

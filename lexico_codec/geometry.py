@@ -20,8 +20,10 @@ DTYPES: Final[dict[str, torch.dtype]] = {
     "float32": torch.float32,
     "float16": torch.float16,
     "bfloat16": torch.bfloat16,
+    "float8_e4m3fn": torch.float8_e4m3fn,
+    "float8_e5m2": torch.float8_e5m2,
 }
-"""Element types of a cache, by the name that travels."""
+"""Element types of a cache, by the name that travels. No name begins with another one."""
 
 _STEPS: Final = 64  # an octave: a step is about one percent
 
@@ -111,7 +113,8 @@ class Geometry:
     kv_heads: int
     head_dim: int
     dtype: str = "float16"
-    """`float32`, `float16` or `bfloat16`."""
+    """One of `DTYPES`. Of a cache in 8 bits elements are what is stored: an engine's scales are not
+    multiplied in."""
     rope: Rope | None = None
     """None for a model without rotary positions."""
 

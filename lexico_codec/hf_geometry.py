@@ -35,7 +35,7 @@ def geometry_of(config: Any, dtype: torch.dtype | str) -> Geometry:
 
     Args:
         config: a `transformers.PreTrainedConfig`.
-        dtype: element type of the cache, which is the model's own.
+        dtype: element type of the cache: the model's own, unless an engine stores 8 bits.
 
     Raises:
         Unsupported: layers other than full attention (sliding window, linear, latent), or a

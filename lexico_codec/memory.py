@@ -46,8 +46,8 @@ class CacheMemory:
         """Memory that lies in a tensor a layer for keys, and one for values, checked.
 
         Args:
-            keys: a tensor a layer, see the class; float32, float16 or bfloat16. Shapes, types and
-                devices of all agree, strides need not.
+            keys: a tensor a layer, see the class; of one of `geometry.DTYPES`. Shapes, types
+                and devices of all agree, strides need not.
             values: as many.
             tokens: to read or write; None for all that follow the first slot.
             block_table: `[n]` int32 or int64, on the device of the memory: slot j is

@@ -18,7 +18,7 @@ from lexico_codec.frame import (
 from lexico_codec.memory import CacheMemory, target_of
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
-from lexico_codec.tensors import all_finite
+from lexico_codec.tensors import FLOAT8, WIDE, all_finite
 from lexico_proto.errors import (
     DictionaryMismatch,
     FrameMismatch,
@@ -192,12 +192,13 @@ def read_group(
     _check_index(spec, page, group)
     codec = with_codes(spec.codec)
     body = _proven_body(spec, page_key, page, group, frame, dictionary)
+    dtype = spec.geometry.torch_dtype
     return codec.read(
         body,
         _place(spec, page, group),
         dictionary,
         spec.group_shape(group),
-        spec.geometry.torch_dtype,
+        WIDE if dtype in FLOAT8 else dtype,
         torch.device(device),
     )
 

@@ -11,6 +11,10 @@ from torch import Tensor
 
 from lexico_proto.errors import ShapeMismatch
 
+FLOAT8: Final = (torch.float8_e4m3fn, torch.float8_e5m2)
+"""Element types of one byte. Torch hardly computes with them: `WIDE` has all of their values."""
+WIDE: Final = torch.float16
+
 
 def bytes_of(tensor: Tensor) -> memoryview:
     """The tensor's elements as flat bytes: a view where it is contiguous and on the CPU, else a
@@ -64,9 +68,9 @@ def all_finite(tensor: Tensor) -> bool:
     """Whether no element is NaN or infinite.
 
     A sum in the tensor's own dtype shows both at the speed of memory; where the sum itself
-    overflows, the exponent bits of every element are looked at.
+    overflows, or there is none (8 bits), the bits of every element are looked at.
     """
-    if bool(torch.isfinite(tensor.sum())):
+    if tensor.dtype not in FLOAT8 and bool(torch.isfinite(tensor.sum())):
         return True
     bits, exponent = _EXPONENTS[tensor.dtype]
     return not bool(((tensor.view(bits) & exponent) == exponent).any())
@@ -76,5 +80,8 @@ _EXPONENTS: Final = {
     torch.float32: (torch.int32, 0x7F800000),
     torch.float16: (torch.int16, 0x7C00),
     torch.bfloat16: (torch.int16, 0x7F80),
+    torch.float8_e4m3fn: (torch.uint8, 0x7F),
+    torch.float8_e5m2: (torch.uint8, 0x7C),
 }
-"""dtype → integers of its width, and the exponent bits that are all set in NaN and infinity."""
+"""dtype → integers of its width, and the bits that are all set in NaN and infinity: those of the
+exponent, and of e4m3fn, which has no infinity and one NaN, the mantissa's too."""

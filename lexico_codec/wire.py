@@ -15,6 +15,8 @@ _DTYPES: Final[dict[str, pb.DType]] = {
     "float32": pb.DTYPE_FLOAT32,
     "float16": pb.DTYPE_FLOAT16,
     "bfloat16": pb.DTYPE_BFLOAT16,
+    "float8_e4m3fn": pb.DTYPE_FLOAT8_E4M3FN,
+    "float8_e5m2": pb.DTYPE_FLOAT8_E5M2,
 }
 _PAIRINGS: Final[dict[Pairing, pb.RopePairing]] = {
     "half": pb.ROPE_PAIRING_HALF,

@@ -132,12 +132,14 @@ class Described:
     reload: Formats | None
     offload: Formats | None
 
-    def refusals(self, codec: str) -> list[str]:
+    def refusals(self, codec: str, dtype: str = "") -> list[str]:
         """Why this node and these servers cannot share pages of a codec, one line each; empty where
         they can, or where a server does not say.
 
         Args:
             codec: its name, `spec.codec.name`.
+            dtype: element type of the cache, `spec.geometry.dtype`; empty for one that every
+                release knows.
         """
         node, writer, found = own_formats(), self.offload, []
         if not node.writes(codec):
@@ -149,6 +151,9 @@ class Described:
                 found.append(
                     f"{name} does not read the frames that the offload server writes: upgrade it"
                 )
+        for name, server in (("offload", writer), ("reload", self.reload)):
+            if dtype and server is not None and not server.takes(dtype):
+                found.append(f"the {name} server knows no caches of {dtype}: upgrade it")
         return found
 
 

@@ -38,7 +38,13 @@ FORMAT: Final = 1
 MAX_METADATA_BYTES: Final = 1 << 20
 TOKEN_IDS: Final = "token_ids"
 
-_DTYPES: Final = {"float32": "F32", "float16": "F16", "bfloat16": "BF16"}
+_DTYPES: Final = {
+    "float32": "F32",
+    "float16": "F16",
+    "bfloat16": "BF16",
+    "float8_e4m3fn": "F8_E4M3",
+    "float8_e5m2": "F8_E5M2",
+}
 
 
 @dataclass(frozen=True, eq=False)

@@ -6,12 +6,14 @@ from abc import ABC, abstractmethod
 from dataclasses import asdict, dataclass, fields
 from typing import ClassVar, Final, Self
 
+import torch
 from torch import Tensor
 
 from lexico_codec.canonical import canonical_json
 from lexico_codec.geometry import Geometry, Rope
 from lexico_codec.memory import CacheMemory, source_of, target_of
 from lexico_codec.sets.dictionary import DictionarySet
+from lexico_codec.tensors import FLOAT8, WIDE
 from lexico_proto.errors import ConfigurationError
 
 SINK_TOKENS: Final = 4
@@ -119,7 +121,10 @@ class Codec(ABC):
         Raises:
             ShapeMismatch: a tensor of another shape or type.
         """
-        return self._encode(source_of(group), place, dictionary)
+        source = source_of(group)
+        if self._widens(source):
+            source = source_of(source.read().to(WIDE))
+        return self._encode(source, place, dictionary)
 
     def decode(
         self,
@@ -148,8 +153,20 @@ class Codec(ABC):
         target = target_of(out)
         whole = target.shape if shape is None else shape
         target.check(whole, target.dtype)
-        if target.layers:
+        if not target.layers:
+            return
+        if not self._widens(target):
             self._decode(body, place, dictionary, target, whole)
+            return
+        room = torch.empty(target.shape, dtype=WIDE, device=target.device)
+        wide = CacheMemory.over(room, first_layer=target.first_layer, first_head=target.first_head)
+        self._decode(body, place, dictionary, wide, whole)
+        target.tables.fill(room)
+
+    def _widens(self, memory: CacheMemory) -> bool:
+        """Whether a cache is coded as one of 16 bits, which has all values of one of 8: what is
+        lost is rounded, and kernels compute with what they know."""
+        return not self.lossless and memory.dtype in FLOAT8
 
     @abstractmethod
     def _encode(

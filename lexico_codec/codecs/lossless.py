@@ -2,7 +2,8 @@
 
 Keys and values of a layer have few exponents. Each element is turned left by one bit, so that its
 highest byte is the exponent (of float16 with three bits of the mantissa) and the sign lies behind
-the mantissa; then byte k of all elements is one plane. Planes that deflate makes smaller are
+the mantissa; then byte k of all elements is one plane. An element of 8 bits is one byte, and all of
+it is coded: its sign costs what it would apart. Planes that deflate makes smaller are
 deflated, mantissas lie as they are. Each layer's keys and values have planes, and so Huffman codes,
 of their own: their scales differ. Bytes are coded one by one, or in runs: longer matches are not
 there.
@@ -10,7 +11,9 @@ there.
 Measured on SmolLM2-135M (pages of 64 tokens) and left out: component by component, the difference
 from the token before or the XOR with it make planes larger, or no smaller; the median exponent of
 each component taken off saves 0.9 % of the tensor, with the usual sign of each too 1.5 % of float16
-and less of bfloat16.
+and less of bfloat16. The same cache rounded to float8_e4m3fn takes 83.3 % of its bytes, to
+float8_e5m2 71.5 %; with the median exponent and the usual sign of each component taken off it would
+take 80.7 % and 68.6 %.
 """
 
 from __future__ import annotations
@@ -33,7 +36,11 @@ from lexico_proto.errors import DamagedFrame
 Words = npt.NDArray[np.unsignedinteger[Any]]
 Plane = npt.NDArray[np.uint8]
 
-_WORDS: Final[dict[int, np.dtype[Any]]] = {2: np.dtype("<u2"), 4: np.dtype("<u4")}
+_WORDS: Final[dict[int, np.dtype[Any]]] = {
+    1: np.dtype("u1"),
+    2: np.dtype("<u2"),
+    4: np.dtype("<u4"),
+}
 _SIZE: Final = np.dtype("<u4")
 _RAW_DEFLATE: Final = -15  # windows of 32 KiB, neither header nor checksum: the frame has one
 _TRIAL_BYTES: Final = 4096

@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.kernels.aliasing import check_strides, check_tables
+from lexico_codec.tensors import FLOAT8
 from lexico_proto.errors import InvalidInput, ShapeMismatch
 
 
@@ -223,8 +224,10 @@ class TableMemory:
             return dense.reshape(shape)
         at = self._slots()
         if not isinstance(self.held, tuple):
-            return self.held[(..., *at, slice(None), slice(None))].reshape(shape)
-        return torch.stack([part[at] for part in self.held])
+            found = _indexable(self.held)[(..., *at, slice(None), slice(None))].reshape(shape)
+        else:
+            found = torch.stack([_indexable(part)[at] for part in self.held])
+        return found.view(self.dtype)
 
     def write(self, vectors: Tensor) -> None:
         """Copies `[tables, tokens, heads, m]`, or the same with the tables in two dimensions, into
@@ -246,14 +249,14 @@ class TableMemory:
         self._put(self._at_slots(tokens.to(self.device) + self.first_slot), vectors)
 
     def _put(self, at: tuple[slice] | tuple[Tensor, ...], vectors: Tensor) -> None:
-        vectors = vectors.to(self.device, self.dtype)
+        vectors = _indexable(vectors.to(self.device, self.dtype))
         with torch.no_grad():
             if isinstance(self.held, tuple):
                 for part, source in zip(self.held, vectors.flatten(0, -4), strict=True):
-                    part[at] = source
+                    _indexable(part)[at] = source
                 return
             lead = self.held.shape[: -3 if self.block_table is None else -4]
-            self.held[(..., *at, slice(None), slice(None))] = vectors.reshape(
+            _indexable(self.held)[(..., *at, slice(None), slice(None))] = vectors.reshape(
                 *lead, *vectors.shape[-3:]
             )
 
@@ -284,6 +287,11 @@ class TableMemory:
         return self.held[0] if isinstance(self.held, tuple) else self.held
 
 
+def _indexable(tensor: Tensor) -> Tensor:
+    """The tensor, that of 8 bits as integers: no release or device has to index it as it is."""
+    return tensor.view(torch.uint8) if tensor.dtype in FLOAT8 else tensor
+
+
 def _copied(block_table: Tensor | None) -> Tensor | None:
     return None if block_table is None else block_table.clone(memory_format=torch.contiguous_format)
 
@@ -295,9 +303,9 @@ def _four(strides: list[tuple[int, ...]], blocks: bool) -> npt.NDArray[np.int64]
 def _check_kind(tensor: Tensor, rank: int, name: str) -> None:
     if tensor.layout != torch.strided or tensor.ndim != rank:
         raise ShapeMismatch(f"{name}: must have {rank} dimensions, not {list(tensor.shape)}")
-    if not tensor.dtype.is_floating_point or tensor.itemsize < 2:
+    if tensor.dtype not in FLOAT8 and (not tensor.is_floating_point() or tensor.itemsize < 2):
         raise ShapeMismatch(
-            f"{name}: must be floating point of 2 bytes or more, not {tensor.dtype}"
+            f"{name}: must be floating point of 2 bytes or more, e4m3fn or e5m2, not {tensor.dtype}"
         )
 
 

@@ -17,6 +17,7 @@ from lexico_services.sizing import (
     Needs,
     needs,
     shape_of_config,
+    stored_fraction,
 )
 
 _SHAPE: Final = {
@@ -33,7 +34,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     for name, what in _SHAPE.items():
         model.add_argument(f"--{name.replace('_', '-')}", type=int, metavar="N", help=what)
     model.add_argument(
-        "--value-bytes", type=int, choices=(2, 4), default=2, help="of a number of the cache (2)"
+        "--value-bytes", type=int, choices=(1, 2, 4), default=2, help="of a number of the cache (2)"
     )
     load = parser.add_argument_group("load")
     for name, metavar, what in (
@@ -78,14 +79,16 @@ def run(options: argparse.Namespace) -> str:
     Raises:
         ConfigurationError: an option that cannot be used.
     """
-    fraction = STORED_FRACTION[options.preset] if options.fraction is None else options.fraction
+    shape = _shape(options)
+    fraction = options.fraction
+    if fraction is None:
+        fraction = stored_fraction(options.preset, shape)
     if not 0 < fraction <= 2:
         raise ConfigurationError(f"--fraction is {fraction:g}: bytes stored / bytes in 16 bits")
     if options.prefill_rate is not None and not 1e-6 <= options.prefill_rate <= MOST:
         raise ConfigurationError(
             f"--prefill-rate is {options.prefill_rate:g}: give above 0, to {MOST:g}"
         )
-    shape = _shape(options)
     load = Load(
         options.prompts_per_second,
         options.prompt_tokens,

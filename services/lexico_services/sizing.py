@@ -23,6 +23,8 @@ STORED_FRACTION: Final = {
 """Bytes stored / bytes of the cache in 16 bits, by preset: the dearer of two kinds of text that no
 set was trained on (quality.json; unknown_positions.json for lossless, of bfloat16 values). Text of
 other kinds costs more, but for lossless."""
+LOSSLESS_OF_FLOAT8: Final = 0.417
+"""The same of a cache in FP8 (e4m3): its elements have half of the bits (ADR 0082)."""
 ENCODED_VALUES_PER_CORE: Final = 8.9e6
 """Numbers of a cache that a core encodes a second, preset balanced, on a CPU with AVX2 and no AMX
 (codec_speed.json, reload.json)."""
@@ -141,6 +143,12 @@ def needs(shape: CacheShape, load: Load, fraction: float) -> Needs:
         reload_servers=found * frame_bytes / RELOADED_BYTES,
         saved_tokens_per_s=found,
     )
+
+
+def stored_fraction(preset: str, shape: CacheShape) -> float:
+    """Bytes stored / bytes of the cache in 16 bits. Lossy presets store as much of any type."""
+    eight = shape.bytes_per_value == 1 and preset == "lossless"
+    return LOSSLESS_OF_FLOAT8 if eight else STORED_FRACTION[preset]
 
 
 def shape_of_config(folder: Path) -> CacheShape:

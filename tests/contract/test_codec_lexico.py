@@ -179,7 +179,8 @@ class TestLexicoCodec(CodecSuite):
         relative = (decoded - x).norm(dim=1) / x.norm(dim=1)
         exact = naive.reconstruct(codes, dictionary.atoms(0, "key"))
         unquantised = (exact - x).norm(dim=1) / x.norm(dim=1)
-        assert bool((relative <= unquantised + FP8 * 1.1).all())
+        rounding = torch.finfo(group.dtype).eps / 2
+        assert bool((relative <= unquantised + FP8 * 1.1 + rounding).all())
         assert float((decoded[:, 11] / x[:, 11]).mean()) == pytest.approx(1, abs=0.05)
 
     @pytest.mark.parametrize("power", [-12, -4, 0, 4, 11])

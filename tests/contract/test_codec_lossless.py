@@ -19,7 +19,13 @@ from tests.contract.codec_suite import FAR, SMALL, CodecSuite, Shape, bits, grou
 
 CODEC = LosslessCodec()
 LARGE: Shape = (2, 3, 64, 64)
-OF_RAW = {"float32": 0.86, "float16": 0.89, "bfloat16": 0.71}
+OF_RAW = {
+    "float32": 0.86,
+    "float16": 0.89,
+    "bfloat16": 0.71,
+    "float8_e4m3fn": 0.86,
+    "float8_e5m2": 0.74,
+}
 """Most bytes over those of raw, of a normal distribution of one scale a table."""
 
 
@@ -58,13 +64,19 @@ class TestLosslessCodec(CodecSuite):
         group.view(-1)[: len(odd)] = torch.tensor(odd, dtype=torch.float64).to(group.dtype)
         out = self.round_trip(CODEC, group)
         assert torch.equal(bits(out), bits(group))
-        assert bool(torch.signbit(out.view(-1)[0]))
+        assert bool(torch.signbit(out.view(-1)[0].float()))
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
     def test_every_number_of_sixteen_bits(self, dtype: str) -> None:
         """NaN among them: `encode_group` refuses those, here they are bits like others."""
         every = torch.arange(-(1 << 15), 1 << 15, dtype=torch.int32).to(torch.int16)
         group = every.view(DTYPES[dtype]).view(2, 2, 128, 1, 128)
+        assert torch.equal(bits(self.round_trip(CODEC, group)), bits(group))
+
+    @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+    def test_every_number_of_eight_bits(self, dtype: str) -> None:
+        every = torch.arange(256, dtype=torch.int16).to(torch.uint8).repeat(16)
+        group = every.view(DTYPES[dtype]).view(2, 2, 64, 1, 16)
         assert torch.equal(bits(self.round_trip(CODEC, group)), bits(group))
 
     def test_every_bit_pattern_of_float32(self) -> None:

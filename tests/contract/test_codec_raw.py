@@ -33,7 +33,7 @@ class TestRawCodec(CodecSuite):
         group.view(-1)[: len(odd)] = torch.tensor(odd, dtype=torch.float64).to(group.dtype)
         out = self.round_trip(RawCodec(), group)
         assert torch.equal(bits(out), bits(group))
-        assert bool(torch.signbit(out.view(-1)[0]))
+        assert bool(torch.signbit(out.view(-1)[0].float()))
         assert float(out.view(-1)[5]) > 0
 
     @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
@@ -44,6 +44,12 @@ class TestRawCodec(CodecSuite):
         out = torch.zeros_like(group)
         RawCodec().decode(memoryview(body), None, None, out)  # type: ignore[arg-type]
         assert torch.equal(bits(out), bits(group))
+
+    @pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+    def test_every_number_of_eight_bits(self, dtype: str) -> None:
+        every = torch.arange(256, dtype=torch.int16).to(torch.uint8).repeat(16)
+        group = every.view(DTYPES[dtype]).view(2, 2, 64, 1, 16)
+        assert torch.equal(bits(self.round_trip(RawCodec(), group)), bits(group))
 
     def test_body_is_the_memory(self) -> None:
         group = group_of(SMALL, "float32")

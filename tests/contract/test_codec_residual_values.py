@@ -12,6 +12,7 @@ from lexico_proto.errors import (
 )
 from tests.contract.codec_suite import (
     FAR,
+    finite,
     group_of,
 )
 from tests.contract.residual_case import BALANCED, MIXED, NEAR, ROPE, ResidualCase, coded, relative
@@ -30,7 +31,7 @@ class TestValues(ResidualCase):
         for dtype in DTYPES:
             given = group.to(DTYPES[dtype])
             _, out = coded(BALANCED, given, fitted_to(given))
-            assert bool(out.isfinite().all())
+            assert finite(out)
             assert relative(out, given) < 0.1
 
     def test_error_does_not_depend_on_the_scale_of_set_and_group(self) -> None:
@@ -123,7 +124,7 @@ class TestValues(ResidualCase):
                 some = group.clone()
                 some[:, :, :9] = min(size, float(torch.finfo(group.dtype).max))
                 _, out = coded(ResidualCodec(step=step), some, residual_set(2, 3, 16), rope=ROPE)
-                assert bool(out.isfinite().all())
+                assert finite(out)
         across = torch.full_like(group, float("nan"))
         ResidualCodec(step=step).decode(
             memoryview(body), Place(0, FAR), residual_set(2, 3, 16), across

@@ -1,4 +1,4 @@
-"""Frames of version 1 are read for ever: see tests/support/goldens.py."""
+"""Frames of versions 1 and 2 are read for ever: see tests/support/goldens.py."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from lexico_codec.codecs import CODECS
 from lexico_codec.codecs.adaptive import added_atoms
 from lexico_codec.codecs.packed import packed_codes
 from lexico_codec.codecs.residual.header import Header, bands_of
-from lexico_codec.frame import VERSION, parse_frame
+from lexico_codec.frame import FLOAT8_VERSION, VERSION, parse_frame
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.tensors import tensor_from
 from lexico_codec.wire import spec_from_wire
@@ -28,6 +28,7 @@ GOLDENS = [
     for golden in (
         goldens.raw(),
         goldens.lossless(),
+        *goldens.FLOAT8,
         goldens.lexico(),
         goldens.adaptive(),
         goldens.packed(),
@@ -41,8 +42,9 @@ def stored(golden: Golden) -> tuple[dict[str, str], bytes]:
 
 
 def test_every_codec_has_a_golden() -> None:
-    assert VERSION == 1
-    assert {path.stem for path in goldens.FOLDER.glob("*.frame")} == set(CODECS)
+    assert (VERSION, FLOAT8_VERSION) == (1, 2)
+    others = {golden.name for golden in goldens.FLOAT8}
+    assert {path.stem for path in goldens.FOLDER.glob("*.frame")} == set(CODECS) | others
 
 
 @pytest.mark.parametrize("golden", GOLDENS)
@@ -55,6 +57,15 @@ def test_nothing_that_was_written_down_has_changed(golden: Golden) -> None:
     }
     message = pb.CacheSpec.FromString(base64.b64decode(said["spec"]))
     assert spec_from_wire(message) == golden.spec
+
+
+@pytest.mark.parametrize("golden", goldens.FLOAT8, ids=lambda golden: golden.name)
+def test_caches_in_eight_bits_are_read_to_the_bit(golden: Golden) -> None:
+    said, frame = stored(golden)
+    assert frame[4:6] == b"\2\0"
+    assert parse_frame(frame)[0].dtype == golden.spec.geometry.dtype
+    for data in (frame, golden.encode()):
+        assert digest(golden.decode(data)) == said["decoded_blake2b"] == digest(golden.tensor)
 
 
 def test_raw_is_read_and_written_to_the_byte() -> None:

@@ -95,7 +95,7 @@ async def test_both_sides_count_calls_pages_and_bytes(
 CHANGES: dict[str, Callable[[bytes], bytes | None]] = {
     "absent": lambda frame: None,
     "damaged": lambda frame: frame[:-1] + bytes([frame[-1] ^ 1]),
-    "newer": lambda frame: of_version(frame, 2),
+    "newer": lambda frame: of_version(frame, 3),
 }
 
 

@@ -7,6 +7,7 @@ reload server to either client; all of it over one store.
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from lexico_client import AsyncClient
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
-from lexico_proto.errors import Unsupported
+from lexico_proto.errors import InvalidInput, Unsupported
 from lexico_store import open_store
 from tests.support.client_fixtures import (
     PATIENT,
@@ -27,6 +28,7 @@ from tests.support.client_fixtures import (
     small_spec,
     views_of,
 )
+from tests.support.groups import bits
 from tests.support.last_release import Peer, running_peer, unpacked
 from tests.support.servers import RedisServer, redis_server
 from tests.support.services import Services, running_services
@@ -102,6 +104,30 @@ async def test_slices_at_an_ingress_that_puts_none_together(peer: Peer, tmp_path
             await client.offload(
                 part, TOKENS, views_of(part, random_cache(part, PAGES)), assembly=bytes(16)
             )
+
+
+@pytest.mark.parametrize("codec", ["lossless", "lexico"])
+async def test_a_cache_in_eight_bits_at_servers_that_know_none(
+    codec: str, peer: Peer, services: Services, tmp_path: Path
+) -> None:
+    """Refused by its name where it is stored, a miss where it is loaded, and no damage."""
+    made = spec_of(codec, 97 if codec == "lossless" else 96)
+    spec = replace(made, geometry=replace(made.geometry, dtype="float8_e4m3fn"))
+    cache, landing = random_cache(spec, PAGES), Landing(spec)
+    async with (
+        node(await peer.ask("addresses"), tmp_path) as former,
+        node(addresses(services), tmp_path) as ours,
+    ):
+        if spec.codec.needs_dictionary:
+            await ours.register_dictionary(SET)
+        with pytest.raises(InvalidInput, match="dtype code 4 is unknown"):
+            await former.offload(spec, TOKENS, views_of(spec, cache))
+        assert (await former.match(spec, TOKENS)).pages == 0
+        assert (await former.load(spec, TOKENS, landing)).pages == 0
+        await ours.offload(spec, TOKENS, views_of(spec, cache))
+        assert (await ours.load(spec, TOKENS, landing)).pages == PAGES
+        if spec.codec.lossless:
+            assert torch.equal(bits(landing.cache), bits(cache))
 
 
 async def test_explain_at_a_server_that_lists_no_namespaces(peer: Peer, tmp_path: Path) -> None:

@@ -153,7 +153,7 @@ async def test_a_damaged_page_is_a_miss_and_is_removed(how: str) -> None:
 
 
 async def test_a_newer_page_is_a_miss_and_is_left_alone(caplog: pytest.LogCaptureFixture) -> None:
-    store, newer = filled(3), of_version(frame_of(1, 2), 2)
+    store, newer = filled(3), of_version(frame_of(1, 2), 3)
     store.commit(SCOPE, KEYS[1], [frame_of(1, 0), frame_of(1, 1), newer], 60)
     async with running_services(store) as services:
         for _ in range(2):
@@ -178,7 +178,7 @@ async def test_a_version_that_was_damaged_is_no_newer_one() -> None:
 
 async def test_newer_and_damaged_pages_in_one_read(caplog: pytest.LogCaptureFixture) -> None:
     store = filled(4, 1)
-    store.commit(SCOPE, KEYS[1], [of_version(frame_of(1, 0), 2)], 60)
+    store.commit(SCOPE, KEYS[1], [of_version(frame_of(1, 0), 3)], 60)
     store.commit(SCOPE, KEYS[2], [b"junk"], 60)
     async with running_services(store) as services:
         parts = await get(services, KEYS[:4], 1)

@@ -169,7 +169,7 @@ async def test_every_line_of_a_call_has_its_id(tmp_path: Path, log: list[str]) -
         await client.offload(made.spec, made.token_ids, lambda p, g: made.pages[p][g])
         read = services.store.read_frames
         services.store.read_frames = lambda *asked: [  # type: ignore[method-assign]
-            of_version(frame, 2) if isinstance(frame, bytes) else frame for frame in read(*asked)
+            of_version(frame, 3) if isinstance(frame, bytes) else frame for frame in read(*asked)
         ]
         log.clear()
         with request("abc"):

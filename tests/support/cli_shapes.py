@@ -94,6 +94,9 @@ FORMATS: Final = {
     "frames": ["integer: version of frames that is read; the highest is written"],
     "sets": ["integer: format of dictionary sets that is read"],
     "codecs": ["string: that are read and written"],
+    "dtypes": [
+        "string: element types of caches that are read and written; none from an old server"
+    ],
 }
 
 SERVERS: Final = (

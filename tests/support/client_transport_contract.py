@@ -14,6 +14,7 @@ from lexico_client import AbsenceCause, AsyncClient, PageOutcome, Transport, inp
 from lexico_client._dictionaries import register_messages
 from lexico_codec.checksum import Checksum
 from lexico_codec.codecs.lexico.codec import LexicoCodec
+from lexico_codec.geometry import DTYPES
 from lexico_codec.keys import page_keys
 from lexico_codec.pages import decode_group, encode_group
 from lexico_codec.spec import Shard
@@ -77,7 +78,7 @@ class TransportContract:
             transport=transport, dictionaries_dir=tmp_path / "dictionaries", timeouts=PATIENT
         )
 
-    @pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+    @pytest.mark.parametrize("dtype", DTYPES)
     async def test_raw_comes_back_bit_by_bit(self, client: AsyncClient, dtype: str) -> None:
         spec, landing = small_spec(dtype=dtype), Landing(small_spec(dtype=dtype))
         cache = random_cache(spec, 4)

@@ -15,7 +15,7 @@ import hashlib
 import json
 import sys
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -38,6 +38,7 @@ from lexico_codec.spec import CacheSpec
 from lexico_codec.tensors import bytes_of
 from lexico_codec.wire import spec_to_wire
 from tests.support.dictionaries import set_info
+from tests.support.golden_numbers import hadamard, integers, sign_atoms, tensor_of
 from tests.support.residual_sets import products
 
 FOLDER = Path(__file__).parents[1] / "fixtures" / "frames" / "v1"
@@ -81,29 +82,6 @@ class Golden:
         return FOLDER / f"{self.name}.{suffix}"
 
 
-def integers(seed: int) -> Iterator[int]:
-    """Numbers in 0..2^15-1: the linear congruential generator of the C standard's example."""
-    state = seed
-    while True:
-        state = (1103515245 * state + 12345) % (1 << 31)
-        yield state >> 16
-
-
-def tensor_of(shape: tuple[int, ...], seed: int) -> Tensor:
-    """Multiples of 1/128 in -8..8, exact in float16 and float32."""
-    source = integers(seed)
-    size = torch.Size(shape).numel()
-    values = [(next(source) % 2048 - 1024) / 128 for _ in range(size)]
-    return torch.tensor(values, dtype=torch.float64).reshape(shape)
-
-
-def sign_atoms(atoms: int, seed: int) -> Tensor:
-    """Rows of ±1/4, 16 wide: their norm is exactly one."""
-    source = integers(seed)
-    signs = [0.25 if next(source) % 2 else -0.25 for _ in range(atoms * 16)]
-    return torch.tensor(signs).reshape(atoms, 16)
-
-
 def raw() -> Golden:
     geometry = Geometry(3, 2, 8, "float16", Rope((1.0, 0.25), "interleaved", 1.5))
     spec = CacheSpec(bytes(range(32)), geometry, RawCodec(), page_tokens=5, group_layers=2)
@@ -119,6 +97,18 @@ def lossless() -> Golden:
     tensor = tensor_of(spec.group_shape(0), 9).bfloat16()
     tensor.view(-1)[:4] = torch.tensor([-0.0, 2.0**-133, 2.0**127, -(2.0**127)])
     return Golden("lossless", spec, list(range(100, 124)), 1, 0, tensor)
+
+
+def in_eight_bits(golden: Golden, dtype: str) -> Golden:
+    """The same of a cache in 8 bits, of version 2."""
+    geometry = replace(golden.spec.geometry, dtype=dtype)
+    most = torch.finfo(geometry.torch_dtype).max
+    tensor = golden.tensor.float().clamp(-most, most).to(geometry.torch_dtype)
+    spec = replace(golden.spec, geometry=geometry)
+    return replace(golden, name=f"{golden.name}-{dtype}", spec=spec, tensor=tensor)
+
+
+FLOAT8 = (in_eight_bits(raw(), "float8_e4m3fn"), in_eight_bits(lossless(), "float8_e5m2"))
 
 
 def lexico(dictionary: DictionarySet | None = None) -> Golden:
@@ -209,14 +199,6 @@ def residual(dictionary: DictionarySet | None = None) -> Golden:
 
 
 RESIDUAL_STEPS = (0.125, 1.0, 64.0)
-
-
-def hadamard(size: int) -> Tensor:
-    """Sylvester's matrix of a power of two: orthogonal but for its scale."""
-    made = torch.ones(1, 1)
-    while len(made) < size:
-        made = torch.cat([torch.cat([made, made], 1), torch.cat([made, -made], 1)])
-    return made
 
 
 def residual_dictionary() -> DictionarySet:
@@ -350,6 +332,7 @@ def write(*, rewrite: bool) -> list[Path]:
     goldens = [
         raw(),
         lossless(),
+        *FLOAT8,
         lexico(sets["lexico"]),
         adaptive(sets["lexico"]),
         packed(sets["lexico-packed"]),

@@ -26,4 +26,12 @@ def group_of(shape: Shape, dtype: str = "float16", seed: int = 0) -> Tensor:
 
 def bits(tensor: Tensor) -> Tensor:
     """Elements as integers: equal only where every bit is."""
-    return tensor.contiguous().view(torch.int32 if tensor.element_size() == 4 else torch.int16)
+    return tensor.contiguous().view(_INTEGERS[tensor.element_size()])
+
+
+_INTEGERS = {1: torch.int8, 2: torch.int16, 4: torch.int32}
+
+
+def finite(tensor: Tensor) -> bool:
+    """Whether every element is a number: torch has no such question of 8 bits."""
+    return bool(tensor.float().isfinite().all())

@@ -37,7 +37,8 @@ class HostPool:
             "page_first_direct": (2, p, n, t, h, d),
             "page_head": (2, p, h, t, n, d),
         }[self.layout]
-        self.kv_buffer = torch.full(shape, float("nan"), dtype=self.dtype)
+        nothing = 0xFF if self.dtype == torch.uint8 else float("nan")  # NaN of 8 bits
+        self.kv_buffer = torch.full(shape, nothing, dtype=self.dtype)
 
     def compute(self, page: int, cache: Tensor) -> None:
         """An engine's keys and values of a page, `[layers, 2, page_size, heads, dim]`."""
@@ -100,6 +101,7 @@ def started_with(folder: Path, **changes: Any) -> dict[str, Any]:
         "load_format": "auto",
         "quantization": None,
         "kv_cache_dtype": "auto",
+        "quantization_param_path": None,
         "json_model_override_args": "{}",
         "speculative_algorithm": None,
         "disaggregation_mode": "null",

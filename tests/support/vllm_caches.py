@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -17,10 +17,26 @@ class EngineCache:
     """A layer's tensor, and how the engine writes into it."""
 
     tensor: Tensor
-    """As it is registered."""
+    """As it is registered; but one in 8 bits is `registered`."""
     write: Write
 
+    @property
+    def registered(self) -> Tensor:
+        """vLLM says of a cache in 8 bits no more than that."""
+        return self.tensor.view(torch.uint8) if self.tensor.itemsize == 1 else self.tensor
 
+    def update(self) -> Update:
+        """vLLM's own interface to the kernel: numbers of the model's type are rounded."""
+
+        def update(layer: Any, keys: Tensor, values: Tensor, tensor: Tensor, slots: Tensor) -> None:
+            assert tensor.data_ptr() == self.tensor.data_ptr()
+            assert keys.dtype == values.dtype == torch.bfloat16
+            self.write(keys.to(self.tensor.dtype), values.to(self.tensor.dtype), slots)
+
+        return update
+
+
+Update = Callable[[Any, Tensor, Tensor, Tensor, Tensor], None]
 Make = Callable[[int, int, int, int, torch.dtype], EngineCache]
 """`(blocks, block_tokens, heads, dim, dtype)`; memory is NaN throughout."""
 

@@ -120,7 +120,7 @@ async def test_frames_of_another_geometry_are_refused(
     assert type(loaded.reason) is errors.FrameMismatch
 
 
-@pytest.mark.parametrize("newer", [partial(of_version, version=2), partial(of_codec, codec_id=999)])
+@pytest.mark.parametrize("newer", [partial(of_version, version=3), partial(of_codec, codec_id=999)])
 async def test_a_newer_frame_ends_the_prefix_and_says_so(
     client: AsyncClient,
     memory: InMemoryTransport,

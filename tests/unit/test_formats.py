@@ -17,6 +17,7 @@ from lexico_codec.formats import (
     own_formats,
 )
 from lexico_codec.frame import VERSION
+from lexico_codec.geometry import DTYPES
 from lexico_proto.v1 import versions_pb2 as pb
 
 OWN = own_formats()
@@ -28,6 +29,7 @@ FORMATS = st.builds(
     frames=NUMBERS,
     codecs=st.lists(NAMES, max_size=MAX_NAMED).map(tuple),
     sets=NUMBERS,
+    dtypes=st.lists(NAMES, max_size=MAX_NAMED).map(tuple),
 )
 
 
@@ -46,10 +48,15 @@ def test_a_round_trip(formats: Formats) -> None:
 @given(st.integers(0, 1000), st.integers(0, 1000))
 def test_what_is_too_long_is_cut(many: int, long: int) -> None:
     came = formats_from_wire(
-        pb.Formats(release="r" * long, frames=range(many), codecs=["c" * long] * many)
+        pb.Formats(
+            release="r" * long,
+            frames=range(many),
+            codecs=["c" * long] * many,
+            dtypes=["d" * long] * many,
+        )
     )
-    assert max(len(came.release), len(came.frames), len(came.codecs)) <= MAX_NAMED
-    assert all(len(name) <= MAX_NAMED for name in came.codecs)
+    assert max(len(came.release), len(came.frames), len(came.codecs), len(came.dtypes)) <= MAX_NAMED
+    assert all(len(name) <= MAX_NAMED for name in (*came.codecs, *came.dtypes))
 
 
 def test_servers_of_the_same_formats_refuse_nothing() -> None:
@@ -69,6 +76,19 @@ def test_a_codec_that_is_not_known() -> None:
         "this node does not know codec later: upgrade it",
         "the offload server does not know codec later: upgrade it",
     ]
+
+
+def test_an_element_type_that_a_server_does_not_know() -> None:
+    """One that does not say knows those that every release does."""
+    former = replace(OWN, dtypes=())
+    assert Described(OWN, OWN).refusals("lossless", "float8_e5m2") == []
+    assert Described(former, former).refusals("lossless", "bfloat16") == []
+    assert Described(former, former).refusals("lossless") == []
+    assert Described(former, former).refusals("lossless", "float8_e4m3fn") == [
+        "the offload server knows no caches of float8_e4m3fn: upgrade it",
+        "the reload server knows no caches of float8_e4m3fn: upgrade it",
+    ]
+    assert set(OWN.dtypes) == set(DTYPES)
 
 
 def test_frames_that_are_not_read() -> None:

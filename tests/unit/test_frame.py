@@ -228,7 +228,7 @@ def test_forged_headers(field: str, value: int) -> None:
     check_damaged(forged(field, value))
 
 
-@pytest.mark.parametrize("version", [2, 3, 255, 256, 2**16 - 1])
+@pytest.mark.parametrize("version", [3, 4, 255, 256, 2**16 - 1])
 def test_a_newer_version_is_told_from_a_damaged_one(version: int) -> None:
     """By the checksum, whatever else the newer version does with the header."""
     newer = forged("version", version)
@@ -245,6 +245,17 @@ def test_a_newer_version_is_told_from_a_damaged_one(version: int) -> None:
         check_damaged(damaged)
     check_damaged(newer[:-1])
     check_damaged(newer + b"x")
+
+
+@pytest.mark.parametrize("dtype", DTYPE_CODES)
+def test_each_element_type_has_one_version(dtype: str) -> None:
+    """A reader of version 1 alone takes its frames of 8 bits for newer ones, not for damage."""
+    version = 2 if dtype.startswith("float8") else 1
+    frame = pack_frame(replace(HEADER, dtype=dtype), BODY)
+    assert struct.unpack_from("<H", frame, 4)[0] == version
+    changed = bytearray(frame)
+    struct.pack_into("<H", changed, 4, 3 - version)
+    check_damaged(sign(changed))
 
 
 def test_other_magic() -> None:

@@ -51,11 +51,18 @@ def test_digest_is_pinned() -> None:
     )
 
 
+def test_no_bytes_of_a_geometry_are_those_of_another() -> None:
+    """Names of element types are of several lengths: with frequencies behind, none is another's."""
+    for first, second in itertools.permutations(DTYPES, 2):
+        assert not first.ljust(8, "\0").startswith(second.ljust(8, "\0"))
+        assert replace(BASE, dtype=first).digest() != replace(BASE, dtype=second).digest()
+
+
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_bytes_of_a_token(dtype: str) -> None:
     geometry = Geometry(3, 5, 80, dtype)
     assert geometry.torch_dtype == getattr(torch, dtype)
-    assert geometry.itemsize == (4 if dtype == "float32" else 2)
+    assert geometry.itemsize == {"float32": 4, "float16": 2, "bfloat16": 2}.get(dtype, 1)
     assert geometry.token_bytes == 3 * 2 * 5 * 80 * geometry.itemsize
 
 

@@ -10,6 +10,7 @@ import torch
 import transformers
 from transformers import DynamicCache
 
+from lexico_client.engines.hf._geometry import own_geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_proto.errors import Unsupported
@@ -149,10 +150,18 @@ def test_equal_configs_give_equal_digests() -> None:
     assert geometry_of(make(), torch.float16).digest() == geometry_of(make(), "float16").digest()
 
 
-@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, "float8_e4m3fn", "half"], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.int8, "float8_e4m3fnuz", "half"], ids=str)
 def test_cache_of_another_dtype(dtype: torch.dtype | str) -> None:
     with pytest.raises(Unsupported, match="float32, float16, bfloat16"):
         geometry_of(T.LlamaConfig(**GROUPED), dtype)
+
+
+def test_a_model_in_eight_bits_is_refused() -> None:
+    """Its cache is not: transformers computes in 16."""
+    model = T.LlamaForCausalLM(T.LlamaConfig(**GROUPED))
+    assert own_geometry(model).dtype == "float32"
+    with pytest.raises(Unsupported, match=r"in torch\.float8_e4m3fn: its cache is of another"):
+        own_geometry(model.to(torch.float8_e4m3fn))  # type: ignore[arg-type]
 
 
 def test_config_without_a_modeling_module() -> None:

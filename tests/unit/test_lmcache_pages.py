@@ -127,6 +127,25 @@ def test_whatever_makes_objects_differ_makes_pages_differ(folder: Path, pages: P
     assert identity(again) == identity(made[0])
 
 
+def test_objects_in_eight_bits_are_of_the_type_that_is_named(folder: Path, pages: Pages) -> None:
+    """LMCache has a vLLM's as bytes: which of the types they are, and of which scale, it does not
+    tell."""
+    shape, key = keys_first(page_of()).shape, key_of(str(folder))
+    found = {}
+    for name in ("float8_e4m3fn", "float8_e5m2"):
+        told = Pages(AdapterConfig.of({**HERE, "cache_dtype": name}))
+        page = told.page(key, shape, torch.uint8)
+        assert page.spec.geometry.dtype == name
+        assert identity(told.page(key, shape, getattr(torch, name))) == identity(page)
+        usual = told.page(key, shape, torch.bfloat16)
+        assert identity(usual) == identity(pages.page(key, shape, torch.bfloat16))
+        found[name] = identity(page)
+        other = torch.float8_e5m2 if name == "float8_e4m3fn" else torch.float8_e4m3fn
+        with pytest.raises(Unsupported, match="`cache_dtype` of which type"):
+            told.page(key, shape, other)
+    assert len(set(found.values())) == 2
+
+
 def test_one_layout_or_another_is_the_same_page(folder: Path, pages: Pages) -> None:
     packed = Pages(AdapterConfig.of({**HERE, "layout": "side-by-side"}))
     key = key_of(str(folder))
@@ -151,8 +170,10 @@ def test_the_parts_of_a_model_that_ranks_hold_are_kept_apart(folder: Path, pages
         ({"chunk_hash": b"x" * 8}, None, None, "of 8 bytes .* --hash-algorithm blake3"),
         ({"chunk_hash": b"x" * 16}, None, None, "of 16 bytes .* --hash-algorithm blake3"),
         ({"chunk_hash": b""}, None, None, "of 0 bytes"),
-        ({}, None, torch.uint8, "an object of torch.uint8: only float32"),
-        ({}, None, torch.float8_e4m3fn, "float8"),
+        ({}, None, torch.float64, "an object of torch.float64: only float32"),
+        ({}, None, torch.uint8, "an object of torch.uint8: .* in FP8, .* `cache_dtype`"),
+        ({}, None, torch.float8_e4m3fn, "an object of torch.float8_e4m3fn: .* `cache_dtype`"),
+        ({}, None, torch.float8_e4m3fnuz, "float8"),
         ({}, (2, 3, 24, 16), None, "an object of 3 layers"),
         ({}, (2, 2, 24, 24), None, "3 KV heads"),
         ({}, (2, 2, 5000, 16), None, "at most 4096 tokens"),
@@ -226,6 +247,8 @@ def test_a_model_whose_files_change_under_its_name_is_left_alone(
     [
         ({}, "reload: missing"),
         ({**HERE, "lay_out": "x"}, "lay_out: unknown; there are reload"),
+        ({**HERE, "cache_dtype": "fp8"}, "cache_dtype: 'fp8' is none of float8_e4m3fn"),
+        ({**HERE, "cache_dtype": "bfloat16"}, "cache_dtype: 'bfloat16' is none of"),
         ({**HERE, "folder": "/f"}, "folder: give `model` with it"),
         ({**HERE, "weights": "ab" * 32}, "weights: give `model` with it"),
         ({**HERE, "block_tokens": -1}, "block_tokens: -1 < 0"),

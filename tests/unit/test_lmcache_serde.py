@@ -14,6 +14,7 @@ from lexico_client.engines.lmcache._coded import MAGIC, ObjectCoding
 from lexico_client.engines.lmcache._config import SerdeConfig
 from lexico_client.engines.lmcache._objects import whole_tensor
 from lexico_codec.pages import encode_group
+from lexico_codec.tensors import FLOAT8
 from lexico_proto.errors import (
     ConfigurationError,
     DamagedFrame,
@@ -83,6 +84,22 @@ def test_every_layout_comes_back_bit_for_bit(
     data = encoded(coding, key, tensor)
     assert len(data) <= coding.most_bytes(tensor.shape, dtype)
     assert torch.equal(decoded(coding, key, data, tensor), tensor)
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+@pytest.mark.parametrize("kind", OBJECTS)
+def test_bytes_of_a_cache_in_eight_bits_come_back(kind: str, dtype: torch.dtype, key: Key) -> None:
+    layout, made = OBJECTS[kind]
+    name = str(dtype).removeprefix("torch.")
+    coding = coded_with(layout=layout, block_tokens=BLOCK_TOKENS, cache_dtype=name)
+    tensor = made(page_of(64, tokens=64, dtype=torch.float32).to(dtype)).view(torch.uint8)
+    data = encoded(coding, key, tensor)
+    assert len(data) < 0.9 * tensor.nbytes + 100
+    into = torch.zeros_like(tensor)
+    coding.decode(key, memoryview(data), into)
+    assert torch.equal(into, tensor)
+    with pytest.raises(Unsupported, match="`cache_dtype`"):
+        encoded(coded_with(layout=layout, block_tokens=BLOCK_TOKENS), key, tensor)
 
 
 def test_noise_that_nothing_shrinks_fits_the_estimate(coding: ObjectCoding, key: Key) -> None:

@@ -169,6 +169,24 @@ async def test_what_one_server_stores_another_finds_and_loads(
         }
 
 
+@pytest.mark.parametrize("kind", OBJECTS)
+async def test_bytes_of_caches_in_eight_bits(kind: str, folder: Path, tmp_path: Path) -> None:
+    layout, made = OBJECTS[kind]
+    settings: dict[str, Any] = {"layout": layout, "block_tokens": BLOCK_TOKENS}
+    exact = [page_of(seed).to(torch.float8_e4m3fn) for seed in range(COUNT)]
+    given = [made(page).view(torch.uint8) for page in exact]
+    async with running(folder, tmp_path, **settings) as one:
+        assert await one.find(given[0].shape, torch.uint8) == [False] * COUNT
+        stored, _ = await one.store.store(list(zip(one.keys, given, strict=True)))
+        assert not stored, "nobody said which type it is"
+    async with running(folder, tmp_path, cache_dtype="float8_e4m3fn", **settings) as one:
+        assert (await one.store.store(list(zip(one.keys, given, strict=True))))[0]
+        assert await one.find(given[0].shape, torch.uint8) == [True] * COUNT
+        into = [torch.zeros_like(each) for each in given]
+        assert all(await one.store.load(list(zip(one.keys, into, strict=True))))
+        assert all(map(torch.equal, into, given))
+
+
 async def test_engines_with_different_layouts_share(folder: Path, tmp_path: Path) -> None:
     async with running(folder, tmp_path) as one:
         await one.store.store(list(zip(one.keys, objects(), strict=True)))

@@ -147,7 +147,7 @@ def test_block_tables_and_slots(
         ([POOL[0]], [POOL[1].to("meta")], "must agree"),
         ([POOL[0].int()], [POOL[1].int()], "floating point"),
         ([POOL[0].double()], [POOL[1].double()], "float64: one of float32, float16, bfloat16"),
-        ([POOL[0].to(torch.float8_e4m3fn)], [POOL[1].to(torch.float8_e4m3fn)], "float8"),
+        (*([POOL[i].to(torch.float8_e4m3fnuz)] for i in (0, 1)), "float8_e4m3fnuz"),
         ([POOL[0, :, :0]], [POOL[1, :, :0]], "0 heads"),
         ([POOL[0].to_sparse()], [POOL[1]], "dimensions"),
     ],

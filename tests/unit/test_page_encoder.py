@@ -110,7 +110,7 @@ def test_a_newer_page_is_left_alone() -> None:
     encoder(store).encode_page(job(made), raw(made))
     frame = store.read(SCOPE, made.keys[:1], 0)[0]
     assert isinstance(frame, bytes)
-    newer = of_version(frame, 2)
+    newer = of_version(frame, 3)
     store.commit(SCOPE, made.keys[0], [newer], 60)
     assert encoder(store).encode_page(job(made), raw(made)).outcome is Outcome.PRESENT
     assert store.read(SCOPE, made.keys[:1], 0) == [newer]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -122,7 +123,16 @@ def test_ranks_and_latent_caches_are_refused_in_one_line(
     [
         ({"speculative_algorithm": "EAGLE"}, "speculative_algorithm=EAGLE"),
         ({"disaggregation_mode": "decode"}, "disaggregation_mode=decode"),
-        ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype=fp8_e4m3"),
+        ({"kv_cache_dtype": "mxfp8"}, "kv_cache_dtype=mxfp8: .* fp8_e4m3, fp8_e5m2, are covered"),
+        ({"kv_cache_dtype": "fp8_e4m3"}, "kv_cache_dtype=fp8_e4m3: a host pool of float32"),
+        (
+            {"kv_cache_dtype": "fp8_e5m2", "quantization": "w8a8_fp8"},
+            "fp8_e5m2: quantised weights may bring scales",
+        ),
+        (
+            {"kv_cache_dtype": "fp8_e4m3", "quantization_param_path": "scales.json"},
+            "quantization_param_path: only caches of scale 1",
+        ),
         ({"load_format": "dummy"}, "load_format=dummy"),
         ({"quantization": "fp8"}, "quantization=fp8: done while loading"),
         ({"json_model_override_args": '{"rope_theta": 1}'}, "json_model_override_args"),
@@ -139,6 +149,25 @@ def test_ways_to_run_a_model_that_are_not_covered_are_refused_in_one_line(
     with pytest.raises(LexicoError, match=said) as refused:
         start(arguments(folder, **changes))
     assert "\n" not in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"), [("fp8_e4m3", "float8_e4m3fn"), ("fp8_e5m2", "float8_e5m2")]
+)
+def test_a_cache_in_eight_bits_has_pages_of_its_own(
+    folder: Path, asked: str, found: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """SGLang's pool has its elements as bytes."""
+    own = base_spec(arguments(folder), pool(), StorageConfig.of(HERE))
+    args = arguments(folder, kv_cache_dtype=asked)
+    spec = base_spec(args, pool(dtype=torch.uint8), StorageConfig.of(HERE))
+    assert spec.geometry == replace(own.geometry, dtype=found)
+    assert spec.namespace != own.namespace
+    with pytest.raises(Unsupported, match="a cache of uint8"):
+        base_spec(arguments(folder), pool(dtype=torch.uint8), StorageConfig.of(HERE))
+    monkeypatch.setattr("torch.version.hip", "7.0")
+    with pytest.raises(Unsupported, match="on ROCm it may be another type"):
+        base_spec(args, pool(dtype=torch.uint8), StorageConfig.of(HERE))
 
 
 def test_given_weights_are_taken_for_what_was_loaded(folder: Path) -> None:
@@ -168,8 +197,8 @@ def test_arguments_that_are_gone_are_named() -> None:
 
 
 def test_a_pool_of_another_type_is_refused(folder: Path) -> None:
-    with pytest.raises(Unsupported, match="a cache of float8_e4m3fn"):
-        base_spec(arguments(folder), pool(dtype=torch.float8_e4m3fn), StorageConfig.of(HERE))
+    with pytest.raises(Unsupported, match="a cache of float8_e4m3fnuz"):
+        base_spec(arguments(folder), pool(dtype=torch.float8_e4m3fnuz), StorageConfig.of(HERE))
 
 
 def test_a_model_that_takes_pictures_is_refused(tmp_path: Path) -> None:

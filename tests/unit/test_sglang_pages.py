@@ -9,7 +9,9 @@ import torch
 from torch import Tensor
 
 from lexico_client.engines.sglang._pages import LAYOUTS, HostPages
+from lexico_codec.tensors import FLOAT8
 from lexico_proto.errors import InvalidInput, ShapeMismatch, Unsupported
+from tests.support.groups import bits
 from tests.support.sglang_pools import HostPool
 
 DTYPES = [torch.float32, torch.bfloat16, torch.float16]
@@ -61,6 +63,23 @@ def test_a_page_by_itself_lies_as_the_pool_gives_it(layout: str, dtype: torch.dt
     room = pool.get_dummy_flat_data_page()
     pages.flat(room).write(computed)
     assert torch.equal(room, flat)
+
+
+@pytest.mark.parametrize("dtype", FLOAT8)
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_a_pool_in_eight_bits_has_bytes(layout: str, dtype: torch.dtype) -> None:
+    pool = HostPool(layout, dtype=dtype)
+    computed = random_page(pool)
+    pool.compute(3, computed)
+    pool.dtype, pool.kv_buffer = torch.uint8, pool.kv_buffer.view(torch.uint8)
+    pages = HostPages.of(pool, dtype)
+    assert torch.equal(bits(pages.page(3 * pool.page_size).read()), bits(computed))
+    pages.page(0).write(computed)
+    assert torch.equal(pool.get_data_page(0), pool.get_data_page(3 * pool.page_size))
+    room = pages.room()
+    assert (room.dtype, room.shape) == (torch.uint8, pool.get_data_page(0).shape)
+    pages.flat(room).write(computed)
+    assert torch.equal(room, pool.get_data_page(0))
 
 
 def test_layers_of_a_group_are_those_of_the_page() -> None:

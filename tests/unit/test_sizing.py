@@ -143,6 +143,15 @@ def test_the_command() -> None:
     assert misfits(numbers, SHAPES["size"]) == []
 
 
+def test_a_cache_in_eight_bits() -> None:
+    """Half of what nodes send, and of what lossless stores; lossy pages are as large."""
+    half, whole = CacheShape(32, 8, 128, 1), CacheShape(32, 8, 128)
+    assert half.bytes_per_token == whole.bytes_per_token / 2
+    assert sizing.stored_fraction("lossless", half) == sizing.LOSSLESS_OF_FLOAT8
+    assert sizing.stored_fraction("lossless", whole) == sizing.STORED_FRACTION["lossless"]
+    assert sizing.stored_fraction("near", half) == sizing.stored_fraction("near", whole)
+
+
 def test_the_example_of_the_documentation() -> None:
     block = blocks_of((RESULTS.parents[1] / "docs" / "sizing.md").read_text())[0]
     words = shlex.split(block.commands.replace("\\\n", " "))

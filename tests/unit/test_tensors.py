@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from lexico_codec.tensors import all_finite, bytes_of, tensor_from
+from lexico_codec.tensors import FLOAT8, WIDE, all_finite, bytes_of, tensor_from
 from lexico_proto.errors import ShapeMismatch
 
 DTYPES = [torch.float32, torch.float16, torch.bfloat16]
@@ -84,6 +84,20 @@ def test_sum_that_overflows_is_no_verdict(dtype: torch.dtype) -> None:
     mixed = torch.full((70000,), most, dtype=dtype)
     mixed[30000:] = -most  # partial sums may be infinities of both signs
     assert all_finite(mixed)
+
+
+@pytest.mark.parametrize("dtype", FLOAT8, ids=str)
+def test_every_number_of_eight_bits(dtype: torch.dtype) -> None:
+    """Torch sums none of them, so each is looked at; a wider type has them all."""
+    every = torch.arange(256, dtype=torch.uint8).view(dtype)
+    for place in range(256):
+        assert all_finite(every[place : place + 1]) == bool(every[place].float().isfinite())
+        repeated = torch.zeros(999, dtype=dtype)
+        repeated[998] = every[place]
+        assert all_finite(repeated[::2]) == all_finite(every[place : place + 1])
+    sound = every[every.float().isfinite()]
+    assert torch.equal(sound.to(WIDE).to(dtype).view(torch.uint8), sound.view(torch.uint8))
+    assert bytes(bytes_of(tensor_from(bytes(range(256)), dtype, (4, 64)))) == bytes(range(256))
 
 
 def test_nothing_is_finite() -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from contextlib import closing
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -32,6 +32,7 @@ from tests.support.saved_model import save_tiny
 from tests.support.vllm_ranks import rank_caches, rank_config
 
 HERE = {"reload": "127.0.0.1:7412", "codec": "lossless"}
+FP8 = {"cache__cache_dtype": "fp8"}
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,22 @@ def test_the_identity_is_that_of_every_engine_that_loads_the_folder(folder: Path
     assert (spec.codec.name, spec.dictionary) == ("lossless", b"")
     salted = ConnectorConfig.of({**HERE, "salt": "x", "page_tokens": 32})
     assert spec_of(config(folder), caches(), salted).namespace != spec.namespace
+
+
+@pytest.mark.parametrize(
+    ("asked", "found"),
+    [("fp8", "float8_e4m3fn"), ("fp8_e4m3", "float8_e4m3fn"), ("fp8_e5m2", "float8_e5m2")],
+)
+def test_a_cache_in_eight_bits_has_pages_of_its_own(folder: Path, asked: str, found: str) -> None:
+    """vLLM says that its elements are bytes; what the model computes in counts for nothing."""
+    own = spec_of(config(folder), caches(), ConnectorConfig.of(HERE))
+    for dtype in (torch.float32, torch.bfloat16):
+        made = config(folder, cache__cache_dtype=asked, model__dtype=dtype)
+        spec = spec_of(made, caches(dtype=torch.uint8), ConnectorConfig.of(HERE))
+        assert spec.geometry == replace(own.geometry, dtype=found)
+        assert spec.namespace != own.namespace
+    with pytest.raises(Unsupported, match="'uint8'"):
+        spec_of(config(folder), caches(dtype=torch.uint8), ConnectorConfig.of(HERE))
 
 
 def test_a_dictionary_set_is_a_file_or_a_digest(folder: Path, tmp_path: Path) -> None:
@@ -180,7 +197,12 @@ def test_a_codec_that_cannot_serve_the_model_is_named(
         ({"parallel__prefill_context_parallel_size": 2}, "prefill_context"),
         ({"parallel__tensor_parallel_size": 3}, "tensor_parallel_size=3: 2 KV heads cannot"),
         ({"speculative": None, "speculative_config": object()}, "speculative"),
-        ({"cache__cache_dtype": "fp8_e4m3"}, "kv_cache_dtype=fp8_e4m3"),
+        ({"cache__cache_dtype": "fp8_inc"}, "kv_cache_dtype=fp8_inc: .* fp8, fp8_e4m3, fp8_e5m2"),
+        ({"cache__cache_dtype": "fp8_per_token_head"}, "kv_cache_dtype=fp8_per_token_head"),
+        ({"cache__cache_dtype": "bfloat16"}, "kv_cache_dtype=bfloat16: only .* the model's own"),
+        ({**FP8, "cache__calculate_kv_scales": True}, "calculate_kv_scales: .* of its own"),
+        ({**FP8, "cache__kv_cache_dtype_skip_layers": ["0", "1"]}, "skip_layers=0,1: .* one dtype"),
+        (FP8, r"\(2, 2, 8, 'float32'\).* says \(2, 2, 8, 'float8_e4m3fn'\)"),
         ({"model__is_encoder_decoder": True}, "encoder-decoder"),
         ({"kv_transfer__kv_load_failure_policy": "fail"}, '"kv_load_failure_policy": "recompute"'),
         ({"load__load_format": "dummy"}, "load_format=dummy"),

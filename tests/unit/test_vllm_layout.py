@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+from typing import Any
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -11,10 +14,12 @@ from torch import Tensor
 from lexico_client.engines.vllm._layout import LAYOUTS, recognised, transposed_keys
 from lexico_client.engines.vllm._orders import LoadOrder
 from lexico_client.engines.vllm._paged import PagedCache, PageTarget, in_order
+from lexico_client.engines.vllm._writing import writing
 from lexico_codec.geometry import DTYPES, Geometry
 from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec, make_spec
 from lexico_proto.errors import Unsupported
+from tests.support.groups import bits
 from tests.support.vllm_caches import (
     KNOWN,
     EngineCache,
@@ -50,7 +55,7 @@ def engine(
     made = [
         make(blocks, block_tokens, g.kv_heads, g.head_dim, g.torch_dtype) for _ in range(g.layers)
     ]
-    layers = [(f"layers.{i}.attn", each.tensor, each.write) for i, each in enumerate(made)]
+    layers = [(f"layers.{i}.attn", each.registered, each.write) for i, each in enumerate(made)]
     return PagedCache.over(layers, spec, block_tokens)[0], made
 
 
@@ -89,16 +94,17 @@ def test_pages_of_any_engine_are_read_where_it_wrote_them(
     written(made, computed, slots_of(table, block, tokens))
     first = data.draw(st.integers(0, tokens - 1))
     count = data.draw(st.integers(1, tokens - first))
-    assert torch.equal(cache.copied(table, first, count), computed[:, :, first : first + count])
+    expected = computed[:, :, first : first + count]
+    assert torch.equal(bits(cache.copied(table, first, count)), bits(expected))
 
 
 @settings(max_examples=30, deadline=None)
-@given(make=st.sampled_from(KNOWN), size=sizes, data=st.data())
+@given(make=st.sampled_from(KNOWN), size=sizes, dtype=st.sampled_from(list(DTYPES)), data=st.data())
 def test_a_load_writes_what_is_wanted_and_nothing_else(
-    make: Make, size: tuple[int, int, int, int], data: st.DataObject
+    make: Make, size: tuple[int, int, int, int], dtype: str, data: st.DataObject
 ) -> None:
     block, heads, dim, page = size
-    spec = spec_of(heads, dim, page)
+    spec = spec_of(heads, dim, page, dtype)
     tokens = data.draw(st.integers(page, 3 * page))
     start = data.draw(st.integers(0, tokens - 1))
     stop = data.draw(st.integers(start + 1, tokens))
@@ -123,15 +129,17 @@ def test_a_load_writes_what_is_wanted_and_nothing_else(
     there = min(stop, (target.pages.start + came) * page)
     expected = before.clone()
     expected[:, :, start:there] = stored[:, :, start:there]
-    assert torch.equal(cache.copied(table, 0, needed * block), expected)
+    assert torch.equal(bits(cache.copied(table, 0, needed * block)), bits(expected))
     missing = {table[token // block] for token in range(max(there, start), stop)}
     assert target.lost(came) == missing
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float8_e4m3fn], ids=str)
 @pytest.mark.parametrize("make", KNOWN, ids=lambda make: make.__name__)
-def test_the_probe_leaves_zeros(make: Make) -> None:
-    made = make(4, 16, 3, 8, torch.float32)
-    _, views = recognised(made.tensor, 16, 3, 8, made.write)
+def test_the_probe_leaves_zeros(make: Make, dtype: torch.dtype) -> None:
+    made = make(4, 16, 3, 8, dtype)
+    found = recognised(made.tensor, 16, 3, 8, made.write)[1]
+    views = [view.float() for view in found]
     probed = [view[1] for view in views]
     assert all(view.isfinite().sum() == 3 * 3 * 8 for view in probed)
     assert all(view.nan_to_num().count_nonzero() == 0 for view in views)
@@ -144,8 +152,49 @@ def test_layouts_of_one_shape_are_told_apart(square: int) -> None:
         (cpu, "keys of a block transposed, then values"),
         (packed, next(iter(LAYOUTS))),
     ):
-        made = make(3, square, 2, square, torch.float32)
-        assert recognised(made.tensor, square, 2, square, made.write)[0] == name
+        for dtype in (torch.float32, torch.float8_e4m3fn, torch.float8_e5m2):
+            made = make(3, square, 2, square, dtype)
+            assert recognised(made.tensor, square, 2, square, made.write)[0] == name
+
+
+@pytest.mark.parametrize("make", KNOWN, ids=lambda make: make.__name__)
+@pytest.mark.parametrize("dtype", ["float8_e4m3fn", "float8_e5m2"])
+def test_a_kernel_that_rounds_to_eight_bits_is_found(make: Make, dtype: str) -> None:
+    """vLLM's is given numbers in the model's type, and a tensor of bytes."""
+    made = make(4, 16, 3, 8, DTYPES[dtype])
+    write = writing({"layer": attention(made)}, "layer", made.registered, torch.bfloat16)
+    cache, _ = PagedCache.over(
+        [("layer", made.registered, write)], spec_of(3, 8, 16, dtype, layers=1), 16
+    )
+    computed = kv(spec_of(3, 8, 16, dtype, layers=1), 16)
+    made.write(computed[0, 0], computed[0, 1], torch.arange(16, 32))
+    assert torch.equal(bits(cache.copied([1], 0, 16)), bits(computed))
+
+
+@pytest.mark.parametrize("scale", [0.5, torch.tensor([1.0, 1.0, 2.0])], ids=["all", "a head"])
+def test_scales_of_a_checkpoint_are_refused_in_one_line(scale: Any) -> None:
+    made = packed(4, 16, 3, 8, torch.float8_e4m3fn)
+    layers = {"layer": attention(made, _v_scale=torch.as_tensor(scale))}
+    with pytest.raises(Unsupported, match=r"layer: .* divided by 1 and .*only caches of scale 1"):
+        writing(layers, "layer", made.registered, torch.bfloat16)
+    wide = packed(4, 16, 3, 8, torch.bfloat16)  # where nothing is divided
+    writing(layers, "layer", wide.registered, torch.bfloat16)
+
+
+def test_the_other_kind_of_eight_bits_is_found_in_no_layout() -> None:
+    """The same bytes mean other numbers there: vLLM calls both fp8."""
+    made = packed(4, 16, 3, 8, torch.float8_e4m3fnuz)
+    write = writing({"layer": attention(made)}, "layer", made.registered, torch.bfloat16)
+    spec = spec_of(3, 8, 16, "float8_e4m3fn", layers=1)
+    with pytest.raises(Unsupported, match="found in no layout"):
+        PagedCache.over([("layer", made.registered, write)], spec, 16)
+
+
+def attention(made: EngineCache, **scales: Any) -> SimpleNamespace:
+    """A layer of vLLM."""
+    one = torch.ones(())
+    impl = SimpleNamespace(do_kv_cache_update=made.update())
+    return SimpleNamespace(impl=impl, **{"_k_scale": one, "_v_scale": one, **scales})
 
 
 def test_an_unknown_layout_is_refused_in_one_line() -> None:

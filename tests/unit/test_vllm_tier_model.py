@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import make_dataclass
+from dataclasses import make_dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -83,7 +83,6 @@ def test_ranks_that_split_heads_share_with_one(folder: Path) -> None:
         ),
         ({"replicated_layout": True}, "no hybrid or latent"),
         ({"groups": ()}, "0 groups of caches"),
-        ({"model__dtype": "fp8"}, "kv_cache_dtype=fp8"),
         ({"worker_kv_bytes_per_block": 4160}, "blocks of 4160 bytes: .*padded, quantised"),
         ({"block_tokens": 4}, "chunks of 8 tokens: .*block_size"),
         ({"cache__blocks_per_chunk": 257}, "chunks of 4112 tokens"),
@@ -112,7 +111,8 @@ def test_layers_that_the_model_does_not_have(folder: Path) -> None:
         ({"model__quantization": "fp8"}, "quantization=fp8: .*secondary_tiers: LexicoTier"),
         ({"model__hf_overrides": {"rope_theta": 1.0}}, "hf_overrides"),
         ({"speculative_config": object()}, "speculative decoding"),
-        ({"cache__cache_dtype": "fp8"}, "kv_cache_dtype=fp8"),
+        ({"cache__cache_dtype": "fp8_inc"}, "kv_cache_dtype=fp8_inc"),
+        ({"cache__cache_dtype": "fp8"}, "blocks of 4096 bytes: .*float8_e4m3fn have 1024"),
     ],
 )
 def test_engines_whose_hashes_do_not_say_what_a_block_is(
@@ -141,6 +141,17 @@ def test_a_tier_that_is_told_nothing_needs_the_users_word(folder: Path) -> None:
         model_of(hub, None, TierConfig.of({**HERE, **VOUCHED}))
     own = TierConfig.of({**HERE, **VOUCHED, "model": str(folder)})
     assert model_of(hub, None, own).base == model.base
+
+
+def test_a_cache_in_eight_bits_takes_the_connector_of_ours(folder: Path) -> None:
+    """Which sees whether its elements were divided by scales."""
+    eight = replace(TINY, dtype="float8_e4m3fn")
+    named = told(folder, eight, model__dtype="fp8")
+    engine = engine_told(vllm_config(folder, cache__cache_dtype="fp8"))
+    model = model_of(named, engine, TierConfig.of(HERE))
+    assert (model.base.geometry, model.shape.dtype) == (eight, torch.float8_e4m3fn)
+    with pytest.raises(Unsupported, match=r"kv_cache_dtype=fp8: .* take LexicoOffloadingConnector"):
+        model_of(named, None, TierConfig.of({**HERE, **VOUCHED}))
 
 
 def test_a_model_that_takes_pictures_is_refused(folder: Path) -> None:

@@ -25,6 +25,7 @@ VOCABULARY: Final = 512
 PAGES: Final = 9
 WAYS: Final[dict[str, dict[str, Any]]] = {
     "tensor": {"tensor_parallel_size": 2},
+    "tensor-fp8": {"tensor_parallel_size": 2, "kv_cache_dtype": "fp8"},
     # Without a compilation vLLM 0.32 has no pipelines on the CPU: the buffers between its stages
     # are made when it warms up, and it does not. The backend compiles nothing.
     "pipeline": {
@@ -59,9 +60,12 @@ def test_two_ranks_and_one_share(
     way: str, nursery: Nursery, fresh: EngineService, split_model: Path
 ) -> None:
     """Two ranks load what one stored, and what they stored themselves in slices."""
+    kind = WAYS[way].get("kv_cache_dtype", "auto")
+    if kind == "fp8" and not torch.cpu._is_avx512_supported():
+        pytest.skip("vLLM's CPU attention has FP8 with AVX-512 alone")
     spec = CacheSpec(
         weights=fingerprint_files(split_model),
-        geometry=geometry_of(AutoConfig.from_pretrained(split_model), "float32"),
+        geometry=geometry_of(AutoConfig.from_pretrained(split_model), _DTYPES[kind]),
         codec=codec_named("lossless"),
     )
     connector: dict[str, Any] = {**fresh.settings, "codec": "lossless"}
@@ -81,7 +85,7 @@ def test_two_ranks_and_one_share(
     def stored(which: int) -> None:
         wait_until(lambda: fresh.stored(spec, prompts[which]) == PAGES, "all pages to be stored")
 
-    with nursery.engine(connector, **options) as engine:
+    with nursery.engine(connector, **options, kv_cache_dtype=kind) as engine:
         expected = [computes(engine, 0)]
         expected += [computes(engine, 1, prompt={"cache_salt": "another namespace"})]
         stored(0)
@@ -92,6 +96,10 @@ def test_two_ranks_and_one_share(
         engine.reset()
         assert [loads(engine, 0), loads(engine, 1)] == expected
     assert fresh.counts(SLICED_PAGES) == {("whole",): PAGES}
+
+
+_DTYPES: Final = {"auto": "float32", "fp8": "float8_e4m3fn"}
+"""`kv_cache_dtype` → element type of the cache."""
 
 
 def _prompt(seed: int) -> list[int]:

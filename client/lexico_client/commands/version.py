@@ -41,10 +41,13 @@ def version(options: argparse.Namespace, screen: Screen) -> Answer:
             ", ".join(map(str, formats.frames)),
             ", ".join(map(str, formats.sets)),
             ", ".join(formats.codecs),
+            ", ".join(formats.dtypes),
         )
         for name, (address, formats) in found.items()
     )
-    return Answer(document, (Table("", ("", "release", "frames", "sets", "codecs"), rows),))
+    return Answer(
+        document, (Table("", ("", "release", "frames", "sets", "codecs", "dtypes"), rows),)
+    )
 
 
 async def _asked(named: dict[str, Endpoint], timeout: float) -> dict[str, Formats]:
@@ -64,4 +67,5 @@ def _as_json(formats: Formats) -> dict[str, Any]:
         "frames": list(formats.frames),
         "sets": list(formats.sets),
         "codecs": list(formats.codecs),
+        "dtypes": list(formats.dtypes),
     }

@@ -24,7 +24,7 @@ _sym_db = _symbol_database.Default()
 
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elexico_proto/v1/versions.proto\x12\x0flexico_proto.v1\";\n\x0f\x44\x65scribeRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.lexico_proto.v1.Formats\"<\n\x10\x44\x65scribeResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.lexico_proto.v1.Formats\"H\n\x07\x46ormats\x12\x0f\n\x07release\x18\x01 \x01(\t\x12\x0e\n\x06\x66rames\x18\x02 \x03(\r\x12\x0e\n\x06\x63odecs\x18\x03 \x03(\t\x12\x0c\n\x04sets\x18\x04 \x03(\r2[\n\x08Versions\x12O\n\x08\x44\x65scribe\x12 .lexico_proto.v1.DescribeRequest\x1a!.lexico_proto.v1.DescribeResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1elexico_proto/v1/versions.proto\x12\x0flexico_proto.v1\";\n\x0f\x44\x65scribeRequest\x12(\n\x06\x63\x61ller\x18\x01 \x01(\x0b\x32\x18.lexico_proto.v1.Formats\"<\n\x10\x44\x65scribeResponse\x12(\n\x06server\x18\x01 \x01(\x0b\x32\x18.lexico_proto.v1.Formats\"X\n\x07\x46ormats\x12\x0f\n\x07release\x18\x01 \x01(\t\x12\x0e\n\x06\x66rames\x18\x02 \x03(\r\x12\x0e\n\x06\x63odecs\x18\x03 \x03(\t\x12\x0c\n\x04sets\x18\x04 \x03(\r\x12\x0e\n\x06\x64types\x18\x05 \x03(\t2[\n\x08Versions\x12O\n\x08\x44\x65scribe\x12 .lexico_proto.v1.DescribeRequest\x1a!.lexico_proto.v1.DescribeResponseb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,7 +36,7 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_DESCRIBERESPONSE']._serialized_start=112
   _globals['_DESCRIBERESPONSE']._serialized_end=172
   _globals['_FORMATS']._serialized_start=174
-  _globals['_FORMATS']._serialized_end=246
-  _globals['_VERSIONS']._serialized_start=248
-  _globals['_VERSIONS']._serialized_end=339
+  _globals['_FORMATS']._serialized_end=262
+  _globals['_VERSIONS']._serialized_start=264
+  _globals['_VERSIONS']._serialized_end=355
 # @@protoc_insertion_point(module_scope)

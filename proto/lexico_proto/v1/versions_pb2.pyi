@@ -19,13 +19,15 @@ class DescribeResponse(_message.Message):
     def __init__(self, server: _Optional[_Union[Formats, _Mapping]] = ...) -> None: ...
 
 class Formats(_message.Message):
-    __slots__ = ("release", "frames", "codecs", "sets")
+    __slots__ = ("release", "frames", "codecs", "sets", "dtypes")
     RELEASE_FIELD_NUMBER: _ClassVar[int]
     FRAMES_FIELD_NUMBER: _ClassVar[int]
     CODECS_FIELD_NUMBER: _ClassVar[int]
     SETS_FIELD_NUMBER: _ClassVar[int]
+    DTYPES_FIELD_NUMBER: _ClassVar[int]
     release: str
     frames: _containers.RepeatedScalarFieldContainer[int]
     codecs: _containers.RepeatedScalarFieldContainer[str]
     sets: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, release: _Optional[str] = ..., frames: _Optional[_Iterable[int]] = ..., codecs: _Optional[_Iterable[str]] = ..., sets: _Optional[_Iterable[int]] = ...) -> None: ...
+    dtypes: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, release: _Optional[str] = ..., frames: _Optional[_Iterable[int]] = ..., codecs: _Optional[_Iterable[str]] = ..., sets: _Optional[_Iterable[int]] = ..., dtypes: _Optional[_Iterable[str]] = ...) -> None: ...

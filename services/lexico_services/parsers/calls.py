@@ -183,7 +183,9 @@ def _prompt_options(parser: argparse.ArgumentParser, what: Any) -> None:
     with_model.add_argument("--text", type=Path, metavar="FILE", help="the prompt, as text")
     with_model.add_argument("--inputs", type=Path, metavar="FILE", help="JSON: digests as hex")
     with_model.add_argument("--codec", default="", help="of a model folder (balanced)")
-    with_model.add_argument("--dtype", default="", help="of the cache (that of its config)")
+    with_model.add_argument(
+        "--dtype", default="", help="of the cache (that of its config); float8_e4m3fn, say, for fp8"
+    )
     with_model.add_argument("--page-tokens", type=int, metavar="TOKENS", help="of a page (64)")
     with_model.add_argument("--lora", default="", help="identity of the adapter")
     with_model.add_argument("--salt", default="", help="what the pages are kept apart by")

@@ -21,6 +21,7 @@ from lexico_client.engines.hf._coded_attention import register
 from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._coded_layer import ATTENTION
 from lexico_client.engines.hf._coded_load import PrefixCodes
+from lexico_client.engines.hf._geometry import own_geometry
 from lexico_client.engines.hf._held_tokens import check_offloaded
 from lexico_client.engines.hf._hits import CodedHit, Hit, coded_hit_of, hit_of
 from lexico_client.engines.hf._identity import ModelIdentity
@@ -40,7 +41,6 @@ from lexico_client.engines.hf._token_ids import (
 )
 from lexico_client.engines.hf._watched_model import watch
 from lexico_codec.codecs import LexicoCodec, LosslessCodec
-from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.inputs import PageDigests, PageInputs
 from lexico_codec.keys import token_array
 from lexico_codec.sets.dictionary import DictionarySet
@@ -138,7 +138,7 @@ class HuggingFaceCache:
         self._recent_tokens = checked_count("recent_tokens", recent_tokens, 1)
         self._base = CacheSpec(
             weights=self._identity.weights(),
-            geometry=geometry_of(model.config, model.dtype),
+            geometry=own_geometry(model),
             codec=LosslessCodec(),
             page_tokens=page_tokens,
             lora=lora,
@@ -167,7 +167,7 @@ class HuggingFaceCache:
     def _of_now(self) -> CacheSpec:
         weights = self._identity.weights()
         if weights != self._base.weights:
-            geometry = geometry_of(self._model.config, self._model.dtype)
+            geometry = own_geometry(self._model)
             self._base = replace(self._base, weights=weights, geometry=geometry, group_layers=0)
         return self._base
 

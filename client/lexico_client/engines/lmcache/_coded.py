@@ -93,7 +93,8 @@ class ObjectCoding:
         """
         page = self._pages.page(key, tensor.shape, tensor.dtype)
         spec, dictionary = self._coded(page)
-        memory, page_key = self._pages.layout.pages(tensor, page.shape), _key(spec, page)
+        layout, page_key = self._pages.layout, _key(spec, page)
+        memory = layout.pages(page.elements(tensor), page.shape)
         frames = [
             encode_group(spec, page_key, 0, group, memory[layers.start : layers.stop], dictionary)
             for group, layers in enumerate(map(spec.group_range, range(spec.groups)))
@@ -135,6 +136,7 @@ class ObjectCoding:
         frames = _frames(data)
         if len(frames) != spec.groups:
             raise DamagedFrame(f"an object of {len(frames)} frames, needs {spec.groups}")
+        into = page.elements(into)
         room = layout.room(into, page.shape)
         for group, frame in enumerate(frames):
             layers = spec.group_range(group)

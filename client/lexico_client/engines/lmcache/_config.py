@@ -9,9 +9,11 @@ from typing import Any, ClassVar, Final
 
 from lexico_client.engines._checked import CheckedSettings
 from lexico_client.engines._settings import EngineSettings
+from lexico_codec.geometry import DTYPES
 from lexico_codec.presets import codec_named
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import salt_bytes
+from lexico_codec.tensors import FLOAT8
 from lexico_proto.errors import ConfigurationError
 
 _OF_A_LOCK: Final = 0.9
@@ -36,6 +38,9 @@ class AdapterConfig(EngineSettings):
     them apart."""
     block_tokens: int = 0
     """The engine's block size, for layout `vllm-cpu`."""
+    cache_dtype: str = ""
+    """`float8_e4m3fn` or `float8_e5m2`, of engines whose caches are in FP8 of scale 1: LMCache does
+    not tell which it is, nor scales. Empty: objects in 8 bits are left alone."""
     model: str = ""
     """The engine's name of the model; others are left alone. Empty for any that is found by its
     name, as a folder or as a snapshot of a hub."""
@@ -86,9 +91,10 @@ class SerdeConfig(CheckedSettings):
     """Whatever else objects shall be kept apart by."""
     layout: str = ""
     block_tokens: int = 0
+    cache_dtype: str = ""
     model: str = ""
     folder: str | None = None
-    """These four as of the adapter."""
+    """These five as of the adapter."""
     max_workers: int = 1
     """Threads that code and decode."""
     padded_to: float = 1.0
@@ -127,6 +133,11 @@ def _check_model(settings: AdapterConfig | SerdeConfig) -> None:
     """Refuses what cannot be a block size, and what names files and not whose they are."""
     if settings.block_tokens < 0:
         raise ConfigurationError(f"{settings.where}: block_tokens: {settings.block_tokens} < 0")
+    if settings.cache_dtype and DTYPES.get(settings.cache_dtype) not in FLOAT8:
+        raise ConfigurationError(
+            f"{settings.where}: cache_dtype: {settings.cache_dtype!r} is none of float8_e4m3fn, "
+            "float8_e5m2; leave it out where caches are not in FP8"
+        )
     for key in ("folder", "weights"):
         if getattr(settings, key) is not None and not settings.model:
             raise ConfigurationError(

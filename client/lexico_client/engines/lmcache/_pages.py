@@ -21,6 +21,7 @@ from typing import Any, Final, Protocol
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from lexico_client._weights_files import fingerprint_files
 from lexico_client.engines._hashed import hashed_pages
@@ -81,6 +82,10 @@ class Page:
     folder: str
     """Where the model's files are."""
 
+    def elements(self, tensor: Tensor) -> Tensor:
+        """The object's tensor in the element type of its cache: a view."""
+        return tensor.view(self.spec.geometry.torch_dtype)
+
 
 @dataclass(frozen=True)
 class _Model:
@@ -139,8 +144,7 @@ class Pages:
                 "attention are covered"
             )
         _check_hash(key.chunk_hash)
-        if dtype not in _NAMES:
-            raise Unsupported(f"an object of {dtype}: only {', '.join(DTYPES)} can be stored")
+        dtype = self._element_type(dtype)
         model = self.model(key.model_name)
         whole = model.geometry(dtype)
         found = self.layout.read_shape(shape, whole.head_dim)
@@ -149,6 +153,20 @@ class Pages:
         scheme = f"{_SCHEME} {key.kv_rank:08x}"
         token_ids, inputs = hashed_pages(scheme, [key.chunk_hash], found.tokens)
         return Page(spec, token_ids, inputs, found, is_slice(key.kv_rank), model.folder)
+
+    def _element_type(self, dtype: torch.dtype) -> torch.dtype:
+        """Of the cache that an object of a type is of."""
+        given = DTYPES.get(self._settings.cache_dtype)
+        if given is not None and dtype in (torch.uint8, given):
+            return given
+        if dtype.itemsize == 1:
+            raise Unsupported(
+                f"an object of {dtype}: where engines have caches in FP8, of scale 1, say with "
+                "`cache_dtype` of which type"
+            )
+        if dtype not in _NAMES:
+            raise Unsupported(f"an object of {dtype}: only {', '.join(DTYPES)} can be stored")
+        return dtype
 
     def knows(self, name: str) -> bool:
         """Whether a model's files were looked at, and lately."""

@@ -162,7 +162,7 @@ class ObjectStore:
             async with in_turn(self._loading, left):
                 page = await self._page(key, into.shape, into.dtype)
                 tokens = page.shape.tokens
-                came = await self._filled(page, into, left)
+                came = await self._filled(page, page.elements(into), left)
         except Exception as error:  # noqa: BLE001 - whatever it is, the engine computes
             self._counts.warn("load", error)
         self._counts.tokens("loaded" if came else "lost", tokens)
@@ -206,7 +206,7 @@ class ObjectStore:
         try:
             async with in_turn(self._storing, left):
                 page = await self._page(key, tensor.shape, tensor.dtype)
-                return await self._sent(page, tensor, left)
+                return await self._sent(page, page.elements(tensor), left)
         except Exception as error:  # noqa: BLE001 - no request depends on it
             failed = error
         except asyncio.CancelledError:

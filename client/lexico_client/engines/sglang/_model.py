@@ -12,6 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any, Final, Self
 
+import torch
+
 from lexico_client._weights_files import fingerprint_files
 from lexico_client.engines.sglang._config import StorageConfig
 from lexico_codec.geometry import Geometry
@@ -25,6 +27,8 @@ MIN_PAGE_TOKENS: Final = 16
 they give."""
 _LOADED_AS_IT_IS: Final = ("auto", "safetensors", "pt", "fastsafetensors", "runai_streamer")
 """Load formats that bring the tensors of the files."""
+_FLOAT8: Final = {"fp8_e4m3": "float8_e4m3fn", "fp8_e5m2": "float8_e5m2"}
+"""`kv_cache_dtype` → element type of the cache."""
 _HINT: Final = "; give `weights` in the extra config if you know what they are"
 
 
@@ -37,6 +41,7 @@ class EngineArgs:
     load_format: Any
     quantization: str | None
     kv_cache_dtype: str
+    quantization_param_path: str | None
     json_model_override_args: str | None
     speculative_algorithm: str | None
     disaggregation_mode: str | None
@@ -138,13 +143,8 @@ def folder_of(args: EngineArgs, settings: StorageConfig) -> Path:
 
 
 def _geometry(args: EngineArgs, pool: Any, settings: StorageConfig) -> Geometry:
-    name = str(pool.dtype).removeprefix("torch.")
-    if args.kv_cache_dtype not in ("auto", name):
-        raise Unsupported(
-            f"kv_cache_dtype={args.kv_cache_dtype}: only caches of the model's own dtype are "
-            "covered"
-        )
     config = _config(args, settings)
+    name = _dtype(args, pool, config)
     if config.get_text_config(decoder=True) is not config:
         raise Unsupported(
             f"{config.model_type}: a model that takes more than text: callers of SGLang may name "
@@ -159,6 +159,33 @@ def _geometry(args: EngineArgs, pool: Any, settings: StorageConfig) -> Geometry:
             f"says {wanted}"
         )
     return geometry
+
+
+def _dtype(args: EngineArgs, pool: Any, config: Any) -> str:
+    """Element type of the cache. A backend does not see the scales by which keys and values may be
+    divided before they are rounded to 8 bits, nor which kind of 8 bits an AMD processor has.
+    """
+    name = str(pool.dtype).removeprefix("torch.")
+    if args.kv_cache_dtype not in _FLOAT8:
+        if args.kv_cache_dtype not in ("auto", name):
+            raise Unsupported(
+                f"kv_cache_dtype={args.kv_cache_dtype}: only caches of the model's own dtype, and "
+                f"{', '.join(_FLOAT8)}, are covered"
+            )
+        return name
+    asked = f"kv_cache_dtype={args.kv_cache_dtype}"
+    if args.quantization_param_path is not None:
+        raise Unsupported(f"{asked}, quantization_param_path: only caches of scale 1 are covered")
+    if args.quantization is not None or getattr(config, "quantization_config", None) is not None:
+        raise Unsupported(
+            f"{asked}: quantised weights may bring scales for the cache, which a storage backend "
+            "does not see: only caches of scale 1 are covered"
+        )
+    if torch.version.hip is not None:
+        raise Unsupported(f"{asked}: on ROCm it may be another type of 8 bits, and is not covered")
+    if name not in ("uint8", _FLOAT8[args.kv_cache_dtype]):
+        raise Unsupported(f"{asked}: a host pool of {name}")
+    return _FLOAT8[args.kv_cache_dtype]
 
 
 def _weights(args: EngineArgs, settings: StorageConfig) -> bytes:

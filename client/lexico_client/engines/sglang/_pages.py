@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from lexico_codec.memory import CacheMemory
+from lexico_codec.tensors import FLOAT8
 from lexico_proto.errors import InvalidInput, ShapeMismatch, Unsupported
 
 LAYOUTS: Final[Mapping[str, str]] = {
@@ -61,8 +62,13 @@ class HostPages:
         self._page_tokens = page_tokens
 
     @classmethod
-    def of(cls, pool: Any) -> HostPages:
+    def of(cls, pool: Any, dtype: torch.dtype | None = None) -> HostPages:
         """Of a `HostKVCache`.
+
+        Args:
+            pool: the pool.
+            dtype: of keys and values, where the pool has them as bytes, of no type; None for its
+                own.
 
         Raises:
             Unsupported: a pool of another kind.
@@ -71,7 +77,7 @@ class HostPages:
         if not isinstance(buffer, Tensor):
             raise Unsupported(f"{type(pool).__name__}: a host pool without one buffer of KV")
         return cls(
-            buffer,
+            buffer if dtype is None else buffer.view(dtype),
             pool.layout,
             layers=pool.layer_num,
             page_tokens=pool.page_size,
@@ -105,8 +111,9 @@ class HostPages:
         return self._memory.at(self._page_tokens, table)
 
     def room(self) -> Tensor:
-        """Memory for a page by itself."""
-        return torch.empty(self.page_numel, dtype=self.dtype, device=self._memory.device)
+        """Memory for a page by itself, of the pool's type."""
+        dtype = torch.uint8 if self.dtype in FLOAT8 else self.dtype
+        return torch.empty(self.page_numel, dtype=dtype, device=self._memory.device)
 
     def pages(self, slots: Tensor, count: int) -> list[CacheMemory]:
         """The memory of pages, as the engine names them.
@@ -132,6 +139,8 @@ class HostPages:
         Raises:
             ShapeMismatch: another size or type.
         """
+        if page.dtype == torch.uint8 and self.dtype in FLOAT8:
+            page = page.view(self.dtype)
         if page.dtype != self.dtype or page.numel() != self.page_numel:
             raise ShapeMismatch(
                 f"a page of {page.numel()} {page.dtype}: {self.page_numel} of {self.dtype} needed"

@@ -69,8 +69,8 @@ class LexicoStorage(HiCacheStorage):  # type: ignore[misc]
         """With this the engine's memory is known, and what its pages belong to."""
         super().register_mem_pool_host(mem_pool_host)
         settings = self._settings
-        self._pages = HostPages.of(mem_pool_host)
         base = base_spec(self._args, mem_pool_host, settings)
+        self._pages = HostPages.of(mem_pool_host, base.geometry.torch_dtype)
         self._side = side = StorageSide.of(
             base, settings, self._service, self._counts, str(folder_of(self._args, settings))
         )

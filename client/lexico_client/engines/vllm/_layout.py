@@ -16,13 +16,15 @@ from typing import Final
 import torch
 from torch import Tensor
 
+from lexico_codec.tensors import FLOAT8
 from lexico_proto.errors import Unsupported
 
 Views = tuple[Tensor, Tensor]
 """Keys and values of a layer, each `[blocks, block_tokens, kv_heads, head_dim]`, as views."""
 Write = Callable[[Tensor, Tensor, Tensor], None]
-"""`(keys, values, slots)`: has the engine write keys and values, `[n, kv_heads, head_dim]`, of n
-tokens into slots, `[n]` int64; slot i is token `i % block_tokens` of block `i // block_tokens`."""
+"""`(keys, values, slots)`: has the engine write keys and values, `[n, kv_heads, head_dim]` of the
+cache's element type, of n tokens into slots, `[n]` int64; slot i is token `i % block_tokens` of
+block `i // block_tokens`."""
 Layout = Callable[[Tensor, int, int, int], "Views | None"]
 """`(tensor, block_tokens, kv_heads, head_dim)` → its views; None for a tensor of another shape."""
 
@@ -100,6 +102,12 @@ LAYOUTS: Final[Mapping[str, Layout]] = {
 }
 
 
+def elements(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """A layer's tensor in the element type of its cache: vLLM keeps 8 bits as bytes, of no type."""
+    stored = dtype in FLOAT8 and tensor.dtype == torch.uint8
+    return tensor.view(dtype) if stored else tensor
+
+
 def recognised(
     tensor: Tensor, block_tokens: int, heads: int, dim: int, write: Write, layer: str = "a layer"
 ) -> tuple[str, Views]:
@@ -108,7 +116,7 @@ def recognised(
     The probe takes a few slots of blocks that hold nothing yet; they are zero afterwards.
 
     Args:
-        tensor: of a layer, as the engine registers it.
+        tensor: of a layer, as the engine registers it, see `elements`.
         block_tokens: the block size of the engine's scheduler; where its kernels split blocks, the
             views have the smaller ones.
         heads, dim: KV heads and head dimension.
@@ -159,6 +167,9 @@ def _block_sizes(tensor: Tensor, block_tokens: int) -> list[int]:
 def _are_at(views: Views, slots: Tensor, size: int, probe: Tensor) -> bool:
     """Whether keys and values of a probe are found in their slots."""
     at = slots // size, slots % size
+    if probe.dtype in FLOAT8:  # torch compares none of these
+        keys, values = (view.view(torch.uint8) for view in views)
+        views, probe = (keys, values), probe.view(torch.uint8)
     return all(torch.equal(view[at], part) for view, part in zip(views, probe, strict=True))
 
 
@@ -182,8 +193,11 @@ def _slots(blocks: int, block_tokens: int) -> Tensor:
 
 
 def _probe(tokens: int, heads: int, dim: int, tensor: Tensor) -> Tensor:
-    """`[2, tokens, heads, dim]` of numbers that are all different, exact in each dtype."""
+    """`[2, tokens, heads, dim]` of numbers that are all different, exact in each dtype; in 8 bits
+    of as many as there are, but for those that some kernel may take for zero."""
     count = 2 * tokens * heads * dim
     generator = torch.Generator().manual_seed(count)
     order = torch.randn(count, generator=generator)
+    if tensor.dtype in FLOAT8:
+        order = order.sign() * order.abs().clamp(min=torch.finfo(tensor.dtype).smallest_normal)
     return order.view(2, tokens, heads, dim).to(tensor.dtype).to(tensor.device)

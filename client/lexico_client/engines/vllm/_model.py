@@ -17,10 +17,18 @@ from lexico_codec.geometry import Geometry
 from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.presets import codec_named
 from lexico_codec.spec import CacheSpec
+from lexico_codec.tensors import FLOAT8
 from lexico_proto.errors import ConfigurationError, LexicoError, Unsupported
 
 _LOADED_AS_IT_IS: Final = ("auto", "hf", "safetensors", "runai_streamer", "fastsafetensors")
 """Load formats that bring the tensors of the files."""
+FLOAT8_CACHES: Final = {
+    "fp8": "float8_e4m3fn",
+    "fp8_e4m3": "float8_e4m3fn",
+    "fp8_e5m2": "float8_e5m2",
+}
+"""`kv_cache_dtype` → element type of the cache. Where `fp8` is another one, as on some processors
+of AMD, the probe of the layout is not found."""
 
 
 def spec_of(config: Any, caches: Any, settings: ConnectorConfig) -> CacheSpec:
@@ -37,7 +45,7 @@ def spec_of(config: Any, caches: Any, settings: ConnectorConfig) -> CacheSpec:
     """
     check_engine(config)
     check_policy(config)
-    geometry = geometry_of(config.model_config.hf_config, config.model_config.dtype)
+    geometry = geometry_of(config.model_config.hf_config, dtype_of(config))
     check_caches(caches, geometry, config.parallel_config)
     check_one_ingress(config, settings.offload)
     return CacheSpec(
@@ -64,13 +72,34 @@ def check_engine(config: Any) -> None:
             )
     if config.speculative_config is not None:
         raise Unsupported("speculative decoding is not covered: leave it or the connector out")
-    if config.cache_config.cache_dtype not in ("auto", *_names(model.dtype)):
-        raise Unsupported(
-            f"kv_cache_dtype={config.cache_config.cache_dtype}: only caches of the model's own "
-            "dtype are covered"
-        )
     if getattr(model, "is_encoder_decoder", False):
         raise Unsupported("encoder-decoder models are not covered")
+
+
+def dtype_of(config: Any) -> str:
+    """Element type of an engine's caches.
+
+    Raises:
+        Unsupported: another than the model's own, e4m3fn and e5m2, or not the same in all layers
+            and processes.
+    """
+    model, caches = config.model_config, config.cache_config
+    if caches.cache_dtype in ("auto", *_names(model.dtype)):
+        return str(model.dtype).removeprefix("torch.")
+    if caches.cache_dtype not in FLOAT8_CACHES:
+        raise Unsupported(
+            f"kv_cache_dtype={caches.cache_dtype}: only caches of the model's own dtype, and "
+            f"{', '.join(FLOAT8_CACHES)}, are covered"
+        )
+    if getattr(caches, "calculate_kv_scales", False):
+        raise Unsupported(
+            "calculate_kv_scales: each process divides keys and values by scales of its own"
+        )
+    if skipped := getattr(caches, "kv_cache_dtype_skip_layers", None):
+        raise Unsupported(
+            f"kv_cache_dtype_skip_layers={','.join(skipped)}: only caches of one dtype are covered"
+        )
+    return FLOAT8_CACHES[caches.cache_dtype]
 
 
 def check_policy(config: Any) -> None:
@@ -106,7 +135,10 @@ def check_caches(caches: Any, geometry: Geometry, parallel: Any) -> None:
     # With a pipeline each rank has the layers of its stage, and the scheduler those of one rank.
     held = geometry.layers if parallel.pipeline_parallel_size == 1 else len(layers)
     heads = heads_of_each(geometry, parallel.tensor_parallel_size)
-    found = (len(layers), spec.num_kv_heads, spec.head_size, str(spec.dtype).removeprefix("torch."))
+    dtype = str(spec.dtype).removeprefix("torch.")
+    if dtype == "uint8" and geometry.torch_dtype in FLOAT8:
+        dtype = geometry.dtype
+    found = (len(layers), spec.num_kv_heads, spec.head_size, dtype)
     wanted = (held, heads, geometry.head_dim, geometry.dtype)
     value_size = getattr(spec, "head_size_v", None) or spec.head_size
     if found != wanted or value_size != spec.head_size:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from lexico_client._load import PageView
-from lexico_client.engines.vllm._layout import Write, recognised
+from lexico_client.engines.vllm._layout import Write, elements, recognised
 from lexico_client.engines.vllm._orders import LoadOrder
 from lexico_client.engines.vllm._ranks import number_of
 from lexico_codec.memory import CacheMemory
@@ -49,7 +49,8 @@ class PagedCache:
         geometry, keys, values, layouts = spec.geometry, [], [], set[str]()
         if len(layers) != geometry.layers:
             raise Unsupported(f"the engine has {len(layers)} layers, not {geometry.layers}")
-        for name, tensor, write in layers:
+        for name, registered, write in layers:
+            tensor = elements(registered, geometry.torch_dtype)
             if tensor.dtype != geometry.torch_dtype:
                 raise Unsupported(f"{name}: a cache of {tensor.dtype}, not {geometry.dtype}")
             layout, views = recognised(

@@ -187,10 +187,10 @@ class LexicoConnector(KVConnectorBase_V1):  # type: ignore[misc]
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
         layers = get_layers_from_vllm_config(self._vllm_config, AttentionLayerBase, kv_caches)
-        rank = self._rank
+        rank, dtype = self._rank, self._vllm_config.model_config.dtype
         cache, layout = PagedCache.over(
             [
-                (name, tensor, writing(layers, name, tensor))
+                (name, tensor, writing(layers, name, tensor, dtype))
                 for name, tensor in in_order(kv_caches, rank.layers.start)
             ],
             rank.of(self._spec),

@@ -11,7 +11,7 @@ import os
 from dataclasses import dataclass
 from typing import Any, Final
 
-from lexico_client.engines.vllm._model import check_engine, weights_of
+from lexico_client.engines.vllm._model import check_engine, dtype_of, weights_of
 from lexico_client.engines.vllm._ranks import heads_of_each, number_of
 from lexico_client.engines.vllm.tier._config import TierConfig
 from lexico_client.engines.vllm.tier._layout import ChunkShape, expected
@@ -65,11 +65,13 @@ def model_of(told: Any, engine: Any, settings: TierConfig) -> TierModel:
             f"{config.model_type}: a model that takes more than text: callers of vLLM may name "
             "pictures and sound themselves, and its hashes of blocks trust them"
         )
-    if told.model.dtype not in DTYPES:
+    dtype = told.model.dtype if engine is None else dtype_of(engine)
+    if dtype not in DTYPES:
         raise Unsupported(
-            f"kv_cache_dtype={told.model.dtype}: only caches of {', '.join(DTYPES)} are covered"
+            f"kv_cache_dtype={dtype}: not covered where nobody tells of the engine: whether keys "
+            f"and values are divided by scales cannot be seen; take {CONNECTOR}"
         )
-    geometry = geometry_of(config, told.model.dtype)
+    geometry = geometry_of(config, dtype)
     device = "" if engine is None else str(engine.device_config.device_type)
     layout = expected(settings.layout, told.kv_cache_layout, device)
     shape = _shape(told, geometry, layout)

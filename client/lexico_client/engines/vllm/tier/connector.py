@@ -16,9 +16,9 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import KVConnectorRole
 from vllm.distributed.kv_transfer.kv_connector.v1.offloading_connector import OffloadingConnector
 from vllm.model_executor.layers.attention_layer_base import AttentionLayerBase
 
-from lexico_client.engines.vllm._layout import recognised
+from lexico_client.engines.vllm._layout import elements, recognised
 from lexico_client.engines.vllm._log import LOG
-from lexico_client.engines.vllm._model import check_caches
+from lexico_client.engines.vllm._model import check_caches, dtype_of
 from lexico_client.engines.vllm._supported import check_version
 from lexico_client.engines.vllm._writing import writing
 from lexico_client.engines.vllm.tier._config import tier_settings
@@ -49,7 +49,8 @@ class LexicoOffloadingConnector(OffloadingConnector):  # type: ignore[misc]
         self._tiers = tier_settings(vllm_config.kv_transfer_config.kv_connector_extra_config)
         if self._tiers:
             model = vllm_config.model_config
-            geometry = geometry_of(model.hf_config, model.dtype)
+            geometry = geometry_of(model.hf_config, dtype_of(vllm_config))
+            self._dtype = geometry.torch_dtype
             check_caches(kv_cache_config, geometry, vllm_config.parallel_config)
         with telling(vllm_config):
             super().__init__(vllm_config, role, kv_cache_config)
@@ -67,8 +68,10 @@ class LexicoOffloadingConnector(OffloadingConnector):  # type: ignore[misc]
             for settings in self._tiers
         }
         size = (group.block_size, group.num_kv_heads, group.head_size)
-        for name, tensor in kv_caches.items() if names else ():
-            found = recognised(tensor, *size, writing(layers, name, tensor), name)[1]
+        for name, registered in kv_caches.items() if names else ():
+            tensor = elements(registered, self._dtype)
+            write = writing(layers, name, registered, config.model_config.dtype)
+            found = recognised(tensor, *size, write, name)[1]
             for wanted in names:
                 check_found(wanted, found, name, tensor, *size)
         for wanted in names:
