@@ -139,7 +139,7 @@ class SchedulerSide:
         self._orders = Orders()
         self._idle = False
         self._within = False
-        """Whether another connector loads within steps: whether all came of what a step rested on is
+        """Whether another connector loads within steps: whether all came that a step rested on is
         told with its output."""
 
     def new_request(self, request: Any) -> None:
