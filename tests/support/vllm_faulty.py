@@ -1,5 +1,5 @@
-"""A connector for vLLM that stands beside ours. It promises the beginning of the first prompt within
-a step, brings nothing, and says so, as one does whose store lost it meanwhile."""
+"""A connector for vLLM that stands beside ours. It promises the beginning of the first prompt
+within a step, brings nothing, and says so, as one whose store lost it meanwhile."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ BLOCKS: Final = 16
 
 
 @dataclass
-class Lost(KVConnectorMetadata):
+class Lost(KVConnectorMetadata):  # type: ignore[misc]
     """Blocks that will not come."""
 
     blocks: set[int] = field(default_factory=set)
 
 
-class Faulty(KVConnectorBase_V1):
+class Faulty(KVConnectorBase_V1):  # type: ignore[misc]
     """See above."""
 
     def __init__(self, *arguments: Any, **named: Any) -> None:

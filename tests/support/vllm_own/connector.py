@@ -88,7 +88,7 @@ class Own(LexicoConnector):
         self._defers = dict[str, int]()
         self._finder = Finder(self._spec.codec)
         if self._scheduler is not None:
-            self._scheduler._finding = self._finder  # type: ignore[assignment]
+            self._scheduler._finding = self._finder
 
     def get_num_new_matched_tokens(
         self, request: Request, num_computed_tokens: int

@@ -139,7 +139,7 @@ def keys(numbers: Iterable[int]) -> list[OffloadKey]:
 
 def rows(count: int) -> memoryview:
     """Of a primary tier: each holds a chunk of the model."""
-    return memoryview(np.zeros((count, ROW_BYTES), np.int8))
+    return np.zeros((count, ROW_BYTES), np.int8).data
 
 
 def region(num_chunks: int, row_bytes: int = 0) -> MagicMock:
