@@ -11,8 +11,6 @@ from vllm.distributed.kv_transfer.kv_connector.v1.base import (
     KVConnectorMetadata,
 )
 
-from tests.support.vllm_engine import BLOCK_TOKENS
-
 BLOCKS: Final = 16
 """That it promises."""
 
@@ -29,13 +27,14 @@ class Faulty(KVConnectorBase_V1):  # type: ignore[misc]
 
     def __init__(self, *arguments: Any, **named: Any) -> None:
         super().__init__(*arguments, **named)
+        self._tokens = self._vllm_config.cache_config.block_size
         self._promised = False
         self._lost: set[int] = set()
 
     def get_num_new_matched_tokens(
         self, request: Any, num_computed_tokens: int
     ) -> tuple[int, bool]:
-        found = 0 if self._promised else BLOCKS * BLOCK_TOKENS - num_computed_tokens
+        found = 0 if self._promised else BLOCKS * self._tokens - num_computed_tokens
         return found, False
 
     def update_state_after_alloc(self, request: Any, blocks: Any, num_external_tokens: int) -> None:
