@@ -28,11 +28,16 @@ def save_tiny(folder: Path) -> Path:
     """Makes the folder: two layers, two KV heads of 8 components."""
     torch.manual_seed(0)
     LlamaForCausalLM(LlamaConfig(**TINY)).eval().save_pretrained(folder)
+    character_tokenizer().save_pretrained(folder)
+    return folder
+
+
+def character_tokenizer() -> PreTrainedTokenizerFast:
+    """A token for each of 64 characters."""
     vocabulary = {chr(64 + code): code for code in range(64)}
     tokenizer = Tokenizer(WordLevel(vocabulary, unk_token="@"))
     tokenizer.pre_tokenizer = Split(Regex("."), "isolated")
-    PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="@").save_pretrained(folder)
-    return folder
+    return PreTrainedTokenizerFast(tokenizer_object=tokenizer, unk_token="@")
 
 
 def letters(count: int, seed: int = 0) -> str:

@@ -19,7 +19,7 @@ PYTHON: Final = os.environ.get("LEXICO_TEST_VLLM", "")
 MODULE: Final = "lexico_client.engines.vllm"
 BLOCK_TOKENS: Final = 32
 
-_ENVIRONMENT: Final = {
+ENVIRONMENT: Final = {
     "VLLM_CPU_KVCACHE_SPACE": "1",
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",
     "VLLM_NO_USAGE_STATS": "1",
@@ -108,7 +108,7 @@ class Nursery:
         self._log = log
         self._running = self._ready = False
         path = [ROOT, ROOT / "proto", ROOT / "client"]
-        environment = {**os.environ, **_ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
+        environment = {**os.environ, **ENVIRONMENT, "PYTHONPATH": ":".join(map(str, path))}
         with log.open("wb") as written:
             self._process = subprocess.Popen(
                 [python, "-m", "tests.support.vllm_nursery"],

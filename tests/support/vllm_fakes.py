@@ -34,6 +34,7 @@ def request(name: str = "a", tokens: int = 35, **changes: Any) -> SimpleNamespac
         "prompt_token_ids": ids,
         "all_token_ids": ids,
         "num_tokens": tokens,
+        "num_output_tokens": 0,
         "cache_salt": None,
         "lora_request": None,
         "mm_features": [],
@@ -48,6 +49,7 @@ def grown(old: SimpleNamespace, more: int) -> SimpleNamespace:
     """The same request once it has generated tokens."""
     ids = old.all_token_ids + list(range(900, 900 + more))
     old.all_token_ids, old.num_tokens = ids, len(ids)
+    old.num_output_tokens += more
     return old
 
 
@@ -104,9 +106,11 @@ def step(
     resumed: dict[str, tuple[list[int], int, int]] | None = None,
     finished: set[str] | None = None,
     preempted: set[str] | None = None,
+    within: bool = False,
 ) -> SimpleNamespace:
     """A `SchedulerOutput`: name → (blocks, computed before, scheduled now). Blocks of new and
-    resumed requests are all of theirs, of running ones those that were added."""
+    resumed requests are all of theirs, of running ones those that were added; `within` is whether
+    another connector loads for some of them before they are computed."""
     new, running, resumed = new or {}, running or {}, resumed or {}
     cached = {**running, **resumed}
     return SimpleNamespace(
@@ -123,4 +127,5 @@ def step(
         num_scheduled_tokens={name: each[2] for name, each in {**new, **cached}.items()},
         finished_req_ids=finished or set(),
         preempted_req_ids=preempted,
+        has_sync_kv_loads=within,
     )

@@ -25,6 +25,7 @@ TOLD: Final[Mapping[str, tuple[str, ...]]] = {
         "scheduled_cached_reqs",
         "num_scheduled_tokens",
         "preempted_req_ids",
+        "has_sync_kv_loads",
     ),
     "NewRequestData": ("req_id", "block_ids", "num_computed_tokens"),
     "CachedRequestData": ("req_ids", "resumed_req_ids", "new_block_ids", "num_computed_tokens"),
@@ -32,6 +33,7 @@ TOLD: Final[Mapping[str, tuple[str, ...]]] = {
     "Request": (
         "request_id",
         "num_tokens",
+        "num_output_tokens",
         "all_token_ids",
         "cache_salt",
         "lora_request",

@@ -162,6 +162,7 @@ class Engine(Blocks):
             num_scheduled_tokens=tokens,
             finished_req_ids=self.finished,
             preempted_req_ids=self.preempted,
+            has_sync_kv_loads=False,
         )
         self.finished, self.preempted = set(), set()
         orders = self.side.orders(told)
@@ -262,6 +263,7 @@ class Engine(Blocks):
         token = 900 + request.generated
         request.request.all_token_ids = [*request.ids, token]
         request.request.num_tokens = len(request.ids)
+        request.request.num_output_tokens = request.generated
 
     def _invalid(self, bad: set[int]) -> None:
         for request in self.waiting:

@@ -301,10 +301,11 @@ def test_orders_bear_the_spec_that_was_matched() -> None:
     assert each[0].spec.salt not in (b"", b"x")
 
 
-def test_after_a_reset_nothing_from_before_is_found() -> None:
+def test_after_a_reset_nothing_from_before_is_found(caplog: pytest.LogCaptureFixture) -> None:
     rig = Rig(4)
     rig.side.matched(request("a"), 0)
     rig.side.reset()
+    assert "caches were reset" in caplog.text
     rig.side.matched(request("b"), 0)
     rig.side.reset()
     rig.side.matched(request("c"), 0)

@@ -20,6 +20,7 @@ from tests.support.vllm_engine import Nursery
 from tests.support.vllm_service import EngineService, engine_service
 
 collect_ignore_glob = [] if os.environ.get("LEXICO_TEST_VLLM") else ["test_*.py"]
+collect_ignore = [] if os.environ.get("LEXICO_TEST_VLLM_SOURCE") else ["test_own.py"]
 
 LOADED: Final = 576
 """Tokens of a prompt in full pages."""

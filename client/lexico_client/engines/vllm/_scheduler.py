@@ -20,6 +20,7 @@ import numpy.typing as npt
 
 from lexico_client.engines._counts import Counts
 from lexico_client.engines.vllm._coded import Found
+from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import REST_S, LoadOrder, Orders, StoreOrder
 from lexico_codec.codecs.codec import Codec
 from lexico_codec.spec import CacheSpec, salt_bytes
@@ -62,12 +63,15 @@ class Step(Protocol):
     scheduled_cached_reqs: Any
     num_scheduled_tokens: dict[str, int]
     preempted_req_ids: set[str] | None
+    has_sync_kv_loads: bool
 
 
 @dataclass
 class _Prompt:
     """A request as far as it is known here."""
 
+    request: Any
+    """The engine's."""
     base: CacheSpec
     """What its pages belong to without a set."""
     token_ids: npt.NDArray[np.uint32]
@@ -90,6 +94,8 @@ class _Prompt:
     """Whether a load of its failed: nothing is promised to it any more."""
     offered: bool = False
     """Whether its pages were given to be stored, or need not be."""
+    outputs: int = 0
+    """Tokens that it had generated when it was last given blocks."""
     blocks: list[int] = field(default_factory=list)
 
 
@@ -132,6 +138,9 @@ class SchedulerSide:
         self._alone: set[str] = set()
         self._orders = Orders()
         self._idle = False
+        self._within = False
+        """Whether another connector loads within steps: whether all came that a step rested on is
+        told with its output."""
 
     def new_request(self, request: Any) -> None:
         """Begins to ask about a request, so that its answer is there when it is to run."""
@@ -166,6 +175,7 @@ class SchedulerSide:
             return
         prompt.used = True
         prompt.blocks = list(blocks)
+        prompt.outputs = request.num_output_tokens
         if not external:
             return
         found = prompt.found or Found.nothing(prompt.base)
@@ -178,6 +188,7 @@ class SchedulerSide:
     def orders(self, step: Step) -> Orders:
         """What the workers are to do with this step: begin the loads, and store the prompts that
         are computed at its end."""
+        self._within |= step.has_sync_kv_loads
         for name in step.preempted_req_ids or ():
             if (prompt := self._prompts.get(name)) is not None:
                 prompt.blocks = []  # they are others' from now on
@@ -210,6 +221,8 @@ class SchedulerSide:
             places = [place for place, block in enumerate(prompt.blocks) if block in bad]
             if places:
                 prompt.failed = True
+                # Of another's load: a step may have computed on from what was not there.
+                prompt.offered |= self._within
                 found = prompt.found
                 if found is not None and found.source is found.spec:
                     whole = places[0] * self._block // self._spec.page_tokens
@@ -226,6 +239,7 @@ class SchedulerSide:
         self._reset = secrets.token_bytes(_RANDOM_BYTES)
         self._specs.clear()
         self._prompts.clear()
+        LOG.warning("nothing is found any more that was stored before: the caches were reset")
 
     def _rest(self) -> None:
         """Waits a moment for an answer, where one is awaited."""
@@ -249,7 +263,7 @@ class SchedulerSide:
                 return None
             ids = _ids(request)
             salt = _salt(self._spec.salt, request.cache_salt, self._reset)
-            prompt = _Prompt(self._base(salt), ids, len(ids) // self._spec.page_tokens)
+            prompt = _Prompt(request, self._base(salt), ids, len(ids) // self._spec.page_tokens)
             self._prompts[name] = prompt
         elif left_alone(request) is not None:  # what it got since is more than token ids
             prompt.failed = True
@@ -317,6 +331,8 @@ class SchedulerSide:
     def _offer(self, name: str, prompt: _Prompt, computed: int, step: Step) -> None:
         size, pages = self._spec.page_tokens, prompt.prompt_pages
         if prompt.offered or computed + step.num_scheduled_tokens[name] < pages * size:
+            return
+        if self._within and prompt.request.num_output_tokens <= prompt.outputs:
             return
         prompt.offered = True
         found = prompt.found

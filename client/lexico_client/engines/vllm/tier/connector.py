@@ -56,6 +56,15 @@ class LexicoOffloadingConnector(OffloadingConnector):  # type: ignore[misc]
             super().__init__(vllm_config, role, kv_cache_config)
 
     def register_kv_caches(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        if self._tiers:
+            self._check_layout(kv_caches)
+        super().register_kv_caches(kv_caches)
+
+    def _check_layout(self, kv_caches: dict[str, torch.Tensor]) -> None:
+        """
+        Raises:
+            Unsupported: blocks that are not laid out as the tiers of ours read them.
+        """
         config = self._vllm_config
         group = self._kv_cache_config.kv_cache_groups[0].kv_cache_spec
         layers = get_layers_from_vllm_config(config, AttentionLayerBase, kv_caches)
@@ -68,7 +77,7 @@ class LexicoOffloadingConnector(OffloadingConnector):  # type: ignore[misc]
             for settings in self._tiers
         }
         size = (group.block_size, group.num_kv_heads, group.head_size)
-        for name, registered in kv_caches.items() if names else ():
+        for name, registered in kv_caches.items():
             tensor = elements(registered, self._dtype)
             write = writing(layers, name, registered, config.model_config.dtype)
             found = recognised(tensor, *size, write, name)[1]
@@ -76,4 +85,3 @@ class LexicoOffloadingConnector(OffloadingConnector):  # type: ignore[misc]
                 check_found(wanted, found, name, tensor, *size)
         for wanted in names:
             LOG.info("blocks recognised: layout=%s layers=%d", wanted, len(kv_caches))
-        super().register_kv_caches(kv_caches)
