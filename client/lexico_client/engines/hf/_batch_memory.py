@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
@@ -16,7 +16,31 @@ from lexico_client.engines.hf._room_layer import Room
 from lexico_codec.geometry import Geometry
 from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
-from lexico_proto.errors import ShapeMismatch, Unsupported
+from lexico_proto.errors import Busy, ShapeMismatch, Unsupported
+
+SHORT_OF_MEMORY: Final = (MemoryError, torch.OutOfMemoryError)
+"""A batch's memory is taken at once, with room behind it, and pages that are offloaded of a static
+cache are copied: without a service there may be enough."""
+
+
+def short_of_memory(error: Exception) -> Busy:
+    """What is told of it."""
+    busy = Busy("no memory for sharing the caches of this batch")
+    busy.__cause__ = error
+    return busy
+
+
+def refuse_uncounted() -> None:
+    """
+    Raises:
+        Unsupported: a static cache of this transformers does not count its tokens.
+    """
+    if not isinstance(getattr(StaticLayer(max_cache_len=1), "cumulative_length", None), Tensor):
+        raise Unsupported(
+            "this transformers counts the tokens of a static cache by what is not zero, which "
+            "padding and codecs defy: install a newer one (5.24 counts, 5.12 does not), or leave "
+            "cache_implementation out"
+        )
 
 
 class BatchMemory:
@@ -136,12 +160,6 @@ class StaticBatchMemory(BatchMemory):
         for layer in layers:
             if type(layer) is not StaticLayer:
                 raise Unsupported(f"cache layer {type(layer).__name__}: only full attention")
-            if not isinstance(getattr(layer, "cumulative_length", None), Tensor):
-                raise Unsupported(
-                    "this transformers counts the tokens of a static cache by what is not zero, "
-                    "which padding and codecs defy: install a newer one (5.12 counts), or "
-                    "leave cache_implementation out"
-                )
         self._static.early_initialization(rows, g.kv_heads, g.head_dim, g.torch_dtype, self._device)
         return [layer.keys for layer in layers], [layer.values for layer in layers]
 

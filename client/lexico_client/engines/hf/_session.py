@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -16,7 +17,13 @@ from torch import Tensor
 
 from lexico_client._async_client import Wait
 from lexico_client._settings import check_seconds
-from lexico_client.engines.hf._batch_memory import BatchMemory, StaticBatchMemory
+from lexico_client.engines.hf._batch_memory import (
+    SHORT_OF_MEMORY,
+    BatchMemory,
+    StaticBatchMemory,
+    refuse_uncounted,
+    short_of_memory,
+)
 from lexico_client.engines.hf._behind import Behind, Seldom
 from lexico_client.engines.hf._beside_ids import cast_to
 from lexico_client.engines.hf._catching_up import catch_up, start_column
@@ -54,6 +61,21 @@ MAX_PENDING: Final = 4
 """Calls whose offload runs or waits. Each keeps the memory of its cache."""
 _REMEMBERED: Final = 64
 """Sequences that a session remembers the tokens of."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A batch that `generate` can go on with."""
+
+    spec: CacheSpec
+    """Of new pages."""
+    cache: Any
+    columns: int
+    """That it holds."""
+    computed: int
+    """Tokens, of prompts that were behind others."""
+    reports: tuple[PromptReport, ...]
+    load_seconds: float
 
 
 class Session:
@@ -148,26 +170,17 @@ class Session:
         tokenizer = self._tokenizer if tokenizer is None else tokenizer
         prompts = self._prompts(input_ids, messages, attention_mask, tokenizer, template, kwargs)
         settings = generate_settings(self._model, kwargs, prompts.columns)
+        if settings.static:
+            refuse_uncounted()
         if settings.tokenizer:
             kwargs["tokenizer"] = tokenizer
-        began = time.perf_counter()
         try:
-            base, spec = self._specs()
+            begun = self._begin(prompts, settings, seconds)
+        except SHORT_OF_MEMORY as error:
+            return self._plain(prompts, settings, short_of_memory(error), kwargs)
         except LexicoError as error:
             return self._plain(prompts, settings, error, kwargs)
-        memory = self._memory(spec, prompts, settings)
-        refused = self._refused(prompts, settings)
-        loads = load_rows(self._shared, base, memory, prompts, refused, self._familiar, seconds)
-        load_seconds = time.perf_counter() - began
-        most = 0 if settings.whole else min((prompts.pads[row] for row in refused), default=None)
-        start = start_column(loads.ready, prompts.columns, most)
-        try:
-            computed = catch_up(self._model, loads.memory, prompts, loads.ready, start)
-        except LexicoError as error:
-            return self._plain(prompts, settings, error, kwargs)
-        cache: Any = loads.memory.cache(start)
-        if start and settings.expansion > 1:
-            cache.batch_repeat_interleave(settings.expansion)
+        cache, start = begun.cache, begun.columns
         fed = _fed(prompts, settings, start)
         note_fed(cache, fed)
         try:
@@ -181,10 +194,10 @@ class Session:
             note_fed(cache, None)
         found = self._finished(prompts, settings, output)
         report = GenerateReport(
-            prompts=loads.reports,
-            prefilled_tokens=computed + len(prompts.rows) * (prompts.columns - start),
-            load_seconds=load_seconds,
-            _offloads=self._offload(spec, cache, found, fed, settings, wanted=offload),
+            prompts=begun.reports,
+            prefilled_tokens=begun.computed + len(prompts.rows) * (prompts.columns - start),
+            load_seconds=begun.load_seconds,
+            _offloads=self._offload(begun.spec, cache, found, fed, settings, wanted=offload),
         )
         return Generated(output, report, prompts.columns)
 
@@ -237,24 +250,32 @@ class Session:
         # One that ends answers too, as `generate` has it, tells nothing of padding.
         return prompts_of(input_ids, mask, None if pad in ending_tokens(setting) else pad)
 
-    def _specs(self) -> tuple[CacheSpec, CacheSpec]:
-        """What pages belong to, and what new ones are coded with.
+    def _begin(self, prompts: Prompts, settings: GenerateSettings, seconds: float) -> _Begun:
+        """Reloads what the service has of the prompts, and brings those up that are behind.
 
         Raises:
             LexicoError: nothing can be shared now.
         """
-        base = self._shared._of_now()
+        began = time.perf_counter()
         model: Any = base_model(self._model)
         cast = cast_to(model.dtype, model.device)
         if cast is not None:
             raise Unsupported(cast_words(cast, model))
-        return base, self._shared.coding.spec(base)
-
-    def _memory(self, spec: CacheSpec, prompts: Prompts, settings: GenerateSettings) -> BatchMemory:
-        base: Any = base_model(self._model)
+        base = self._shared._of_now()
+        spec = self._shared.coding.spec(base)
         kind = StaticBatchMemory if settings.static else BatchMemory
         capacity = prompts.columns + settings.room(prompts.columns)
-        return kind(spec.geometry, base.config, len(prompts.rows), capacity, base.device)
+        memory = kind(spec.geometry, model.config, len(prompts.rows), capacity, model.device)
+        refused = self._refused(prompts, settings)
+        loads = load_rows(self._shared, base, memory, prompts, refused, self._familiar, seconds)
+        load_seconds = time.perf_counter() - began
+        most = 0 if settings.whole else min((prompts.pads[row] for row in refused), default=None)
+        start = start_column(loads.ready, prompts.columns, most)
+        computed = catch_up(self._model, loads.memory, prompts, loads.ready, start)
+        cache = loads.memory.cache(start)
+        if start and settings.expansion > 1:
+            cache.batch_repeat_interleave(settings.expansion)
+        return _Begun(spec, cache, start, computed, loads.reports, load_seconds)
 
     def _refused(self, prompts: Prompts, settings: GenerateSettings) -> dict[int, LexicoError]:
         """Rows that are not reloaded, and why."""
@@ -310,6 +331,9 @@ class Session:
             if (now.weights, now.lora) != (spec.weights, spec.lora):
                 raise InvalidInput("the model changed while it generated: nothing is offloaded")
             held = prefixes(cache, spec, found, fed, copied=settings.static)
+        except SHORT_OF_MEMORY as error:
+            short = short_of_memory(error)
+            return _ended(tuple(OffloadOutcome(None, short) for _ in found))
         except LexicoError as error:
             return _ended(tuple(OffloadOutcome(None, error) for _ in found))
         started = self._behind.begin(
