@@ -263,6 +263,32 @@ def test_a_cache_that_is_not_finite(tmp_path: Path) -> None:
         assert [type(each.error) for each in got.report.offloads()] == [errors.NonFiniteCache]
 
 
+@pytest.mark.parametrize("error", [MemoryError, torch.OutOfMemoryError])
+@pytest.mark.parametrize("where", ["_session.load_rows", "_session.prefixes"])
+def test_memory_that_sharing_alone_needs(
+    model: Any,
+    shared: HuggingFaceCache,
+    monkeypatch: pytest.MonkeyPatch,
+    where: str,
+    error: type[Exception],
+) -> None:
+    """Of the batch at once, before the answer; of what is copied, behind it."""
+
+    def short(*given: Any, **named: Any) -> None:
+        raise error("out of memory")
+
+    with Session(shared) as session:
+        warmed(session, [IDS[0].tolist()])
+        monkeypatch.setattr(f"lexico_client.engines.hf.{where}", short)
+        got = session.generate(IDS, **PLAIN)
+        assert torch.equal(got.output, model.generate(IDS, **PLAIN))
+        (outcome,) = got.report.offloads()
+        assert isinstance(outcome.error, errors.Busy)
+        assert "no memory for sharing" in str(outcome.error)
+        reloaded = 0 if where.endswith("load_rows") else 48
+        assert got.report.reloaded_tokens == reloaded
+
+
 def test_what_generate_raises_leaves_nothing_behind(
     model: Any, service: Service, shared: HuggingFaceCache
 ) -> None:

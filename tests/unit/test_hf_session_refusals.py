@@ -74,6 +74,11 @@ def session(model: Any, tmp_path: Path) -> Iterator[Session]:
             errors.InvalidInput,
             "template refuses",
         ),
+        (
+            {"messages": [MESSAGES, MESSAGES], "tokenizer": chat_tokenizer("")},
+            errors.InvalidInput,
+            "renders conversation 0 as no token",
+        ),
     ],
 )
 def test_prompts(session: Session, given: dict[str, Any], kind: Any, says: str) -> None:

@@ -75,6 +75,20 @@ def plain(inputs: Mapping[str, Any], tokens: int, length: int, *, told: bool) ->
     return _all(flags)
 
 
+def cast_to(dtype: torch.dtype, device: torch.device) -> torch.dtype | None:
+    """What `torch.autocast` has a model compute keys and values in, here and now, where that is not
+    the type that it has.
+
+    Args:
+        dtype: of the model.
+        device: of the model.
+    """
+    if not torch.is_autocast_enabled(device.type):
+        return None
+    cast = torch.get_autocast_dtype(device.type)
+    return None if cast == dtype else cast
+
+
 def sees_all(mask: Any, tokens: int, length: int) -> Flag:
     """Whether a mask lets each token see all before it.
 

@@ -18,7 +18,7 @@ FORWARD_TOKENS: Final = 64
 """What a forward pass of one prompt costs beside its tokens, in tokens of a batch."""
 
 
-def start_column(ready: Sequence[int], columns: int) -> int:
+def start_column(ready: Sequence[int], columns: int, most: int | None = None) -> int:
     """The column that the whole batch goes on from with the fewest tokens to compute.
 
     Prompts that are ready up to a later column compute what lies between again; those that are
@@ -27,13 +27,15 @@ def start_column(ready: Sequence[int], columns: int) -> int:
     Args:
         ready: columns of each prompt whose keys and values are there, its padding among them.
         columns: of the prompts. The last one is always computed.
+        most: a column that it must not be behind.
     """
+    last = columns - 1 if most is None else min(most, columns - 1)
 
     def cost(start: int) -> int:
         behind = sum(start - column + FORWARD_TOKENS for column in ready if column < start)
         return behind + len(ready) * (columns - start)
 
-    return min(sorted({*ready, columns - 1}), key=cost)
+    return min(sorted({min(column, last) for column in (*ready, last)}), key=cost)
 
 
 @torch.no_grad()
@@ -51,6 +53,9 @@ def catch_up(
 
     Returns:
         Tokens that were computed.
+
+    Raises:
+        ShapeMismatch: the model made other keys and values than the memory is for.
     """
     base: Any = base_model(model)
     parameters = inspect.signature(type(base).forward).parameters
@@ -62,5 +67,6 @@ def catch_up(
         cache = memory.row(row, pad, column - pad)
         ids = prompts.ids[row : row + 1, column:start].to(base.device)
         model(ids, **cache_inputs(base, cache), use_cache=True, **few)
+        memory.keep(cache, row, pad, start - pad)
         computed += start - column
     return computed

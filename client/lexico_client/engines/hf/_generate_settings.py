@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from torch import Tensor
+from transformers import GenerationConfig
 
 from lexico_client.engines.hf._token_ids import DEFAULT_ROOM_TOKENS
 from lexico_client.engines.hf._watched_model import settings_of
@@ -35,6 +36,7 @@ _REFUSED: Final = {
     "token_healing": "changes the prompt behind our back: leave it out, or use load()",
 }
 """Why an argument cannot be given here."""
+_UNSAID: Final[Any] = GenerationConfig()  # type: ignore[no-untyped-call]
 _ASSISTANTS: Final = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
 
 
@@ -49,10 +51,13 @@ class GenerateSettings:
     """Returned for each prompt."""
     new_tokens: int | None
     """Tokens that it may add to the prompt; None where nobody said."""
-    whole_prefill: bool
-    """Whether the prompt must be computed from its first token on."""
-    stop_strings: bool
-    """Whether strings end an answer: then `generate` needs the tokenizer."""
+    cache_tokens: int
+    """Least size of a static cache; 0 where nobody said."""
+    whole: str
+    """Why prompts must be computed from their first token on, in one pass; empty where not."""
+    tokenizer: bool
+    """Whether `generate` needs the tokenizer: strings end an answer, or an assistant has another
+    one."""
     eos: frozenset[int]
     """Tokens that end an answer."""
     pad: int | None
@@ -63,10 +68,14 @@ class GenerateSettings:
         """Rows of the cache for each prompt."""
         return max(self.beams, self.sequences)
 
-    def room(self) -> int:
-        """Tokens to have memory for behind the prompts."""
+    def room(self, columns: int) -> int:
+        """Tokens to have memory for behind the prompts.
+
+        Args:
+            columns: of the prompts.
+        """
         if self.static and self.new_tokens is not None:
-            return self.new_tokens
+            return max(self.new_tokens, self.cache_tokens - columns)
         new = DEFAULT_ROOM_TOKENS if self.new_tokens is None else self.new_tokens
         return min(new, 4 * DEFAULT_ROOM_TOKENS)
 
@@ -84,8 +93,9 @@ def generate_settings(model: Any, kwargs: dict[str, Any], columns: int) -> Gener
         Unsupported: what goes about its cache in another way, or a kind of cache that pages cannot
             be loaded into.
     """
+    known = (*_OF_PROMPTS, *vars(_UNSAID))
     for name, value in kwargs.items():
-        tensor = isinstance(value, Tensor) and name not in _OF_PROMPTS
+        tensor = isinstance(value, Tensor) and name not in known
         if value is not None and (tensor or name in _REFUSED):
             kind = Unsupported if _REFUSED.get(name) is _ELSEWHERE else InvalidInput
             raise kind(f"generate({name}=...): {_REFUSED.get(name, _IDS_ALONE)}")
@@ -95,7 +105,7 @@ def generate_settings(model: Any, kwargs: dict[str, Any], columns: int) -> Gener
     beams = int(setting("num_beams") or 1)
     sequences = int(setting("num_return_sequences") or 1)
     assisted = any(setting(name) is not None for name in _ASSISTANTS)
-    new_tokens = _new_tokens(setting, kwargs, columns)
+    new_tokens = _new_tokens(setting, columns)
     if asked == "static":
         if max(beams, sequences) > 1 or assisted:
             raise Unsupported(
@@ -104,15 +114,16 @@ def generate_settings(model: Any, kwargs: dict[str, Any], columns: int) -> Gener
             )
         if new_tokens is None:
             raise InvalidInput("a static cache has a size: give max_new_tokens or max_length")
-    # Before 5.24, generate computed the prompt in chunks from its start, whatever the cache held.
-    chunked = setting("prefill_chunk_size") is not None and cache_keyword(model) != "cache"
     return GenerateSettings(
         static=asked == "static",
         beams=beams,
         sequences=sequences,
         new_tokens=new_tokens,
-        whole_prefill=chunked,
-        stop_strings=setting("stop_strings") is not None,
+        cache_tokens=int(setting("max_cache_len") or 0),
+        whole=_whole(setting, model),
+        tokenizer=any(
+            setting(name) is not None for name in ("stop_strings", "assistant_tokenizer")
+        ),
         eos=ending_tokens(setting),
         pad=setting("pad_token_id"),
     )
@@ -143,9 +154,24 @@ def _check(setting: Callable[[str], Any], asked: object) -> None:
             raise Unsupported(f"the generation config says {name}, which {why}")
 
 
-def _new_tokens(setting: Callable[[str], Any], kwargs: dict[str, Any], columns: int) -> int | None:
-    """A config's `max_length` does not count: where it is a default, `generate` goes by another."""
-    new, most = setting("max_new_tokens"), kwargs.get("max_length")
+def _whole(setting: Callable[[str], Any], model: Any) -> str:
+    for name in ("use_mtp", "speculation_type"):
+        if setting(name):
+            return f"{name} drafts from hidden states of the whole prompt"
+    if setting("return_dict_in_generate"):
+        for name in ("output_hidden_states", "output_attentions"):
+            if setting(name):
+                return f"{name} is of the whole prompt"
+    if setting("prefill_chunk_size") is not None and cache_keyword(model) != "cache":
+        # It computed the prompt in chunks from its start, whatever the cache held.
+        return "prefill_chunk_size over a reloaded cache: from 5.24 on"
+    return ""
+
+
+def _new_tokens(setting: Callable[[str], Any], columns: int) -> int | None:
+    new, most = setting("max_new_tokens"), setting("max_length")
     if isinstance(new, int):
         return max(1, new)
+    if most == _UNSAID.max_length:  # said by nobody: `generate` goes by another
+        return None
     return max(1, most - columns) if isinstance(most, int) else None

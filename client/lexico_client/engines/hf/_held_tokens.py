@@ -18,7 +18,7 @@ from lexico_proto.errors import InvalidInput
 _ATTRIBUTE: Final = "_lexico_tokens"
 UNKNOWN: Final = (
     "several sequences, no token ids, padding or a mask with holes, positions or inputs of your "
-    "own, other weights or another adapter than it was loaded for"
+    "own, other weights or another adapter than it was loaded for, autocast to another dtype"
 )
 """What a cache grows by that is not known by token ids."""
 

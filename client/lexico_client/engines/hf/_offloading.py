@@ -16,6 +16,7 @@ from lexico_client.engines.hf._generate_settings import GenerateSettings
 from lexico_client.engines.hf._prefix import CachedPrefix
 from lexico_client.engines.hf._prompts import Prompts
 from lexico_client.engines.hf._reports import OffloadOutcome
+from lexico_client.engines.hf._sending import send_prefix
 from lexico_client.engines.hf._shared_cache import HuggingFaceCache
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import InternalError, LexicoError
@@ -113,7 +114,9 @@ def send(
     for sequence, prefix in zip(found, held, strict=True):
         error: LexicoError
         try:
-            report = shared._send(spec, sequence.ids, (), prefix, wait, None)
+            report = send_prefix(
+                shared._client, shared.coding, spec, sequence.ids, (), prefix, wait, None
+            )
         except LexicoError as refused:
             error = refused
         except Exception as defect:  # noqa: BLE001 - nobody is there to catch it

@@ -91,7 +91,7 @@ def rendered(
     if not isinstance(messages, list | tuple) or not messages:
         raise InvalidInput("messages: a list of dicts with role and content is needed")
     several = all(isinstance(each, list | tuple) for each in messages)
-    rows = []
+    rows: list[list[int]] = []
     for conversation in messages if several else [messages]:
         try:
             made = tokenizer.apply_chat_template(
@@ -102,6 +102,10 @@ def rendered(
             )
         except Exception as error:  # a template may raise anything
             raise InvalidInput(f"messages: the chat template refuses them: {error}") from error
+        if not made["input_ids"]:
+            raise InvalidInput(
+                f"messages: the chat template renders conversation {len(rows)} as no token"
+            )
         rows.append(list(made["input_ids"]))
     most = max(map(len, rows))
     pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else 0

@@ -31,20 +31,24 @@ class Room:
     """Leading tokens that were written. Only what ends there may go on in place."""
 
     @classmethod
-    def behind(cls, keys: Tensor, values: Tensor, held: int, capacity: int) -> Room:
+    def behind(
+        cls, keys: Tensor, values: Tensor, held: int, capacity: int, repeats: int = 1
+    ) -> Room:
         """New memory for what a layer holds, whose rest is not written yet.
 
         Args:
             keys, values: `[rows, kv_heads, n, head_dim]`, whose first `held` tokens are taken.
             held: tokens.
             capacity: tokens.
+            repeats: rows of it for each of theirs.
         """
         made = []
         for part in (keys, values):
             rows, heads, _, dim = part.shape
-            memory = torch.empty(rows, heads, capacity, dim, dtype=part.dtype, device=part.device)
-            memory[:, :, :held].copy_(part[:, :, :held])
-            made.append(memory)
+            shape = rows, repeats, heads, capacity, dim
+            memory = torch.empty(shape, dtype=part.dtype, device=part.device)
+            memory[..., :held, :].copy_(part[:, None, :, :held])
+            made.append(memory.flatten(0, 1))
         return cls(made[0], made[1], held)
 
     @property
@@ -116,6 +120,22 @@ class RoomLayer(DynamicLayer):  # type: ignore[no-untyped-call]
         self._room = room
         self.keys, self.values = room.written
         return self.keys, self.values
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """As of `DynamicLayer`, into memory that has as much room."""
+        held, room = int(self.get_seq_length()), self._room
+        if (
+            room is None
+            or held == 0
+            or torch.compiler.is_compiling()
+            or torch.is_grad_enabled()
+            or not room.ends_with(self.keys, self.values, held)
+        ):
+            super().batch_repeat_interleave(repeats)
+            return
+        keys: Any = self.keys
+        self._room = Room.behind(keys, self.values, held, room.keys.shape[2], repeats)  # type: ignore[arg-type]
+        self.keys, self.values = self._room.written
 
     def reset(self) -> None:
         """Forgets its tokens. What was taken of them stays as it is."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from typing import Final
 
 from lexico_client._results import Loaded, LoadSeconds
 from lexico_client.engines.hf._batch_memory import BatchMemory
@@ -14,8 +15,7 @@ from lexico_client.engines.hf._shared_cache import HuggingFaceCache
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import DeadlineExpired, LexicoError, Unavailable
 
-Refusal = Callable[[int], LexicoError | None]
-"""Row → why its pages are not asked for, if so."""
+_LEAST_SECONDS: Final = 0.001
 
 
 @dataclass(frozen=True)
@@ -30,10 +30,10 @@ class RowLoads:
 
 def load_rows(
     shared: HuggingFaceCache,
-    spec: CacheSpec,
+    base: CacheSpec,
     memory: BatchMemory,
     prompts: Prompts,
-    refusal: Refusal,
+    refused: Mapping[int, LexicoError],
     familiar: Callable[[list[int]], int],
     timeout: float,
 ) -> RowLoads:
@@ -42,10 +42,10 @@ def load_rows(
 
     Args:
         shared: of the model.
-        spec: of the pages.
+        base: of the model as it is now, see `HuggingFaceCache._to_load`.
         memory: of the batch.
         prompts: of the batch.
-        refusal: see `Refusal`.
+        refused: rows whose pages are not asked for, and why.
         familiar: leading tokens of a prompt that the session knows.
         timeout: seconds for all of them.
     """
@@ -55,13 +55,16 @@ def load_rows(
     silent: LexicoError | None = None
     for row, (ids, pad) in enumerate(zip(prompts.rows, prompts.pads, strict=True)):
         left = deadline - time.monotonic()
-        reason = refusal(row) or silent
+        reason = refused.get(row) or silent
         if reason is None and left <= 0:
             reason = DeadlineExpired("the time for this reload went to other prompts of the batch")
-        loaded, tokens = _missed(reason), 0
+        spec, loaded, tokens = base, _missed(reason), 0
         if reason is None:
             try:
-                loaded, tokens = shared._load(spec, ids, (), memory.target(row, pad), left)
+                spec = shared._to_load(base, ids, (), left)
+                target = memory.target(spec, row, pad)
+                left = max(deadline - time.monotonic(), _LEAST_SECONDS)
+                loaded, tokens = shared._load(spec, ids, (), target, left)
             except LexicoError as error:
                 loaded = _missed(error)
         if not loaded.matched_pages and isinstance(loaded.reason, Unavailable | DeadlineExpired):

@@ -7,6 +7,7 @@ import time
 from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Final, Self
 
@@ -16,8 +17,15 @@ from torch import Tensor
 
 from lexico_client._async_client import Wait
 from lexico_client._settings import check_seconds
-from lexico_client.engines.hf._batch_memory import BatchMemory, StaticBatchMemory
+from lexico_client.engines.hf._batch_memory import (
+    SHORT_OF_MEMORY,
+    BatchMemory,
+    StaticBatchMemory,
+    refuse_uncounted,
+    short_of_memory,
+)
 from lexico_client.engines.hf._behind import Behind, Seldom
+from lexico_client.engines.hf._beside_ids import cast_to
 from lexico_client.engines.hf._catching_up import catch_up, start_column
 from lexico_client.engines.hf._fed_tokens import FedTokens, note_fed
 from lexico_client.engines.hf._generate_settings import (
@@ -34,11 +42,11 @@ from lexico_client.engines.hf._reports import (
     OffloadOutcome,
     PromptReport,
 )
-from lexico_client.engines.hf._row_loads import RowLoads, load_rows
+from lexico_client.engines.hf._row_loads import load_rows
 from lexico_client.engines.hf._sharded import refuse_slice
 from lexico_client.engines.hf._shared_cache import HuggingFaceCache
 from lexico_client.engines.hf._token_ids import checked_count
-from lexico_client.engines.hf._watched_model import settings_of, watch
+from lexico_client.engines.hf._watched_model import cast_words, settings_of, watch
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
@@ -53,6 +61,21 @@ MAX_PENDING: Final = 4
 """Calls whose offload runs or waits. Each keeps the memory of its cache."""
 _REMEMBERED: Final = 64
 """Sequences that a session remembers the tokens of."""
+
+
+@dataclass(frozen=True)
+class _Begun:
+    """A batch that `generate` can go on with."""
+
+    spec: CacheSpec
+    """Of new pages."""
+    cache: Any
+    columns: int
+    """That it holds."""
+    computed: int
+    """Tokens, of prompts that were behind others."""
+    reports: tuple[PromptReport, ...]
+    load_seconds: float
 
 
 class Session:
@@ -147,18 +170,17 @@ class Session:
         tokenizer = self._tokenizer if tokenizer is None else tokenizer
         prompts = self._prompts(input_ids, messages, attention_mask, tokenizer, template, kwargs)
         settings = generate_settings(self._model, kwargs, prompts.columns)
-        if settings.stop_strings:
+        if settings.static:
+            refuse_uncounted()
+        if settings.tokenizer:
             kwargs["tokenizer"] = tokenizer
-        began = time.perf_counter()
-        spec, loads = self._reload(prompts, settings, seconds)
-        load_seconds = time.perf_counter() - began
-        if spec is None or isinstance(loads, LexicoError):
-            return self._plain(prompts, settings, loads, kwargs)
-        start = start_column(loads.ready, prompts.columns)
-        computed = catch_up(self._model, loads.memory, prompts, loads.ready, start)
-        cache: Any = loads.memory.cache(start)
-        if start and settings.expansion > 1:
-            cache.batch_repeat_interleave(settings.expansion)
+        try:
+            begun = self._begin(prompts, settings, seconds)
+        except SHORT_OF_MEMORY as error:
+            return self._plain(prompts, settings, short_of_memory(error), kwargs)
+        except LexicoError as error:
+            return self._plain(prompts, settings, error, kwargs)
+        cache, start = begun.cache, begun.columns
         fed = _fed(prompts, settings, start)
         note_fed(cache, fed)
         try:
@@ -172,10 +194,10 @@ class Session:
             note_fed(cache, None)
         found = self._finished(prompts, settings, output)
         report = GenerateReport(
-            prompts=loads.reports,
-            prefilled_tokens=computed + len(prompts.rows) * (prompts.columns - start),
-            load_seconds=load_seconds,
-            _offloads=self._offload(spec, cache, found, fed, settings, wanted=offload),
+            prompts=begun.reports,
+            prefilled_tokens=begun.computed + len(prompts.rows) * (prompts.columns - start),
+            load_seconds=begun.load_seconds,
+            _offloads=self._offload(begun.spec, cache, found, fed, settings, wanted=offload),
         )
         return Generated(output, report, prompts.columns)
 
@@ -228,39 +250,50 @@ class Session:
         # One that ends answers too, as `generate` has it, tells nothing of padding.
         return prompts_of(input_ids, mask, None if pad in ending_tokens(setting) else pad)
 
-    def _reload(
-        self, prompts: Prompts, settings: GenerateSettings, timeout: float
-    ) -> tuple[CacheSpec | None, RowLoads | LexicoError]:
-        """What the service has of the prompts; the error where nothing can be shared."""
-        try:
-            spec = self._shared.spec
-        except LexicoError as error:
-            return None, error
-        base: Any = base_model(self._model)
+    def _begin(self, prompts: Prompts, settings: GenerateSettings, seconds: float) -> _Begun:
+        """Reloads what the service has of the prompts, and brings those up that are behind.
+
+        Raises:
+            LexicoError: nothing can be shared now.
+        """
+        began = time.perf_counter()
+        model: Any = base_model(self._model)
+        cast = cast_to(model.dtype, model.device)
+        if cast is not None:
+            raise Unsupported(cast_words(cast, model))
+        base = self._shared._of_now()
+        spec = self._shared.coding.spec(base)
         kind = StaticBatchMemory if settings.static else BatchMemory
-        capacity = prompts.columns + settings.room()
-        memory = kind(spec, base.config, len(prompts.rows), capacity, base.device)
-        positions = "position_ids" in inspect.signature(type(base).forward).parameters
+        capacity = prompts.columns + settings.room(prompts.columns)
+        memory = kind(spec.geometry, model.config, len(prompts.rows), capacity, model.device)
+        refused = self._refused(prompts, settings)
+        loads = load_rows(self._shared, base, memory, prompts, refused, self._familiar, seconds)
+        load_seconds = time.perf_counter() - began
+        most = 0 if settings.whole else min((prompts.pads[row] for row in refused), default=None)
+        start = start_column(loads.ready, prompts.columns, most)
+        computed = catch_up(self._model, loads.memory, prompts, loads.ready, start)
+        cache = loads.memory.cache(start)
+        if start and settings.expansion > 1:
+            cache.batch_repeat_interleave(settings.expansion)
+        return _Begun(spec, cache, start, computed, loads.reports, load_seconds)
 
-        def refusal(row: int) -> LexicoError | None:
-            if settings.whole_prefill:
-                return Unsupported("prefill_chunk_size over a reloaded cache: from 5.24 on")
-            if prompts.pads[row] and not positions:
-                return Unsupported("the model takes no position_ids, which padding needs")
-            return None
-
-        loads = load_rows(self._shared, spec, memory, prompts, refusal, self._familiar, timeout)
-        return spec, loads
+    def _refused(self, prompts: Prompts, settings: GenerateSettings) -> dict[int, LexicoError]:
+        """Rows that are not reloaded, and why."""
+        if settings.whole:
+            return dict.fromkeys(range(len(prompts.rows)), Unsupported(settings.whole))
+        if "position_ids" in inspect.signature(type(base_model(self._model)).forward).parameters:
+            return {}
+        error = Unsupported("the model takes no position_ids, which padding needs")
+        return {row: error for row, pad in enumerate(prompts.pads) if pad}
 
     def _plain(
         self,
         prompts: Prompts,
         settings: GenerateSettings,
-        reason: object,
+        error: LexicoError,
         kwargs: dict[str, Any],
     ) -> Generated:
         """`generate` alone, where nothing can be shared."""
-        error = reason if isinstance(reason, LexicoError) else None
         static = {"cache_implementation": "static"} if settings.static else {}
         output = self._model.generate(prompts.ids, attention_mask=prompts.mask, **static, **kwargs)
         found = self._finished(prompts, settings, output)
@@ -298,6 +331,9 @@ class Session:
             if (now.weights, now.lora) != (spec.weights, spec.lora):
                 raise InvalidInput("the model changed while it generated: nothing is offloaded")
             held = prefixes(cache, spec, found, fed, copied=settings.static)
+        except SHORT_OF_MEMORY as error:
+            short = short_of_memory(error)
+            return _ended(tuple(OffloadOutcome(None, short) for _ in found))
         except LexicoError as error:
             return _ended(tuple(OffloadOutcome(None, error) for _ in found))
         started = self._behind.begin(

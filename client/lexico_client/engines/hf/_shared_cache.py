@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from functools import partial
 from typing import Any, Final
 
 import torch
@@ -32,6 +31,7 @@ from lexico_client.engines.hf._recoding import (
     DEFAULT_WINDOW_TOKENS,
     Recoding,
 )
+from lexico_client.engines.hf._sending import send_prefix
 from lexico_client.engines.hf._sharded import refuse_slice
 from lexico_client.engines.hf._token_ids import (
     DEFAULT_ROOM_TOKENS,
@@ -48,7 +48,6 @@ from lexico_codec.spec import DEFAULT_PAGE_TOKENS, DEFAULT_RECENT_TOKENS, CacheS
 from lexico_proto.errors import (
     ConfigurationError,
     InvalidInput,
-    UnknownDictionary,
     Unsupported,
 )
 
@@ -200,10 +199,8 @@ class HuggingFaceCache:
         left = left_of(timeout, self._client._timeouts.load)
         refuse_slice(self._model, _WHOLE)
         ids, digests = flat_ids(input_ids), self._given(inputs)
-        room, recent = checked_count("room_tokens", room_tokens), self._recent_tokens
-        spec, _ = self._client.spec_to_load(
-            self.coding, self._of_now(), ids, recent_tokens=recent, inputs=digests, timeout=left()
-        )
+        room = checked_count("room_tokens", room_tokens)
+        spec = self._to_load(self._of_now(), ids, digests, left())
         memory = PrefixMemory(spec, self._model.device, len(ids) + room)
         loaded, tokens = self._load(spec, ids, digests, memory.allocate, left())
         cache = roomy_cache(self._model.config)
@@ -277,6 +274,23 @@ class HuggingFaceCache:
             )
         return inputs or ()
 
+    def _to_load(
+        self, base: CacheSpec, ids: list[int], inputs: PageDigests, timeout: float
+    ) -> CacheSpec:
+        """What a prompt is to be loaded by: where a set came, most may be there from before.
+
+        Args:
+            base: of `_of_now`.
+            ids, inputs, timeout: as for `load`.
+
+        Raises:
+            TokenCountMismatch, InvalidInput: ids or inputs that cannot be used.
+        """
+        recent = self._recent_tokens
+        return self._client.spec_to_load(
+            self.coding, base, ids, recent_tokens=recent, inputs=inputs, timeout=timeout
+        ).spec
+
     def _load(
         self,
         spec: CacheSpec,
@@ -328,35 +342,8 @@ class HuggingFaceCache:
             LexicoError: the service refused, or could not take the pages.
         """
         left = left_of(timeout, self._client._timeouts.offload)
-        return self._send(*self._checked(input_ids, past_key_values, inputs), wait, left())
-
-    def _send(
-        self,
-        spec: CacheSpec,
-        ids: list[int],
-        digests: PageDigests,
-        prefix: CachedPrefix,
-        wait: Wait,
-        timeout: float | None,
-    ) -> PutReport:
-        left = left_of(timeout, self._client._timeouts.offload)
-        pages = min(len(ids), prefix.tokens) // spec.page_tokens
-        send = partial(
-            self._client.offload,
-            spec,
-            ids[: pages * spec.page_tokens],
-            partial(prefix.read, spec),
-            inputs=digests,
-            wait=wait,
-        )
-        try:
-            return send(timeout=left())
-        except UnknownDictionary:
-            dictionary = self.coding.dictionary
-            if dictionary is None:
-                raise
-        self._client.register_dictionary(dictionary, timeout=left())
-        return send(timeout=left())
+        checked = self._checked(input_ids, past_key_values, inputs)
+        return send_prefix(self._client, self.coding, *checked, wait, left())
 
     def saved(
         self,

@@ -16,7 +16,14 @@ from typing import Any, Final, NoReturn
 import torch
 from torch import Tensor, nn
 
-from lexico_client.engines.hf._beside_ids import Flag, follow, others, plain, sees_all
+from lexico_client.engines.hf._beside_ids import (
+    Flag,
+    cast_to,
+    follow,
+    others,
+    plain,
+    sees_all,
+)
 from lexico_client.engines.hf._coded_cache import CodedCache
 from lexico_client.engines.hf._fed_tokens import grow_fed
 from lexico_client.engines.hf._held_tokens import UNKNOWN, HeldTokens, tokens_of
@@ -30,12 +37,14 @@ _REFUSED: Final = {
     "cache_implementation": f"makes a cache of its own: {_OWN_CACHES}",
     "custom_generate": f"does what it likes with a cache: {_OWN_CACHES}",
     "penalty_alpha": f"searches contrastively, with code from elsewhere: {_OWN_CACHES}",
+    "use_mtp": f"drafts from hidden states of the whole prompt: {_OWN_CACHES}",
+    "speculation_type": f"drafts from hidden states of the whole prompt: {_OWN_CACHES}",
 }
 """Arguments of `generate`, and why they do not go together with a reloaded cache."""
 _LOOKED_THROUGH: Final = 16
 """Tokens of a pass, from which on the model's identity is asked for: milliseconds."""
 _ASSISTANTS: Final = ("assistant_model", "prompt_lookup_num_tokens", "assistant_early_exit")
-_DEFAULTS: Final = (None, "hybrid")
+_DEFAULTS: Final = (None, False, "hybrid")
 """Values that change nothing: the last is of configs that earlier transformers wrote."""
 
 
@@ -79,7 +88,7 @@ def generate(self: Any, inputs: Tensor | None = None, *args: Any, **kwargs: Any)
 
 
 def before_forward(
-    module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    module: Any, args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
     """Before a forward pass of the model: a hook of PyTorch.
 
@@ -87,6 +96,7 @@ def before_forward(
         InvalidInput: tokens or positions that are not those after the cache, padding, a mask with
             holes, inputs that the load was not told of, or a cache of another model.
         ShapeMismatch: another number of sequences than the cache holds.
+        Unsupported: `torch.autocast` has the model compute in another type than it has.
     """
     if torch.compiler.is_compiling():
         return None
@@ -97,12 +107,15 @@ def before_forward(
         noted = grow_fed(cache, named)
         return None if noted is None else ((), noted)
     ids, length, same = named.get("input_ids"), int(cache.get_seq_length()), False
+    cast = cast_to(module.dtype, module.device)
     if not isinstance(ids, Tensor):
         ids = None
     elif length:
         if not held.begun:
             _look(held, module)
             check_model(cache, module)
+            if cast is not None:
+                raise Unsupported(cast_words(cast, module))
             same = True
             # Assisted generation feeds the whole prompt, however much of it the cache holds.
             if held.given and ids.shape[1] >= held.given:
@@ -113,7 +126,7 @@ def before_forward(
             _check_beside(held, named, ids.shape[1], length)
             named = _with_positions(named, ids.shape[1])
         _widen(cache, ids.shape[0])
-    alone: Flag = ids is not None and held.whole
+    alone: Flag = ids is not None and held.whole and cast is None
     if alone and ids is not None and not same:
         alone = _same_model(held, cache, module, ids.shape[1])
     held.begun, held.prompt, held.used = True, None, True
@@ -121,6 +134,14 @@ def before_forward(
         alone = plain(named, ids.shape[1], length, told=held.told)
     held.grow(length, ids, alone)
     return (), named
+
+
+def cast_words(cast: torch.dtype, model: Any) -> str:
+    """Why nothing is shared under `torch.autocast`."""
+    return (
+        f"torch.autocast makes keys and values of {cast}, and the model's are of {model.dtype}: "
+        f"load the model with dtype={cast}, or leave autocast out"
+    )
 
 
 def _same_model(held: HeldTokens, cache: Any, module: nn.Module, tokens: int) -> bool:
@@ -154,12 +175,16 @@ def _cache_in(kwargs: dict[str, Any]) -> Any:
 
 
 def settings_of(model: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Callable[[str], Any]:
-    """What `generate` goes by: its arguments, else the config."""
-    config = kwargs.get("generation_config", args[0] if args else None)
-    config = getattr(model, "generation_config", None) if config is None else config
+    """What `generate` goes by: its arguments, else the config that it is given, else, for what is
+    None there, the model's."""
+    given = kwargs.get("generation_config", args[0] if args else None)
+    configs = (given, getattr(model, "generation_config", None))
 
     def setting(name: str) -> Any:
-        return kwargs[name] if name in kwargs else getattr(config, name, None)
+        if name in kwargs:
+            return kwargs[name]
+        said = (getattr(config, name, None) for config in configs)
+        return next((value for value in said if value is not None), None)
 
     return setting
 
