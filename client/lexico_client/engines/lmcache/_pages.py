@@ -1,8 +1,8 @@
 """Objects of LMCache as pages: what they belong to, and what stands for their tokens.
 
 LMCache names a chunk by a hash over all tokens up to its end. It tells neither the token ids nor
-where in a prompt the chunk stands. So each chunk is a page that is a sequence of its own, at
-position 0, of a model without rotary embedding: nothing is un-rotated, keys are coded as stored.
+where in a prompt the chunk stands. So each chunk is a page that is a sequence of its own, and its
+codec finds where it lies or needs not know it.
 """
 
 from __future__ import annotations

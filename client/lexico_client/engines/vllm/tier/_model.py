@@ -35,8 +35,7 @@ class TierModel:
     """What is known of an engine at its start."""
 
     base: CacheSpec
-    """What chunks belong to while they are lossless: without rotary embedding, since the positions
-    of chunks are not known."""
+    """What chunks belong to while they are lossless."""
     shape: ChunkShape
     folder: str
     """Of the model, for messages."""
