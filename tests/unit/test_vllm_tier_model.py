@@ -149,7 +149,8 @@ def test_a_cache_in_eight_bits_takes_the_connector_of_ours(folder: Path) -> None
     named = told(folder, eight, model__dtype="fp8")
     engine = engine_told(vllm_config(folder, cache__cache_dtype="fp8"))
     model = model_of(named, engine, TierConfig.of(HERE))
-    assert (model.base.geometry, model.shape.dtype) == (eight, torch.float8_e4m3fn)
+    own = geometry_of(AutoConfig.from_pretrained(folder), "float8_e4m3fn")
+    assert (model.base.geometry, model.shape.dtype) == (own, torch.float8_e4m3fn)
     with pytest.raises(Unsupported, match=r"kv_cache_dtype=fp8: .* take LexicoOffloadingConnector"):
         model_of(named, None, TierConfig.of({**HERE, **VOUCHED}))
 
