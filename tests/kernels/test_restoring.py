@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -21,10 +23,17 @@ from lexico_codec.kernels.synthesis.compiled import Arranged, Laid, arranged
 from lexico_codec.rope import turn_at
 from lexico_proto.errors import DamagedFrame
 from tests.support.entropy_problems import Problem, typical
-from tests.support.residual_sets import residual_set, transform_of
+from tests.support.residual_sets import residual_set, slow_bfloat16, transform_of
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the library is not compiled")
 ATOMS, STEP = 50, 1.5
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_products() -> Iterator[None]:
+    """A CPU with AMX would multiply otherwise."""
+    with slow_bfloat16():
+        yield
 
 
 @pytest.fixture(params=library.supported() if library.available() else ())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Self
 
@@ -17,9 +18,16 @@ from lexico_codec.kernels.synthesis import compiled, products
 from lexico_codec.kernels.synthesis.compiled import PackedFactors, panels_of, shorts_of, tile_ends
 from lexico_codec.kernels.synthesis.products import Factors
 from lexico_proto.errors import ConfigurationError
-from tests.support.residual_sets import residual_set, transform_of
+from tests.support.residual_sets import residual_set, slow_bfloat16, transform_of
 
 pytestmark = pytest.mark.skipif(not library.available(), reason="the library is not compiled")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def compiled_products() -> Iterator[None]:
+    """A CPU with AMX would multiply otherwise."""
+    with slow_bfloat16():
+        yield
 
 
 @pytest.fixture(params=library.supported() if library.available() else ())

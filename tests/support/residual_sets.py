@@ -122,6 +122,13 @@ def products(*, quick: bool) -> Iterator[None]:
             yield
 
 
+@contextmanager
+def slow_bfloat16() -> Iterator[None]:
+    """As on a CPU without AMX: products are the compiled ones. Make, or ask for, sets inside."""
+    with mock.patch.object(transforms, "_quick_bfloat16", return_value=False):
+        yield
+
+
 def _dense_unless_asked(operation: str, kernel: str | None) -> Kernel:
     return choose_on_cpu(operation, kernel or "naive")
 
