@@ -45,11 +45,10 @@ def find_position(memory: TableMemory, means: Tensor, rope: Rope) -> int:
     on, tokens = memory.device, memory.tokens
     turn = turn_at(torch.arange(tokens, device=on), rope, inverse=True)
     keys = layout.gather(memory, torch.zeros_like(means), turn)[::2]
-    shape = (len(keys), tokens, memory.heads, memory.m)
-    usual = _complex(means[::2].view(len(keys), *shape[2:]), rope)
-    found = _complex(keys.view(shape), rope)
-    mean, square = found.mean(1), found.abs().square().mean(1)
-    spread = (square - mean.abs().square()) + _LEAST_SPREAD * square
+    shape = (len(keys), memory.heads, memory.m)
+    usual, mean = (_pairs(each.view(shape), rope) for each in (means[::2], keys.mean(1)))
+    square = sum(pairs_of(keys.square().mean(1).view(shape), rope.pairing, len(rope.inv_freq)))
+    spread = square - mean.abs().square() + _LEAST_SPREAD * square
     weighed = torch.where(spread > 0, usual.conj() * mean / spread, 0)
     return _likeliest(torch.nan_to_num(weighed).sum((0, 1)).cpu(), rope)
 
@@ -81,27 +80,25 @@ def _likeliest(pairs: Tensor, rope: Rope) -> int:
     """
     starts, steps = _turns(rope.inv_freq)
     begun = pairs * starts  # [blocks, pairs]
-    scores = begun.real @ steps.real.T + begun.imag @ steps.imag.T
-    return int(scores.argmax())
+    return int((torch.cat([begun.real, begun.imag], 1) @ steps).argmax())
 
 
 @lru_cache(8)
 def _turns(inv_freq: tuple[float, ...]) -> tuple[Tensor, Tensor]:
-    """Turns back to the first position of each block, `[blocks, pairs]`, and turns within a block,
-    `[positions, pairs]`: complex128 angles, rounded."""
+    """Turns back to the first position of each block, `[blocks, pairs]` complex64, and by the
+    positions within a block, `[2 pairs, positions]` float32: cosines, then sines."""
     with torch.inference_mode(False):
         angles = torch.tensor(inv_freq, dtype=torch.float64)
         starts = torch.arange(0, POSITIONS, _BLOCK)[:, None] * angles
-        steps = torch.arange(_BLOCK)[:, None] * angles
+        steps = angles[:, None] * torch.arange(_BLOCK)
         one = torch.ones((), dtype=torch.float64)
         return (
             torch.polar(one.expand_as(starts), -starts).to(torch.complex64),
-            torch.polar(one.expand_as(steps), steps).to(torch.complex64),
+            torch.cat([steps.cos(), steps.sin()]).float(),
         )
 
 
-def _complex(keys: Tensor, rope: Rope) -> Tensor:
-    """The pairs of `[..., head_dim]` that RoPE turns, `[..., pairs]`."""
-    return torch.complex(
-        *(part.contiguous() for part in pairs_of(keys, rope.pairing, len(rope.inv_freq)))
-    )
+def _pairs(keys: Tensor, rope: Rope) -> Tensor:
+    """The pairs of `[..., head_dim]` that RoPE turns, `[..., pairs]` complex."""
+    first, second = pairs_of(keys, rope.pairing, len(rope.inv_freq))
+    return torch.complex(first.contiguous(), second.contiguous())
