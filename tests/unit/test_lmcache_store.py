@@ -364,12 +364,13 @@ async def test_without_a_set_objects_may_be_refused(
 async def test_objects_are_lossless_until_a_set_is_published(folder: Path, tmp_path: Path) -> None:
     transport, given = Transport(), objects()
     free = residual_set(LAYERS, HEADS, HEAD_DIM)
-    async with running(folder, tmp_path, transport, codec="near") as rig:
+    settings: dict[str, Any] = {"codec": "near", "recent_tokens": 1}
+    async with running(folder, tmp_path, transport, **settings) as rig:
         await rig.store.store(list(zip(rig.keys[:2], given, strict=False)))
         lossless = len(transport.pages)
         page = rig.store._pages.page(rig.keys[0], given[0].shape, torch.float32)
         await rig.store._client.publish_dictionary(free, page.spec)
-    async with running(folder, tmp_path, transport, codec="near") as rig:
+    async with running(folder, tmp_path, transport, **settings) as rig:
         await rig.store.store([(rig.keys[2], given[2])])
         assert len(transport.pages) == lossless + 1
         # What was stored before the set came is found beside what came after.
@@ -377,6 +378,26 @@ async def test_objects_are_lossless_until_a_set_is_published(folder: Path, tmp_p
         into = empty(given[:3])
         assert all(await rig.store.load(list(zip(rig.keys, into, strict=False))))
         assert list(map(torch.equal, into, given)) == [True, True, False]
+
+
+@pytest.mark.parametrize(
+    ("recent", "promised"), [(1, 5), (2, 4), (TOKENS + 1, 4), (TOKENS + 2, 3), (99 * TOKENS, 0)]
+)
+async def test_the_newest_tokens_of_a_prompt_are_computed(
+    folder: Path, tmp_path: Path, recent: int, promised: int
+) -> None:
+    """With a lossy codec; lossless ones are as good as computed."""
+    file = tmp_path / "set.safetensors"
+    residual_set(LAYERS, HEADS, HEAD_DIM).save(file)
+    for codec, found in (("near", promised), ("lossless", COUNT)):
+        settings: dict[str, Any] = {"codec": codec, "recent_tokens": recent}
+        if codec == "near":
+            settings["dictionary"] = str(file)
+        async with running(folder, tmp_path, **settings) as rig:
+            given = objects()
+            assert (await rig.store.store(list(zip(rig.keys, given, strict=True))))[0]
+            there = await rig.find(given[0].shape)
+            assert there == [True] * found + [False] * (COUNT - found)
 
 
 async def test_objects_that_cannot_be_described_are_left_alone(

@@ -12,7 +12,7 @@ from lexico_client.engines._settings import EngineSettings
 from lexico_codec.geometry import DTYPES
 from lexico_codec.presets import codec_named
 from lexico_codec.sets.dictionary import DictionarySet
-from lexico_codec.spec import salt_bytes
+from lexico_codec.spec import DEFAULT_RECENT_TOKENS, salt_bytes
 from lexico_codec.tensors import FLOAT8
 from lexico_proto.errors import ConfigurationError
 
@@ -31,8 +31,10 @@ class AdapterConfig(EngineSettings):
     where: ClassVar[str] = "adapter_params"
 
     codec: str = "lossless"
-    """Preset or codec. Sets that there are for a model's pages do not fit: chunks are coded without
-    their positions."""
+    """Preset or codec."""
+    recent_tokens: int = DEFAULT_RECENT_TOKENS
+    """Newest tokens of a prompt that are computed in any case, where the codec is lossy; rounded up
+    to chunks."""
     layout: str = ""
     """How the engine keeps keys and values, a name of `_layout.LAYOUTS`; empty where LMCache has
     them apart."""
@@ -55,6 +57,7 @@ class AdapterConfig(EngineSettings):
         super().__post_init__()
         _check_model(self)
         self._told("codec", codec_named, self.codec, self.codec_config)
+        self._check_range("recent_tokens", 1, None)
         for lock in ("l1_read_ttl_seconds", "l1_write_ttl_seconds"):
             self._check_seconds(lock)
         for call, lock in (("offload", "l1_read_ttl"), ("load", "l1_write_ttl")):

@@ -23,6 +23,7 @@ from lexico_client.engines._counts import Counts
 from lexico_client.engines._turns import Left, in_turn, until
 from lexico_client.engines.lmcache._config import AdapterConfig
 from lexico_client.engines.lmcache._pages import ObjectKey, Page, Pages
+from lexico_codec.codecs.codec import Codec
 from lexico_codec.inputs import PageInputs
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -86,8 +87,11 @@ class ObjectStore:
     async def find(self, keys: Sequence[ObjectKey], layouts: Layouts) -> list[bool]:
         """Which objects are stored: one call for those of one model and salt.
 
+        What a lossy codec has of a prompt's newest tokens is not told of: they decide the next
+        ones, and are computed.
+
         Args:
-            keys: names.
+            keys: names, of all chunks of a prompt in their order.
             layouts: of their groups.
         """
         there = [False] * len(keys)
@@ -97,8 +101,12 @@ class ObjectStore:
                 self._counts.tokens("asked", sum(page.shape.tokens for page in pages))
                 for spec, places in _by_spec(pages).items():
                     found = await self._present(spec, [pages[place] for place in places])
-                    for place, present in zip(places, found, strict=True):
-                        there[place] = present
+                    # A prompt has one token at least behind its last chunk.
+                    newest = -(-(self._settings.recent_tokens - 1) // spec.page_tokens)
+                    for left, place, codec in zip(
+                        reversed(range(len(places))), places, found, strict=True
+                    ):
+                        there[place] = codec is not None and (codec.lossless or left >= newest)
         except TimeoutError:
             late = DeadlineExpired(f"match: no answer within {self._settings.match_seconds:g} s")
             return self._not_found(keys, late)
@@ -244,23 +252,24 @@ class ObjectStore:
         await self._client.register_dictionary(coding.dictionary)
         return await send()
 
-    async def _present(self, spec: CacheSpec, pages: Sequence[Page]) -> list[bool]:
-        """Which pages of one spec are stored, coded as now, or as before a set came."""
+    async def _present(self, spec: CacheSpec, pages: Sequence[Page]) -> list[Codec | None]:
+        """What each page of one spec is coded with, now or as before a set came; None for those
+        that are not stored."""
         coding = await self._coding(pages[0])
         found = await self._asked(coding.spec(spec), pages)
         former = coding.former(spec)
-        missing = [place for place, there in enumerate(found) if not there]
+        missing = [place for place, codec in enumerate(found) if codec is None]
         if former is not None and missing:
             before = await self._asked(former, [pages[place] for place in missing])
-            for place, there in zip(missing, before, strict=True):
-                found[place] = there
+            for place, codec in zip(missing, before, strict=True):
+                found[place] = codec
         return found
 
-    async def _asked(self, spec: CacheSpec, pages: Sequence[Page]) -> list[bool]:
+    async def _asked(self, spec: CacheSpec, pages: Sequence[Page]) -> list[Codec | None]:
         ids = np.zeros(len(pages) * spec.page_tokens, dtype="<u4")
         inputs = PageInputs.of((page.inputs[0] for page in pages), (), spec.page_tokens)
         found = await self._client.match(spec, ids, inputs=inputs, apart=True)
-        return list(found.present)
+        return [spec.codec if there else None for there in found.present]
 
     async def _page(self, key: ObjectKey, shape: Sequence[int], dtype: torch.dtype) -> Page:
         if not self._pages.knows(key.model_name):  # its files are to be hashed, perhaps
