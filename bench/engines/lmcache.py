@@ -1,6 +1,6 @@
-"""What LMCache's adapter adds to the calls of the service underneath.
+"""What LMCache's adapter adds to the calls of the service underneath, and how far answers agree.
 
-    LEXICO_TEST_LMCACHE=PYTHON python -m bench.engines.lmcache [--rounds 5]
+    LEXICO_TEST_LMCACHE=PYTHON python -m bench.engines.lmcache [--only calls agreement]
 
 PYTHON is that of the environment that has LMCache: `make test-lmcache` makes it. Codecs are
 lossless, and preset balanced over the built-in set. LMCache makes the adapter, as its server would,
@@ -11,6 +11,9 @@ out of LMCache's own memory and back into it.
   over those of the client's calls underneath, less 1; of calls at the same time, from the first to
   the last. The worst codec counts.
 - `store`: the same of a store.
+
+`agreement` is of preset near, with LMCache's server and vLLM: see lmcache_agreement.py. What
+`--only` leaves out keeps what engines_lmcache.json has of it.
 """
 
 from __future__ import annotations
@@ -27,24 +30,29 @@ from typing import Any, Final
 
 import torch
 from safetensors.torch import save_file
-from transformers import DynamicCache
+from transformers import AutoTokenizer, DynamicCache
 
+from bench.engines import lmcache_agreement
 from bench.engines.calls import CALLS, Span, read, seconds, underneath
-from bench.engines.parts import flat, judged
+from bench.engines.parts import earlier, flat, judged
 from bench.fleet.rounds import spread
 from bench.generate import texts
 from examples.two_nodes.service import Service
 from lexico_codec.hf_inputs import cache_inputs
 from lexico_lab.models import SMOLLM2, load_model, model_folder
 from lexico_lab.record import finish, gate, machine, table
+from tests.support.lmcache_pairs import Pairs
 from tests.support.lmcache_server import ENVIRONMENT, PYTHON
-from tests.support.vllm_engine import ROOT
+from tests.support.vllm_engine import ROOT, Nursery
+from tests.support.vllm_service import engine_service
 from tests.support.waiting import wait_until
 
 OBJECTS: Final = 4
 OBJECT_TOKENS: Final = 256
 TESTS: Final = ("tests/unit/test_lmcache_*.py",)
 AT_MOST: Final = {"adapter": 0.05, "store": 0.05}
+AT_LEAST: Final = {"near_forced": 0.95, "near_free": 0.95}
+FILE: Final = "engines_lmcache"
 MEMORY_BYTES: Final = 2 << 30
 SECONDS: Final = 600.0
 LOCKS: Final = {"l1_read_ttl_seconds": 2 * SECONDS, "l1_write_ttl_seconds": 2 * SECONDS}
@@ -182,36 +190,86 @@ def _round(ask: Any, calls: Path, objects: Row, number: int) -> dict[str, float]
     }
 
 
+def calls(options: argparse.Namespace) -> Row:
+    """Codec → its row."""
+    described, rows = machine(), {}
+    with tempfile.TemporaryDirectory() as scratch, Service() as service:
+        file, shape = contents(Path(scratch))
+        model = str(model_folder(SMOLLM2))
+        objects = {"model": model, "contents": str(file), "shape": shape, "dtype": "float32"}
+        waits = {f"{call}_seconds": SECONDS for call in ("match", "load", "offload")}
+        addresses = {"reload": service.reload, "offload": service.offload, "model": model}
+        seen = Path(scratch) / "calls.jsonl"
+        for codec in ("lossless", "balanced"):
+            settings = {**addresses, **waits, "codec": codec, "recent_tokens": 1}
+            with lmcache(seen) as ask:
+                row = measure(ask, seen, settings, objects, options.rounds)
+            print(table([flat(row)]), flush=True)
+            rows[codec] = {**row, "machine": described}
+    return rows
+
+
+def agreement(options: argparse.Namespace) -> Row:
+    """Preset → its row."""
+    described, model = machine(), Path(model_folder(SMOLLM2))
+    prompts = texts(AutoTokenizer.from_pretrained(model), options.prompts, options.prompt_tokens)
+    with tempfile.TemporaryDirectory() as scratch, engine_service() as service:
+
+        def folder(name: str) -> Path:
+            made = Path(scratch) / name
+            made.mkdir(exist_ok=True)
+            return made
+
+        nursery = Nursery(folder("vllm") / "vllm.log", model, PYTHON)
+        pairs = Pairs(nursery, folder)
+        try:
+            row = lmcache_agreement.measure(
+                pairs, service.settings, "near", prompts, options.answer
+            )
+        finally:
+            pairs.close()
+            nursery.close()
+    print(table([row]), flush=True)
+    return {"near": {**row, "machine": described}}
+
+
+def figures(parts: dict[str, Row]) -> dict[str, float]:
+    """What documents show; of several codecs the worst."""
+    found = {
+        name: max(row[name]["median"] for row in parts["calls"].values())
+        for name in AT_MOST
+        if "calls" in parts
+    }
+    for cache, row in parts.get("agreement", {}).items():
+        for way in ("forced", "free"):
+            found[f"{cache}_{way}"] = row[way] / row["answer tokens"]
+    return found
+
+
 def main() -> None:
-    """Runs it; writes bench/results/engines_lmcache.json."""
+    """Runs the parts; writes bench/results/engines_lmcache.json."""
     parser = argparse.ArgumentParser(
         prog="python -m bench.engines.lmcache", description=(__doc__ or "").splitlines()[0]
     )
-    parser.add_argument("--rounds", type=int, default=5)
+    run = {"calls": calls, "agreement": agreement}
+    parser.add_argument("--only", nargs="+", choices=list(run), default=list(run), metavar="PART")
+    parser.add_argument("--rounds", type=int, default=5, help="of calls")
+    parser.add_argument("--prompts", type=int, default=20, help="of agreement")
+    parser.add_argument("--prompt-tokens", type=int, default=600)
+    parser.add_argument("--answer", type=int, default=16, help="tokens of each answer")
     parser.add_argument("--no-gate", action="store_true")
     options = parser.parse_args()
     if not PYTHON:
         raise SystemExit("LEXICO_TEST_LMCACHE is not set: the Python of an environment with it")
     if not options.no_gate:
         gate(*TESTS)
-    described, rows = machine(), {}
-    with tempfile.TemporaryDirectory() as scratch, Service() as service:
-        calls = Path(scratch) / "calls.jsonl"
-        file, shape = contents(Path(scratch))
-        model = str(model_folder(SMOLLM2))
-        objects = {"model": model, "contents": str(file), "shape": shape, "dtype": "float32"}
-        waits = {f"{call}_seconds": SECONDS for call in ("match", "load", "offload")}
-        addresses = {"reload": service.reload, "offload": service.offload, "model": model}
-        for codec in ("lossless", "balanced"):
-            settings = {**addresses, **waits, "codec": codec}
-            with lmcache(calls) as ask:
-                row = measure(ask, calls, settings, objects, options.rounds)
-            print(table([flat(row)]), flush=True)
-            rows[codec] = row
-    figures = {name: max(row[name]["median"] for row in rows.values()) for name in AT_MOST}
-    goals = judged(figures, AT_MOST, {})
-    print(table(goals))
-    finish("engines_lmcache", {**figures, "goals": goals, "codecs": rows}, described)
+    parts = earlier(FILE, "lmcache")
+    for part in options.only:
+        parts[part] = run[part](options)
+        found = figures(parts)
+        goals = judged(found, AT_MOST, AT_LEAST)
+        print(table(goals))
+        finish(FILE, {**found, "goals": goals, "lmcache": parts}, machine())
 
 
 if __name__ == "__main__":
