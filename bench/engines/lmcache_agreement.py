@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from tests.support.lmcache_fakes import LOCKS
 from tests.support.lmcache_pairs import Counted, Pair, Pairs
 from tests.support.lmcache_server import CHUNK_TOKENS, MODULE, SENT
 from tests.support.vllm_engine import BLOCK_TOKENS, Engine
@@ -36,7 +37,8 @@ def measure(
     """
     engine = pairs.alone()
     expected = [_answer(engine, ids, answer) for ids in prompts]
-    params = {**settings, "codec": codec, "layout": "vllm-cpu", "block_tokens": BLOCK_TOKENS}
+    layout = {"layout": "vllm-cpu", "block_tokens": BLOCK_TOKENS}
+    params = {**settings, **LOCKS, **layout, "codec": codec}
     adapter = {
         "type": "plugin",
         "module_path": MODULE,
