@@ -44,8 +44,11 @@ def test_json_is_one_document() -> None:
     assert len(out.getvalue().strip().splitlines()) == 2
 
 
-def test_a_terminal_is_shown_tables_and_no_codes_of_others() -> None:
+def test_a_terminal_is_shown_tables_and_no_codes_of_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     pytest.importorskip("rich")
+    monkeypatch.setenv("TERM", "xterm")
     out = Terminal()
     screen = Screen(out, as_json=False)
     screen.show(ANSWER)
@@ -56,6 +59,21 @@ def test_a_terminal_is_shown_tables_and_no_codes_of_others() -> None:
         screen.show(ANSWER)
         screen.show(Answer({}, ("another",)))
     assert "another" in out.getvalue()
+
+
+@pytest.mark.parametrize("term", ["dumb", "unknown"])
+def test_a_terminal_that_cannot_draw_is_shown_each_answer(
+    monkeypatch: pytest.MonkeyPatch, term: str
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    out = Terminal()
+    screen = Screen(out, as_json=False)
+    with screen.redrawn():
+        screen.show(ANSWER)
+        screen.show(Answer({}, ("another",)))
+    assert out.getvalue().startswith("a line�\n\nServers\n")
+    assert out.getvalue().endswith("another\n")
+    assert "\x1b" not in out.getvalue()
 
 
 def test_a_terminal_without_rich(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -139,7 +139,9 @@ def _console(stream: TextIO) -> Any:
     with suppress(ModuleNotFoundError):
         from rich.console import Console
 
-        return Console(file=stream, highlight=False)
+        made = Console(file=stream, highlight=False)
+        # Nothing can be drawn over what is there (TERM=dumb): rich would show nothing at all.
+        return None if made.is_dumb_terminal else made
     return None
 
 
