@@ -107,7 +107,7 @@ class Call(Generic[T]):
         for each in self.then:
             try:
                 each(self)
-            except Exception:
+            except Exception:  # noqa: BLE001 - others follow, and who waits is told
                 _log.exception("what follows a call failed")
         self.ended.set()
         return True

@@ -10,6 +10,7 @@ import pytest
 
 from lexico_client import _load
 from lexico_client.engines._service import Service
+from lexico_codec import pages
 from tests.support.waiting import PATIENCE_S, wait_until
 
 
@@ -47,7 +48,7 @@ class HeldThread:
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.there, self.go_on = threading.Event(), threading.Event()
         self.left = threading.Event()
-        decode = _load.decode_group
+        decode = pages.decode_group
 
         def held(*args: Any) -> None:
             self.there.set()

@@ -23,7 +23,6 @@ from tests.support.vllm_caches import EngineCache, cpu
 from tests.support.vllm_loops import Stepped
 from tests.support.vllm_ranks import rank_caches, rank_config
 from tests.support.vllm_store import Client, Store
-from tests.support.vllm_truth import Truth
 
 BLOCK_TOKENS: Final = 4
 LOAD_S: Final = 3600.0
@@ -161,8 +160,7 @@ class RankMemory:
         rank = rank_of(rank_config(*way, number), caches, g)
         self.truth, self.client = store.truth, Client(store)
         self.service = Stepped(self.client, store.loops)
-        # A rank that holds all slices nothing, as `held_by` has it.
-        self.layers, self.heads = held.layers, held.heads
+        self.held = held
         self.worker = WorkerSide(
             spec,
             self.service,
@@ -207,7 +205,7 @@ class RankMemory:
         """What the engine believes to be there is there."""
         if run.computed:
             here = self.cache.copied(run.blocks, 0, run.computed)
-            wanted = self._own(run.model, run.ids, 0, run.computed)
+            wanted = self.truth.of(run.model, run.ids, 0, run.computed, held=self.held)
             assert self.truth.holds(here, wanted), f"wrong keys and values of {run.ids}"
 
     def check_cached(self, blocks: list[int], names: list[tuple[Hashable, Sequence[int]]]) -> None:
@@ -215,22 +213,13 @@ class RankMemory:
         if not blocks:
             return
         here = self.cache.copied(blocks, 0, len(blocks) * BLOCK_TOKENS)
-        wanted = torch.cat(
-            [self._own(model, ids, len(ids) - BLOCK_TOKENS, len(ids)) for model, ids in names], 2
-        )
+        wanted = self.truth.of_ends(names, BLOCK_TOKENS, self.held)
         assert self.truth.holds(here, wanted), "blocks that others find are wrong"
 
     def _write(self, run: Run, computation: int) -> None:
         first, stop = run.computed, run.computed + run.count
-        values = self._own(run.model, run.ids, first, stop, computation)
+        values = self.truth.of(run.model, run.ids, first, stop, computation, self.held)
         at = torch.arange(first, stop)
         slots = torch.tensor(run.blocks)[at // BLOCK_TOKENS] * BLOCK_TOKENS + at % BLOCK_TOKENS
         for number, layer in enumerate(self.memory):
             layer.write(values[number, 0], values[number, 1], slots)
-
-    def _own(
-        self, model: Hashable, ids: Sequence[int], first: int, stop: int, computation: int = 0
-    ) -> torch.Tensor:
-        layers, heads = self.layers, self.heads
-        values = self.truth.of(model, ids, first, stop, computation)
-        return values[layers.start : layers.stop, :, :, heads.start : heads.stop]

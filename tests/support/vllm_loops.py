@@ -55,7 +55,7 @@ class Loops:
     def run(self) -> None:
         """Until everything waits for the test."""
         self.now += _TICK_S
-        while any([self._ran(loop) for loop in self._alive if loop not in self.frozen]):
+        while any(self._ran(loop) for loop in self._alive if loop not in self.frozen):
             pass
 
     def skip(self, seconds: float) -> None:
@@ -104,7 +104,9 @@ class Stepped(Service):
             work.close()
             raise InternalError("the client's event loop has ended")
         call = Call(work, Access(), self._held)
-        call.then += [self.calls.pop, *([] if then is None else [then])]
+        call.then.append(self._forget)
+        if then is not None:
+            call.then.append(then)
         due = math.inf if seconds is None else self.loops.now + seconds + _GRACE_S
         self.calls[call] = due
         self.loop.call_soon(call.begin)
@@ -123,6 +125,9 @@ class Stepped(Service):
         for call in list(self.calls):
             call.drop()
             call.end(InternalError("the client's event loop ended under the call"))
+
+    def _forget(self, call: Call[Any]) -> None:
+        del self.calls[call]
 
     def _held(self, call: Call[Any]) -> None:
         self.calls[call] = 0.0

@@ -1,5 +1,5 @@
-"""vLLM's scheduler as far as a connector meets it, over one rank or several, on blocks whose content
-is checked.
+"""vLLM's scheduler as far as a connector meets it, over one rank or several, on blocks whose
+content is checked.
 
 What the engine believes is held against what is in its blocks. Nothing runs by itself: answers,
 pages of loads, stores, and steps of ranks that go ahead come when a test lets them.

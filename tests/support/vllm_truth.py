@@ -11,10 +11,11 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
+from lexico_client.engines.vllm._coded import Found
 from lexico_codec.codecs.codec import Codec
 from lexico_codec.geometry import Geometry
+from lexico_codec.slices import Slice
 from lexico_codec.spec import CacheSpec
-from lexico_client.engines.vllm._coded import Found
 from lexico_proto.errors import Unavailable
 from tests.support.vllm_fakes import FakeAnswer
 
@@ -45,7 +46,13 @@ class Truth:
         return self._computations
 
     def of(
-        self, model: Hashable, ids: Sequence[int], first: int, stop: int, computation: int = 0
+        self,
+        model: Hashable,
+        ids: Sequence[int],
+        first: int,
+        stop: int,
+        computation: int = 0,
+        held: Slice | None = None,
     ) -> Tensor:
         """Of tokens `first` to `stop` of a sequence.
 
@@ -53,15 +60,35 @@ class Truth:
             model: weights and adapter.
             ids: of the sequence, from position 0 on.
             computation: when they were computed.
+            held: layers and heads alone; None for all.
         """
-        made = self._of(model, tuple(ids))[first:stop].view(1, 1, -1, 1, 1) + self._places
-        made[..., -1] = computation + self._places[..., -1]
-        return made
+        return self._made(self._of(model, tuple(ids))[first:stop], computation, held)
+
+    def of_ends(
+        self, ends: Sequence[tuple[Hashable, Sequence[int]]], count: int, held: Slice
+    ) -> Tensor:
+        """Of so many last tokens of each of some sequences.
+
+        Args:
+            ends: model and token ids.
+        """
+        return self._made(
+            torch.cat([self._of(model, tuple(ids))[-count:] for model, ids in ends]), 0, held
+        )
 
     def holds(self, here: Tensor, wanted: Tensor) -> bool:
         """Whether keys and values are the wanted ones, whenever they were computed."""
         known = torch.equal(here[..., :-1], wanted[..., :-1])
         return known and torch.equal(here[..., -1] % 1, wanted[..., -1] % 1)
+
+    def _made(self, numbers: Tensor, computation: int, held: Slice | None) -> Tensor:
+        places = self._places
+        if held is not None:
+            layers, heads = held.layers, held.heads
+            places = places[layers.start : layers.stop, :, :, heads.start : heads.stop]
+        made = numbers.view(1, 1, -1, 1, 1) + places
+        made[..., -1] = computation + places[..., -1]
+        return made
 
     def _of(self, model: Hashable, ids: tuple[int, ...]) -> Tensor:
         if (model, ids) not in self._known:

@@ -158,7 +158,7 @@ class OfLmcache(Load):
         return self.into
 
 
-KINDS = {"vllm": OfVllm, "sglang": OfSglang, "tier": OfTier, "lmcache": OfLmcache}
+KINDS: dict[str, Any] = {"vllm": OfVllm, "sglang": OfSglang, "tier": OfTier, "lmcache": OfLmcache}
 
 
 @pytest.fixture(params=KINDS)

@@ -15,7 +15,7 @@ import pytest
 
 from lexico_client.engines.vllm import _scheduler
 from lexico_codec.geometry import Geometry
-from lexico_proto.metrics import ENGINE_PAGES, ENGINE_TOKENS
+from lexico_proto.metrics import ENGINE_PAGES, ENGINE_TOKENS, SLICED_PAGES
 from tests.support.vllm_blocks import LOAD_S, RankMemory
 from tests.support.vllm_fakes import engine_spec, request
 from tests.support.vllm_schedules import Engine
@@ -26,7 +26,7 @@ BEGINNINGS = [list(range(first, first + 40)) for first in (100, 200)]
 """Prompts begin as one of these, so that many share much."""
 WAYS = [(1, 1), (2, 1), (4, 1), (1, 2), (2, 2)]
 """Ranks that split heads, and that split layers."""
-SEEDS, EVENTS = 24, 250
+SEEDS, EVENTS = 24, 300
 
 
 class Schedule:
@@ -42,7 +42,7 @@ class Schedule:
         room = draw.choice([4, 16, 1000]) * spec.page_bytes
         self.store = Store(Truth(geometry), room)
         if ways is None:
-            ways = draw.choices(WAYS, k=draw.choice([1, 1, 2, 3]))
+            ways = draw.choices(WAYS, [1, 2, 2, 2, 1], k=draw.choice([1, 1, 2, 3]))
         self.engines = [
             Engine(
                 self.store,
@@ -70,8 +70,8 @@ class Schedule:
             self.forget: 1,
             self.reset: 0.3 if draw.random() < 0.3 else 0,
             self.expire: 0.5,
-            self.be_late: 1 if harm else 0,
-            self.stick: 1 if harm else 0,
+            self.be_late: 2 if harm else 0,
+            self.stick: 2 if harm else 0,
             self.go_elsewhere: 0.5 if harm else 0,
             self.die: 0.3 if harm else 0,
         }
@@ -217,3 +217,29 @@ def ran(seed: int, ways: list[tuple[int, int]] | None = None) -> Schedule:
 @pytest.mark.parametrize("seed", range(SEEDS))
 def test_blocks_hold_what_the_engine_believes_and_nothing_is_kept(seed: int) -> None:
     ran(seed)
+
+
+def test_the_schedules_have_what_they_are_for() -> None:
+    """Loads that came and that did not, requests that ran again, ends under a load; pages that were
+    whole and that were given up; ranks that differ."""
+    counts: dict[str, int | float] = {}
+    seen: set[str] = set()
+    for seed in range(8):
+        schedule = ran(seed)
+        for engine in schedule.engines:
+            seen |= engine.seen
+        for family in (ENGINE_TOKENS, ENGINE_PAGES, SLICED_PAGES):
+            for metrics in (schedule.store.metrics, *(each.metrics for each in schedule.engines)):
+                for (what,), number in metrics.snapshot().get(family, {}).items():
+                    counts[what] = counts.get(what, 0) + number
+    for what in ("loaded", "lost", "sent", "dropped", "failed", "whole", "expired"):
+        assert counts[what], what
+    assert seen == {
+        "preempted",
+        "aborted under a load",
+        "failed in part",
+        "failed",
+        "hit again",
+        "ended on some ranks",
+        "failed on some ranks",
+    }

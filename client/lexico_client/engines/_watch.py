@@ -94,7 +94,8 @@ class Watch:
 
     def _main(self) -> None:
         while (late := self._late()) is not None:
-            if not all([call.end(self._why()) for call in late]):
+            held = [call for call in late if not call.end(self._why())]
+            if held:
                 time.sleep(_LOOK_S)
 
     def _late(self) -> list[Call[Any]] | None:

@@ -50,9 +50,7 @@ class Tasks(Generic[T]):
         """Tasks without a result."""
         return len(self._failed)
 
-    def run(
-        self, service: Service, work: Coroutine[Any, Any, T], failed: T, seconds: float
-    ) -> int:
+    def run(self, service: Service, work: Coroutine[Any, Any, T], failed: T, seconds: float) -> int:
         """Has the service's loop do the work; its result, or `failed`, is the task's once nobody is
         at its objects.
 

@@ -22,7 +22,7 @@ from lexico_client.engines.sglang._config import StorageConfig
 from lexico_client.engines.sglang._log import LOG
 from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
-from lexico_proto.errors import InvalidInput, LexicoError
+from lexico_proto.errors import InvalidInput
 
 T = TypeVar("T")
 
