@@ -192,8 +192,6 @@ class RankMemory:
             self.check(run)
         for _, run in step.runs:
             self._write(run, step.computation)
-        for order in step.orders.stores:
-            self.client.computations[id(order.token_ids)] = step.computation
         self.worker.begin(step.orders)
         self.worker.stage(step.orders)
         self.worker.over(step.finished)

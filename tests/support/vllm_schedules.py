@@ -204,6 +204,7 @@ class Engine(Blocks):
         orders = self.side.orders(told)
         for order in orders.stores:
             self.store.models.setdefault(order.spec.namespace, self.weights)
+            self.store.orders[id(order.token_ids)] = self.store.truth.computation()
         runs = list[tuple[Request, Run]]()
         for each, _ in [*new, *cached]:
             count = tokens[each.request.request_id]

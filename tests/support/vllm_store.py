@@ -52,10 +52,13 @@ class Store:
         """Key → page. A key stands for namespace and prefix."""
         self.models: dict[bytes, Hashable] = {}
         """Namespace → the weights that its first pages were computed with."""
+        self.orders: dict[int, int] = {}
+        """Order to store → a number of its own. Known by the object of its token ids, which all
+        ranks are given."""
         self.wrong: list[str] = []
         self._ids: dict[bytes, list[int]] = {}
         self._sent: dict[bytes, dict[int, dict[Slice, Tensor]]] = {}
-        """Key → computation → what ranks sent of it."""
+        """Key → order → what ranks sent of it."""
         bounds = OffloadConfig(
             idle_s=IDLE_S, slice_wait_s=SLICE_WAIT_S, max_inflight_bytes=room_bytes
         )
@@ -74,10 +77,10 @@ class Store:
             first, stop = page * size, (page + 1) * size
             self.pages[key] = self.truth.of((0, None), ids, first, stop, computation)
 
-    def sent(self, key: bytes, ids: list[int], computation: int, held: Slice, part: Tensor) -> None:
+    def sent(self, key: bytes, ids: list[int], order: int, held: Slice, part: Tensor) -> None:
         """A rank has sent its slice of the last page of these token ids."""
         self._ids[key] = ids
-        self._sent.setdefault(key, {}).setdefault(computation, {})[held] = part
+        self._sent.setdefault(key, {}).setdefault(order, {})[held] = part
 
     def let_come(self) -> None:
         """All that is under way goes on, to its end or until it waits for what does not come."""
@@ -145,8 +148,6 @@ class Client:
     def __init__(self, store: Store) -> None:
         self.store, self.gates = store, store.gates
         self.ingress = store.here
-        self.computations: dict[int, int] = {}
-        """What was computed for a store → its number. Known by the object of its token ids."""
 
     async def load(
         self, spec: CacheSpec, token_ids: Any, target: Any, *, pages: range, timeout: float
@@ -203,16 +204,16 @@ class Client:
         assembly: bytes,
         timeout: float,
     ) -> Any:
-        computation = self.computations[id(token_ids)]
+        order = self.store.orders[id(token_ids)]
         ids = token_ids.tolist()[: pages * spec.page_tokens]
         async with asyncio.timeout(timeout):
             try:
-                return await self._offloaded(spec, ids, source, assembly, computation)
+                return await self._offloaded(spec, ids, source, assembly, order)
             except Unavailable:  # once more, from the match on
-                return await self._offloaded(spec, ids, source, assembly, computation)
+                return await self._offloaded(spec, ids, source, assembly, order)
 
     async def _offloaded(
-        self, spec: CacheSpec, ids: list[int], source: Any, assembly: bytes, computation: int
+        self, spec: CacheSpec, ids: list[int], source: Any, assembly: bytes, order: int
     ) -> Any:
         if await self.gates.passed("match"):
             raise Unavailable("as the test has it")
@@ -239,9 +240,8 @@ class Client:
                     if await self.gates.passed("store"):
                         raise Unavailable("as the test has it")
                     part = torch.cat([source(page, group) for group in range(spec.groups)]).clone()
-                    self.store.sent(
-                        keys[page], ids[: (page + 1) * size], computation, Slice.of(spec), part
-                    )
+                    of_page = ids[: (page + 1) * size]
+                    self.store.sent(keys[page], of_page, order, Slice.of(spec), part)
                     stream.give(page, part.numpy().tobytes())
                 stream.end()
                 report = await asyncio.wrap_future(put)

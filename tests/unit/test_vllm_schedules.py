@@ -57,13 +57,15 @@ class Schedule:
         ]
         self.number = 0
         harm = draw.random() < 0.4
+        self.hurry = 0.1 if harm else 1.0
+        """How often a thread goes on that is at the engine's memory."""
         self.events: dict[Callable[[], None], float] = {
             self.add: 5,
             self.step: 12,
             self.go_ahead: 6,
             self.answer: 8,
             self.go_on: 16,
-            self.come: 3,
+            self.come: 1 if harm else 3,
             self.share: 6,
             self.abort: 2,
             self.lose: 2,
@@ -125,8 +127,11 @@ class Schedule:
         """Pages of loads or stores come, or fail."""
         gates = self.store.gates
         for _ in range(self.draw.randint(1, 16)):
-            if gates.open:
-                gates.let(self.draw.choice(gates.open), failing=self.draw.random() < 0.05)
+            there = [each for each in gates.open if each.name != "thread"]
+            if self.draw.random() < self.hurry:
+                there = gates.open
+            if there:
+                gates.let(self.draw.choice(there), failing=self.draw.random() < 0.05)
                 self.store.loops.run()
 
     def come(self) -> None:
