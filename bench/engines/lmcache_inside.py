@@ -38,13 +38,13 @@ class TimedL2Adapter(LexicoL2Adapter):
         """From when LMCache asks for one until it is told of the result."""
         begin, end, began = tasks.begin, tasks.end, dict[int, float]()
 
-        def begun() -> int:
+        def begun(failed: Any) -> int:
             at = now()
-            task = begin()
+            task = begin(failed)
             began[task] = at
             return task
 
-        def ended(task: int, result: Any) -> None:
+        def ended(task: int, result: Any = None) -> None:
             end(task, result)
             write(name, began.pop(task))
 

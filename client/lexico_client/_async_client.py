@@ -327,7 +327,8 @@ class AsyncClient(SetCalls):
             Unsupported: a `CodesReceiver`, and a codec without codes; or a spec of a slice.
             Exception: whatever else the target, or a receiver of its, raised.
         """
-        return await self._counted_load(spec, token_ids, target, inputs, pages, timeout, Access())
+        access = Access.of_call()
+        return await self._counted_load(spec, token_ids, target, inputs, pages, timeout, access)
 
     async def _counted_load(
         self,

@@ -7,6 +7,7 @@ import threading
 from collections.abc import AsyncIterator, Callable, Iterator
 from concurrent.futures import Executor, Future
 from contextlib import asynccontextmanager, contextmanager, suppress
+from contextvars import ContextVar
 from queue import SimpleQueue
 from typing import Any, Final, ParamSpec, TypeVar
 from weakref import finalize
@@ -101,17 +102,28 @@ def _raised(error: StopIteration) -> RuntimeError:
 
 
 class Access:
-    """The right of a worker thread to the caller's memory; it ends with the call."""
+    """The right of worker threads to the caller's memory; it ends with the call."""
 
-    def __init__(self) -> None:
+    def __init__(self, within: Access | None = None) -> None:
+        """
+        Args:
+            within: a wider right: its end ends this one too, and who uses this one uses it.
+        """
+        self._within = within
         self._lock = threading.Lock()
         self._over = False
+        self._users = 0
         self._inside: threading.Event | None = None
+
+    @classmethod
+    def of_call(cls) -> Access:
+        """A right within that of the work that calls, where it has one."""
+        return cls(OF_WORK.get())
 
     @property
     def over(self) -> bool:
         """Whether the call has ended."""
-        return self._over
+        return self._over or (self._within is not None and self._within.over)
 
     @contextmanager
     def using(self) -> Iterator[bool]:
@@ -119,25 +131,41 @@ class Access:
         with self._lock:
             allowed = not self._over
             if allowed:
-                self._inside = threading.Event()
+                self._users += 1
+                self._inside = self._inside or threading.Event()
         try:
-            yield allowed
+            if allowed and self._within is not None:
+                with self._within.using() as allowed_there:
+                    yield allowed_there
+            else:
+                yield allowed
         finally:
             if allowed:
-                with self._lock:
-                    inside, self._inside = self._inside, None
-                if inside is not None:
-                    inside.set()
+                self._leave()
 
     def end(self) -> threading.Event | None:
         """No thread begins to touch the memory any more.
 
         Returns:
-            None: none does. Else an event that is set once the one that still does has ended.
+            None: none does. Else an event that is set once the last that still does has ended.
         """
         with self._lock:
             self._over = True
             return self._inside
+
+    def _leave(self) -> None:
+        with self._lock:
+            self._users -= 1
+            if self._users:
+                return
+            inside, self._inside = self._inside, None
+        if inside is not None:
+            inside.set()
+
+
+OF_WORK: Final[ContextVar[Access | None]] = ContextVar("lexico_access", default=None)
+"""The right that all of a piece of work has to the memory that it is about. Whoever begins the work
+may end it from outside: see `engines._service`."""
 
 
 class Shift:
@@ -255,7 +283,7 @@ class Crew:
         A cancelled call has no result that could name a thread that is still in the caller's
         memory. So it waits for it, for a moment beyond its deadline.
         """
-        access = access or Access()
+        access = access or Access.of_call()
         with self.one() as worker:
             try:
                 yield Shift(self, worker, budget, access)

@@ -6,9 +6,9 @@ import logging
 import sys
 import threading
 from collections.abc import Callable, Coroutine
-from typing import Any, Final, TypeVar
+from typing import Any, TypeVar
 
-from lexico_client._loop_thread import GRACE_SECONDS, Call, LoopThread
+from lexico_client._loop_thread import GRACE_SECONDS, OF_PARENTS, Call, LoopThread
 from lexico_codec.forks import renew_in_children
 from lexico_proto.errors import (
     Cancelled,
@@ -21,10 +21,6 @@ from lexico_proto.errors import (
 T = TypeVar("T")
 
 _log = logging.getLogger(__name__)
-
-_OF_PARENTS: Final[list[LoopThread]] = []
-"""Loops of the process that this one was forked from. They are kept: to close one would take its
-socket out of the epoll set that both processes share, and the parent's loop would sleep on."""
 
 
 class Runner:
@@ -51,7 +47,7 @@ class Runner:
         """Forgets the loop, and the locks that other threads may have held."""
         self._lock, self._closing = threading.RLock(), threading.RLock()
         if self._loop is not None:
-            _OF_PARENTS.append(self._loop)
+            OF_PARENTS.append(self._loop)
             self._loop = None
 
     def run(
@@ -92,11 +88,9 @@ class Runner:
     def begin(self, work: Coroutine[Any, Any, None]) -> None:
         """Has the loop run work that nobody waits for. Nothing where there is none to run it."""
         try:
-            loop, call = self._started(work)
+            self._started(work)
         except LexicoError:
             work.close()
-            return
-        loop.leave(call)
 
     def close(self, last: Callable[[], Coroutine[Any, Any, None]]) -> None:
         """Ends the thread once `last` has run on it. A second caller waits for the first.

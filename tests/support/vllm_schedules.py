@@ -1,29 +1,26 @@
-"""vLLM's scheduler and worker as far as a connector meets them, on blocks whose content is checked.
+"""vLLM's scheduler as far as a connector meets it, over one rank or several, on blocks whose
+content is checked.
 
 What the engine believes is held against what is in its blocks. Nothing runs by itself: answers,
-pages of loads, and stores come when a test lets them.
+pages of loads, stores, and steps of ranks that go ahead come when a test lets them.
 """
 
 from __future__ import annotations
 
-import asyncio
-from collections.abc import Callable, Sequence
+import random
+from collections import Counter, deque
 from types import SimpleNamespace
 from typing import Any, Final, cast
 
-import torch
-from torch import Tensor
-
 from lexico_client.engines._counts import Counts
 from lexico_client.engines.vllm._log import LOG
-from lexico_client.engines.vllm._orders import Orders
 from lexico_client.engines.vllm._scheduler import SchedulerSide
-from lexico_client.engines.vllm._worker import WorkerSide
 from lexico_codec.spec import CacheSpec
 from lexico_proto.metrics import Metrics
-from tests.support.vllm_blocks import BLOCK_TOKENS, Blocks, Request
-from tests.support.vllm_fakes import engine_spec
-from tests.support.vllm_truth import Client, Finding, Stepped, Truth
+from tests.support.sliced_pages import split
+from tests.support.vllm_blocks import BLOCK_TOKENS, Blocks, RankMemory, Request, Run, Step
+from tests.support.vllm_store import Store
+from tests.support.vllm_truth import Finding
 
 STAGED_PAGES: Final = 6
 
@@ -32,34 +29,49 @@ class Engine(Blocks):
     """One engine: `step` is one of vLLM's, the other methods are what comes from outside."""
 
     def __init__(
-        self, client: Client, truth: Truth, *, page_tokens: int, blocks: int = 20, budget: int = 12
+        self,
+        store: Store,
+        spec: CacheSpec,
+        way: tuple[int, int] = (1, 1),
+        *,
+        blocks: int = 20,
+        budget: int = 12,
+        ahead: bool = False,
+        draw: random.Random,
     ) -> None:
-        spec = engine_spec(page_tokens=page_tokens)
-        super().__init__(truth, spec, blocks)
-        self.budget = budget
-        self._of: dict[bytes, int] = {}
-        """Namespace → the weights that its first pages were computed with."""
-        client.check = self._check_stored
-        self.service = Stepped(client)
-        self.client = client
-        self.finding = Finding(client, spec.codec)
+        """
+        Args:
+            store: shared with other engines.
+            spec: of the model's pages.
+            way: ranks that split heads, and that split layers.
+            blocks, budget: of the engine, and tokens that a step computes at most.
+            ahead: whether a step is scheduled before it is known what came of the one before it.
+            draw: which rank goes first.
+        """
+        super().__init__(blocks)
+        self.store, self.spec, self.budget, self.draw = store, spec, budget, draw
+        self.finding = Finding(store.stored, spec.codec)
         self.metrics = Metrics()
         counts = Counts(LOG, self.metrics)
         self.side = SchedulerSide(
             spec, self.finding, counts, block_tokens=BLOCK_TOKENS, recent_tokens=1
         )
-        self.worker = WorkerSide(
-            spec,
-            self.service,
-            counts,
-            load_seconds=3600,
-            offload_seconds=3600,
-            drain_seconds=1,
-            staging_bytes=STAGED_PAGES * spec.page_bytes,
-            concurrent_loads=2,
-            concurrent_stores=1,
-        )
-        self.worker.register(self.cache)
+        g, (tensor, pipeline) = spec.geometry, way
+        self.ranks = [
+            RankMemory(
+                store,
+                spec,
+                way,
+                number,
+                held,
+                blocks,
+                self.metrics,
+                staging_bytes=STAGED_PAGES * spec.page_bytes // (tensor * pipeline),
+                concurrent_loads=2,
+                concurrent_stores=1,
+            )
+            for number, held in enumerate(split(g.layers, g.kv_heads, tensor, pipeline))
+        ]
         self.requests: dict[str, Request] = {}
         self.waiting: list[Request] = []
         self.running: list[Request] = []
@@ -67,8 +79,12 @@ class Engine(Blocks):
         self.preempted: set[str] = set()
         self.seen: set[str] = set()
         """What happened."""
-        self.last: Callable[[], None] | None = None
-        """What the step before gave, in an engine that schedules ahead of it."""
+        self.pending: deque[Step] = deque()
+        """Steps of which it is not known what came of them."""
+        self.ahead = ahead
+        self._awaited = Counter[str]()
+        """Request → ranks of which it is not known whether its load has ended there."""
+        self._failed_at: dict[str, set[int]] = {}
 
     # From outside
 
@@ -92,7 +108,7 @@ class Engine(Blocks):
         while self.running:
             self._preempt()
         self.cached.clear()
-        self.weights += 1
+        self.weights = object()
         self.side.reset()
 
     @property
@@ -104,9 +120,30 @@ class Engine(Blocks):
 
     # A step
 
-    def step(self, *, ahead: bool = False) -> None:
+    def step(self) -> None:
         """Schedules, computes, and takes in what came of it: of the step before, where the engine
         schedules ahead."""
+        step = self._scheduled()
+        self.pending.append(step)
+        for rank in self.ranks:
+            rank.queue.append(step)
+        while len(self.pending) > self.ahead:
+            self._complete()
+
+    def go_ahead(self) -> None:
+        """A rank computes what it is to compute, before others do."""
+        behind = [rank for rank in self.ranks if rank.queue]
+        if behind:
+            self.draw.choice(behind).run()
+
+    def _complete(self) -> None:
+        """Takes in what came of the first step that is pending."""
+        step = self.pending.popleft()
+        while behind := [rank for rank in self.ranks if step in rank.queue]:
+            self.draw.choice(behind).run()
+        self._take_in(step)
+
+    def _scheduled(self) -> Step:
         new: list[tuple[Request, list[int]]] = []
         cached: list[tuple[Request, list[int]]] = []
         resumed, tokens = set[str](), dict[str, int]()
@@ -166,18 +203,18 @@ class Engine(Blocks):
         )
         self.finished, self.preempted = set(), set()
         orders = self.side.orders(told)
-        scheduled = [
-            (each, each.computed, tokens[each.request.request_id]) for each, _ in [*new, *cached]
-        ]
-        for each, _, count in scheduled:
+        for order in orders.stores:
+            self.store.models.setdefault(order.spec.namespace, self.weights)
+            self.store.orders[id(order.token_ids)] = self.store.truth.computation()
+        runs = list[tuple[Request, Run]]()
+        for each, _ in [*new, *cached]:
+            count = tokens[each.request.request_id]
+            model = (self.weights, each.model)
+            run = Run(model, tuple(each.ids), tuple(each.blocks), each.computed, count)
+            runs.append((each, run))
             each.computed += count
-        done = self._computed(orders, scheduled, told.finished_req_ids)
-        before, self.last = self.last, done
-        if before is not None:
-            before()
-        if not ahead:
-            done()
-            self.last = None
+        fresh, self.fresh = self.fresh, []
+        return Step(orders, runs, fresh, told.finished_req_ids, self.store.truth.computation())
 
     def _admit(self, request: Request) -> bool:
         """Whether a request may be given blocks to compute in."""
@@ -218,40 +255,37 @@ class Engine(Blocks):
         request.failed = request.arrived = False
         request.state = "waiting"
 
-    def _computed(
-        self, orders: Orders, scheduled: list[tuple[Request, int, int]], finished: set[str]
-    ) -> Callable[[], None]:
-        """The worker's part, and what is to be taken in of it."""
-        for request, computed, count in scheduled:
-            self._check(request, computed)
-            self._write(request, computed, count)
-        for order in orders.stores:
-            self._of.setdefault(order.spec.namespace, self.weights)
-        self.worker.begin(orders)
-        self.worker.stage(orders)
-        self.worker.over(finished)
-        self.service.run()
-        arrived, bad = self.worker.arrived(), self.worker.bad_blocks()
-
-        def take() -> None:
-            self._invalid(bad)
-            if bad:
-                self.side.lost(bad)
-            for name in arrived:
-                request = self.requests[name]
-                if request.state == "aborted":
-                    self._release(request)
-                    del self.requests[name]
-                else:
-                    assert request.state == "remote", "a load ended that nobody waits for"
-                    request.arrived = True
-            for request, computed, count in scheduled:
-                if request.state == "running" and computed + count <= request.computed:
-                    self._keep(request, computed + count)
-                    if computed + count == len(request.ids):
-                        self._sampled(request)
-
-        return take
+    def _take_in(self, step: Step) -> None:
+        """As vLLM's `KVOutputAggregator` and `update_from_output`: a block that one rank lost is
+        lost, and a load has ended once it has on every rank."""
+        arrived, bad = list[str](), set[int]()
+        for ended, lost in step.told:
+            bad |= lost
+            for name in ended:
+                self._awaited[name] += 1
+                if self._awaited[name] == len(self.ranks):
+                    del self._awaited[name]
+                    arrived.append(name)
+        if self._awaited:
+            self.seen.add("ended on some ranks")
+        if len({frozenset(lost) for _, lost in step.told}) > 1:
+            self.seen.add("failed on some ranks")
+        self._invalid(bad)
+        if bad:
+            self.side.lost(bad)
+        for name in arrived:
+            request = self.requests[name]
+            if request.state == "aborted":
+                self._release(request)
+                del self.requests[name]
+            else:
+                assert request.state == "remote", "a load ended that nobody waits for"
+                request.arrived = True
+        for request, run in step.runs:
+            if request.state == "running" and run.computed + run.count <= request.computed:
+                self._keep(request, run.computed + run.count)
+                if run.computed + run.count == len(request.ids):
+                    self._sampled(request)
 
     def _sampled(self, request: Request) -> None:
         if request.generated == request.to_generate:
@@ -319,54 +353,44 @@ class Engine(Blocks):
 
     # What must hold
 
-    def _check_stored(self, spec: CacheSpec, ids: Sequence[int], page: Tensor) -> bool:
-        weights, size = self._of[spec.namespace], spec.page_tokens
-        wanted = self.truth.of((weights, None), ids, len(ids) - size, len(ids))
-        return torch.equal(page, wanted)
-
-    def share(self, ids: list[int]) -> None:
-        """Another engine of the first weights has stored a prompt."""
-        size = self.spec.page_tokens
-        for page in range(len(ids) // size):
-            values = self.truth.of((0, None), ids, page * size, (page + 1) * size)
-            self.client.put(self.spec, ids, page, values)
-
     def check(self) -> None:
-        """Every block that the engine believes computed holds the right keys and values, and what
-        went to the store was right."""
-        assert not self.client.wrong, f"pages that are wrong were stored: {self.client.wrong}"
-        for request in self.requests.values():
-            if request.state in ("waiting", "running") and self.last is None:
-                self._check(request, request.computed)
-        for name, block in self.cached.items():
+        """Every block that the engine believes computed holds the right keys and values, on every
+        rank, and what went to the store was right."""
+        assert not self.store.wrong, self.store.wrong
+        settled = not self.pending
+        names, blocks = list[tuple[Any, Any]](), list(self.cached.values())
+        for name in self.cached:
             (lora, _), ids = cast("Any", name)
-            first = len(ids) - BLOCK_TOKENS
-            here = self.cache.copied([block], 0, BLOCK_TOKENS)
-            wanted = self.truth.of((self.weights, lora), ids, first, len(ids))
-            assert torch.equal(here, wanted), f"block {block}: found by others, and wrong"
+            names.append(((self.weights, lora), ids))
+        for rank in self.ranks:
+            rank.check_cached(blocks, names)
+            for request in self.requests.values():
+                if request.state in ("waiting", "running") and settled:
+                    model = (self.weights, request.model)
+                    rank.check(Run(model, request.ids, request.blocks, request.computed, 0))
 
     def let_come(self) -> None:
         """Answers all questions, and lets all loads and stores end."""
         while self.finding.open:
             self.finding.answer(0)
-        while self.client.gates:
-            self.client.gates.pop().passed.set()
-            self.service.run()
+        self.store.let_come()
+
+    @property
+    def storing(self) -> bool:
+        """Whether pages are on their way to the store."""
+        return any(rank.worker.stores_under_way for rank in self.ranks)
 
     def settle(self) -> None:
         """Lets everything come, until every request is over."""
         for _ in range(2000):
             self.let_come()
-            if not self.requests and not self.worker.stores_under_way:
+            if not self.requests and not self.storing and not self.pending:
                 break
             self.step()
             self.check()
+            if not self.requests:
+                self.ahead = False
+                self.store.expire()
         left = {name: each.state for name, each in self.requests.items()}
         assert not left, f"requests that never end: {left}"
         self.step()
-
-    def close(self) -> None:
-        for task in asyncio.all_tasks(self.service.loop):
-            task.cancel()
-        self.service.run()
-        self.service.loop.close()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from tests.support.forking import run_program
+from tests.unit.test_vllm_worker import THERE
 
 HUGGING_FACE = """
 import json, tempfile
@@ -64,6 +65,55 @@ thread.join()
 print(json.dumps([child, forms.once("name", int), runner.run(seven(), PATIENCE_S)]))
 """
 
+ENGINES = """
+import asyncio, json, tempfile
+from pathlib import Path
+from lexico_client.engines._counts import Counts
+from lexico_client.engines.lmcache._tasks import Tasks
+from lexico_client.engines.vllm._log import LOG
+from tests.support.forking import in_child
+from tests.support.waiting import PATIENCE_S, wait_until
+from tests.unit.test_vllm_worker import THERE, Rig, Transport
+
+transport = Transport()
+rig = Rig(transport, Path(tempfile.mkdtemp()))
+worker, service = rig.worker, rig.service
+rig.compute()
+rig.store()
+rig.stored()
+transport.open.clear()
+rig.order()
+rig.store(salt=b"another")
+tasks = Tasks("load", lambda: None, Counts(LOG))
+
+async def load():
+    while not transport.open.is_set():
+        await asyncio.sleep(0.001)
+    return [True]
+
+task = tasks.run(service, load(), [False], PATIENCE_S)
+call = service.begin(load())
+wait_until(lambda: transport.gets and transport.puts > 1, "both calls")
+
+async def seven():
+    return 7
+
+def there():
+    blocks = [sorted(worker.arrived()), sorted(worker.bad_blocks())]
+    ended = [*blocks, [tasks.take(task)], call.finished]
+    kept = [service.closed, worker.stores_under_way, service.wait(seven(), PATIENCE_S) == 7]
+    return [ended, kept]
+
+with worker._lock, service._lock, tasks._lock, service._watch._changed:
+    child = in_child(there, in_order=False)
+transport.open.set()
+wait_until(lambda: call.finished and tasks.under_way == 0 and not worker._orders, "all to end")
+rig.stored()
+parent = [worker.arrived() == {"r"}, sorted(worker.bad_blocks()), tasks.take(task) == [True]]
+worker.close()
+print(json.dumps([*child, parent]))
+"""
+
 
 def test_a_child_decodes_though_its_parent_used_openmp() -> None:
     exact, coded = [384, 384], [336, 336]  # six pages of 64, and without 64 recent of 400 tokens
@@ -72,3 +122,13 @@ def test_a_child_decodes_though_its_parent_used_openmp() -> None:
 
 def test_locks_that_were_held_at_the_fork() -> None:
     assert run_program(HELD_LOCKS) == [[8, 7], 7, 7]
+
+
+def test_what_an_engine_waited_for_has_ended_in_a_child() -> None:
+    """And goes on in the parent; the child begins anew, whatever was held at the fork."""
+    load, child, parent = (
+        [["r"], sorted(THERE), [[False]], False],
+        [False, 0, True],
+        [True, [], True],
+    )
+    assert run_program(ENGINES) == [load, child, parent]

@@ -14,9 +14,11 @@ import torch
 from transformers import AutoConfig
 
 from lexico_client import fingerprint_files
+from lexico_client.engines._counts import Counts
 from lexico_client.engines.lmcache import _pages, _supported
 from lexico_client.engines.lmcache._config import AdapterConfig, SerdeConfig
 from lexico_client.engines.lmcache._layout import layout_of
+from lexico_client.engines.lmcache._log import LOG
 from lexico_client.engines.lmcache._pages import Page, Pages
 from lexico_client.engines.lmcache._tasks import Tasks
 from lexico_codec.hf_geometry import geometry_of
@@ -352,9 +354,9 @@ def test_every_method_of_ours_is_recorded_and_takes_what_lmcache_gives(name: str
 
 def test_a_result_is_fetched_once_and_told_of() -> None:
     told: list[int] = []
-    tasks: Tasks[str] = Tasks(lambda: told.append(1))
-    other: Tasks[str] = Tasks(lambda: told.append(2))
-    first, second, third = tasks.begin(), tasks.begin(), other.begin()
+    tasks: Tasks[str] = Tasks("load", lambda: told.append(1), Counts(LOG))
+    other: Tasks[str] = Tasks("load", lambda: told.append(2), Counts(LOG))
+    first, second, third = tasks.begin("f"), tasks.begin("f"), other.begin("f")
     assert len({first, second, third}) == 3
     assert (tasks.take(first), tasks.under_way) == (None, 2)
     tasks.end(second, "b")
@@ -363,7 +365,7 @@ def test_a_result_is_fetched_once_and_told_of() -> None:
     assert told == [1, 1, 2]
     assert (tasks.take(first), tasks.take(first), tasks.under_way) == ("a", None, 0)
     assert (tasks.take_all(), tasks.take_all()) == ({second: "b"}, {})
-    last = tasks.begin()
+    last = tasks.begin("f")
     tasks.close()
     tasks.end(last, "d")
     assert (told, tasks.take(last)) == ([1, 1, 2], None)

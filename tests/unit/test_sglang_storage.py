@@ -14,9 +14,9 @@ import torch
 from torch import Tensor
 
 from lexico_client import AsyncClient, InMemoryTransport
+from lexico_client.engines import _service
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
-from lexico_client.engines.sglang import _storage
 from lexico_client.engines.sglang._log import LOG
 from lexico_client.engines.sglang._pages import HostPages
 from lexico_client.engines.sglang._storage import Page, StorageSide
@@ -27,6 +27,7 @@ from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_TOKENS, M
 from lexico_proto.v1 import offload_pb2 as offload
 from lexico_proto.v1 import reload_pb2 as reload
 from tests.support.client_fixtures import PATIENT, flipped
+from tests.support.lost_loops import Stuck
 from tests.support.residual_sets import residual_set
 from tests.support.sglang_pools import DIM, HEADS, LAYERS, HostPool
 from tests.support.waiting import PATIENCE_S, until, wait_until
@@ -276,33 +277,21 @@ def test_a_load_ends_with_its_deadline(transport: Transport, tmp_path: Path) -> 
 
 @pytest.mark.parametrize("what", ["load", "store"])
 def test_a_call_leaves_nothing_behind_at_the_engines_memory(
-    what: str,
-    transport: Transport,
-    tmp_path: Path,
-    monkeypatch: pytest.MonkeyPatch,
-    caplog: pytest.LogCaptureFixture,
+    what: str, transport: Transport, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """SGLang gives pages to others once it has the answer: they would be read as this one's."""
-    monkeypatch.setattr(_storage, "GRACE_S", 0.0)
+    """SGLang gives pages to others once it has the answer: they would be read as this one's. Where
+    the loop is stuck it has the answer all the same, and the call does nothing any more."""
+    monkeypatch.setattr(_service, "GRACE_SECONDS", 0.0)
     rig = Rig(transport, tmp_path, load_seconds=0.05, offload_seconds=0.05)
-    rig.compute(3)
-    stuck, answers = threading.Event(), list[list[bool]]()
-    page = rig.of(hashes(1), 3)
-
-    async def stick() -> None:
-        stuck.wait(PATIENCE_S)
-
-    rig.service.begin(stick())
-    caller = threading.Thread(target=lambda: answers.append(getattr(rig.side, what)(page)))
-    caller.start()
-    try:
-        wait_until(lambda: caplog.text.count("loop is stuck") > 1 or answers, "the call to wait on")
-        assert not answers
-    finally:
-        stuck.set()
-        caller.join()
-        rig.service.close()
-    assert answers == [[False]] or what == "store"
+    rig.compute(2)
+    rig.side.store(rig.of(hashes(1), 2))
+    puts, stuck = transport.puts, Stuck(rig.service)
+    assert getattr(rig.side, what)(rig.of(hashes(1, first=what == "store"), 3)) == [False]
+    others = rig.compute(3, seed=1)
+    stuck.go_on()
+    rig.service.close()
+    assert torch.equal(rig.read(3), others)
+    assert transport.puts == puts
 
 
 def test_a_node_without_an_ingress_stores_nothing(transport: Transport, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import asyncio
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from typing import Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import torch
@@ -18,12 +18,14 @@ from torch import Tensor
 
 from lexico_client._async_client import AsyncClient
 from lexico_client._coding import Coding, checked_without_set
+from lexico_client._crew import Access
 from lexico_client._results import PageOutcome
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._turns import Left, in_turn, until
 from lexico_client.engines.lmcache._config import AdapterConfig
 from lexico_client.engines.lmcache._pages import ObjectKey, Page, Pages
 from lexico_codec.codecs.codec import Codec
+from lexico_codec.forks import renew_in_children
 from lexico_codec.inputs import PageInputs
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
@@ -35,6 +37,8 @@ from lexico_proto.errors import (
     UnknownDictionary,
     Unsupported,
 )
+
+T = TypeVar("T")
 
 Layouts = Mapping[int, tuple[Sequence[int], torch.dtype]]
 """Object group → shape and type of its objects, as a look-up is told them."""
@@ -67,9 +71,14 @@ class ObjectStore:
         self._counts = counts
         self._given = _set_given(settings)
         self._codings: dict[CacheSpec, Coding] = {}
+        self.after_fork()
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """A child has locks and turns of its own, and nothing under way."""
         self._learning = asyncio.Lock()
-        self._loading = asyncio.Semaphore(settings.concurrent_loads)
-        self._storing = asyncio.Semaphore(settings.concurrent_stores)
+        self._loading = asyncio.Semaphore(self._settings.concurrent_loads)
+        self._storing = asyncio.Semaphore(self._settings.concurrent_stores)
         self._lock = threading.Lock()
         self._held = 0
         self._stores = 0
@@ -205,7 +214,7 @@ class ObjectStore:
         if not loaded.pages:
             return False
         if not layout.in_place:
-            await asyncio.to_thread(layout.put, room, into, shape)
+            await _at_object(layout.put, room, into, shape)
         return True
 
     async def _stored(self, key: ObjectKey, tensor: Tensor, left: Left) -> int | None:
@@ -230,7 +239,7 @@ class ObjectStore:
         if layout.in_place:
             memory = layout.pages(tensor, page.shape)
         else:
-            memory = await asyncio.to_thread(layout.pages, tensor, page.shape)
+            memory = await _at_object(layout.pages, tensor, page.shape)
 
         async def send() -> int:
             report = await self._client.offload(
@@ -315,6 +324,23 @@ def _set_given(settings: AdapterConfig) -> DictionarySet | bytes | None:
         raise
     except LexicoError as error:
         raise ConfigurationError(f"{settings.where}: dictionary: {error.message}") from error
+
+
+async def _at_object(work: Callable[..., T], *args: Any) -> T:
+    """Work in a thread at the memory of an object.
+
+    Raises:
+        Cancelled: the object may be another by now.
+    """
+    access = Access.of_call()
+
+    def within() -> T:
+        with access.using() as allowed:
+            if not allowed:
+                raise Cancelled("the call has ended, and the object may be another by now")
+            return work(*args)
+
+    return await asyncio.to_thread(within)
 
 
 def _layout_of(layouts: Layouts, key: ObjectKey) -> tuple[Sequence[int], torch.dtype]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import TYPE_CHECKING, Any
 
 import lmcache
 from lmcache.lmcache_native import Bitmap
@@ -21,14 +20,12 @@ from lexico_client.engines.lmcache._pages import Pages
 from lexico_client.engines.lmcache._store import Layouts, Object, ObjectStore
 from lexico_client.engines.lmcache._supported import check_interface, check_version
 from lexico_client.engines.lmcache._tasks import Tasks
-from lexico_proto.errors import LexicoError, Unavailable
+from lexico_proto.errors import Unavailable
 from lexico_proto.metrics import ENGINE_PAGES, ENGINE_REQUESTS, ENGINE_TOKENS, PROCESS
 
 if TYPE_CHECKING:
     from lmcache.v1.distributed.api import MemoryLayoutDesc, ObjectKey
     from lmcache.v1.memory_management import MemoryObj
-
-T = TypeVar("T")
 
 init_logger(LOG.name)  # its handler writes where LMCache writes
 check_version(lmcache.__version__)
@@ -59,9 +56,10 @@ class LexicoL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         self._notifiers = [create_event_notifier() for _ in range(3)]
         self._fds: list[int] = [each.fileno() for each in self._notifiers]
         stored, found, loaded = (each.notify for each in self._notifiers)
-        self._stores: Tasks[L2StoreResult] = Tasks(stored)
-        self._finds: Tasks[Bitmap] = Tasks(found)
-        self._loads: Tasks[Bitmap] = Tasks(loaded)
+        counts = self._counts
+        self._stores: Tasks[L2StoreResult] = Tasks("store", stored, counts)
+        self._finds: Tasks[Bitmap] = Tasks("match", found, counts)
+        self._loads: Tasks[Bitmap] = Tasks("load", loaded, counts)
         LOG.info(
             "shares objects: codec=%s layout=%s reload=%s offload=%s",
             settings.codec,
@@ -85,7 +83,8 @@ class LexicoL2Adapter(L2AdapterInterface):  # type: ignore[misc]
                 raise Unavailable("no `offload` address was given: nothing is stored")
             return L2StoreResult(*await self._objects.store(_objects(keys, objects)))
 
-        return self._begin("store", self._stores, store, L2StoreResult(False, 0))
+        failed, seconds = L2StoreResult(False, 0), self._settings.offload_seconds
+        return self._stores.run(self._service, store(), failed, seconds)
 
     def pop_completed_store_tasks(self) -> dict[int, L2StoreResult]:
         return self._stores.take_all()
@@ -96,7 +95,8 @@ class LexicoL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         async def find() -> Bitmap:
             return _bitmap(await self._objects.find(keys, _layouts(group_layout_descs)))
 
-        return self._begin("match", self._finds, find, Bitmap(len(keys)))
+        failed, seconds = Bitmap(len(keys)), self._settings.match_seconds
+        return self._finds.run(self._service, find(), failed, seconds)
 
     def query_lookup_and_lock_result(self, task_id: int) -> Bitmap | None:
         return self._finds.take(task_id)
@@ -108,7 +108,8 @@ class LexicoL2Adapter(L2AdapterInterface):  # type: ignore[misc]
         async def load() -> Bitmap:
             return _bitmap(await self._objects.load(_objects(keys, objects)))
 
-        return self._begin("load", self._loads, load, Bitmap(len(keys)))
+        failed, seconds = Bitmap(len(keys)), self._settings.load_seconds
+        return self._loads.run(self._service, load(), failed, seconds)
 
     def query_load_result(self, task_id: int) -> Bitmap | None:
         return self._loads.take(task_id)
@@ -147,30 +148,6 @@ class LexicoL2Adapter(L2AdapterInterface):  # type: ignore[misc]
     async def _drained(self, seconds: float) -> None:
         if not await self._objects.drained(seconds):
             LOG.warning("ends before all is stored: stores=%d", self._objects.stores_under_way)
-
-    def _begin(
-        self, what: str, tasks: Tasks[T], work: Callable[[], Awaitable[T]], failed: T
-    ) -> int:
-        """Has the loop do the work; its result, or `failed`, is the task's."""
-        task = tasks.begin()
-
-        async def run() -> None:
-            result = failed
-            try:
-                result = await work()
-            except Exception as error:  # noqa: BLE001 - a defect of ours is a miss
-                self._counts.warn(what, error)
-            finally:
-                tasks.end(task, result)
-
-        running = run()
-        try:
-            self._service.begin(running)
-        except LexicoError as error:
-            running.close()
-            self._counts.warn(what, error)
-            tasks.end(task, failed)
-        return task
 
 
 def _bitmap(bits: list[bool]) -> Bitmap:

@@ -22,15 +22,15 @@ from lexico_client.engines.sglang._config import StorageConfig
 from lexico_client.engines.sglang._log import LOG
 from lexico_codec.memory import CacheMemory
 from lexico_codec.spec import CacheSpec
-from lexico_proto.errors import DeadlineExpired, InternalError, InvalidInput, LexicoError
+from lexico_proto.errors import InvalidInput
 
 T = TypeVar("T")
 
 SCHEME: Final = "sglang-sha256"
 """SGLang's hash of a page: SHA-256 over that of the page before and the page's token ids, the first
 one over what keeps requests apart (LoRA adapter, cache salt, namespace)."""
-GRACE_S: Final = 5.0
-"""What a call may take beyond its deadline, which it ends itself, before that is spoken of."""
+STUCK_S: Final = 5.0
+"""After which, behind its deadline, it is said of a call that it does not end."""
 
 
 @dataclass(frozen=True)
@@ -156,7 +156,7 @@ class StorageSide:
         anything."""
         size, came = self._page_tokens, 0
         try:
-            came = self._result(self._loaded(pages), self._load_s, in_memory=True)
+            came = self._result(self._loaded(pages), self._load_s)
         except Exception as error:  # noqa: BLE001 - as above: they are computed
             self._counts.warn("load", error)
         self._counts.tokens("loaded", came * size)
@@ -170,10 +170,10 @@ class StorageSide:
         once = {page.hash: page for page in pages}
         ended: dict[bytes, PageOutcome] = {}
         try:
-            work = self._stored(list(once.values()), ended)
-            self._result(work, self._offload_s, in_memory=True)
+            self._result(self._stored(list(once.values()), ended), self._offload_s)
         except Exception as error:  # noqa: BLE001 - of the engine's requests none depends on it
             self._counts.warn("store", error)
+        ended = dict(ended)  # a loop that was stuck may go on
         present = sum(outcome is PageOutcome.PRESENT for outcome in ended.values())
         self._counts.pages("present", present)
         self._counts.pages("sent", len(ended) - present)
@@ -228,30 +228,17 @@ class StorageSide:
         if refused:
             raise refused[0]
 
-    def _result(
-        self, work: Coroutine[Any, Any, T], seconds: float, *, in_memory: bool = False
-    ) -> T:
-        """Of work on the loop, which ends within so many seconds, or soon after.
-
-        Args:
-            in_memory: whether it reads or writes memory that is the engine's again after the call,
-                and others' soon: it is not left behind.
+    def _result(self, work: Coroutine[Any, Any, T], seconds: float) -> T:
+        """Of work on the loop, which ends within so many seconds, or soon after. Memory that it
+        reads or writes is the engine's again after the call, and others' soon: while a thread is
+        there, the call goes on.
 
         Raises:
             LexicoError: what the work raised; it did not end; or there is no loop any more.
         """
-        try:
-            call = self._service.begin(work)
-        except LexicoError:
-            work.close()
-            raise
-        while not call.ended.wait(seconds + GRACE_S):
-            LOG.error("no answer within %g s: the client's event loop is stuck", seconds)
-            if not in_memory:
-                raise DeadlineExpired(f"no answer within {seconds:g} s")
-        if not call.finished:
-            call.drop()
-            raise InternalError("the client's event loop ended under the call")
+        call = self._service.begin(work, seconds)
+        while not call.ended.wait(seconds + STUCK_S):
+            LOG.error("a thread is at the engine's memory still, %g s after it was due", STUCK_S)
         return call.result()
 
 

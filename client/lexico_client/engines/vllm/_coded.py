@@ -70,7 +70,7 @@ class Finder:
         Raises:
             LexicoError: the service's loop has ended.
         """
-        return self.service.begin(self._found(base, token_ids))
+        return self.service.begin(self._found(base, token_ids), self.seconds)
 
     async def _found(self, base: CacheSpec, token_ids: npt.NDArray[np.uint32]) -> Found:
         """

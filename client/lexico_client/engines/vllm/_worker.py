@@ -10,11 +10,13 @@ import asyncio
 import threading
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
-from typing import Final
+from typing import Any, Final
 
 import torch
 from torch import Tensor
 
+from lexico_client._crew import Access
+from lexico_client._loop_thread import Call
 from lexico_client._results import Loaded, LoadSeconds, PageOutcome, PutReport
 from lexico_client.engines._counts import Counts
 from lexico_client.engines._service import Service
@@ -22,10 +24,10 @@ from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm._orders import REST_S, LoadOrder, Orders, StoreOrder
 from lexico_client.engines.vllm._paged import PagedCache, PageTarget
 from lexico_client.engines.vllm._ranks import Rank
+from lexico_codec.forks import renew_in_children
 from lexico_codec.sets.dictionary import DictionarySet
 from lexico_codec.spec import CacheSpec
 from lexico_proto.errors import (
-    Cancelled,
     DeadlineExpired,
     LexicoError,
     Unavailable,
@@ -90,20 +92,32 @@ class WorkerSide:
         self._offload_s = offload_seconds
         self._drain_s = drain_seconds
         self._most = staging_bytes
-        self._loading = asyncio.Semaphore(concurrent_loads)
-        self._storing = asyncio.Semaphore(concurrent_stores)
+        self._turns = concurrent_loads, concurrent_stores
         self._cache: PagedCache | None = None
-        self._lock = threading.Lock()
-        self._ended = threading.Condition(self._lock)
         self._arrived: set[str] = set()
         self._bad: set[int] = set()
-        self._staged = 0
-        self._stores = 0
-        self._loads = 0
-        self._loaded_for: set[str] = set()
-        """Requests whose loads are under way, or wait."""
+        self._orders: dict[str, LoadOrder] = {}
+        """Request → its load, which is under way or waits."""
         self._over: set[str] = set()
         """Of these, the ones that have ended."""
+        self._idle()
+        renew_in_children(self)
+
+    def after_fork(self) -> None:
+        """Loads and stores of before are the parent's: here nothing will come of them."""
+        for order in self._orders.values():
+            self._bad |= PageTarget(self._memory, order.spec, order).lost(0)
+            self._arrived.add(order.request_id)
+        self._orders, self._over = {}, set()
+        self._idle()
+
+    def _idle(self) -> None:
+        """Nothing is under way."""
+        self._lock = threading.Lock()
+        self._ended = threading.Condition(self._lock)
+        loads, stores = self._turns
+        self._loading, self._storing = asyncio.Semaphore(loads), asyncio.Semaphore(stores)
+        self._staged = self._stores = 0
 
     def register(self, cache: PagedCache) -> None:
         """Gives the engine's memory."""
@@ -113,13 +127,17 @@ class WorkerSide:
         """Begins loads, with each step of the engine. Each will be told of by `arrived`."""
         for order in orders.loads:
             with self._lock:
-                self._loads += 1
-                self._loaded_for.add(order.request_id)
+                self._orders[order.request_id] = order
+
+            def ended(call: Call[int], order: LoadOrder = order) -> None:
+                self._end(order, call)
+
             try:
-                self._service.begin(self._load(order, _reached(self._memory.device)))
-            except LexicoError as error:
+                work = self._load(order, _reached(self._memory.device))
+                self._service.begin(work, self._load_s, ended)
+            except Exception as error:  # noqa: BLE001 - whatever it is, the request is computed
                 self._counts.warn("load", error)
-                self._end(order, set(order.blocks[order.start // self._memory.block_tokens :]))
+                self._tell(order, 0)
 
     def stage(self, orders: Orders) -> None:
         """Copies pages that are to be stored; called once the step is computed, or is certain to be
@@ -130,16 +148,21 @@ class WorkerSide:
             staged = self._copied(order)
             if staged is None:
                 continue
+            pages = staged.pages - order.first_page
+
+            def ended(call: Call[None], order: StoreOrder = order, pages: int = pages) -> None:
+                self._freed(order, pages, _error_of(call))
+
             try:
-                self._service.begin(self._store(staged))
+                self._service.begin(self._store(staged), then=ended)
             except LexicoError as error:
-                self._freed(order, staged.pages - order.first_page, error)
+                self._freed(order, pages, error)
 
     def over(self, names: Iterable[str]) -> None:
         """Requests that have ended: a load that waits for its turn is not begun for them, and one
         that is under way goes on to its end."""
         with self._lock:
-            self._over |= self._loaded_for.intersection(names)
+            self._over |= self._orders.keys() & set(names)
 
     def arrived(self) -> set[str]:
         """Requests whose loads have ended since the last call, whatever came of them. The blocks of
@@ -152,7 +175,7 @@ class WorkerSide:
         """Waits a moment for a load to end, where there is one: of an engine that has nothing to
         compute meanwhile."""
         with self._ended:
-            self._ended.wait_for(lambda: self._arrived or not self._loads, REST_S)
+            self._ended.wait_for(lambda: self._arrived or not self._orders, REST_S)
 
     def bad_blocks(self) -> set[int]:
         """Blocks that were not loaded, since the last call; to be asked for after `arrived`."""
@@ -175,27 +198,22 @@ class WorkerSide:
             raise Unavailable("the engine has registered no caches yet")
         return self._cache
 
-    async def _load(self, order: LoadOrder, reached: Callable[[], bool]) -> None:
-        """Whatever happens, `_end` is told: a request waits for that."""
+    async def _load(self, order: LoadOrder, reached: Callable[[], bool]) -> int:
+        """Pages that came.
+
+        Raises:
+            Exception: none did.
+        """
+        access = Access.of_call()
         target = PageTarget(self._memory, order.spec, order)
-        pages, lost, wanted = 0, target.lost(0), order.stop - order.start
-        try:
-            loaded = await self._loaded(order, target, reached)
-            pages = loaded.pages
-            target.settle(pages)
-            lost = target.lost(pages)
-            if loaded.reason is not None:
-                self._counts.warn("load", loaded.reason)
-        except Exception as error:  # noqa: BLE001 - whatever it is, the request is computed
-            pages, lost = 0, target.lost(0)
-            self._counts.warn("load", error)
-        finally:
-            size = self._spec.page_tokens
-            came = min(order.stop, (target.pages.start + pages) * size) - order.start
-            came = wanted if not lost else max(0, came)
-            self._counts.tokens("loaded", came)
-            self._counts.tokens("lost", wanted - came)
-            self._end(order, lost)
+        loaded = await self._loaded(order, target, reached)
+        with access.using() as allowed:
+            if not allowed:
+                raise DeadlineExpired(f"load: not there within {self._load_s:g} s")
+            target.settle(loaded.pages)
+        if loaded.reason is not None:
+            self._counts.warn("load", loaded.reason)
+        return loaded.pages
 
     async def _loaded(
         self, order: LoadOrder, target: PageTarget, reached: Callable[[], bool]
@@ -224,12 +242,23 @@ class WorkerSide:
             await _until(loaded.unfinished.is_set)
         return loaded
 
-    def _end(self, order: LoadOrder, lost: set[int]) -> None:
+    def _end(self, order: LoadOrder, call: Call[int]) -> None:
+        """Nobody writes into the order's blocks any more: its request waits for that."""
+        error = _error_of(call)
+        if error is not None:
+            self._counts.warn("load", error)
+        self._tell(order, call.result() if error is None else 0)
+
+    def _tell(self, order: LoadOrder, pages: int) -> None:
+        target, wanted = PageTarget(self._memory, order.spec, order), order.stop - order.start
+        lost, stop = target.lost(pages), (target.pages.start + pages) * self._spec.page_tokens
+        came = max(0, min(order.stop, stop) - order.start) if lost else wanted
+        self._counts.tokens("loaded", came)
+        self._counts.tokens("lost", wanted - came)
         with self._ended:
             self._bad |= lost
             self._arrived.add(order.request_id)
-            self._loads -= 1
-            self._loaded_for.discard(order.request_id)
+            self._orders.pop(order.request_id, None)
             self._over.discard(order.request_id)
             self._ended.notify_all()
 
@@ -257,23 +286,19 @@ class WorkerSide:
         return _Staged(order, order.first_page + fitting, copies, _reached(memory.device))
 
     async def _store(self, staged: _Staged) -> None:
-        order, failed = staged.order, None
-        try:
-            await _until(staged.ready)
-            staged = replace(staged, copies=staged.copies.cpu())  # a device's memory is scarce
-            async with self._storing:
-                await self._keep_dictionary()
-                report = await self._offloaded(staged)
-                ours = report.pages[order.first_page :]
-                sent = sum(outcome in _UNDER_WAY for outcome in ours)
-                self._counts.pages("sent", sent)
-                self._counts.pages("present", len(ours) - sent)
-        except Exception as error:  # noqa: BLE001 - of the engine's requests none depends on it
-            failed = error
-        except asyncio.CancelledError:
-            failed = Cancelled("the engine ends")
-        finally:
-            self._freed(order, staged.pages - order.first_page, failed)
+        """
+        Raises:
+            Exception: not all pages are stored. Of the engine's requests none depends on it.
+        """
+        await _until(staged.ready)
+        staged = replace(staged, copies=staged.copies.cpu())  # a device's memory is scarce
+        async with self._storing:
+            await self._keep_dictionary()
+            report = await self._offloaded(staged)
+        ours = report.pages[staged.order.first_page :]
+        sent = sum(outcome in _UNDER_WAY for outcome in ours)
+        self._counts.pages("sent", sent)
+        self._counts.pages("present", len(ours) - sent)
 
     async def _offloaded(self, staged: _Staged) -> PutReport:
         order, client = staged.order, self._service.client
@@ -348,6 +373,15 @@ def _reached(device: torch.device) -> Callable[[], bool]:
     event = torch.cuda.Event()  # type: ignore[no-untyped-call]
     event.record(torch.cuda.current_stream(device))
     return event.query
+
+
+def _error_of(call: Call[Any]) -> BaseException | None:
+    """Why a call that has ended has no result."""
+    try:
+        call.result()
+    except BaseException as error:  # noqa: BLE001 - whatever it is, the engine goes on
+        return error
+    return None
 
 
 async def _until(state: Callable[[], bool]) -> None:

@@ -8,9 +8,9 @@ job are pinned in the primary tier, so they are read and written without a copy.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Collection, Coroutine, Sequence
+from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
-from typing import Any, Final, NamedTuple, TypeVar
+from typing import Final, NamedTuple
 
 from lexico_client._loop_thread import Call
 from lexico_client._results import PageOutcome
@@ -22,9 +22,8 @@ from lexico_client.engines.vllm._log import LOG
 from lexico_client.engines.vllm.tier._config import TierConfig
 from lexico_client.engines.vllm.tier._layout import Chunks
 from lexico_client.engines.vllm.tier._lookups import Lookups
+from lexico_codec.forks import renew_in_children
 from lexico_proto.errors import Busy, Cancelled, InternalError, LexicoError, Unsupported
-
-T = TypeVar("T")
 
 HASH_BYTES: Final = 32
 """Of SHA-256. What else vLLM can be told to use is no cryptographic hash."""
@@ -99,12 +98,17 @@ class TierSide:
         self._settings = settings
         self._tokens = chunk_tokens
         self.chunk_bytes = chunk_bytes
-        self._loading = asyncio.Semaphore(settings.concurrent_loads)
-        self._storing = asyncio.Semaphore(settings.concurrent_stores)
+        self.after_fork()
+        renew_in_children(self)
         self._running: dict[int, _Running] = {}
         self._held = 0
         self._ending = False
         self.lookups = Lookups(self._ask, counts, chunk_tokens)
+
+    def after_fork(self) -> None:
+        """A child has turns of its own; jobs of before have ended there, see `Service`."""
+        self._loading = asyncio.Semaphore(self._settings.concurrent_loads)
+        self._storing = asyncio.Semaphore(self._settings.concurrent_stores)
 
     def load(self, job: Job) -> None:
         """Begins to bring chunks."""
@@ -167,10 +171,12 @@ class TierSide:
             found = await self._pages.found(hashes, self._settings.match_seconds)
             return [spec is not None for spec in found]
 
-        return self._started(asked())
+        return self._service.begin(asked(), self._settings.match_seconds)
 
     def _begin(self, job: Job, work: Callable[[Job], Awaitable[Ended]], *, loads: bool) -> None:
         what = "load" if loads else "store"
+        settings = self._settings
+        seconds = settings.load_seconds if loads else settings.offload_seconds
 
         async def run() -> Ended:
             loop = asyncio.get_running_loop()
@@ -184,21 +190,10 @@ class TierSide:
 
         call: Call[Ended] | None = None
         try:
-            call = self._started(run())
+            call = self._service.begin(run(), seconds)
         except LexicoError as error:
             self._counts.warn(what, error)
         self._running[job.number] = _Running(job, loads, call)
-
-    def _started(self, work: Coroutine[Any, Any, T]) -> Call[T]:
-        """
-        Raises:
-            LexicoError: there is no loop any more.
-        """
-        try:
-            return self._service.begin(work)
-        except LexicoError:
-            work.close()
-            raise
 
     def _take(self, running: _Running) -> Ended:
         job, call = running.job, running.call
