@@ -7,10 +7,10 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lexico_codec.frame import parse_frame
-from lexico_codec.geometry import Geometry
+from lexico_codec.hf_geometry import geometry_of
 from lexico_codec.pages import decode_group
 from lexico_codec.spec import make_spec
 from lexico_proto.metrics import ENGINE_REQUESTS, ENGINE_TOKENS
@@ -28,7 +28,7 @@ def test_pages_in_the_store_are_the_keys_and_values_of_hugging_face(
     service: EngineService, prompts: Prompts, model: Path, stored: set[str]
 ) -> None:
     """A lossless codec does not notice a layout that is read wrong."""
-    found = _pages(service, stored)
+    found = _pages(service, model, stored)
     assert len(found) == len(prompts.apart) * CHUNKS
     with torch.inference_mode():
         network = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
@@ -80,16 +80,14 @@ def test_prompts_that_come_at_once(pair: Pair, prompts: Prompts, plain: Plain) -
     assert (pair.server.counts() - before)[FOUND] == len(plain.apart) * LOADED
 
 
-def _pages(service: EngineService, names: Iterable[str]) -> list[Tensor]:
+def _pages(service: EngineService, model: Path, names: Iterable[str]) -> list[Tensor]:
     """What is in the store, by what its frames say of themselves."""
     found = []
     for entry in map(service.store._pages.__getitem__, names):
-        first, last = (parse_frame(frame)[0] for frame in (entry.frames[0], entry.frames[-1]))
+        first = parse_frame(entry.frames[0])[0]
         spec = make_spec(
             weights=bytes(32),
-            geometry=Geometry(
-                last.first_layer + last.layers, first.kv_heads, first.head_dim, first.dtype
-            ),
+            geometry=geometry_of(AutoConfig.from_pretrained(model), first.dtype),
             codec="lossless",
             page_tokens=first.tokens,
             group_layers=first.layers,
