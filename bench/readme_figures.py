@@ -60,7 +60,10 @@ FORMATS: Final[dict[str, Callable[[float], str]]] = {
         for cache in ("own", "lossless", "near")
         for way in ("forced", "free")
     },
-    **{f"engines_lmcache.{name}": "{:.1%}".format for name in ("adapter", "store")},
+    **{
+        f"engines_lmcache.{name}": "{:.1%}".format
+        for name in ("adapter", "store", "near_forced", "near_free")
+    },
     "engines_lmcache_serdes.over_frames": "{:.3%}".format,
     **{
         f"engines_lmcache_serdes.{name}": "{:.1f}".format
