@@ -66,13 +66,13 @@ print(json.dumps([child, forms.once("name", int), runner.run(seven(), PATIENCE_S
 """
 
 ENGINES = """
-import asyncio, json, tempfile
+import json, tempfile
 from pathlib import Path
 from lexico_client.engines._counts import Counts
 from lexico_client.engines.lmcache._tasks import Tasks
 from lexico_client.engines.vllm._log import LOG
 from tests.support.forking import in_child
-from tests.support.waiting import PATIENCE_S, wait_until
+from tests.support.waiting import PATIENCE_S, until, wait_until
 from tests.unit.test_vllm_worker import THERE, Rig, Transport
 
 transport = Transport()
@@ -87,8 +87,7 @@ rig.store(salt=b"another")
 tasks = Tasks("load", lambda: None, Counts(LOG))
 
 async def load():
-    while not transport.open.is_set():
-        await asyncio.sleep(0.001)
+    await until(transport.open.is_set, "the service to be let go on")
     return [True]
 
 task = tasks.run(service, load(), [False], PATIENCE_S)
