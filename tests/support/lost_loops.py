@@ -4,6 +4,7 @@ which they decode into."""
 from __future__ import annotations
 
 import threading
+from contextlib import suppress
 from typing import Any
 
 import pytest
@@ -20,8 +21,10 @@ def end(service: Service) -> None:
     async def leave() -> None:
         raise SystemExit(3)
 
-    service.begin(leave())
-    wait_until(lambda: service.closed, "the loop to end")
+    call = service.begin(leave())
+    wait_until(lambda: service.closed and call.ended.is_set(), "the loop to end")
+    with suppress(SystemExit):
+        call.result()
 
 
 class Stuck:

@@ -35,11 +35,17 @@ async def forever() -> None:
 
 
 def test_a_thread_is_started_by_the_first_call(runner: Runner) -> None:
-    before = threading.active_count()
+    assert named("lexico-client-test") == set()
     assert runner.run(seven(), PATIENCE_S) == 7
-    assert threading.active_count() == before + 1
+    started = named("lexico-client-test")
+    assert len(started) == 1
     assert runner.run(seven(), PATIENCE_S) == 7
-    assert threading.active_count() == before + 1
+    assert named("lexico-client-test") == started
+
+
+def named(name: str) -> set[threading.Thread]:
+    """Threads of this name: those of other tests end when they do."""
+    return {thread for thread in threading.enumerate() if thread.name == name}
 
 
 def test_work_that_is_late_is_waited_for_while_the_loop_answers(runner: Runner) -> None:
