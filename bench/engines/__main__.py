@@ -22,7 +22,7 @@ from typing import Any, Final
 from transformers import AutoTokenizer
 
 from bench.engines import vllm_agreement, vllm_conversations, vllm_first_token
-from bench.engines.parts import added, earlier, flat, judged
+from bench.engines.parts import AGREED, added, earlier, flat, judged
 from bench.generate import texts
 from examples.two_nodes.service import Service
 from lexico_lab.models import SMOLLM2, model_folder
@@ -44,7 +44,7 @@ AT_MOST: Final = {
 AT_LEAST: Final = {"conversations_equal": 1.0, "near_forced": 0.95, "near_free": 0.95}
 COUNTS: Final = {
     "conversations": vllm_conversations.COUNTS,
-    "agreement": vllm_agreement.COUNTS,
+    "agreement": AGREED,
 }
 
 

@@ -10,14 +10,13 @@ from __future__ import annotations
 
 from typing import Any, Final
 
+from bench.engines.parts import Answer, agreement
 from tests.support.lmcache_fakes import LOCKS
 from tests.support.lmcache_pairs import Counted, Pair, Pairs
 from tests.support.lmcache_server import CHUNK_TOKENS, MODULE, SENT
 from tests.support.vllm_engine import BLOCK_TOKENS, Engine
 
 LOADED: Final = "lexico_engine_tokens_total loaded"
-COUNTS: Final = ("prompts", "answer tokens", "free", "forced", "whole answers")
-"""Of a row, what pieces of a run add up to."""
 
 
 def measure(
@@ -57,7 +56,7 @@ def measure(
 def _row(
     pair: Pair, codec: str, prompts: list[list[int]], expected: list[list[int]]
 ) -> dict[str, Any]:
-    free, forced, tokens, whole, loaded = 0, 0, 0, 0, 0
+    free, forced, loaded = list[Answer](), list[Answer](), 0
     for ids, theirs in zip(prompts, expected, strict=True):
         counted = Counted(pair.server)
         said = _answer(pair.engine, ids, len(theirs))
@@ -69,25 +68,10 @@ def _row(
         nexts = [_answer(pair.engine, ids + theirs[:place], 1)[0] for place in places]
         if counted.changes()[LOADED] < came * len(theirs):
             raise SystemExit(f"{codec}: a prompt was not loaded each time")
-        free += _equal(said, theirs)
-        forced += _equal([said[0], *nexts], theirs)
-        whole += said == theirs
-        tokens += len(theirs)
-    return {
-        "cache": codec,
-        "prompts": len(prompts),
-        "prompt tokens": len(prompts[0]),
-        "loaded": loaded // len(prompts),
-        "answer tokens": tokens,
-        "free": free,
-        "forced": forced,
-        "whole answers": whole,
-    }
+        free.append(said)
+        forced.append([said[0], *nexts])
+    return agreement(codec, prompts, loaded, expected, free, forced)
 
 
 def _answer(engine: Engine, ids: list[int], tokens: int) -> list[int]:
     return engine.generate(ids, max_tokens=tokens, params={"ignore_eos": True}).tokens[0]
-
-
-def _equal(ours: list[int], theirs: list[int]) -> int:
-    return sum(a == b for a, b in zip(ours, theirs, strict=True))

@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, Final
 
 from lexico_lab.record import RESULTS
 
+Answer = list[int]
+"""Token ids."""
+AGREED: Final = ("prompts", "answer tokens", "free", "forced", "whole answers")
+"""Of a row of `agreement`, what pieces of a run add up to."""
 Rows = dict[str, Any]
 """Codec or cache → what was measured of it."""
 
@@ -31,6 +35,45 @@ def added(before: Rows, came: Rows, counts: tuple[str, ...]) -> Rows:
         name: {**row, **{count: before[name][count] + row[count] for count in counts}}
         for name, row in came.items()
     }
+
+
+def agreement(
+    cache: str,
+    prompts: Sequence[Answer],
+    loaded: int,
+    expected: Sequence[Answer],
+    free: Sequence[Answer],
+    forced: Sequence[Answer],
+) -> dict[str, Any]:
+    """A row: how far greedy answers agree with those that are expected.
+
+    Args:
+        cache: where the prompts' caches came from.
+        prompts: token ids.
+        loaded: tokens of all prompts that came from there.
+        expected: answers, one a prompt.
+        free: answers that went on from their own tokens.
+        forced: next tokens, each behind the expected ones before it.
+    """
+    return {
+        "cache": cache,
+        "prompts": len(prompts),
+        "prompt tokens": len(prompts[0]),
+        "loaded": loaded // len(prompts),
+        "answer tokens": sum(map(len, expected)),
+        "free": _equal(free, expected),
+        "forced": _equal(forced, expected),
+        "whole answers": sum(a == b for a, b in zip(free, expected, strict=True)),
+    }
+
+
+def _equal(ours: Sequence[Answer], theirs: Sequence[Answer]) -> int:
+    """Tokens that are the same."""
+    return sum(
+        a == b
+        for mine, other in zip(ours, theirs, strict=True)
+        for a, b in zip(mine, other, strict=True)
+    )
 
 
 def judged(

@@ -25,7 +25,7 @@ from transformers import AutoTokenizer
 
 from bench.engines import sglang_agreement, sglang_first_token
 from bench.engines.calls import CALLS
-from bench.engines.parts import added, earlier, flat, judged
+from bench.engines.parts import AGREED, added, earlier, flat, judged
 from bench.generate import texts
 from examples.two_nodes.service import Service
 from lexico_lab.models import SMOLLM2, model_folder
@@ -132,7 +132,7 @@ def main() -> None:
             for part in options.only:
                 came = run[part](made, calls, model, options)
                 if options.after:
-                    came = added(parts.get(part, {}), came, sglang_agreement.COUNTS)
+                    came = added(parts.get(part, {}), came, AGREED)
                 parts[part] = parts.get(part, {}) | came
                 found = figures(parts)
                 rows = judged(found, AT_MOST, AT_LEAST)

@@ -14,11 +14,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any, Final
 
+from bench.engines.parts import Answer, agreement
 from tests.support.sglang_engine import PAGE_TOKENS, Engine, Generated, Nursery
 
 OWN: Final = "own"
-COUNTS: Final = ("prompts", "answer tokens", "free", "forced", "whole answers")
-"""Of a row, what pieces of a run add up to."""
 
 
 def measure(
@@ -56,7 +55,7 @@ def measure(
 def _row(
     name: str, engine: Engine, prompts: list[list[int]], expected: list[list[int]]
 ) -> dict[str, Any]:
-    free, forced, tokens, whole, loaded = 0, 0, 0, 0, 0
+    free, forced, loaded = list[Answer](), list[Answer](), 0
     for ids, theirs in zip(prompts, expected, strict=True):
         found = _answer(engine, ids, len(theirs))
         said, cached = found.tokens[0], (found.cached if name == OWN else found.loaded)[0]
@@ -65,25 +64,10 @@ def _row(
         loaded += cached
         places = range(1, len(theirs))
         nexts = [_answer(engine, ids + theirs[:place], 1).tokens[0][0] for place in places]
-        free += _equal(said, theirs)
-        forced += _equal([said[0], *nexts], theirs)
-        whole += said == theirs
-        tokens += len(theirs)
-    return {
-        "cache": name,
-        "prompts": len(prompts),
-        "prompt tokens": len(prompts[0]),
-        "loaded": loaded // len(prompts),
-        "answer tokens": tokens,
-        "free": free,
-        "forced": forced,
-        "whole answers": whole,
-    }
+        free.append(said)
+        forced.append([said[0], *nexts])
+    return agreement(name, prompts, loaded, expected, free, forced)
 
 
 def _answer(engine: Engine, ids: list[int], tokens: int) -> Generated:
     return engine.generate(ids, max_tokens=tokens, ignore_eos=True)
-
-
-def _equal(ours: list[int], theirs: list[int]) -> int:
-    return sum(a == b for a, b in zip(ours, theirs, strict=True))

@@ -9,12 +9,10 @@ what it differs from itself by.
 
 from __future__ import annotations
 
-from typing import Any, Final
+from typing import Any
 
+from bench.engines.parts import Answer, agreement
 from tests.support.vllm_engine import Engine, Nursery
-
-COUNTS: Final = ("prompts", "answer tokens", "free", "forced", "whole answers")
-"""Of a row, what pieces of a run add up to."""
 
 
 def measure(
@@ -52,33 +50,18 @@ def measure(
 def _row(
     name: str, engine: Engine, prompts: list[list[int]], expected: list[list[int]]
 ) -> dict[str, Any]:
-    free, forced, tokens, whole, loaded = 0, 0, 0, 0, 0
+    free, forced, loaded = list[Answer](), list[Answer](), 0
     for ids, theirs in zip(prompts, expected, strict=True):
         said, cached = _answer(engine, ids, len(theirs))
         if not cached:
             raise SystemExit(f"{name}: a prompt was not reloaded")
         loaded += cached
         nexts = [_answer(engine, ids + theirs[:place], 1)[0][0] for place in range(1, len(theirs))]
-        free += _equal(said, theirs)
-        forced += _equal([said[0], *nexts], theirs)
-        whole += said == theirs
-        tokens += len(theirs)
-    return {
-        "cache": name,
-        "prompts": len(prompts),
-        "prompt tokens": len(prompts[0]),
-        "loaded": loaded // len(prompts),
-        "answer tokens": tokens,
-        "free": free,
-        "forced": forced,
-        "whole answers": whole,
-    }
+        free.append(said)
+        forced.append([said[0], *nexts])
+    return agreement(name, prompts, loaded, expected, free, forced)
 
 
 def _answer(engine: Engine, ids: list[int], tokens: int) -> tuple[list[int], int]:
     found = engine.generate(ids, max_tokens=tokens, params={"ignore_eos": True})
     return found.tokens[0], found.cached[0]
-
-
-def _equal(ours: list[int], theirs: list[int]) -> int:
-    return sum(a == b for a, b in zip(ours, theirs, strict=True))

@@ -60,3 +60,19 @@ def test_pieces_add_up() -> None:
     assert whole == {"near": {"prompts": 8, "free": 110, "loaded": 512}}
     with pytest.raises(SystemExit, match="no piece"):
         parts.added({}, came, ("prompts",))
+
+
+def test_how_far_answers_agree() -> None:
+    expected, free, forced = [[1, 2, 3], [4, 5, 6]], [[1, 9, 9], [4, 5, 6]], [[1, 2, 9], [4, 5, 6]]
+    assert parts.agreement("near", [[0] * 8, [1] * 8], 12, expected, free, forced) == {
+        "cache": "near",
+        "prompts": 2,
+        "prompt tokens": 8,
+        "loaded": 6,
+        "answer tokens": 6,
+        "free": 4,
+        "forced": 5,
+        "whole answers": 1,
+    }
+    with pytest.raises(ValueError, match="zip"):
+        parts.agreement("near", [[0]], 1, [[1, 2]], [[1]], [[1, 2]])

@@ -112,10 +112,9 @@ class ObjectStore:
                     found = await self._present(spec, [pages[place] for place in places])
                     # A prompt has one token at least behind its last chunk.
                     newest = -(-(self._settings.recent_tokens - 1) // spec.page_tokens)
-                    for left, place, codec in zip(
-                        reversed(range(len(places))), places, found, strict=True
-                    ):
-                        there[place] = codec is not None and (codec.lossless or left >= newest)
+                    older = len(places) - newest
+                    for number, (place, codec) in enumerate(zip(places, found, strict=True)):
+                        there[place] = codec is not None and (codec.lossless or number < older)
         except TimeoutError:
             late = DeadlineExpired(f"match: no answer within {self._settings.match_seconds:g} s")
             return self._not_found(keys, late)
